@@ -1,0 +1,95 @@
+"""Cutting a set of images into tasks: by class (split) or by pixel order (permuted)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskcl.scenarios.base import Scenario, ScenarioError, Task
+from maskcl.scenarios.images import ImageSet
+from maskcl.scenarios.labels import local_labels
+from maskcl.scenarios.sources import Images
+from maskcl.settings import Setting
+
+
+def split(name: str, images: Images, setting: Setting, seed: int, num_tasks: int) -> Scenario:
+    """Each task has its own classes, in ascending order; sizes differ by at most one class.
+
+    Task setting: local labels 0..k-1 and a head for each task. Domain: the same local labels for
+    every task (its first class is 0), so all tasks must have equally many. Class: the class ids.
+
+    Raises:
+        ScenarioError: more tasks than classes, one-class tasks, unequal domains.
+    """
+    labels = images.labels.unique().tolist()
+    if num_tasks > len(labels):
+        raise ScenarioError(
+            f"{name} has {len(labels)} classes, which cannot be cut into {num_tasks} tasks"
+        )
+    classes = [part.tolist() for part in np.array_split(np.array(labels), num_tasks)]
+    if setting.name != "class" and len(classes[-1]) < 2:
+        raise ScenarioError(
+            f"{name}: {num_tasks} tasks of {len(labels)} classes leave a task with one class, "
+            f"where nothing is learned: ask for at most {len(labels) // 2}"
+        )
+    if setting.name == "domain" and len({len(part) for part in classes}) > 1:
+        raise ScenarioError(
+            f"{name}: the domain setting needs equally many classes in every task, "
+            f"{len(labels)} classes do not divide into {num_tasks} tasks"
+        )
+    tables = local_labels(classes, setting)
+    tasks = []
+    for part, table in zip(classes, tables, strict=True):
+        wanted = torch.isin(images.labels, torch.tensor(part))
+        train = images.train[wanted[images.train]]
+        test = images.test[wanted[images.test]]
+        tasks.append(_task(images, part, table, train, test))
+    return Scenario(name, setting, seed, tasks, tuple(images.pixels.shape[1:]), images.source)
+
+
+def permuted(name: str, images: Images, setting: Setting, seed: int, num_tasks: int) -> Scenario:
+    """Each task has every class and its own order of the pixels; task 0 keeps the image as it is.
+
+    Domain setting: one set of classes. Task: the same local labels and a head for each task.
+    Class: class c of task t is class 10 t + c.
+    """
+    labels = images.labels.unique().tolist()
+    step = max(labels) + 1
+    offsets = [step * task if setting.name == "class" else 0 for task in range(num_tasks)]
+    classes = [[label + offset for label in labels] for offset in offsets]
+    tables = local_labels(classes, setting)
+    pixels = int(np.prod(images.pixels.shape[2:]))
+    tasks = []
+    for index, (part, table) in enumerate(zip(classes, tables, strict=True)):
+        local = {label: table[label + offsets[index]] for label in labels}
+        order = None if index == 0 else permutation(seed, index, pixels)
+        tasks.append(_task(images, part, local, images.train, images.test, order))
+    return Scenario(name, setting, seed, tasks, tuple(images.pixels.shape[1:]), images.source)
+
+
+def permutation(seed: int, task: int, pixels: int) -> Tensor:
+    """int64[pixels]: a function of (seed, task) alone, frozen with numpy's RandomState."""
+    return torch.from_numpy(np.random.RandomState([seed, task]).permutation(pixels))
+
+
+def _task(
+    images: Images,
+    classes: list[int],
+    table: dict[int, int],
+    train: Tensor,
+    test: Tensor,
+    order: Tensor | None = None,
+) -> Task:
+    """A task of the given rows; ``table`` maps the source's labels to local ones."""
+    lookup = torch.full((int(images.labels.max()) + 1,), -1, dtype=torch.int64)
+    for label, local in table.items():
+        if label < len(lookup):
+            lookup[label] = local
+    labels = lookup[images.labels]
+    return Task(
+        classes=classes,
+        train=ImageSet(images.pixels, images.full_scale, train, labels[train], order),
+        inputs=ImageSet(images.pixels, images.full_scale, test, None, order),
+        labels=labels[test],
+    )
