@@ -1,0 +1,25 @@
+"""maskcl: one network, many tasks, through masks, at the speed of the memory bus.
+
+``maskcl.ops`` holds the fused ops, ``maskcl.nn`` the modules that carry masks. The rest is imported
+when it is first named, so that ``import maskcl`` needs torch and numpy only.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from maskcl import backends, nn, ops
+
+if TYPE_CHECKING:
+    from maskcl.methods.hat import HAT
+    from maskcl.trainer import Trainer
+
+__version__ = "0.1.0"
+__all__ = ["HAT", "Trainer", "backends", "nn", "ops"]
+
+_LATE = {"HAT": "maskcl.methods.hat", "Trainer": "maskcl.trainer"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module 'maskcl' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LATE[name]), name)

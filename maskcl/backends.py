@@ -1,0 +1,135 @@
+"""What each backend supports and why not; which one an op runs on.
+
+``select`` depends on device and dtype alone, so that a compiled graph keeps its choice. An explicit
+choice (:func:`use_backend`) never falls back: it raises with the reason. The automatic one takes the
+first backend of the device's list that supports the input.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskcl import _extension, reference
+from maskcl.ops import _library
+
+__all__ = ["BACKENDS", "BackendError", "not_supported_reasons", "select", "use_backend"]
+
+
+class BackendError(RuntimeError):
+    """The backend asked for cannot run this op on this input; the message says why."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A declaration: where the backend runs and on what."""
+
+    devices: tuple[str, ...] | None  # None: any
+    dtypes: tuple[torch.dtype, ...]
+    absent: str | None  # why it cannot run at all, None where it can
+
+
+_HALVES = (torch.bfloat16, torch.float16)
+_FLOATS = (torch.float64, torch.float32, *_HALVES)
+
+
+def _triton_absent() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton; Linux only)"
+    return None
+
+
+def _triton_devices() -> tuple[str, ...]:
+    # The interpreter runs kernels on the CPU; Triton itself reads this variable at its import.
+    return ("cpu", "cuda") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
+
+
+_extension.load()
+BACKENDS = {
+    "reference": Backend(None, _FLOATS, None),
+    "cpp": Backend(("cpu",), _FLOATS, _extension.reasons.get("cpp")),
+    "triton": Backend(_triton_devices(), (torch.float32, *_HALVES), _triton_absent()),
+    "cuda": Backend(("cuda",), _FLOATS, _extension.reasons.get("cuda")),
+}
+_PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
+_AUTO = {
+    device: tuple(b for b in order if BACKENDS[b].absent is None)
+    for device, order in _PREFERENCE.items()
+}
+
+
+def _implementations() -> dict[str, dict[str, Callable[..., Any]]]:
+    table: dict[str, dict[str, Callable[..., Any]]] = {name: {} for name in BACKENDS}
+    for op, stem in _library.STEM_OF.items():
+        native = getattr(torch.ops.maskcl, op).default
+        table["reference"][op] = getattr(getattr(reference, stem), op)
+        table["cpp"][op] = table["cuda"][op] = native
+        table["triton"][op] = getattr(torch.ops.maskcl, "triton_" + op).default
+    return table
+
+
+_TABLE = _implementations()
+# One choice for the process, not for the thread: the backward of a CUDA graph runs in another thread.
+_forced: str | None = None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside on backend ``name``: "reference", "cpp", "triton" or "cuda".
+
+    Raises:
+        ValueError: the name is unknown.
+        BackendError: the backend is absent here (at once), or, at an op's call, does not support
+            the input's device or dtype.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise ValueError(f"use_backend: found {name!r}, wanted one of {', '.join(BACKENDS)}")
+    if BACKENDS[name].absent is not None:
+        raise BackendError(f"use_backend: {name} is not available: {BACKENDS[name].absent}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def not_supported_reasons(backend: str, op: str, device: str, dtype: torch.dtype) -> list[str]:
+    """Why ``backend`` cannot run ``op`` on such a tensor; empty where it can."""
+    declared = BACKENDS[backend]
+    reasons = [] if declared.absent is None else [declared.absent]
+    if op not in _library.STEM_OF:
+        reasons.append(f"{op} is not an op of maskcl")
+    if declared.devices is not None and device not in declared.devices:
+        reasons.append(f"{backend} runs on {' and '.join(declared.devices)}, not on {device}")
+    if dtype not in declared.dtypes:
+        reasons.append(f"{backend} does not take {dtype}")
+    return reasons
+
+
+def select(op: str, tensor: Tensor) -> Callable[..., Any]:
+    """The implementation of low-level ``op`` for tensors on this one's device and of its dtype."""
+    return _TABLE[choose(op, tensor.device.type, tensor.dtype)][op]
+
+
+def choose(op: str, device: str, dtype: torch.dtype) -> str:
+    """The name of the backend that :func:`select` takes."""
+    if _forced is not None:
+        reasons = not_supported_reasons(_forced, op, device, dtype)
+        if reasons:
+            raise BackendError(f"{op}: {_forced} was asked for, but {'; '.join(reasons)}")
+        return _forced
+    for name in _AUTO.get(device, ("reference",)):
+        if dtype in BACKENDS[name].dtypes:
+            return name
+    lines = [
+        f"{name}: {'; '.join(not_supported_reasons(name, op, device, dtype))}" for name in BACKENDS
+    ]
+    raise BackendError(f"{op}: no backend takes {dtype} on {device}\n  " + "\n  ".join(lines))

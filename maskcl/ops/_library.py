@@ -1,0 +1,76 @@
+"""Every schema on one screen.
+
+A low-level op exists twice: ``maskcl::<name>`` has the reference as its floor and the C++ kernels on
+the CPU and CUDA keys once they are loaded; ``maskcl::triton_<name>`` is the Triton kernel, which
+shares the CUDA key's devices and therefore needs a name of its own. Both are opaque to
+``torch.compile`` and share one fake, so that choosing a backend never breaks a graph.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+SIGNATURES = {
+    "gate": (
+        "hat_gate(Tensor embedding, Tensor scale) -> Tensor",
+        "hat_gate_backward(Tensor grad, Tensor embedding, Tensor mask, Tensor scale, float max_scale,"
+        " float cosh_clamp, bool recipe) -> Tensor",
+        "hat_sparsity(Tensor mask, Tensor used) -> Tensor",
+        "hat_sparsity_backward(Tensor grad, Tensor mask, Tensor used) -> Tensor",
+    ),
+    "masked_forward": (
+        "masked_activation(Tensor x, Tensor mask, Tensor? bias, str activation, float slope,"
+        " int channel_dim) -> Tensor",
+        "masked_activation_(Tensor(a!) x, Tensor mask, Tensor? bias, str activation, float slope,"
+        " int channel_dim) -> ()",
+        "masked_activation_backward(Tensor grad, Tensor saved, Tensor mask, Tensor? bias,"
+        " str activation, float slope, int channel_dim, bool from_output, bool mask_grad,"
+        " bool bias_grad) -> (Tensor, Tensor, Tensor)",
+    ),
+    "grad_clamp": (
+        "clamp_grads_(Tensor(a!)[] grads, Tensor[] out_tasks, Tensor[] in_tasks, int[] groups,"
+        " bool exact, str rule, float[] values, int seed) -> ()",
+        "restore_protected_(Tensor(a!)[] params, Tensor[] saved, Tensor[] out_tasks,"
+        " Tensor[] in_tasks, int[] groups, bool exact) -> ()",
+        "clamp_grads_soft_(Tensor(a!)[] grads, Tensor[] out_masks, Tensor[] in_masks, int[] groups,"
+        " str aggregation) -> ()",
+    ),
+}
+STEM_OF = {line.split("(")[0]: stem for stem, lines in SIGNATURES.items() for line in lines}
+
+library = torch.library.Library("maskcl", "DEF")
+
+
+def _late(module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``module``, imported when it is first called."""
+
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args)
+
+    return call
+
+
+for _stem, _lines in SIGNATURES.items():
+    for _line in _lines:
+        _name = _line.split("(")[0]
+        _reference = importlib.import_module(f"maskcl.reference.{_stem}")
+        library.define(_line)
+        library.define("triton_" + _line)
+        library.impl(_name, getattr(_reference, _name), "CompositeExplicitAutograd")
+        _launcher = _late(f"maskcl.triton.{_stem}", _name)
+        library.impl("triton_" + _name, _launcher, "CompositeExplicitAutograd")
+
+
+def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the shapes of ``maskcl::<name>`` and ``maskcl::triton_<name>``."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for prefix in ("", "triton_"):
+            torch.library.register_fake(f"maskcl::{prefix}{name}", function, lib=library)
+        return function
+
+    return register

@@ -1,0 +1,266 @@
+"""Unit masks fused with the activation before them, alone or as the epilogue of a linear layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from maskcl import backends
+from maskcl.ops import _check
+from maskcl.ops._autograd import first_order
+from maskcl.ops._library import fake
+from maskcl.reference.gate import compute_dtype
+from maskcl.reference.masked_forward import ACTIVATIONS, FROM_OUTPUT
+
+SAVES = ("auto", "input", "output")
+
+
+def masked_activation(
+    x: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "relu",
+    channel_dim: int = 1,
+    negative_slope: float = 0.01,
+    save: str = "auto",
+) -> Tensor:
+    """y = act(x + bias) * mask along ``channel_dim``, in one pass forward and one backward.
+
+    Equivalent to ``act(x + bias.view(C, 1, ..)) * mask.view(C, 1, ..)`` (HAT's h' = a h, Serra et al.
+    2018, section 2.2).
+
+    Args:
+        x: [.., C, ..], floating; contiguous and channels_last are read in place, other strides copied.
+        mask: [C], floating, >= 0.
+        bias: [C] or None.
+        activation: identity, relu, gelu, gelu_tanh, silu, tanh, sigmoid or leaky_relu.
+        channel_dim: the dimension of C.
+        negative_slope: of leaky_relu.
+        save: what is kept for backward. "output": y alone, from which act(x) is y / mask; where mask
+            is exactly 0 its own gradient is then 0 (as through a closed gate). "input": x, for masks
+            that must learn from exact zeros. "auto": y where the activation and dtype allow it (not
+            gelu and silu, and not float16, whose range is too short for y / mask), else x.
+
+    Returns:
+        y, x's shape and dtype; computed in float32 at least.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+    _check_arguments("masked_activation", x, mask, bias, activation, save)
+    if not -x.dim() <= channel_dim < x.dim():
+        raise ValueError(
+            f"masked_activation: channel_dim is {channel_dim}, wanted a dimension of x, {list(x.shape)}"
+        )
+    channel_dim %= x.dim()
+    _check_channels("masked_activation", mask, bias, x.shape[channel_dim])
+    keep_output = _keeps_output(x.dtype, activation, save)
+    return MaskedActivationFunction.apply(
+        x, mask, bias, activation, negative_slope, channel_dim, keep_output
+    )
+
+
+def masked_linear(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    save: str = "auto",
+) -> Tensor:
+    """y = act(x W^T + bias) * mask, the mask as the epilogue of the product, in place on its output.
+
+    Equivalent to ``act(F.linear(x, weight, bias)) * mask``. Takes part in autocast.
+
+    Args:
+        x: [.., I]. weight: [O, I]. mask: [O]. bias: [O] or None.
+        activation, negative_slope, save: as for :func:`masked_activation`.
+
+    Returns:
+        [.., O] in x's dtype (the autocast dtype under autocast).
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+    _check_arguments("masked_linear", x, mask, bias, activation, save)
+    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"masked_linear: weight has shape {list(weight.shape)}, wanted [O, I] with I the last of "
+            f"x's {list(x.shape)}"
+        )
+    _check_channels("masked_linear", mask, bias, weight.shape[0])
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    keep_output = _keeps_output(x.dtype, activation, save)
+    return MaskedLinearFunction.apply(
+        x, weight, mask, bias, activation, negative_slope, keep_output
+    )[0]
+
+
+def _check_arguments(
+    op: str, x: Tensor, mask: Tensor, bias: Tensor | None, activation: str, save: str
+) -> None:
+    _check.floating(op, "x", x)
+    _check.floating(op, "mask", mask)
+    _check.dimensions(op, "mask", mask, 1)
+    _check.same_device(op, "mask", mask, "x", x)
+    if bias is not None:
+        _check.floating(op, "bias", bias)
+        _check.same_device(op, "bias", bias, "x", x)
+    _check.one_of(op, "activation", activation, ACTIVATIONS)
+    _check.one_of(op, "save", save, SAVES)
+    if save == "output" and activation not in FROM_OUTPUT:
+        raise ValueError(f"{op}: save is 'output', but {activation} has no derivative from its output")
+
+
+def _check_channels(op: str, mask: Tensor, bias: Tensor | None, channels: int) -> None:
+    for name, vector in (("mask", mask), ("bias", bias)):
+        if vector is not None and vector.numel() != channels:
+            raise ValueError(f"{op}: {name} has {vector.numel()} elements, wanted {channels} channels")
+
+
+def _keeps_output(dtype: torch.dtype, activation: str, save: str) -> bool:
+    if save == "auto":
+        return activation in FROM_OUTPUT and dtype != torch.float16
+    return save == "output"
+
+
+class MaskedActivationFunction(Function):
+    """masked_activation; keeps one tensor of x's size."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        slope: float,
+        channel_dim: int,
+        keep_output: bool,
+    ) -> Tensor:
+        run = backends.select("masked_activation", x)
+        return run(x, mask, bias, activation, slope, channel_dim)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, mask, bias, ctx.activation, ctx.slope, ctx.channel_dim, ctx.keep_output = inputs
+        ctx.save_for_backward(output if ctx.keep_output else x, mask, bias)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved, mask, bias = ctx.saved_tensors
+        dz, dmask, dbias = _epilogue_backward(ctx, grad, saved, mask, bias, ctx.channel_dim, (1, 2))
+        return dz if ctx.needs_input_grad[0] else None, dmask, dbias, None, None, None, None
+
+
+class MaskedLinearFunction(Function):
+    """masked_linear. Where x W^T + b itself must be kept (gelu, silu, float16), it is a second output."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        slope: float,
+        keep_output: bool,
+    ) -> tuple[Tensor, Tensor]:
+        if not keep_output:
+            z = F.linear(x, weight)
+            run = backends.select("masked_activation", z)
+            return run(z, mask, bias, activation, slope, z.dim() - 1), z
+        y = F.linear(x, weight)
+        backends.select("masked_activation_", y)(y, mask, bias, activation, slope, y.dim() - 1)
+        return y, y.new_empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, weight, mask, bias, ctx.activation, ctx.slope, ctx.keep_output = inputs
+        y, z = output
+        ctx.mark_non_differentiable(z)
+        ctx.save_for_backward(x, weight, mask, bias, y if ctx.keep_output else z)
+
+    @staticmethod
+    @first_order
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mask, bias, saved = ctx.saved_tensors
+        dz, dmask, dbias = _epilogue_backward(ctx, grad, saved, mask, bias, saved.dim() - 1, (2, 3))
+        dx = dz @ weight if ctx.needs_input_grad[0] else None
+        dweight = None
+        if ctx.needs_input_grad[1]:
+            dweight = dz.reshape(-1, dz.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+        return dx, dweight, dmask, dbias, None, None, None
+
+
+def _epilogue_backward(
+    ctx: Any,
+    grad: Tensor,
+    saved: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    channel_dim: int,
+    vectors: tuple[int, int],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """dz and, in their own dtypes, the gradients of mask and bias (inputs number ``vectors``)."""
+    want_mask, want_bias = (ctx.needs_input_grad[i] for i in vectors)
+    dz, dmask, dbias = backends.select("masked_activation_backward", saved)(
+        grad,
+        saved,
+        mask,
+        bias,
+        ctx.activation,
+        ctx.slope,
+        channel_dim,
+        ctx.keep_output,
+        want_mask,
+        want_bias,
+    )
+    return (
+        dz,
+        dmask.to(mask.dtype) if want_mask else None,
+        dbias.to(bias.dtype) if want_bias and bias is not None else None,
+    )
+
+
+@fake("masked_activation")
+def _(
+    x: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float, channel_dim: int
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+@fake("masked_activation_")
+def _(
+    x: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float, channel_dim: int
+) -> None:
+    return None
+
+
+@fake("masked_activation_backward")
+def _(
+    grad: Tensor,
+    saved: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    slope: float,
+    channel_dim: int,
+    from_output: bool,
+    mask_grad: bool,
+    bias_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(saved.dtype)
+    channels = saved.shape[channel_dim]
+    dmask = mask.new_empty(channels if mask_grad else 0, dtype=dtype)
+    dbias = mask.new_empty(channels if bias_grad else 0, dtype=dtype)
+    return torch.empty_like(saved), dmask, dbias

@@ -1,0 +1,160 @@
+"""Protection of the weights that earlier tasks use, in plain torch.
+
+Unit u's tasks are a bit set, W words of 64: bit k of ``tasks[u]`` says that task k uses the unit. A
+side that every task uses (the network's input, the in side of a bias) is one row of -1. Weight (o, i)
+is protected
+
+* ``exact``: where some one task uses both of its ends, out[o] & in[i] != 0;
+* else (the paper's rule, Serra et al. 2018, eq. 2: min of both cumulative masks): where both are != 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RULES = ("hat", "const", "adahat", "random")
+AGGREGATIONS = ("min", "max", "mean")
+
+
+def popcount(words: Tensor) -> Tensor:
+    """Bits set in int64 words [..., W] -> int64 [...], by adding neighbours in ever wider fields."""
+    pairs, nibbles, octets = 0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F
+    x = words - ((words >> 1) & pairs)
+    x = (x & nibbles) + ((x >> 2) & nibbles)
+    x = (x + (x >> 4)) & octets
+    return ((x * 0x0101010101010101) >> 56).sum(-1)
+
+
+def _grouped(weight: Tensor, out_side: Tensor, in_side: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The sides as [O, 1, W] and [O or 1, I, W], so that a plain broadcast pairs rows with columns."""
+    rows, columns = weight.shape[0], weight.shape[1] if weight.dim() > 1 else 1
+    out_side = out_side.view(-1, 1, out_side.shape[-1])
+    if in_side.shape[0] == 1:
+        return out_side, in_side.view(1, 1, -1)
+    in_side = in_side.view(groups, columns, -1)
+    if groups > 1:
+        in_side = in_side.repeat_interleave(rows // groups, 0)
+    return out_side, in_side
+
+
+def users(weight: Tensor, out_tasks: Tensor, in_tasks: Tensor, groups: int, exact: bool) -> Tensor:
+    """Number of tasks that use weight (o, i), int64 [O, I] (or broadcastable to it)."""
+    out_side, in_side = _grouped(weight, out_tasks, in_tasks, groups)
+    if exact:
+        return popcount(out_side & in_side)
+    return torch.minimum(popcount(out_side), popcount(in_side))
+
+
+def _over(matrix: Tensor, weight: Tensor) -> Tensor:
+    """[O, I] -> a view that broadcasts over weight [O, I, *] or a vector [O]."""
+    if weight.dim() < 2:
+        return matrix.reshape(matrix.shape[0])
+    return matrix.view(*matrix.shape, *[1] * (weight.dim() - 2))
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def uniform(seed: int, tensor_index: int, shape: torch.Size, device: torch.device) -> Tensor:
+    """Counter-based uniform numbers in [0, 1), float32, the same on every backend.
+
+    splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")
+    of seed + golden * (tensor << 40 + flat index); the upper 24 bits make the float.
+    """
+    golden, mix1, mix2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
+    count = torch.Size(shape).numel()
+    x = torch.arange(count, dtype=torch.int64, device=device) + (tensor_index << 40)
+    x = x * golden + seed
+    x = (x ^ _shift_right(x, 30)) * mix1
+    x = (x ^ _shift_right(x, 27)) * mix2
+    x = x ^ _shift_right(x, 31)
+    return (_shift_right(x, 40).to(torch.float32) * 2.0**-24).view(shape)
+
+
+def clamp_grads_(
+    grads: list[Tensor],
+    out_tasks: list[Tensor],
+    in_tasks: list[Tensor],
+    groups: list[int],
+    exact: bool,
+    rule: str,
+    values: list[float],
+    seed: int,
+) -> None:
+    """Scale each gradient where its weight is protected, in place.
+
+    grads[t] [O, I, *] or [O]; out_tasks[t] int64 [O, W] or [1, W]; in_tasks[t] int64 [groups I, W] or
+    [1, W]. ``hat`` writes 0 (whatever was there), ``const`` multiplies by values[t], ``random`` by
+    uniform numbers, ``adahat`` every element by r / (n + r) with r = values[t] and n the number of
+    tasks that use the weight (Wang et al. 2024, "AdaHAT", eq. 9 and 10).
+    """
+    for t, grad in enumerate(grads):
+        n = _over(users(grad, out_tasks[t], in_tasks[t], groups[t], exact), grad)
+        wide = grad.to(torch.float64 if grad.dtype == torch.float64 else torch.float32)
+        match rule:
+            case "hat":
+                result = torch.where(n > 0, torch.zeros_like(wide), wide)
+            case "const":
+                result = torch.where(n > 0, wide * values[t], wide)
+            case "adahat":
+                r = torch.tensor(values[t], dtype=wide.dtype, device=wide.device)
+                result = torch.where(n > 0, wide * (r / (n.to(wide.dtype) + r)), wide)
+            case "random":
+                factor = uniform(seed, t, grad.shape, grad.device).to(wide.dtype)
+                result = torch.where(n > 0, wide * factor, wide)
+            case _:
+                raise ValueError(f"rule: found {rule!r}, wanted one of {', '.join(RULES)}")
+        grad.copy_(result)
+
+
+def restore_protected_(
+    params: list[Tensor],
+    saved: list[Tensor],
+    out_tasks: list[Tensor],
+    in_tasks: list[Tensor],
+    groups: list[int],
+    exact: bool,
+) -> None:
+    """params[t] = saved[t] where the weight is protected, elsewhere untouched; in place."""
+    for t, param in enumerate(params):
+        n = _over(users(param, out_tasks[t], in_tasks[t], groups[t], exact), param)
+        param.copy_(torch.where(n > 0, saved[t], param))
+
+
+def clamp_grads_soft_(
+    grads: list[Tensor],
+    out_masks: list[Tensor],
+    in_masks: list[Tensor],
+    groups: list[int],
+    aggregation: str,
+) -> None:
+    """grads[t] *= 1 - agg(out_masks[t][o], in_masks[t][i]); a side of 0 elements leaves only the other.
+
+    out_masks[t] float [O] or [0]; in_masks[t] float [groups I] or [0] (Serra et al. 2018, eq. 2).
+    """
+    for t, grad in enumerate(grads):
+        dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        out_side, in_side = out_masks[t].to(dtype), in_masks[t].to(dtype)
+        if out_side.numel() and in_side.numel():
+            a, b = (s.squeeze(-1) for s in _grouped(grad, out_side[:, None], in_side[:, None], groups[t]))
+            matrix = _aggregate(a, b, aggregation)
+        elif in_side.numel():
+            matrix = _grouped(grad, in_side.new_ones(1, 1), in_side[:, None], groups[t])[1].squeeze(-1)
+        else:
+            matrix = out_side.view(-1, 1)
+        if not matrix.numel():
+            continue
+        grad.copy_(grad.to(dtype) * (1 - _over(matrix, grad)))
+
+
+def _aggregate(a: Tensor, b: Tensor, aggregation: str) -> Tensor:
+    match aggregation:
+        case "min":
+            return torch.minimum(a, b)
+        case "max":
+            return torch.maximum(a, b)
+        case "mean":
+            return (a + b) * 0.5
+    raise ValueError(f"aggregation: found {aggregation!r}, wanted one of {', '.join(AGGREGATIONS)}")
