@@ -27,8 +27,10 @@ def labels_of(scenario, task):
 
 def test_task_setting_numbers_each_tasks_labels_on_their_own():
     scenario = from_datasets([(Listed([7, 3, 7]), Listed([3, 7])), (Listed([9, 5]), Listed([9]))])
-    assert scenario.classes == [[3, 7], [5, 9]] and scenario.input_shape == (2,)
-    assert labels_of(scenario, 0) == [1, 0, 1] and labels_of(scenario, 1) == [1, 0]
+    assert scenario.classes == [[3, 7], [5, 9]]
+    assert scenario.input_shape == (2,)
+    assert labels_of(scenario, 0) == [1, 0, 1]
+    assert labels_of(scenario, 1) == [1, 0]
     assert scenario.score(0, torch.tensor([0, 1])) == 1.0
     assert scenario.score(0, torch.tensor([0, 0])) == 0.5
     assert torch.equal(scenario.test_inputs(0)[1], torch.tensor([7.0, 7.0]))
@@ -37,7 +39,8 @@ def test_task_setting_numbers_each_tasks_labels_on_their_own():
 def test_domain_setting_shares_the_classes_of_all_tasks():
     pairs = [(Listed([0, 2]), Listed([2])), (Listed([2, 1]), Listed([1]))]
     scenario = from_datasets(pairs, setting="domain", name="mine")
-    assert scenario.classes == [[0, 1, 2]] * 2 and scenario.classes_per_task == [3, 3]
+    assert scenario.classes == [[0, 1, 2]] * 2
+    assert scenario.classes_per_task == [3, 3]
     assert labels_of(scenario, 1) == [2, 1]
     assert scenario.describe()["name"] == "mine"
 
@@ -74,7 +77,7 @@ def test_tensor_dataset_subset_and_targets_give_the_labels():
 
 
 @pytest.mark.parametrize(
-    "pairs, sentence",
+    ("pairs", "sentence"),
     [
         ([], "needs at least one task"),
         ([(Listed([]), Listed([1]))], "task 0 has no training examples"),

@@ -55,7 +55,8 @@ def test_idx_files_are_found_read_and_left_alone(tmp_path, content, where, compr
     before = {path: path.read_bytes() for path in (tmp_path / "data").rglob("*") if path.is_file()}
     scenario = scenarios.load("split-mnist", data=tmp_path / "data")
     x, y = scenario.train_set(1).take(torch.arange(8))
-    assert scenario.sizes == [(8, 4)] * 5 and scenario.input_shape == (1, 4, 4)
+    assert scenario.sizes == [(8, 4)] * 5
+    assert scenario.input_shape == (1, 4, 4)
     # Task 1 is classes 2 and 3: images 2, 3, 12, 13 ...
     assert (x[:, 0, 0, 0] * 255).round().tolist() == [2, 3, 12, 13, 22, 23, 32, 33]
     assert y.tolist() == [0, 1] * 4
@@ -75,7 +76,8 @@ def test_truncated_and_wrong_files_are_named(tmp_path, content):
         return str(caught.value)
 
     path.write_bytes(content[FILES[0]][:-5])
-    assert f"{path} holds" in refusal() and "cut off or damaged" in refusal()
+    assert f"{path} holds" in refusal()
+    assert "cut off or damaged" in refusal()
     path.write_bytes(content[FILES[0]][:9])
     assert "is not an idx file of bytes with 3 dimensions" in refusal()
     path.write_bytes(content[FILES[1]])
@@ -113,7 +115,8 @@ def test_real_mnist():
     assert two.sizes == [(30596, 5139), (29404, 4861)]
     assert two.input_shape == (1, 28, 28)
     ten = scenarios.load("permuted-mnist", data=data)
-    assert ten.sizes == [(60000, 10000)] * 10 and ten.setting.name == "domain"
+    assert ten.sizes == [(60000, 10000)] * 10
+    assert ten.setting.name == "domain"
     first, moved = (ten.train_set(task).take(torch.arange(3))[0] for task in (0, 9))
     assert torch.equal(first.flatten(1).sort(dim=1)[0], moved.flatten(1).sort(dim=1)[0])
     assert not torch.equal(first, moved)

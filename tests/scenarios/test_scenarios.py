@@ -14,14 +14,18 @@ def everything(dataset):
 
 def test_split_digits_has_five_tasks_of_two_classes_with_local_labels():
     scenario = scenarios.load("split-digits")
-    assert scenario.num_tasks == 5 and scenario.setting.name == "task"
+    assert scenario.num_tasks == 5
+    assert scenario.setting.name == "task"
     assert scenario.classes == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
     assert scenario.classes_per_task == [2] * 5
     for task in range(5):
         x, y = everything(scenario.train_set(task))
-        assert x.dtype == torch.float32 and x.shape[1:] == scenario.input_shape == (1, 8, 8)
-        assert x.min() == 0.0 and x.max() == 1.0
-        assert y.dtype == torch.int64 and y.unique().tolist() == [0, 1]
+        assert x.dtype == torch.float32
+        assert x.shape[1:] == scenario.input_shape == (1, 8, 8)
+        assert x.min() == 0.0
+        assert x.max() == 1.0
+        assert y.dtype == torch.int64
+        assert y.unique().tolist() == [0, 1]
         assert scenario.sizes[task] == (len(x), len(scenario.test_inputs(task)))
     assert sum(train + test for train, test in scenario.sizes) == 1797
 
@@ -45,7 +49,8 @@ def test_train_and_test_share_no_row_and_the_split_depends_on_the_seed_alone():
     assert labels[test].bincount().tolist() == [10] * 10
     again = sources.stratified_split(labels, 0.2, seed=0)[1]
     other = sources.stratified_split(labels, 0.2, seed=1)[1]
-    assert torch.equal(test, again) and not torch.equal(test, other)
+    assert torch.equal(test, again)
+    assert not torch.equal(test, other)
 
 
 def test_the_split_of_seed_0_never_moves():
@@ -57,7 +62,8 @@ def test_the_split_of_seed_0_never_moves():
 def test_one_item_equals_the_same_row_of_a_batch():
     train = scenarios.load("permuted-digits", tasks=2).train_set(1)
     x, y = train.take(torch.tensor([4, 7]))
-    assert torch.equal(train[7][0], x[1]) and torch.equal(train[7][1], y[1])
+    assert torch.equal(train[7][0], x[1])
+    assert torch.equal(train[7][1], y[1])
     with pytest.raises(IndexError):
         train[len(train)]
 
@@ -65,7 +71,8 @@ def test_one_item_equals_the_same_row_of_a_batch():
 def test_test_inputs_have_no_labels():
     scenario = scenarios.load("split-digits")
     inputs = scenario.test_inputs(0)
-    assert isinstance(inputs[0], torch.Tensor) and inputs[0].shape == (1, 8, 8)
+    assert isinstance(inputs[0], torch.Tensor)
+    assert inputs[0].shape == (1, 8, 8)
     assert isinstance(inputs.take(torch.tensor([0, 1])), torch.Tensor)
 
 
@@ -92,11 +99,11 @@ def test_score_refuses_what_is_not_one_label_an_example():
         scenario.score(-1, torch.zeros(count, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("tasks, sizes", [(2, [5, 5]), (3, [4, 3, 3]), (1, [10])])
+@pytest.mark.parametrize(("tasks", "sizes"), [(2, [5, 5]), (3, [4, 3, 3]), (1, [10])])
 def test_other_numbers_of_tasks(tasks, sizes):
     scenario = scenarios.load("split-digits", tasks=tasks)
     assert [len(part) for part in scenario.classes] == sizes
-    assert sum(scenario.classes, []) == list(range(10))
+    assert [label for part in scenario.classes for label in part] == list(range(10))
 
 
 def test_domain_setting_shares_labels_and_class_setting_grows():
@@ -112,7 +119,8 @@ def test_domain_setting_shares_labels_and_class_setting_grows():
 
 def test_permuted_first_task_is_the_image_itself_and_others_are_its_pixels_moved():
     scenario = scenarios.load("permuted-digits", seed=5)
-    assert scenario.num_tasks == 10 and scenario.setting.name == "domain"
+    assert scenario.num_tasks == 10
+    assert scenario.setting.name == "domain"
     plain = everything(scenario.train_set(0))[0]
     digits = sources.digits(seed=5)
     assert torch.equal(plain, digits.pixels[digits.train] / 16)
@@ -148,7 +156,7 @@ def test_description_is_json_and_prints_in_one_line():
 
 
 @pytest.mark.parametrize(
-    "arguments, sentence",
+    ("arguments", "sentence"),
     [
         ({"name": "split-digit"}, "unknown scenario 'split-digit': known are split-digits"),
         ({"name": "split-digits", "tasks": 11}, "10 classes, which cannot be cut into 11 tasks"),
@@ -165,4 +173,5 @@ def test_description_is_json_and_prints_in_one_line():
 def test_bad_requests_get_one_sentence(arguments, sentence):
     with pytest.raises(ScenarioError) as caught:
         scenarios.load(**arguments)
-    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
