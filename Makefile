@@ -1,0 +1,82 @@
+# make demo   install everything into .venv, train HAT on five tasks of handwritten digits, say where the report is
+# make test   lint, types, tests, README snippets; all in .venv
+# make clean  remove what these two made (not runs/)
+#
+# Variables: PYTHON=python3.12  TORCH="torch==2.13.0"  SECOND_TORCH=2.13.0 (test the same binary under another torch)
+#            PIP_INDEX_URL, PIP_EXTRA_INDEX_URL as pip reads them (a CPU-only torch is a far smaller download)
+
+PYTHON ?= python3
+TORCH ?= torch>=2.11
+SECOND_TORCH ?=
+VENV := .venv
+SECOND := .venv-second
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+DEMO := runs/demo
+
+# A stamp per thing asked for, so that TORCH=... another time installs again and a repeated make does nothing.
+tag = $(shell printf '%s' '$(1)' | tr -c 'A-Za-z0-9._' '_')
+TORCH_STAMP := $(VENV)/.stamp-$(call tag,$(TORCH))
+SECOND_STAMP := $(SECOND)/.stamp-$(call tag,$(SECOND_TORCH))
+NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.*)
+
+.PHONY: demo test lint types tests build gpu clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.stamp-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "maskcl needs Python >= 3.10; choose one with make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "$(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
+	$(PIP) install -q "setuptools>=77" wheel ninja "pybind11>=2.13"
+	@touch $@
+
+$(TORCH_STAMP): $(VENV)/.stamp-venv
+	@rm -f $(VENV)/.stamp-torch* $(VENV)/.stamp-train $(VENV)/.stamp-test
+	$(PIP) install -q "$(TORCH)" numpy
+	@$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > $(VENV)/constraints.txt
+	@touch $@
+
+# --no-build-isolation: against the torch that is installed, not a second copy of it.
+$(VENV)/.stamp-train: $(TORCH_STAMP) pyproject.toml
+	$(PIP) install -q --no-build-isolation -c $(VENV)/constraints.txt -e ".[train]"
+	@touch $@
+
+$(VENV)/.stamp-test: $(TORCH_STAMP) pyproject.toml
+	$(PIP) install -q --no-build-isolation -c $(VENV)/constraints.txt -e ".[train,vision,dev]"
+	@touch $@ $(VENV)/.stamp-train
+
+build: $(VENV)/.stamp-built
+$(VENV)/.stamp-built: $(TORCH_STAMP) $(NATIVE)
+	$(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+demo: $(VENV)/.stamp-train $(VENV)/.stamp-built
+	@rm -rf $(DEMO)
+	$(VENV)/bin/maskcl train hat --scenario split-digits --epochs 10 --out $(DEMO)
+	@echo "report: $(CURDIR)/$(DEMO)/report.html"
+
+# The second environment has torch and numpy and nothing else of ours: the clean install is tested there too.
+$(SECOND_STAMP):
+	rm -rf $(SECOND)
+	$(PYTHON) -m venv $(SECOND)
+	$(SECOND)/bin/python -m pip --disable-pip-version-check install -q "torch==$(SECOND_TORCH)" numpy
+	@touch $@
+
+test: lint types tests
+
+lint: $(VENV)/.stamp-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.stamp-test
+	$(VENV)/bin/mypy
+
+tests: $(VENV)/.stamp-test $(VENV)/.stamp-built $(if $(SECOND_TORCH),$(SECOND_STAMP))
+	$(if $(SECOND_TORCH),MASKCL_SECOND_PYTHON="$(CURDIR)/$(SECOND)/bin/python") $(PY) -m pytest $(PYTEST)
+
+gpu: $(VENV)/.stamp-test $(VENV)/.stamp-built
+	$(PY) -m pytest -m cuda $(PYTEST)
+
+clean:
+	rm -rf $(VENV) $(SECOND) build dist *.egg-info maskcl/*.so maskcl/_build.json .pytest_cache .mypy_cache .ruff_cache
