@@ -1,0 +1,214 @@
+"""HAT, hard attention to the task (Serra et al. 2018, arXiv 1801.01423), as hooks of any loop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from maskcl.methods.base import derive_seed
+from maskcl.ops import hat_scale
+from maskcl.optim.guard import Guard, guard
+from maskcl.settings import Setting
+
+if TYPE_CHECKING:
+    from maskcl.nn import HATNetwork, Protection
+
+_CHOICES = {
+    "schedule": ("linear", "cosine", "exponential", "constant"),
+    "init": ("normal", "uniform", "dense"),
+    "protection": ("exact", "min"),
+    "rule": ("hat", "const", "adahat", "random"),
+    "compensation": ("exact", "recipe", "none"),
+}
+_RULES_WITH_VALUE = ("const", "adahat")
+
+
+@dataclass(frozen=True)
+class HAT:
+    """Hyper-parameters of HAT and the hooks that apply them.
+
+    Args:
+        s_max: largest scale of the gates; each epoch goes from 1 / s_max to s_max (eq. 3).
+        sparsity: c, the weight of the sparsity term (eq. 5).
+        schedule: how the scale rises in an epoch: ``linear`` (the paper's), ``cosine``,
+            ``exponential`` or ``constant``.
+        init: how a task's embedding starts: ``normal``, ``uniform`` or ``dense``.
+        protection: ``exact`` protects a weight if some one earlier task uses both its ends;
+            ``min`` (the paper's) if any earlier task uses the one and any uses the other.
+        rule: what happens to the gradient of a protected weight: ``hat`` makes it 0, ``const``
+            multiplies by ``rule_value``, ``adahat`` by r / (n + r) with r = ``rule_value`` and n
+            the number of tasks that use the weight, ``random`` by a uniform number. Only ``hat``
+            keeps earlier tasks' outputs.
+        rule_value: the factor of ``const`` in [0, 1], or r > 0 of ``adahat``; None for the others.
+        compensation: of the embeddings' gradient (section 2.5): ``exact``, the paper's equation;
+            ``recipe``, with the rounding of the original's arithmetic; ``none``.
+        embedding_clamp: embeddings stay within +- this after each step (section 2.5).
+        cosh_clamp: bound on |s e| in the compensation.
+        clip: largest norm of the gradient of all that the task trains, or None.
+
+    Raises:
+        ValueError: a value is outside its range; the message names it.
+    """
+
+    s_max: float = 400.0
+    sparsity: float = 0.75
+    schedule: str = "linear"
+    init: str = "normal"
+    protection: str = "exact"
+    rule: str = "hat"
+    rule_value: float | None = None
+    compensation: str = "exact"
+    embedding_clamp: float = 6.0
+    cosh_clamp: float = 50.0
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                found = getattr(self, name)
+                raise ValueError(f"HAT: {name} is {found!r}, wanted one of {', '.join(choices)}")
+        self._check_number("s_max", 1, inclusive=True)
+        self._check_number("sparsity", 0, inclusive=True)
+        self._check_number("embedding_clamp", 0)
+        self._check_number("cosh_clamp", 0)
+        if self.clip is not None:
+            self._check_number("clip", 0)
+        self._check_rule_value()
+
+    def _check_number(self, name: str, low: float, *, inclusive: bool = False) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and math.isfinite(value) and (value > low or (inclusive and value == low)):
+            return
+        wanted = f"at least {low}" if inclusive else f"above {low}"
+        raise ValueError(f"HAT: {name} is {value!r}, wanted a finite number {wanted}")
+
+    def _check_rule_value(self) -> None:
+        if self.rule not in _RULES_WITH_VALUE:
+            if self.rule_value is not None:
+                raise ValueError(
+                    f"HAT: rule_value is {self.rule_value!r}, wanted None for rule {self.rule!r}"
+                )
+            return
+        self._check_number("rule_value", 0, inclusive=self.rule == "const")
+        if self.rule == "const" and self.rule_value > 1:  # type: ignore[operator]
+            raise ValueError(f"HAT: rule_value is {self.rule_value}, wanted at most 1 for 'const'")
+
+    def begin_task(self, net: HATNetwork, task: int, *, seed: int = 0) -> HATState:
+        """Start ``task``: its embedding afresh from (seed, task), and only what it trains learns.
+
+        Build the optimizer after this, from ``net.task_parameters(task)``: an optimizer of the
+        task before carries moments that would move protected weights.
+
+        Raises:
+            RuntimeError: the task is finished.
+        """
+        if bool(net.finished[task]):
+            raise RuntimeError(f"HAT: task {task} is finished; net.forget_task({task}) first")
+        generator = torch.Generator().manual_seed(derive_seed("embedding", seed, task))
+        net.reset_embedding(task, self.init, generator=generator)
+        max_scale = None if self.compensation == "none" else self.s_max
+        net.configure_gate(
+            max_scale=max_scale,
+            cosh_clamp=self.cosh_clamp,
+            compensation="recipe" if self.compensation == "recipe" else "exact",
+        )
+        net.begin_task(task)
+        embedding = net.embeddings[task]
+        dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
+        # A tensor filled in place: no step waits for the device or is compiled anew.
+        scale = torch.full((), self.s_max, dtype=dtype, device=embedding.device)
+        return HATState(task=task, scale=scale, protection=net.protection(), seed=seed)
+
+    def protect(self, optimizer: Optimizer, net: HATNetwork, state: HATState) -> Guard | None:
+        """Keep momentum, moments and weight decay of ``optimizer`` off protected weights.
+
+        None under the rules that let protected weights move. ``remove()`` the guard at the end.
+        """
+        if self.rule != "hat":
+            return None
+        return guard(optimizer, state.protection, exact=self.protection == "exact")
+
+    def before_step(self, net: HATNetwork, state: HATState, progress: float) -> None:
+        """Set the scale for progress in [0, 1] of the epoch (``ops.epoch_progress``)."""
+        state.scale.fill_(hat_scale(progress, self.s_max, self.schedule))
+
+    def loss_term(self, net: HATNetwork, state: HATState) -> Tensor:
+        """Times c: the share of free units that the last forward's mask takes (eq. 5).
+
+        Call it inside ``net.task(...)``, after the forward.
+        """
+        return self.sparsity * net.sparsity()
+
+    def after_backward(self, net: HATNetwork, state: HATState) -> None:
+        """Clamp protected weights' gradients, then clip, in the original's order.
+
+        The compensation of the embeddings' gradient has already happened, in the gate's backward.
+        """
+        values = None
+        if self.rule in _RULES_WITH_VALUE:
+            values = [self.rule_value] * len(state.protection.parameters)
+        seed = 0
+        if self.rule == "random":
+            seed = derive_seed("rule", state.seed, state.task, state.steps)
+        exact = self.protection == "exact"
+        state.protection.clamp_(rule=self.rule, exact=exact, values=values, seed=seed)
+        if self.clip is not None:
+            torch.nn.utils.clip_grad_norm_(net.task_parameters(state.task), self.clip)
+        state.steps += 1
+
+    @torch.no_grad()
+    def after_step(self, net: HATNetwork, state: HATState) -> None:
+        """Bound the task's embedding, so that every gate can still be reached by the gradient."""
+        net.embeddings[state.task].clamp_(-self.embedding_clamp, self.embedding_clamp)
+
+    def end_task(self, net: HATNetwork, state: HATState) -> None:
+        """Record which units the task uses; from here on they are protected."""
+        net.finish_task(state.task)
+
+    def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
+        """Why HAT cannot run in this setting; empty where it can. Any problem will do."""
+        if setting.task_id_at_test:
+            return []
+        return [
+            "HAT chooses the mask by the task that a sample belongs to,"
+            f" which the {setting.name} setting does not tell at test"
+        ]
+
+
+@dataclass
+class HATState:
+    """What changes while one task is trained.
+
+    Attributes:
+        task: index of the task.
+        scale: s, a 0-d tensor on the network's device, filled in place.
+        protection: what the tasks finished before use.
+        seed: of the rule ``random``.
+        steps: optimizer steps so far.
+    """
+
+    task: int
+    scale: Tensor
+    protection: Protection
+    seed: int = 0
+    steps: int = field(default=0)
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint inside the task needs; the rest follows from network and seed."""
+        return {"task": self.task, "seed": self.seed, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take over `state_dict`'s numbers.
+
+        Raises:
+            ValueError: they are of another task.
+        """
+        if state["task"] != self.task:
+            raise ValueError(f"HATState: found task {state['task']}, wanted {self.task}")
+        self.seed, self.steps = state["seed"], state["steps"]

@@ -1,0 +1,139 @@
+"""A guard around any optimizer's step: protected weights stay as they are, bit for bit.
+
+A gradient of zero does not keep a weight in place. Momentum and Adam's moments carry earlier
+gradients on, and weight decay moves every weight. The guard lets the optimizer do as it likes and
+then puts the protected elements back.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from maskcl import backends
+
+if TYPE_CHECKING:
+    from maskcl.nn import Protection
+
+
+def guard(optimizer: Optimizer, protection: Protection, exact: bool = True) -> Guard:
+    """Guard ``optimizer`` until ``Guard.remove``.
+
+    After each step the protected elements of every parameter are put back from a copy taken here,
+    and so is optimizer state of a parameter's shape that exists here. State that the optimizer
+    creates later is made zero there. Plain SGD without momentum and weight decay is left alone:
+    it cannot move an element whose gradient is zero.
+
+    Args:
+        optimizer: any ``torch.optim.Optimizer``; parameters it does not hold do not matter.
+        protection: which elements, from ``HATNetwork.protection()``; taken as it is now.
+        exact: exact protection, else ``min``.
+    """
+    return Guard(optimizer, protection, exact)
+
+
+class Guard:
+    """What `guard` returns. Holds a copy of the parameters that have protected elements."""
+
+    def __init__(self, optimizer: Optimizer, protection: Protection, exact: bool) -> None:
+        fraction = protection.fraction(exact=exact)
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        rows = zip(
+            protection.names,
+            protection.parameters,
+            zip(protection.out_tasks, protection.in_tasks, protection.groups, strict=True),
+            strict=True,
+        )
+        self._optimizer = optimizer
+        self._exact = exact
+        self._entries: list[_Entry] = [
+            (parameter, sides)
+            for name, parameter, sides in rows
+            if id(parameter) in held and fraction[name] > 0
+        ]
+        self._saved: list[Tensor] | None = None
+        self._saved_state: dict[tuple[int, str], Tensor] = {}
+        self._before(optimizer)
+        self._handles = [
+            # Hyper-parameters may change between steps: plain SGD may have gained momentum.
+            optimizer.register_step_pre_hook(self._before),
+            optimizer.register_step_post_hook(self._after),
+        ]
+
+    def remove(self) -> None:
+        """Let the optimizer go; the copies are freed."""
+        for handle in self._handles:
+            handle.remove()
+        self._entries, self._saved, self._saved_state = [], None, {}
+
+    @torch.no_grad()
+    def _before(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._saved is not None or not self._entries or _keeps_zero_gradients(optimizer):
+            return
+        self._saved = [parameter.detach().clone() for parameter, _ in self._entries]
+        for parameter, _ in self._entries:
+            for key, value in _state_like(optimizer, parameter):
+                self._saved_state[id(parameter), key] = value.clone()
+
+    @torch.no_grad()
+    def _after(self, optimizer: Optimizer, *_: Any) -> None:
+        if self._saved is None:
+            return
+        parameters = [parameter for parameter, _ in self._entries]
+        sides = [sides for _, sides in self._entries]
+        self._restore(parameters, self._saved, sides)
+        self._restore_state(optimizer)
+
+    def _restore_state(self, optimizer: Optimizer) -> None:
+        kept: list[tuple[Tensor, Tensor, _Sides]] = []
+        fresh: dict[torch.dtype, list[tuple[Tensor, _Sides]]] = defaultdict(list)
+        for parameter, sides in self._entries:
+            for key, value in _state_like(optimizer, parameter):
+                saved = self._saved_state.get((id(parameter), key))
+                if saved is not None:
+                    kept.append((value, saved, sides))
+                else:
+                    fresh[value.dtype].append((value, sides))
+        if kept:
+            values, saved_values, kept_sides = map(list, zip(*kept, strict=True))
+            self._restore(values, saved_values, kept_sides)
+        for entries in fresh.values():
+            tensors = [value for value, _ in entries]
+            out, inside, groups = _columns([sides for _, sides in entries])
+            clamp = backends.select("clamp_grads_", tensors[0])
+            clamp(tensors, out, inside, groups, self._exact, "hat", [0.0] * len(tensors), 0)
+
+    def _restore(self, tensors: list[Tensor], saved: list[Tensor], sides: list[_Sides]) -> None:
+        out, inside, groups = _columns(sides)
+        restore = backends.select("restore_protected_", tensors[0])
+        restore(tensors, saved, out, inside, groups, self._exact)
+
+
+_Sides = tuple[Tensor, Tensor, int]
+_Entry = tuple[nn.Parameter, _Sides]
+
+
+def _columns(sides: list[_Sides]) -> tuple[list[Tensor], list[Tensor], list[int]]:
+    return [s[0] for s in sides], [s[1] for s in sides], [s[2] for s in sides]
+
+
+def _state_like(optimizer: Optimizer, parameter: nn.Parameter) -> list[tuple[str, Tensor]]:
+    """The optimizer's state of this parameter that has one element for each of its own."""
+    return [
+        (key, value)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+        and value.shape == parameter.shape
+        and value.device == parameter.device
+        and value.is_floating_point()
+    ]
+
+
+def _keeps_zero_gradients(optimizer: Optimizer) -> bool:
+    return type(optimizer) is SGD and all(
+        group["momentum"] == 0 and group["weight_decay"] == 0 for group in optimizer.param_groups
+    )

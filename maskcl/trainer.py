@@ -1,0 +1,351 @@
+"""The one training loop: a sequence of tasks, a method, a problem, a scenario."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from maskcl import checkpoint as ckpt
+from maskcl.methods import Method, derive_seed
+from maskcl.ops import epoch_progress
+from maskcl.problems import Problem
+from maskcl.result import Result
+from maskcl.settings import get_setting
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from maskcl.nn import HATNetwork
+    from maskcl.scenarios.base import Scenario
+
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
+DEVICES = ("auto", "cpu", "cuda")
+CHECKPOINT = "checkpoint.safetensors"
+
+
+class Callback(Protocol):
+    """What a progress display may hook into. Inherit from it and override what you need."""
+
+    def on_task_start(self, task: int, epochs: int, first_epoch: int) -> None:
+        """Before a task's first epoch here; ``first_epoch`` is above 0 after a resume."""
+
+    def on_epoch_start(self, task: int, epoch: int, batches: int) -> None:
+        """Before the first of ``batches`` steps."""
+
+    def on_step(self, task: int, epoch: int, batch: int, loss: Tensor) -> None:
+        """After a step. ``loss`` is 0-d on the device: reading it every step makes each wait."""
+
+    def on_epoch_end(
+        self, task: int, epoch: int, loss: float, accuracy: float, free: float
+    ) -> None:
+        """Means over the epoch's samples, and the share of units that no task uses."""
+
+    def on_task_end(self, task: int, scores: np.ndarray) -> None:
+        """``scores`` is the row of the accuracy matrix after this task, [T]."""
+
+
+class _Silent(Callback):
+    pass
+
+
+@dataclasses.dataclass
+class _Running:
+    """The task in training."""
+
+    task: int
+    dataset: Any
+    state: Any
+    module: nn.Module  # the network as Fabric wraps it
+    optimizer: Optimizer
+    guard: Any
+
+
+class Trainer:
+    """Train a network on a scenario's tasks, one after the other.
+
+    Args:
+        net: the network; its weights' initialisation is the caller's.
+        method: for example ``HAT()``.
+        problem: for example ``Vision()``.
+        scenario: the tasks; it keeps the test labels and scores predictions.
+        optimizer_fn: parameters -> a new optimizer; called once a task.
+        epochs: per task.
+        batch_size: samples a step (of this process).
+        seed: of shuffling, embeddings and dropout. The order of an epoch depends on
+            (seed, task, epoch) alone.
+        device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+        precision: ``32`` or ``bf16`` (autocast).
+        directory: where the checkpoint goes at every epoch's end; None: nowhere.
+        callback: progress.
+        fabric: a launched Fabric of your own (several devices); device and precision are then its.
+
+    Raises:
+        ValueError: an argument is out of range, or the method refuses the setting.
+    """
+
+    def __init__(
+        self,
+        net: HATNetwork,
+        method: Method,
+        problem: Problem,
+        scenario: Scenario,
+        optimizer_fn: Callable[[list[nn.Parameter]], Optimizer],
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int = 0,
+        device: str = "auto",
+        precision: str = "32",
+        directory: str | os.PathLike[str] | None = None,
+        callback: Callback | None = None,
+        fabric: Fabric | None = None,
+    ) -> None:
+        self.setting = get_setting(scenario.setting)
+        reasons = method.not_supported_reasons(problem, self.setting)
+        if reasons:
+            raise ValueError(f"Trainer: setting is {self.setting.name!r}: {'; '.join(reasons)}")
+        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Trainer: {name} is {value!r}, wanted an integer of at least 1")
+        if net.num_tasks < scenario.num_tasks:
+            raise ValueError(
+                f"Trainer: net has {net.num_tasks} tasks, the scenario {scenario.num_tasks}"
+            )
+        self.net, self.method, self.problem, self.scenario = net, method, problem, scenario
+        self.optimizer_fn, self.epochs, self.batch_size = optimizer_fn, epochs, batch_size
+        self.seed, self.callback = seed, callback or _Silent()
+        self.directory = None if directory is None else Path(directory)
+        self.fabric = fabric or _make_fabric(device, precision)
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        """Where the checkpoint is, or will be."""
+        return None if self.directory is None else self.directory / CHECKPOINT
+
+    def fit(self, resume: bool = False) -> Result:
+        """Train all tasks.
+
+        Args:
+            resume: go on from the directory's checkpoint; from the start if there is none yet.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or of a run with other arguments.
+            FileExistsError: there is a checkpoint and ``resume`` is False.
+            RuntimeError: the loss is not finite, or the network was trained before.
+        """
+        path = self.checkpoint_path
+        exists = path is not None and path.exists()
+        if exists and not resume:
+            raise FileExistsError(f"{path} exists; fit(resume=True) goes on from it")
+        saved = ckpt.load_checkpoint(path, self.config) if path and exists else None
+        with self._own_randomness():
+            self.fabric.to_device(self.net)
+            first, first_epoch = self._start(saved)
+            for task in range(first, self.scenario.num_tasks):
+                self._train_task(task, first_epoch, saved if first_epoch else None)
+                first_epoch = 0
+        return self.result
+
+    def _start(self, saved: ckpt.Checkpoint | None) -> tuple[int, int]:
+        """Start, or take up everything that was saved: (task, epoch) to go on with."""
+        if saved is None:
+            self.result = Result.empty(self.scenario.num_tasks)
+            self.result.untrained[:] = self._scores(trained=-1)
+            return 0, 0
+        ckpt.load_network(self.net, saved.tensors, self.checkpoint_path)
+        self.result = Result.from_dict(saved.facts["result"])
+        ckpt.set_rng_state(self.fabric.device, ckpt.take(saved.tensors, "rng."), saved.facts["rng"])
+        return saved.position["task"], saved.position["epoch"]
+
+    def _train_task(self, task: int, first_epoch: int, saved: ckpt.Checkpoint | None) -> None:
+        running = self._begin_task(task, saved)
+        self.callback.on_task_start(task, self.epochs, first_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            start = time.perf_counter()
+            self._train_epoch(running, epoch)
+            last = epoch + 1 == self.epochs
+            if last:
+                self._end_task(running)
+            self.result.seconds[task] += time.perf_counter() - start
+            self._save(running, (task + 1, 0) if last else (task, epoch + 1))
+        self.callback.on_task_end(task, self.result.matrix[task].copy())
+
+    def _begin_task(self, task: int, saved: ckpt.Checkpoint | None) -> _Running:
+        dataset = self.scenario.train_set(task)
+        state = self.method.begin_task(self.net, task, seed=self.seed)
+        optimizer = self.optimizer_fn(self.net.task_parameters(task))
+        if saved is not None:
+            # begin_task has renewed what the interrupted task had already trained.
+            ckpt.load_network(self.net, saved.tensors, self.checkpoint_path)
+            state.load_state_dict(saved.facts["method"])
+            tensors = ckpt.take(saved.tensors, "optimizer.")
+            ckpt.load_optimizer(optimizer, tensors, saved.facts["optimizer"])
+            ckpt.set_rng_state(
+                self.fabric.device, ckpt.take(saved.tensors, "rng."), saved.facts["rng"]
+            )
+        guard = self.method.protect(optimizer, self.net, state)
+        module, wrapped = self.fabric.setup(self.net, optimizer)
+        return _Running(task, dataset, state, module, wrapped, guard)
+
+    def _train_epoch(self, run: _Running, epoch: int) -> None:
+        net, method, problem = self.net, self.method, self.problem
+        order = self._order(run.task, epoch, len(run.dataset))
+        batches = problem.num_batches(len(order), self.batch_size)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
+        self.callback.on_epoch_start(run.task, epoch, batches)
+        net.train()
+        loader = problem.train_batches(run.dataset, order, self.batch_size)
+        for i, batch in enumerate(loader):
+            batch = self.fabric.to_device(batch)
+            method.before_step(net, run.state, epoch_progress(i, batches))
+            run.optimizer.zero_grad()
+            with net.task(run.task, run.state.scale):
+                logits, target, weight = problem.forward(run.module, batch)
+                loss = problem.loss(logits, target, weight) + method.loss_term(net, run.state)
+                self.fabric.backward(loss)
+            method.after_backward(net, run.state)
+            run.optimizer.step()
+            method.after_step(net, run.state)
+            loss = loss.detach()
+            correct = (problem.predictions(logits.detach()) == target).sum()
+            count = torch.full_like(correct, target.shape[0])
+            totals += torch.stack([loss * count, correct, count])
+            self.callback.on_step(run.task, epoch, i, loss)
+        self._end_epoch(run.task, epoch, totals)
+
+    def _end_epoch(self, task: int, epoch: int, totals: Tensor) -> None:
+        # The epoch's only wait for the device.
+        loss_sum, correct, count = self.fabric.all_reduce(totals, reduce_op="sum").tolist()
+        loss, accuracy = loss_sum / count, correct / count
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"Trainer: the loss is {loss} in task {task}, epoch {epoch};"
+                " try a smaller learning rate"
+            )
+        free = 1.0 - float((self.net.used() | self.net.hard_mask(task)).double().mean())
+        self.result.losses[task].append(loss)
+        self.result.accuracies[task].append(accuracy)
+        self.callback.on_epoch_end(task, epoch, loss, accuracy, free)
+
+    def _end_task(self, run: _Running) -> None:
+        self.method.end_task(self.net, run.state)
+        if run.guard is not None:
+            run.guard.remove()
+        self.result.matrix[run.task] = self._scores(trained=run.task)
+        exact = getattr(self.method, "protection", "exact") == "exact"
+        self.result.capacity.append(self.net.capacity())
+        self.result.protected.append(self.net.protection().fraction(exact=exact))
+
+    def _scores(self, trained: int) -> list[float]:
+        """A row of the matrix: NaN for later tasks where a score on them would say nothing."""
+        return [
+            self.evaluate(task) if task <= trained or self.setting.later_tasks_defined else math.nan
+            for task in range(self.scenario.num_tasks)
+        ]
+
+    @torch.no_grad()
+    def evaluate(self, task: int) -> float:
+        """Score on a task's test data in [0, 1], with its hard mask."""
+        inputs = self.scenario.test_inputs(task)
+        was_training = self.net.training
+        self.net.eval()
+        with self.net.task(task), self.fabric.autocast():
+            predictions = [
+                self.problem.predict(self.net, self.fabric.to_device(batch))
+                for batch in self.problem.test_batches(inputs, max(self.batch_size, 512))
+            ]
+        self.net.train(was_training)
+        return float(self.scenario.score(task, torch.cat(predictions).cpu()))
+
+    def _order(self, task: int, epoch: int, count: int) -> list[int]:
+        """This process's samples of an epoch, in order."""
+        generator = torch.Generator().manual_seed(derive_seed("shuffle", self.seed, task, epoch))
+        order = torch.randperm(count, generator=generator).tolist()
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        if count < world:
+            raise ValueError(f"Trainer: task {task} has {count} training samples, wanted {world}")
+        # Every process takes the same number of steps, or the gradients' exchange would hang.
+        return order[rank : count - count % world : world]
+
+    def _save(self, run: _Running, position: tuple[int, int]) -> None:
+        path = self.checkpoint_path
+        if path is None or not self.fabric.is_global_zero:
+            return
+        tensors = {f"network.{k}": v for k, v in self.net.state_dict().items()}
+        rng, rng_facts = ckpt.rng_state(self.fabric.device)
+        tensors |= {f"rng.{k}": v for k, v in rng.items()}
+        facts = {"result": self.result.to_dict(), "rng": rng_facts}
+        if position[1] > 0:  # inside a task
+            optimizer, facts["optimizer"] = ckpt.optimizer_state(run.optimizer)
+            tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
+            facts["method"] = run.state.state_dict()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        where = {"task": position[0], "epoch": position[1]}
+        ckpt.save_checkpoint(path, ckpt.Checkpoint(self.config, where, tensors, facts))
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """All that the result depends on, as a JSON object."""
+        method: Any = self.method
+        optimizer = self.optimizer_fn(self.net.task_parameters(0))
+        return {
+            "method": {"name": type(method).__name__, **dataclasses.asdict(method)},
+            "problem": self.problem.name,
+            "setting": self.setting.name,
+            "scenario": self.scenario.describe(),
+            "optimizer": {"name": type(optimizer).__name__, "groups": _describe(optimizer)},
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "precision": type(self.fabric.strategy.precision).__name__,
+            "processes": self.fabric.world_size,
+        }
+
+    @contextlib.contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Seed every generator inside, and give the caller's back after."""
+        device = self.fabric.device
+        before = ckpt.rng_state(device)
+        seed = derive_seed("run", self.seed, self.fabric.global_rank)
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (data sets use the global one)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            ckpt.set_rng_state(device, *before)
+
+
+def _describe(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The hyper-parameters of each group; what JSON does not know as text."""
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    plain = (int, float, str, type(None))
+    return [{k: v if isinstance(v, plain) else str(v) for k, v in g.items()} for g in groups]
+
+
+def _make_fabric(device: str, precision: str) -> Fabric:
+    from lightning_fabric import Fabric
+
+    if device not in DEVICES:
+        raise ValueError(f"Trainer: device is {device!r}, wanted one of {', '.join(DEVICES)}")
+    if precision not in PRECISIONS:
+        wanted = ", ".join(PRECISIONS)
+        raise ValueError(f"Trainer: precision is {precision!r}, wanted one of {wanted}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Trainer: device is 'cuda', and torch finds no CUDA device here")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]
