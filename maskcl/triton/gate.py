@@ -1,0 +1,203 @@
+"""Unit gates of HAT in Triton; formulas and shapes as in :mod:`maskcl.reference.gate`."""
+
+import torch
+from torch import Tensor
+
+from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, tl, triton
+
+BLOCK = 1024
+# The most partial sums of a reduction: the second stage then holds them all in one vector.
+PARTS = 1024
+
+
+@triton.jit
+def sigmoid(x):
+    # exp never sees a positive number: no overflow, and no cancellation far below 0.
+    p = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, p) / (1.0 + p)
+
+
+@triton.jit
+def _sigmoid_slope(x):
+    p = tl.exp(-tl.abs(x))
+    return p / ((1.0 + p) * (1.0 + p))
+
+
+@triton.jit
+def _cosh(x):
+    return 0.5 * (tl.exp(tl.abs(x)) + tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def _hat_gate_kernel(embedding_ptr, scale_ptr, mask_ptr, units, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = at < units
+    e = tl.load(embedding_ptr + at, mask=live, other=0.0).to(tl.float32)
+    s = tl.load(scale_ptr).to(tl.float32)
+    tl.store(mask_ptr + at, sigmoid(s * e), mask=live)
+
+
+@triton.jit
+def _hat_gate_backward_kernel(
+    grad_ptr,
+    embedding_ptr,
+    mask_ptr,
+    scale_ptr,
+    out_ptr,
+    units,
+    max_scale,
+    cosh_clamp,
+    RECIPE: tl.constexpr,
+    COMPENSATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = at < units
+    g = tl.load(grad_ptr + at, mask=live, other=0.0).to(tl.float32)
+    e = tl.load(embedding_ptr + at, mask=live, other=0.0).to(tl.float32)
+    s = tl.load(scale_ptr).to(tl.float32)
+    x = s * e
+    if RECIPE:
+        m = tl.load(mask_ptr + at, mask=live, other=0.0).to(tl.float32)
+        out = g * s * (m * (1.0 - m))
+        if COMPENSATED:
+            clipped = tl.minimum(tl.abs(x), cosh_clamp)
+            out = out * (max_scale / s)
+            out = out * ((_cosh(clipped) + 1.0) / (_cosh(e) + 1.0))
+    elif COMPENSATED:
+        beyond = tl.maximum(tl.abs(x), cosh_clamp)
+        tail = (1.0 + tl.exp(-cosh_clamp)) / (1.0 + tl.exp(-beyond))
+        out = g * max_scale * _sigmoid_slope(e) * (tl.exp(cosh_clamp - beyond) * (tail * tail))
+    else:
+        out = g * s * _sigmoid_slope(x)
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _sparsity_parts_kernel(mask_ptr, used_ptr, parts_ptr, units, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """parts[0, p] = sum m (1 - u), parts[1, p] = sum (1 - u) over the blocks p, p + programs, ..."""
+    taken = tl.zeros([BLOCK], tl.float32)
+    free = tl.zeros([BLOCK], tl.float32)
+    part = tl.program_id(0).to(tl.int64)
+    for start in range(part * BLOCK, units, tl.num_programs(0).to(tl.int64) * BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        live = at < units
+        m = tl.load(mask_ptr + at, mask=live, other=0.0).to(tl.float32)
+        u = tl.load(used_ptr + at, mask=live, other=1).to(tl.float32)
+        taken += m * (1.0 - u)
+        free += 1.0 - u
+    tl.store(parts_ptr + part, tl.sum(taken, 0))
+    tl.store(parts_ptr + PARTS + part, tl.sum(free, 0))
+
+
+@triton.jit
+def _sum_of_parts(parts_ptr, parts, PARTS: tl.constexpr):
+    at = tl.arange(0, PARTS)
+    return tl.sum(tl.load(parts_ptr + at, mask=at < parts, other=0.0), 0)
+
+
+@triton.jit
+def _hat_sparsity_kernel(parts_ptr, out_ptr, parts, PARTS: tl.constexpr):
+    taken = _sum_of_parts(parts_ptr, parts, PARTS)
+    free = _sum_of_parts(parts_ptr + PARTS, parts, PARTS)
+    share = tl.where(free > 0, taken / tl.where(free > 0, free, 1.0), 0.0)
+    tl.store(out_ptr, share.to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _hat_sparsity_backward_kernel(
+    grad_ptr, used_ptr, parts_ptr, out_ptr, units, parts, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    free = _sum_of_parts(parts_ptr + PARTS, parts, PARTS)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = at < units
+    u = tl.load(used_ptr + at, mask=live, other=1).to(tl.float32)
+    g = tl.load(grad_ptr).to(tl.float32)
+    out = tl.where(free > 0, g * (1.0 - u) / tl.where(free > 0, free, 1.0), 0.0)
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=live)
+
+
+def hat_gate(embedding: Tensor, scale: Tensor) -> Tensor:
+    """m = sigmoid(scale e): embedding [U], scale [] -> float32 [U]."""
+    check("hat_gate", "embedding", embedding)
+    mask = embedding.new_empty(embedding.shape, dtype=torch.float32)
+    units = embedding.numel()
+    if units:
+        scale = scale.to(embedding.device, non_blocking=True)
+        with on_device_of(embedding):
+            _hat_gate_kernel[(cdiv(units, BLOCK),)](
+                embedding.contiguous(), scale, mask, units, BLOCK=BLOCK, **OPTIONS
+            )
+    return mask
+
+
+def hat_gate_backward(
+    grad: Tensor,
+    embedding: Tensor,
+    mask: Tensor,
+    scale: Tensor,
+    max_scale: float,
+    cosh_clamp: float,
+    recipe: bool,
+) -> Tensor:
+    """Gradient of the gate [U] in embedding's dtype, compensated where max_scale > 0."""
+    check("hat_gate_backward", "embedding", embedding)
+    out = embedding.new_empty(embedding.shape)
+    units = embedding.numel()
+    if units:
+        scale = scale.to(embedding.device, non_blocking=True)
+        with on_device_of(embedding):
+            _hat_gate_backward_kernel[(cdiv(units, BLOCK),)](
+                grad.contiguous(),
+                embedding.contiguous(),
+                mask.contiguous(),
+                scale,
+                out,
+                units,
+                float(max_scale),
+                float(cosh_clamp),
+                RECIPE=recipe,
+                COMPENSATED=max_scale > 0,
+                BLOCK=BLOCK,
+                **OPTIONS,
+            )
+    return out
+
+
+def _sparsity_parts(mask: Tensor, used: Tensor) -> tuple[Tensor, Tensor, int]:
+    """The contiguous u, the partial sums float32 [2, PARTS], and how many of them are filled."""
+    used = used.contiguous()
+    if used.dtype == torch.bool:
+        used = used.view(torch.uint8)
+    units = mask.numel()
+    parts = min(cdiv(units, BLOCK), PARTS)
+    sums = mask.new_empty((2, PARTS), dtype=torch.float32)
+    if parts:
+        _sparsity_parts_kernel[(parts,)](
+            mask.contiguous(), used, sums, units, PARTS=PARTS, BLOCK=BLOCK, **OPTIONS
+        )
+    return used, sums, parts
+
+
+def hat_sparsity(mask: Tensor, used: Tensor) -> Tensor:
+    """sum m (1 - u) / sum (1 - u): mask [U], used [U] (bool or float) -> []; 0 if none is free."""
+    check("hat_sparsity", "mask", mask)
+    out = mask.new_empty(())
+    with on_device_of(mask):
+        _, sums, parts = _sparsity_parts(mask, used)
+        _hat_sparsity_kernel[(1,)](sums, out, parts, PARTS=PARTS, **OPTIONS)
+    return out
+
+
+def hat_sparsity_backward(grad: Tensor, mask: Tensor, used: Tensor) -> Tensor:
+    """grad [] -> g (1 - u) / sum (1 - u) [U]; exactly 0 where no unit is free."""
+    check("hat_sparsity_backward", "mask", mask)
+    out = mask.new_empty(mask.shape)
+    units = mask.numel()
+    if units:
+        with on_device_of(mask):
+            used, sums, parts = _sparsity_parts(mask, used)
+            _hat_sparsity_backward_kernel[(cdiv(units, BLOCK),)](
+                grad, used, sums, out, units, parts, PARTS=PARTS, BLOCK=BLOCK, **OPTIONS
+            )
+    return out
