@@ -154,11 +154,14 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 def summary(description: dict[str, Any]) -> str:
     """One line for a person from ``Scenario.describe()``: printed beside every figure."""
     classes = [_span(part) for part in description["classes"]]
-    shown = classes[0] if len(set(classes)) == 1 else " | ".join(classes)
-    each = " each" if len(set(classes)) == 1 and len(classes) > 1 else ""
+    if len(set(classes)) == 1:
+        shown = classes[0] + (" each" if len(classes) > 1 else "")
+    else:
+        shown = " | ".join(classes if len(classes) <= 12 else [*classes[:10], "...", classes[-1]])
+    tasks = "1 task" if len(classes) == 1 else f"{len(classes)} tasks"
     return (
         f"{description['name']}, {description['setting']} setting, seed {description['seed']}: "
-        f"{description['num_tasks']} tasks, classes {shown}{each}, "
+        f"{tasks}, classes {shown}, "
         f"{_range(description['train_sizes'])} training and "
         f"{_range(description['test_sizes'])} test examples a task"
     )
