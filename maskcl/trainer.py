@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,8 +36,8 @@ DEVICES = ("auto", "cpu", "cuda")
 CHECKPOINT = "checkpoint.safetensors"
 
 
-class Callback(Protocol):
-    """What a progress display may hook into. Inherit from it and override what you need."""
+class Callback:
+    """What a progress display may hook into; override what you need."""
 
     def on_task_start(self, task: int, epochs: int, first_epoch: int) -> None:
         """Before a task's first epoch here; ``first_epoch`` is above 0 after a resume."""
@@ -55,10 +55,6 @@ class Callback(Protocol):
 
     def on_task_end(self, task: int, scores: np.ndarray) -> None:
         """``scores`` is the row of the accuracy matrix after this task, [T]."""
-
-
-class _Silent(Callback):
-    pass
 
 
 @dataclasses.dataclass
@@ -126,7 +122,7 @@ class Trainer:
             )
         self.net, self.method, self.problem, self.scenario = net, method, problem, scenario
         self.optimizer_fn, self.epochs, self.batch_size = optimizer_fn, epochs, batch_size
-        self.seed, self.callback = seed, callback or _Silent()
+        self.seed, self.callback = seed, callback or Callback()
         self.directory = None if directory is None else Path(directory)
         self.fabric = fabric or _make_fabric(device, precision)
 
@@ -228,7 +224,8 @@ class Trainer:
 
     def _end_epoch(self, task: int, epoch: int, totals: Tensor) -> None:
         # The epoch's only wait for the device.
-        loss_sum, correct, count = self.fabric.all_reduce(totals, reduce_op="sum").tolist()
+        summed: Any = self.fabric.all_reduce(totals, reduce_op="sum")
+        loss_sum, correct, count = summed.tolist()
         loss, accuracy = loss_sum / count, correct / count
         if not math.isfinite(loss):
             raise RuntimeError(

@@ -83,7 +83,7 @@ class Guard:
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         if self._saved is None:
             return
-        parameters = [parameter for parameter, _ in self._entries]
+        parameters: list[Tensor] = [parameter for parameter, _ in self._entries]
         sides = [sides for _, sides in self._entries]
         self._restore(parameters, self._saved, sides)
         self._restore_state(optimizer)

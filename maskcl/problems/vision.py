@@ -65,9 +65,14 @@ class Vision:
 
 
 def _collect(dataset: Any, indices: Sequence[int]) -> Any:
-    """The samples at ``indices`` as one batch; data in memory are indexed all at once."""
+    """The samples at ``indices`` as one batch.
+
+    Data in memory are indexed all at once: tensors, and data sets with ``take(indices)``.
+    """
     if isinstance(dataset, Tensor):
         return dataset[torch.as_tensor(indices)]
+    if hasattr(dataset, "take"):
+        return dataset.take(torch.as_tensor(indices))
     if type(dataset) is TensorDataset:
         index = torch.as_tensor(indices)
         return tuple(t[index] for t in dataset.tensors)

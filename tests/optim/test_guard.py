@@ -1,0 +1,149 @@
+"""The guard puts protected elements and their state back; everything else moves as without it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from maskcl.nn import Protection
+from maskcl.optim import guard
+
+OPTIMIZERS = {
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
+    "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1),
+    "adam-l2": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.1, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1),
+    "adamw-loop": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1, foreach=False),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, weight_decay=0.1, momentum=0.5),
+}
+OUT = torch.tensor([[1], [2], [3], [0]])
+IN = torch.tensor([[1], [2], [0]])
+EVERY = torch.tensor([[-1]])
+
+
+def protection(weight: nn.Parameter, bias: nn.Parameter) -> Protection:
+    return Protection(["weight", "bias"], [weight, bias], [OUT, OUT], [IN, EVERY], [1, 1])
+
+
+def protected(exact: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    if exact:
+        return (OUT & IN.T) != 0, (OUT != 0).flatten()
+    return (OUT != 0) & (IN.T != 0), (OUT != 0).flatten()
+
+
+def parameters() -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(4))]
+
+
+def step(optimizer, params, seed: int, masks=None) -> None:
+    """One step on random gradients, zero where ``masks`` say."""
+    generator = torch.Generator().manual_seed(seed)
+    for i, p in enumerate(params):
+        p.grad = torch.randn(p.shape, generator=generator)
+        if masks is not None:
+            p.grad[masks[i]] = 0
+    optimizer.step()
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["exact", "min"])
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_protected_elements_stay_and_the_rest_moves_as_without_a_guard(name, exact):
+    guarded, free = parameters(), parameters()
+    start = [p.detach().clone() for p in guarded]
+    masks = protected(exact)
+    optimizer, other = OPTIMIZERS[name](guarded), OPTIMIZERS[name](free)
+    guard(optimizer, protection(*guarded), exact=exact)
+    for seed in range(50):
+        step(optimizer, guarded, seed, masks)
+        step(other, free, seed, masks)
+    for p, q, before, mask in zip(guarded, free, start, masks):
+        assert torch.equal(p[mask], before[mask])
+        assert torch.equal(p[~mask], q[~mask])
+        assert not (p[~mask] == before[~mask]).any()
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_state_made_after_the_guard_is_zero_there(name):
+    params = parameters()
+    masks = protected(True)
+    optimizer = OPTIMIZERS[name](params)
+    guard(optimizer, protection(*params))
+    step(optimizer, params, 0)  # gradients that nobody clamped
+    checked = 0
+    for p, mask in zip(params, masks):
+        for value in optimizer.state[p].values():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape:
+                assert (value[mask] == 0).all()
+                checked += int((value[~mask] != 0).any())
+    assert checked >= 2
+
+
+def test_state_that_existed_is_put_back():
+    params = parameters()
+    masks = protected(True)
+    optimizer = OPTIMIZERS["adam"](params)
+    step(optimizer, params, 0)
+    before = [optimizer.state[p]["exp_avg"].clone() for p in params]
+    guard(optimizer, protection(*params))
+    step(optimizer, params, 1, masks)
+    for p, b, mask in zip(params, before, masks):
+        now = optimizer.state[p]["exp_avg"]
+        assert torch.equal(now[mask], b[mask])
+        assert (b[mask] != 0).all()
+        assert not (now[~mask] == b[~mask]).any()
+
+
+def test_plain_sgd_costs_no_copy_until_it_gains_momentum():
+    params = parameters()
+    start = [p.detach().clone() for p in params]
+    masks = protected(True)
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    handle = guard(optimizer, protection(*params))
+    step(optimizer, params, 0, masks)
+    assert handle._saved is None
+    optimizer.param_groups[0]["weight_decay"] = 0.1
+    step(optimizer, params, 1, masks)
+    assert handle._saved is not None
+    for p, before, mask in zip(params, start, masks):
+        assert torch.equal(p[mask], before[mask])
+
+
+def test_a_subclass_of_sgd_is_guarded():
+    class Odd(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.add_(1)
+
+    params = parameters()
+    start = params[0].detach().clone()
+    optimizer = Odd(params, lr=0.1)
+    guard(optimizer, protection(*params))
+    step(optimizer, params, 0, protected(True))
+    mask = protected(True)[0]
+    assert torch.equal(params[0][mask], start[mask])
+    assert not (params[0][~mask] == start[~mask]).any()
+
+
+def test_remove_lets_go():
+    params = parameters()
+    start = params[0].detach().clone()
+    optimizer = OPTIMIZERS["adamw"](params)
+    guard(optimizer, protection(*params)).remove()
+    step(optimizer, params, 0)
+    assert not (params[0] == start).any()
+
+
+def test_parameters_of_other_optimizers_are_not_touched():
+    params = parameters()
+    optimizer = OPTIMIZERS["adamw"](params[:1])
+    guard(optimizer, protection(*params))
+    step(optimizer, params, 0)
+    with torch.no_grad():
+        params[1].fill_(7)
+    step(optimizer, params, 1)
+    assert (params[1] == 7).all()

@@ -1,0 +1,121 @@
+"""Run by test_checkpoint: a small training run, killed as the arguments say, then resumed.
+
+    python resume_run.py DIRECTORY CASE KILL...
+
+Each KILL is a child process that goes on from the checkpoint and is killed by SIGKILL:
+``step:N`` after its Nth step, ``write:N`` while its Nth checkpoint is written but not renamed,
+``rename:N`` right after its Nth is, ``after:SECONDS`` whenever that may be. ``none`` runs to the
+end. Children are forked from one process that has imported everything but computed nothing, which
+saves the start of Python for each.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import numpy as np
+import tiny
+import torch
+
+from maskcl.methods import HAT
+from maskcl.problems import Vision
+from maskcl.trainer import Callback, Result, Trainer
+
+CASES = {
+    "adamw": (HAT(sparsity=0.3, clip=1.0), "conv", "adamw"),
+    "dropout": (HAT(sparsity=0.3), "dropout", "adam"),
+    "random": (HAT(sparsity=0.3, rule="random"), "mlp", "momentum"),
+}
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillAtStep(Callback):
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def on_step(self, task, epoch, batch, loss) -> None:
+        self.left -= 1
+        if self.left == 0:
+            kill()
+
+
+def kill_at_rename(count: int, *, before: bool) -> None:
+    replace, left = os.replace, count
+
+    def replacing(source, target) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0 and before:
+            kill()
+        replace(source, target)
+        if left == 0:
+            kill()
+
+    os.replace = replacing
+
+
+def train(directory: str, case: str, *, callback: Callback | None = None) -> tuple[dict, Result]:
+    """The run from its start or its checkpoint to its end."""
+    torch.set_num_threads(1)
+    method, model, optimizer = CASES[case]
+    net = tiny.network(tiny.mlp(dropout=0.3) if model == "dropout" else model, 3)
+    trainer = Trainer(
+        net,
+        method,
+        Vision(),
+        tiny.scenario(3),
+        tiny.OPTIMIZERS[optimizer],
+        epochs=3,
+        batch_size=5,
+        seed=11,
+        device="cpu",
+        directory=directory,
+        callback=callback,
+    )
+    result = trainer.fit(resume=True)
+    return net.state_dict(), result
+
+
+def child(directory: str, case: str, how: str) -> None:
+    kind, _, value = how.partition(":")
+    callback = None
+    match kind:
+        case "step":
+            callback = KillAtStep(int(value))
+        case "write" | "rename":
+            kill_at_rename(int(value), before=kind == "write")
+        case "after":
+            threading.Timer(float(value), kill).start()
+    state, result = train(directory, case, callback=callback)
+    torch.save(state, os.path.join(directory, "net.pt"))
+    np.savez(
+        os.path.join(directory, "result.npz"), matrix=result.matrix, losses=np.array(result.losses)
+    )
+    os._exit(0)
+
+
+def main() -> None:
+    directory, case, *kills = sys.argv[1:]
+    for how in kills:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child(directory, case, how)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        # A child with a timer may have come to its end first.
+        if os.WIFSIGNALED(status):
+            print(how, "killed", os.WTERMSIG(status), flush=True)
+        else:
+            print(how, "exit", os.WEXITSTATUS(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()

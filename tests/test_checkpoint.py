@@ -1,0 +1,309 @@
+"""Checkpoints: whole or not at all, refused with one sentence; a resumed run is the same run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import resume_run
+import tiny
+import torch
+from torch import nn
+
+from maskcl import checkpoint as ckpt
+from maskcl.methods import HAT
+from maskcl.problems import Vision
+from maskcl.trainer import Callback, Trainer
+
+CONFIG = {"seed": 1, "optimizer": {"lr": 0.1, "betas": (0.9, 0.999)}, "nan": float("nan")}
+
+
+def example() -> ckpt.Checkpoint:
+    tensors = {
+        "network.a": torch.randn(3, 4).t(),
+        "network.b": torch.tensor([True, False]),
+        "rng.c": torch.tensor(2**60),
+        "d": torch.randn(2, dtype=torch.float64),
+        "e": torch.zeros(0, 3, dtype=torch.bfloat16),
+    }
+    tensors["shared"] = tensors["d"][:1]
+    facts = {"x": [1.5, None, float("nan")]}
+    return ckpt.Checkpoint(CONFIG, {"task": 2, "epoch": 3}, tensors, facts)
+
+
+def test_round_trip(tmp_path):
+    saved = example()
+    path = tmp_path / "c.safetensors"
+    ckpt.save_checkpoint(path, saved)
+    found = ckpt.load_checkpoint(path, CONFIG)
+    assert found.position == saved.position
+    assert found.facts["x"][:2] == [1.5, None]
+    assert np.isnan(found.facts["x"][2])
+    assert found.tensors.keys() == saved.tensors.keys()
+    for name, tensor in saved.tensors.items():
+        assert torch.equal(found.tensors[name], tensor)
+        assert found.tensors[name].dtype == tensor.dtype
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+@pytest.mark.parametrize("keep", [0, 4, 40, 0.5, 0.99, -1])
+def test_a_truncated_file_is_refused(tmp_path, keep):
+    path = tmp_path / "c.safetensors"
+    ckpt.save_checkpoint(path, example())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
+    with pytest.raises(ckpt.CheckpointError, match="is damaged or no checkpoint") as e:
+        ckpt.load_checkpoint(path)
+    assert "\n" not in str(e.value)
+
+
+def test_foreign_files_are_refused_and_not_unpickled(tmp_path):
+    from safetensors.torch import save_file
+
+    path = tmp_path / "c.safetensors"
+    with pytest.raises(ckpt.CheckpointError, match="does not exist"):
+        ckpt.load_checkpoint(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ckpt.CheckpointError, match="safetensors file but no checkpoint"):
+        ckpt.load_checkpoint(path)
+    save_file({"a": torch.zeros(1)}, path, {"format": ckpt.FORMAT, "version": "99"})
+    with pytest.raises(ckpt.CheckpointError, match="format version 99, this maskcl reads 1"):
+        ckpt.load_checkpoint(path)
+    save_file({"a": torch.zeros(1)}, path, {"format": ckpt.FORMAT, "version": "1"})
+    with pytest.raises(ckpt.CheckpointError, match="damaged"):
+        ckpt.load_checkpoint(path)
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ckpt.CheckpointError, match="damaged or no checkpoint"):
+        ckpt.load_checkpoint(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ckpt.CheckpointError, match="damaged or no checkpoint"):
+        ckpt.load_checkpoint(path)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    path = tmp_path / "c.safetensors"
+    ckpt.save_checkpoint(path, example())
+    with pytest.raises(ckpt.CheckpointError, match="of a run with seed 1, this run has 2"):
+        ckpt.load_checkpoint(path, CONFIG | {"seed": 2})
+    with pytest.raises(ckpt.CheckpointError, match="with more null, this run has 0"):
+        ckpt.load_checkpoint(path, CONFIG | {"more": 0})
+
+
+def test_a_network_that_does_not_fit_stays_as_it_is():
+    net = nn.Linear(3, 2)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    other = {"network.weight": torch.ones(2, 3), "network.bias": torch.ones(3)}
+    with pytest.raises(ckpt.CheckpointError, match=r"bias is torch.float32 \[3\], the network's"):
+        ckpt.load_network(net, other)
+    with pytest.raises(ckpt.CheckpointError, match="bias is only in the network"):
+        ckpt.load_network(net, {"network.weight": torch.ones(2, 3)})
+    other["network.bias"] = torch.ones(2, dtype=torch.float64)
+    with pytest.raises(ckpt.CheckpointError, match=r"bias is torch\.float64"):
+        ckpt.load_network(net, other)
+    other |= {"network.bias": torch.ones(2), "network.scale": torch.ones(2)}
+    with pytest.raises(ckpt.CheckpointError, match="scale is only in the checkpoint"):
+        ckpt.load_network(net, other)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    del other["network.scale"]
+    ckpt.load_network(net, other | {"optimizer.x": torch.ones(1)})
+    assert bool((net.weight == 1).all())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    ckpt.save_checkpoint(path, example())
+    old = path.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        ckpt.save_checkpoint(path, ckpt.Checkpoint({}, {}, {"a": torch.zeros(9)}))
+    assert path.read_bytes() == old
+
+
+def test_file_and_directory_are_flushed_before_and_after_the_rename(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd))
+    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc")
+    path = tmp_path / "c.safetensors"
+    ckpt.save_checkpoint(path, example())
+    assert events == [str(path) + ".tmp", "rename", str(tmp_path)]
+
+
+@pytest.mark.parametrize("name", list(tiny.OPTIMIZERS))
+def test_an_optimizer_goes_on_where_it_was(name, tmp_path):
+    def model() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Linear(3, 2)
+
+    def step(net, optimizer, seed) -> None:
+        torch.manual_seed(seed)
+        for p in net.parameters():
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+
+    whole, first = model(), model()
+    a, b = (tiny.OPTIMIZERS[name](list(m.parameters())) for m in (whole, first))
+    for seed in range(3):
+        step(whole, a, seed)
+        step(first, b, seed)
+    tensors, facts = ckpt.optimizer_state(b)
+    path = tmp_path / "o"
+    ckpt.save_checkpoint(path, ckpt.Checkpoint({}, {}, tensors, facts))
+    found = ckpt.load_checkpoint(path)
+    second = model()
+    second.load_state_dict(first.state_dict())
+    c = tiny.OPTIMIZERS[name](list(second.parameters()))
+    ckpt.load_optimizer(c, found.tensors, found.facts)
+    assert c.state_dict()["param_groups"] == a.state_dict()["param_groups"]
+    for seed in range(3, 6):
+        step(whole, a, seed)
+        step(second, c, seed)
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), second.parameters()))
+    wrong = tiny.OPTIMIZERS[name]([second.weight])
+    with pytest.raises(ckpt.CheckpointError, match="optimizer does not fit"):
+        ckpt.load_optimizer(wrong, found.tensors, found.facts)
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path):
+    def draw() -> list[float]:
+        return [
+            float(torch.rand(())),
+            float(torch.randn(())),
+            float(np.random.rand()),  # noqa: NPY002
+            float(np.random.randn()),  # noqa: NPY002
+            random.random(),
+            random.gauss(0, 1),
+        ]
+
+    draw()
+    cpu = torch.device("cpu")
+    tensors, facts = ckpt.rng_state(cpu)
+    ckpt.save_checkpoint(tmp_path / "r", ckpt.Checkpoint({}, {}, tensors, facts))
+    wanted = [draw(), draw()]
+    found = ckpt.load_checkpoint(tmp_path / "r")
+    ckpt.set_rng_state(cpu, found.tensors, found.facts)
+    assert [draw(), draw()] == wanted
+
+
+def kills(case: str) -> list[str]:
+    """Where the children die: from a fixed seed, every kind at least twice, then one that ends."""
+    rng = random.Random(case)
+    steps = [f"step:{rng.randint(1, 14)}" for _ in range(4)]
+    writes = [f"write:{rng.randint(1, 2)}" for _ in range(2)]
+    renames = [f"rename:{rng.randint(1, 2)}" for _ in range(2)]
+    after = [f"after:{rng.uniform(0.01, 0.2):.3f}" for _ in range(4)]
+    mixed = steps + writes + renames + after
+    rng.shuffle(mixed)
+    return [*mixed, "none"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("case", list(resume_run.CASES))
+def test_a_run_killed_at_any_moment_and_resumed_is_the_same_run(case, tmp_path):
+    script = Path(resume_run.__file__)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    command = [sys.executable, str(script), str(tmp_path / "killed"), case, *kills(case)]
+    (tmp_path / "killed").mkdir()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "none exit 0", done.stdout + done.stderr
+    assert sum(line.endswith(f"killed {signal.SIGKILL.value}") for line in lines) >= 5, done.stdout
+    threads = torch.get_num_threads()
+    try:
+        state, result = resume_run.train(str(tmp_path / "whole"), case)
+    finally:
+        torch.set_num_threads(threads)
+    found = torch.load(tmp_path / "killed" / "net.pt")
+    measured = np.load(tmp_path / "killed" / "result.npz")
+    assert found.keys() == state.keys()
+    for name, tensor in state.items():
+        assert torch.equal(found[name], tensor), name
+    np.testing.assert_array_equal(measured["matrix"], result.matrix)
+    np.testing.assert_array_equal(measured["losses"], np.array(result.losses))
+
+
+class Stop(Callback):
+    """Ctrl-C in the middle of an epoch."""
+
+    def __init__(self, task: int, epoch: int) -> None:
+        self.at = (task, epoch, 1)
+
+    def on_step(self, task, epoch, batch, loss) -> None:
+        if (task, epoch, batch) == self.at:
+            raise KeyboardInterrupt
+
+
+def trainer(directory, callback=None, **changed) -> Trainer:
+    arguments = {"epochs": 3, "batch_size": 8, "seed": 3, "device": "cpu"} | changed
+    return Trainer(
+        tiny.network("conv", 3),
+        arguments.pop("method", HAT(sparsity=0.3)),
+        Vision(),
+        tiny.scenario(3),
+        arguments.pop("optimizer_fn", tiny.OPTIMIZERS["adamw"]),
+        directory=directory,
+        callback=callback,
+        **arguments,
+    )
+
+
+@pytest.mark.parametrize("at", [(0, 0), (1, 0), (1, 1), (2, 2)])
+def test_ctrl_c_and_resume(at, tmp_path):
+    whole = trainer(None)
+    wanted = whole.fit()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, Stop(*at)).fit()
+    second = trainer(tmp_path)
+    found = second.fit(resume=True)
+    np.testing.assert_array_equal(found.matrix, wanted.matrix)
+    assert found.losses == wanted.losses
+    assert found.capacity == wanted.capacity
+    assert found.protected == wanted.protected
+    for name, tensor in whole.net.state_dict().items():
+        assert torch.equal(second.net.state_dict()[name], tensor), name
+    # Done is done: a third call reads the result and trains nothing.
+    third = trainer(tmp_path, Stop(0, 0))
+    np.testing.assert_array_equal(third.fit(resume=True).matrix, wanted.matrix)
+
+
+def test_an_existing_checkpoint_is_not_overwritten(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, Stop(1, 0)).fit()
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"fit\(resume=True\)"):
+        trainer(tmp_path).fit()
+    for changed, named in (
+        ({"seed": 4}, "seed 3, this run has 4"),
+        ({"epochs": 4}, "epochs 3, this run has 4"),
+        ({"method": HAT()}, "method"),
+        ({"optimizer_fn": tiny.OPTIMIZERS["adam"]}, "optimizer"),
+        ({"optimizer_fn": lambda p: torch.optim.AdamW(p, lr=0.03, weight_decay=0.1)}, "optimizer"),
+        ({"precision": "bf16"}, "precision"),
+    ):
+        other = trainer(tmp_path, **changed)
+        state = {k: v.clone() for k, v in other.net.state_dict().items()}
+        with pytest.raises(ckpt.CheckpointError, match=named):
+            other.fit(resume=True)
+        assert all(torch.equal(v, state[k]) for k, v in other.net.state_dict().items())
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before

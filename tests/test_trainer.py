@@ -1,0 +1,302 @@
+"""The loop: what it measures, what it tells, that it learns, and that seeds alone decide."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.utils.data import Dataset, TensorDataset
+
+from maskcl.methods import HAT
+from maskcl.problems import Vision
+from maskcl.result import Result
+from maskcl.trainer import Callback, Trainer
+
+TASKS = 3
+
+
+def make(net=None, scenario=None, **changed) -> Trainer:
+    arguments = {
+        "method": HAT(sparsity=0.2),
+        "optimizer_fn": tiny.OPTIMIZERS["adam"],
+        "epochs": 2,
+        "batch_size": 8,
+        "device": "cpu",
+    } | changed
+    return Trainer(
+        net if net is not None else tiny.network("mlp", TASKS),
+        arguments.pop("method"),
+        Vision(),
+        scenario if scenario is not None else tiny.scenario(TASKS),
+        arguments.pop("optimizer_fn"),
+        **arguments,
+    )
+
+
+class Log(Callback):
+    def __init__(self) -> None:
+        self.events: list[tuple] = []
+
+    def on_task_start(self, task, epochs, first_epoch):
+        self.events.append(("task", task, epochs, first_epoch))
+
+    def on_epoch_start(self, task, epoch, batches):
+        self.events.append(("epoch", task, epoch, batches))
+
+    def on_step(self, task, epoch, batch, loss):
+        assert isinstance(loss, torch.Tensor)
+        assert loss.dim() == 0
+        assert not loss.requires_grad
+        self.events.append(("step", task, epoch, batch))
+
+    def on_epoch_end(self, task, epoch, loss, accuracy, free):
+        assert math.isfinite(loss)
+        assert 0 <= accuracy <= 1
+        assert 0 <= free <= 1
+        self.events.append(("epoch end", task, epoch))
+
+    def on_task_end(self, task, scores):
+        assert scores.shape == (TASKS,)
+        self.events.append(("task end", task))
+
+
+@pytest.mark.parametrize("model", list(tiny.MODELS))
+def test_it_learns(model):
+    trainer = make(
+        tiny.network(model, TASKS), tiny.scenario(TASKS, count=64), epochs=15, batch_size=8
+    )
+    result = trainer.fit()
+    assert np.diag(result.matrix).min() >= 0.9
+    assert all(losses[-1] < losses[0] for losses in result.losses)
+
+
+def test_the_matrix_with_heads_of_their_own():
+    result = make().fit()
+    below = np.tril(np.ones((TASKS, TASKS), dtype=bool))
+    assert np.isfinite(result.matrix[below]).all()
+    assert np.isnan(result.matrix[~below]).all()
+    assert np.isnan(result.untrained).all()
+
+
+def test_the_matrix_with_a_shared_head():
+    trainer = make(tiny.network("mlp", TASKS, shared=True), tiny.scenario(TASKS, setting="domain"))
+    result = trainer.fit()
+    assert np.isfinite(result.matrix).all()
+    assert np.isfinite(result.untrained).all()
+    head = [p for p in trainer.net.parameters() if p.shape == (tiny.CLASSES, 12)]
+    assert len(head) == 1
+    initial = dict(tiny.network("mlp", TASKS, shared=True).named_parameters())
+    name = next(n for n, p in trainer.net.named_parameters() if p is head[0])
+    bias = name.replace("weight", "bias")
+    assert not torch.equal(head[0], initial[name])
+    assert not torch.equal(dict(trainer.net.named_parameters())[bias], initial[bias])
+
+
+def test_scores_are_the_scenarios_with_hard_masks():
+    scenario = tiny.scenario(TASKS)
+    trainer = make(scenario=scenario)
+    result = trainer.fit()
+    for task in range(TASKS):
+        x = torch.stack([scenario.test_inputs(task)[i] for i in range(16)])
+        wanted = scenario.score(task, tiny.logits(trainer.net, task, x).argmax(1))
+        assert result.matrix[TASKS - 1, task] == trainer.evaluate(task) == wanted
+
+
+def test_callbacks_come_in_order():
+    log = Log()
+    make(callback=log).fit()
+    wanted: list[tuple] = []
+    for task in range(TASKS):
+        wanted.append(("task", task, 2, 0))
+        for epoch in range(2):
+            wanted.append(("epoch", task, epoch, 3))
+            wanted += [("step", task, epoch, batch) for batch in range(3)]
+            wanted.append(("epoch end", task, epoch))
+        wanted.append(("task end", task))
+    assert log.events == wanted
+
+
+def test_free_capacity_counts_the_task_in_training():
+    class Free(Log):
+        free: list[float] = []  # noqa: RUF012
+
+        def on_epoch_end(self, task, epoch, loss, accuracy, free):
+            net = trainer.net
+            wanted = 1 - float((net.used() | net.hard_mask(task)).double().mean())
+            assert free == wanted
+            self.free.append(free)
+
+    trainer = make(callback=Free())
+    result = trainer.fit()
+    assert len(trainer.callback.free) == 2 * TASKS
+    assert len(result.capacity) == len(result.protected) == TASKS
+    assert result.capacity[-1] == trainer.net.capacity()
+    assert all(b >= a for a, b in zip(result.capacity[0].values(), result.capacity[2].values()))
+
+
+def state(trainer: Trainer) -> list[torch.Tensor]:
+    return [v.clone() for v in trainer.net.state_dict().values()]
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_seed_alone_decides():
+    runs = []
+    for seed, noise in ((0, 1), (0, 2), (1, 1)):
+        trainer = make(tiny.network(tiny.mlp(dropout=0.3), TASKS), seed=seed)
+        torch.manual_seed(noise)
+        random.seed(noise)
+        trainer.fit()
+        runs.append(state(trainer))
+    assert equal(runs[0], runs[1])
+    assert not equal(runs[0], runs[2])
+
+
+def test_the_callers_random_numbers_are_not_touched():
+    trainer = make()
+    torch.manual_seed(5)
+    random.seed(5)
+    wanted = (float(torch.rand(())), random.random())
+    torch.manual_seed(5)
+    random.seed(5)
+    trainer.fit()
+    assert (float(torch.rand(())), random.random()) == wanted
+
+
+def test_shuffling_depends_on_seed_task_and_epoch_alone():
+    trainer, other = make(), make(seed=1)
+    order = trainer._order(1, 2, 24)
+    torch.rand(3)
+    assert trainer._order(1, 2, 24) == order
+    assert sorted(order) == list(range(24))
+    differing = (trainer._order(1, 1, 24), trainer._order(2, 2, 24), other._order(1, 2, 24))
+    assert order not in differing
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "wanted"),
+    [(24, 8, [8, 8, 8]), (25, 8, [8, 8, 9]), (26, 8, [8, 8, 8, 2]), (3, 8, [3]), (1, 8, [1]),
+     (3, 1, [1, 1, 1]), (9, 8, [9]), (17, 16, [17])],
+)  # fmt: skip
+def test_no_batch_of_one_is_left_over(count, size, wanted):
+    x, y = torch.arange(float(count))[:, None], torch.arange(count)
+    order = torch.randperm(count).tolist()
+    problem = Vision()
+    batches = list(problem.train_batches(TensorDataset(x, y), order, size))
+    assert [len(b) for _, b in batches] == wanted
+    assert problem.num_batches(count, size) == len(wanted)
+    assert torch.cat([b for _, b in batches]).tolist() == order
+    assert all(torch.equal(a.flatten().long(), b) for a, b in batches)
+
+
+def test_any_map_style_dataset_gives_the_same_batches():
+    class Plain(Dataset):
+        def __len__(self):
+            return len(y)
+
+        def __getitem__(self, i):
+            return x[i], int(y[i])
+
+    class Taking(Plain):
+        def __getitem__(self, i):
+            raise AssertionError("one by one")
+
+        def take(self, indices):
+            return x[indices], y[indices]
+
+    x, y = tiny.samples(0)
+    order = [3, 1, 2, 9, 11]
+    kinds = [TensorDataset(x, y), Plain(), Taking()]
+    found = [list(Vision().train_batches(d, order, 2)) for d in kinds]
+    for batches in found:
+        assert len(batches) == 2
+        for (a, b), (c, d) in zip(batches, found[0]):
+            assert torch.equal(a, c)
+            assert torch.equal(b, d)
+    for inputs in (x, TensorDataset(x)):
+        assert torch.equal(torch.cat(list(Vision().test_batches(inputs, 7))), x)
+
+
+def test_a_weighted_loss():
+    logits, target = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    problem = Vision()
+    torch.testing.assert_close(
+        problem.loss(logits, target, torch.ones(4)), problem.loss(logits, target)
+    )
+    only = problem.loss(logits, target, torch.tensor([0.0, 2, 0, 0]))
+    torch.testing.assert_close(only, problem.loss(logits[1:2], target[1:2]))
+
+
+def test_bf16_trains_and_keeps_the_promise():
+    method = HAT(sparsity=0.1)
+    trainer = make(tiny.network("conv", TASKS), precision="bf16", epochs=10, method=method)
+    result = trainer.fit()
+    assert all(p.dtype == torch.float32 for p in trainer.net.parameters())
+    assert (result.matrix[2, :2] == np.diag(result.matrix)[:2]).all()
+    assert np.diag(result.matrix).mean() >= 0.8
+
+
+def test_precision_is_what_was_asked_for():
+    seen = []
+    for precision in ("32", "bf16"):
+        net = tiny.network("mlp", TASKS)
+        layer = next(m for m in net.modules() if getattr(m, "out_features", 0) == 12)
+        handle = layer.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+        make(net, precision=precision, epochs=1).fit()
+        handle.remove()
+        assert set(seen) == {torch.float32 if precision == "32" else torch.bfloat16}
+        seen.clear()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run():
+    trainer = make(optimizer_fn=lambda p: torch.optim.SGD(p, lr=1e30), epochs=4)
+    with pytest.raises(RuntimeError, match=r"the loss is (nan|inf) in task 0, epoch"):
+        trainer.fit()
+
+
+def test_the_result_goes_through_json():
+    import json
+
+    result = make().fit()
+    again = Result.from_dict(json.loads(json.dumps(result.to_dict())))
+    np.testing.assert_array_equal(again.matrix, result.matrix)
+    np.testing.assert_array_equal(again.untrained, result.untrained)
+    assert again.losses == result.losses
+    assert again.capacity == result.capacity
+    assert min(result.seconds) > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0, wanted an integer of at least 1"),
+        ({"epochs": 1.5}, "epochs is 1.5"),
+        ({"batch_size": -1}, "batch_size is -1"),
+        ({"device": "tpu"}, "device is 'tpu', wanted one of auto, cpu, cuda"),
+        ({"precision": "16"}, "precision is '16', wanted one of 32, bf16"),
+        ({"scenario": tiny.scenario(4)}, "net has 3 tasks, the scenario 4"),
+        ({"scenario": tiny.scenario(2, setting="class")}, "which the class setting does not tell"),
+    ],
+)
+def test_wrong_arguments_are_named(changed, message):
+    with pytest.raises(ValueError, match="Trainer: ") as error:
+        make(**changed)
+    assert message in str(error.value)
+
+
+def test_the_trainers_module_is_not_imported_by_maskcl():
+    import subprocess
+    import sys
+
+    code = """
+import sys, maskcl
+print([m for m in ("lightning_fabric", "safetensors", "maskcl.trainer") if m in sys.modules])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

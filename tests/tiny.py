@@ -1,0 +1,164 @@
+"""Tiny models and tasks for the tests of methods and trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import TensorDataset
+
+from maskcl.nn import HATNetwork, to_hat
+from maskcl.scenarios import Scenario, from_datasets
+
+SHAPE = (1, 6, 6)
+CLASSES = 2
+
+OptimizerFn = Callable[[list[nn.Parameter]], Optimizer]
+
+OPTIMIZERS: dict[str, OptimizerFn] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(
+        p, lr=0.05, momentum=0.9, weight_decay=0.02, nesterov=True
+    ),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.02),
+    "adam-l2": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=0.02),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=0.1),
+}
+
+
+def mlp(dropout: float = 0.0) -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(36, 16),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(16, 12),
+        nn.ReLU(),
+        nn.Linear(12, CLASSES),
+    )
+
+
+def conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 9, 10),
+        nn.ReLU(),
+        nn.Linear(10, CLASSES),
+    )
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 8, 3, padding=1)
+        self.first = nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.relu = nn.ReLU()
+        self.head = nn.Linear(32, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        x = x + self.relu(self.norm(self.first(x)))
+        x = x + self.relu(self.second(x))
+        return self.head(torch.flatten(self.pool(x), 1))
+
+
+def layer_norm() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(36, 16),
+        nn.LayerNorm(16),
+        nn.GELU(),
+        nn.Linear(16, 12),
+        nn.LayerNorm(12),
+        nn.GELU(),
+        nn.Linear(12, CLASSES),
+    )
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "mlp": mlp,
+    "conv": conv,
+    "residual": Residual,
+    "layernorm": layer_norm,
+}
+
+
+def network(model: nn.Module | str = "mlp", tasks: int = 5, *, shared: bool = False) -> HATNetwork:
+    """A HAT network from seed 0, with a head for each task or one for all."""
+    torch.manual_seed(0)
+    module = MODELS[model]() if isinstance(model, str) else model
+    classes = None if shared else [CLASSES] * tasks
+    return to_hat(module, tasks, torch.zeros(2, *SHAPE), classes=classes)
+
+
+def samples(task: int, count: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Noisy copies of two patterns that are the task's own; x [count, *SHAPE], y [count]."""
+    generator = torch.Generator().manual_seed(1000 * seed + task)
+    patterns = torch.randn(CLASSES, *SHAPE, generator=generator)
+    y = torch.arange(count) % CLASSES
+    return patterns[y] + 0.5 * torch.randn(count, *SHAPE, generator=generator), y
+
+
+def scenario(tasks: int = 5, *, setting: str = "task", count: int = 24) -> Scenario:
+    """Tasks of `samples`; the test set repeats 16 of the training samples."""
+    data = [samples(t, count) for t in range(tasks)]
+    pairs = [(TensorDataset(x, y), TensorDataset(x[:16], y[:16])) for x, y in data]
+    return from_datasets(pairs, setting=setting)
+
+
+@torch.no_grad()
+def logits(net: HATNetwork, task: int, x: Tensor) -> Tensor:
+    """Logits with the task's hard mask."""
+    training = net.training
+    net.eval()
+    with net.task(task):
+        out = net(x)
+    net.train(training)
+    return out.clone()
+
+
+def train_task(
+    net: HATNetwork,
+    method,
+    task: int,
+    optimizer_fn: OptimizerFn,
+    *,
+    steps: int = 10,
+    seed: int = 0,
+    protect: bool = True,
+    finish: bool = True,
+) -> list[float]:
+    """The hooks in a loop of one's own: one epoch of ``steps`` steps on the whole task; losses."""
+    x, y = samples(task)
+    net.train()
+    state = method.begin_task(net, task, seed=seed)
+    optimizer = optimizer_fn(net.task_parameters(task))
+    guard = method.protect(optimizer, net, state) if protect else None
+    losses = []
+    for step in range(steps):
+        method.before_step(net, state, step / (steps - 1) if steps > 1 else 1.0)
+        optimizer.zero_grad()
+        with net.task(task, state.scale):
+            loss = nn.functional.cross_entropy(net(x), y) + method.loss_term(net, state)
+        loss.backward()
+        method.after_backward(net, state)
+        optimizer.step()
+        method.after_step(net, state)
+        losses.append(float(loss.detach()))
+    if guard is not None:
+        guard.remove()
+    if finish:
+        method.end_task(net, state)
+    return losses
