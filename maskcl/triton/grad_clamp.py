@@ -170,16 +170,16 @@ def _soft_kernel(
 ):
     entry, r, q, group = _tile(table_ptr, tensors, TENSORS, ROWS, COLUMNS)
     height = tl.load(entry + 5 * tensors)
-    row_live, column_live = r < height, q < tl.load(entry + 8 * tensors)
+    length = tl.load(entry + 8 * tensors)
     row = group * height + r
     unit = group * tl.load(entry + 6 * tensors) + _column(entry, q, tensors, INDEX)
     sides = tl.load(entry + 12 * tensors)  # 1: rows only, 2: columns only, 3: both
     row_ptr = tl.load(entry + 2 * tensors).to(tl.pointer_type(tl.float32))
     row_ptr += row * tl.load(entry + 10 * tensors)
-    a = tl.load(row_ptr, mask=row_live & (sides != 2), other=0.0)[:, None]
+    a = tl.load(row_ptr, mask=r < tl.where(sides == 2, 0, height), other=0.0)[:, None]
     column_ptr = tl.load(entry + 3 * tensors).to(tl.pointer_type(tl.float32))
     column_ptr += unit * tl.load(entry + 11 * tensors)
-    b = tl.load(column_ptr, mask=column_live & (sides != 1), other=0.0)[None, :]
+    b = tl.load(column_ptr, mask=q < tl.where(sides == 1, 0, length), other=0.0)[None, :]
     if AGGREGATION == "min":
         both = tl.minimum(a, b)
     elif AGGREGATION == "max":
@@ -189,7 +189,7 @@ def _soft_kernel(
     share = tl.where(sides == 3, both, a + b)  # the side that is not there was read as 0
 
     at = row[:, None] * tl.load(entry + 9 * tensors) + q[None, :]
-    live = row_live[:, None] & column_live[None, :]
+    live = (r < height)[:, None] & (q < length)[None, :]
     grad_ptr = tl.load(entry + tensors).to(tl.pointer_type(DTYPE)) + at
     grad = tl.load(grad_ptr, mask=live, other=0.0).to(tl.float32)
     tl.store(grad_ptr, (grad * (1.0 - share)).to(DTYPE), mask=live)

@@ -21,7 +21,8 @@ def _tanh(x):
     a = tl.abs(x)
     p = tl.exp(-2.0 * a)
     far = (1.0 - p) / (1.0 + p)
-    q = x * x
+    q = tl.minimum(a, 0.25)
+    q = q * q
     near = x * (1.0 - q * (1.0 / 3.0 - q * (2.0 / 15.0 - q * (17.0 / 315.0 - q * (62.0 / 2835.0)))))
     return tl.where(a < 0.25, near, tl.where(x < 0, -far, far))
 
