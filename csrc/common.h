@@ -1,0 +1,151 @@
+// What the kernels of every device share: argument checks, dtype dispatch, memory layout around a channel.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "formulas.h"
+
+#define MASKCL_CHECK(condition, ...) STD_TORCH_CHECK(condition, __VA_ARGS__)
+
+namespace maskcl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Arithmetic is float32 for every dtype but float64.
+template <typename T>
+struct compute {
+  using type = float;
+};
+template <>
+struct compute<double> {
+  using type = double;
+};
+template <typename T>
+using compute_t = typename compute<T>::type;
+
+// Runs body<T>() for the C++ type T of a floating dtype.
+template <typename F>
+void dispatch_float(ScalarType dtype, const char* op, F&& body) {
+  switch (dtype) {
+    case ScalarType::Float: return body.template operator()<float>();
+    case ScalarType::Double: return body.template operator()<double>();
+    case ScalarType::BFloat16: return body.template operator()<torch::headeronly::BFloat16>();
+    case ScalarType::Half: return body.template operator()<torch::headeronly::Half>();
+    default: MASKCL_CHECK(false, op, ": found dtype ", torch::headeronly::toString(dtype), ", wanted a floating dtype");
+  }
+}
+
+inline ScalarType compute_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Activation parse_activation(const std::string& name) {
+  static const std::pair<const char*, Activation> names[] = {
+      {"identity", Activation::identity}, {"relu", Activation::relu},       {"gelu", Activation::gelu},
+      {"gelu_tanh", Activation::gelu_tanh}, {"silu", Activation::silu},     {"tanh", Activation::tanh},
+      {"sigmoid", Activation::sigmoid},   {"leaky_relu", Activation::leaky_relu}};
+  for (const auto& [key, value] : names)
+    if (name == key) return value;
+  MASKCL_CHECK(false, "activation: found '", name, "', which is not one of maskcl's");
+  return Activation::identity;
+}
+
+// Runs body<A>() for a runtime activation.
+template <typename F>
+MASKCL_HD void dispatch_activation(Activation activation, F&& body) {
+  switch (activation) {
+    case Activation::identity: return body.template operator()<Activation::identity>();
+    case Activation::relu: return body.template operator()<Activation::relu>();
+    case Activation::gelu: return body.template operator()<Activation::gelu>();
+    case Activation::gelu_tanh: return body.template operator()<Activation::gelu_tanh>();
+    case Activation::silu: return body.template operator()<Activation::silu>();
+    case Activation::tanh: return body.template operator()<Activation::tanh>();
+    case Activation::sigmoid: return body.template operator()<Activation::sigmoid>();
+    case Activation::leaky_relu: return body.template operator()<Activation::leaky_relu>();
+  }
+}
+
+inline Rule parse_rule(const std::string& name) {
+  if (name == "hat") return Rule::hat;
+  if (name == "const") return Rule::constant;
+  if (name == "adahat") return Rule::adahat;
+  MASKCL_CHECK(name == "random", "rule: found '", name, "', wanted hat, const, adahat or random");
+  return Rule::random;
+}
+
+inline Aggregation parse_aggregation(const std::string& name) {
+  if (name == "min") return Aggregation::min;
+  if (name == "max") return Aggregation::max;
+  MASKCL_CHECK(name == "mean", "aggregation: found '", name, "', wanted min, max or mean");
+  return Aggregation::mean;
+}
+
+// A dense tensor seen around its channel: memory order [outer][channels][inner].
+struct Layout {
+  int64_t outer, channels, inner;
+};
+
+inline bool is_channels_last(const Tensor& x) {
+  const int64_t dims = x.dim();
+  if (dims != 4 && dims != 5) return false;
+  int64_t expected = x.size(1);
+  if (x.size(1) != 1 && x.stride(1) != 1) return false;
+  for (int64_t d = dims - 1; d >= 2; --d) {
+    if (x.size(d) != 1 && x.stride(d) != expected) return false;
+    expected *= x.size(d);
+  }
+  return x.size(0) == 1 || x.stride(0) == expected;
+}
+
+// The layout of x around `channel`, or nothing where its memory is not in such an order.
+inline std::optional<Layout> layout_of(const Tensor& x, int64_t channel) {
+  Layout layout{1, x.size(channel), 1};
+  if (x.is_contiguous()) {
+    for (int64_t d = 0; d < channel; ++d) layout.outer *= x.size(d);
+    for (int64_t d = channel + 1; d < x.dim(); ++d) layout.inner *= x.size(d);
+    return layout;
+  }
+  if (channel != 1 || !is_channels_last(x)) return std::nullopt;
+  layout.outer = x.numel() / (layout.channels ? layout.channels : 1);
+  return layout;
+}
+
+inline bool same_strides(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != b.size(d) || (a.size(d) != 1 && a.stride(d) != b.stride(d))) return false;
+  return true;
+}
+
+// `a` with the memory order of the dense tensor `like`; itself where it has it already.
+inline Tensor in_order_of(const Tensor& a, const Tensor& like) {
+  if (same_strides(a, like)) return a;
+  Tensor out = torch::stable::empty_like(like);
+  torch::stable::copy_(out, a);
+  return out;
+}
+
+inline Tensor to_dtype(const Tensor& a, ScalarType dtype) {
+  return a.scalar_type() == dtype ? torch::stable::contiguous(a)
+                                  : torch::stable::contiguous(torch::stable::to(a, dtype));
+}
+
+inline Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
+  return torch::stable::new_empty(like, {size}, dtype);
+}
+
+inline void check_channels(const char* op, const char* name, const Tensor& vector, int64_t channels) {
+  MASKCL_CHECK(vector.numel() == channels, op, ": ", name, " has ", vector.numel(), " elements, wanted ", channels,
+               " channels");
+}
+
+}  // namespace maskcl

@@ -1,0 +1,252 @@
+// Every scalar formula once, for the CPU and the CUDA kernels alike: what the CPU tests prove is what the GPU computes.
+// The specification, with the equations' sources, is maskcl/reference; names are the same here.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define MASKCL_HD __host__ __device__ __forceinline__
+#else
+#define MASKCL_HD inline __attribute__((always_inline))
+#endif
+
+namespace maskcl {
+
+enum class Activation { identity, relu, gelu, gelu_tanh, silu, tanh, sigmoid, leaky_relu };
+enum class Rule { hat, constant, adahat, random };
+enum class Aggregation { min, max, mean };
+
+// --- elementary functions -------------------------------------------------------------------------------------------
+
+// exp in float32 by range reduction and a polynomial (Cephes' coefficients): no call, so loops over it vectorise, and
+// host and device round alike. At most 2 ulp; 0 below -104, infinity above 89, gradual underflow between, NaN kept.
+MASKCL_HD float exp_(float x) {
+  const float clipped = x < -105.0f ? -105.0f : (x > 89.0f ? 89.0f : x);
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+  const float shifted = clipped * 1.44269504088896341f + magic;
+  const float n = shifted - magic;
+  const float r = (clipped - n * 0.693359375f) - n * -2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  // 2^n in two factors, so that results below 2^-126 come out as subnormals
+  const int32_t k = static_cast<int32_t>(n), half = k / 2;
+  const int32_t bits1 = (half + 127) * (1 << 23), bits2 = (k - half + 127) * (1 << 23);
+  float scale1, scale2;
+  memcpy(&scale1, &bits1, 4);
+  memcpy(&scale2, &bits2, 4);
+  const float y = p * scale1 * scale2;
+  return x != x ? x : y;
+}
+MASKCL_HD double exp_(double x) { return ::exp(x); }
+
+MASKCL_HD float abs_(float x) { return ::fabsf(x); }
+MASKCL_HD double abs_(double x) { return ::fabs(x); }
+
+template <typename T>
+MASKCL_HD T sigmoid(T x) {
+  const T t = exp_(-abs_(x));
+  return (x >= T(0) ? T(1) : t) / (T(1) + t);
+}
+
+// sigmoid'(x) without the cancellation of m (1 - m)
+template <typename T>
+MASKCL_HD T sigmoid_slope(T x) {
+  const T t = exp_(-abs_(x));
+  const T p = t / (T(1) + t);
+  return p * (T(1) - p);
+}
+
+MASKCL_HD float tanh_(float x) {
+  const float a = abs_(x), t = exp_(-2.0f * a);
+  const float large = (1.0f - t) / (1.0f + t);
+  const float s = x * x;  // near 0 the quotient cancels: odd series instead
+  const float small = a * (1.0f + s * (-0.33333333f + s * (0.13333333f + s * (-0.053968254f + s * 0.021869489f))));
+  const float y = a < 0.3f ? small : large;
+  return x < 0.0f ? -y : y;
+}
+MASKCL_HD double tanh_(double x) { return ::tanh(x); }
+
+// Abramowitz and Stegun 7.1.26, absolute error 1.5e-7
+MASKCL_HD float erf_(float x) {
+  const float a = abs_(x), t = 1.0f / (1.0f + 0.3275911f * a);
+  const float p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+  const float y = 1.0f - p * exp_(-a * a);
+  return x < 0.0f ? -y : y;
+}
+MASKCL_HD double erf_(double x) { return ::erf(x); }
+
+// --- gate -----------------------------------------------------------------------------------------------------------
+
+template <typename T>
+MASKCL_HD T hat_gate(T e, T s) {
+  return sigmoid(s * e);
+}
+
+// cosh(x) + 1 for the recipe, whose argument is clipped by its caller
+template <typename T>
+MASKCL_HD T cosh_plus_one(T x) {
+  const T t = exp_(abs_(x));
+  return T(0.5) * (t + T(1) / t) + T(1);
+}
+
+// max_scale <= 0: no compensation. tail_k is 1 + exp(-cosh_clamp).
+template <typename T>
+MASKCL_HD T hat_gate_backward(T g, T e, T m, T s, T max_scale, T cosh_clamp, T tail_k, bool recipe) {
+  const T x = s * e;
+  if (recipe) {
+    const T q = g * s * (m * (T(1) - m));
+    if (!(max_scale > T(0))) return q;
+    const T clipped = x < -cosh_clamp ? -cosh_clamp : (x > cosh_clamp ? cosh_clamp : x);
+    return q * (max_scale / s) * (cosh_plus_one(clipped) / cosh_plus_one(e));
+  }
+  if (!(max_scale > T(0))) return g * s * sigmoid_slope(x);
+  const T beyond = abs_(x) > cosh_clamp ? abs_(x) : cosh_clamp;
+  const T tail = tail_k / (T(1) + exp_(-beyond));
+  return g * max_scale * sigmoid_slope(e) * (exp_(cosh_clamp - beyond) * (tail * tail));
+}
+
+// --- activations ----------------------------------------------------------------------------------------------------
+
+template <Activation A, typename T>
+MASKCL_HD T activate(T x, T slope) {
+  constexpr double tanh_scale = 0.79788456080286535588, cubic = 0.044715;
+  if constexpr (A == Activation::relu) return x > T(0) ? x : (x != x ? x : T(0));
+  if constexpr (A == Activation::gelu) return T(0.5) * x * (T(1) + erf_(x * T(0.70710678118654752440)));
+  if constexpr (A == Activation::gelu_tanh)
+    return T(0.5) * x * (T(1) + tanh_(T(tanh_scale) * (x + T(cubic) * x * x * x)));
+  if constexpr (A == Activation::silu) return x * sigmoid(x);
+  if constexpr (A == Activation::tanh) return tanh_(x);
+  if constexpr (A == Activation::sigmoid) return sigmoid(x);
+  if constexpr (A == Activation::leaky_relu) return x > T(0) ? x : x * slope;
+  return x;
+}
+
+// act' from a = act(x); only for activations that have it
+template <Activation A, typename T>
+MASKCL_HD T slope_from_output(T a, T slope) {
+  if constexpr (A == Activation::relu) return a > T(0) ? T(1) : T(0);
+  if constexpr (A == Activation::tanh) return T(1) - a * a;
+  if constexpr (A == Activation::sigmoid) return a * (T(1) - a);
+  if constexpr (A == Activation::leaky_relu) return a > T(0) ? T(1) : slope;
+  return T(1);
+}
+
+template <Activation A, typename T>
+MASKCL_HD T slope_from_input(T x, T a, T slope) {
+  constexpr double tanh_scale = 0.79788456080286535588, cubic = 0.044715;
+  if constexpr (A == Activation::gelu) {
+    const T density = exp_(T(-0.5) * x * x) * T(0.39894228040143267794);
+    return T(0.5) * (T(1) + erf_(x * T(0.70710678118654752440))) + x * density;
+  }
+  if constexpr (A == Activation::gelu_tanh) {
+    const T t = tanh_(T(tanh_scale) * (x + T(cubic) * x * x * x));
+    const T inner = T(tanh_scale) * (T(1) + T(3 * cubic) * x * x);
+    return T(0.5) * (T(1) + t) + T(0.5) * x * (T(1) - t * t) * inner;
+  }
+  if constexpr (A == Activation::silu) {
+    const T p = sigmoid(x);
+    return p * (T(1) + x * (T(1) - p));
+  }
+  return slope_from_output<A>(a, slope);
+}
+
+// --- masked_forward -------------------------------------------------------------------------------------------------
+
+template <Activation A, typename T>
+MASKCL_HD T masked_activation(T x, T b, T m, T slope) {
+  return activate<A>(x + b, slope) * m;
+}
+
+// dz = g m act' and the summand of dmask. From the output y, relu, identity and leaky_relu sum g y, and the sum is
+// divided by m once (see mask_grad); the others need act(x) = y / m here.
+template <Activation A, typename T>
+MASKCL_HD void masked_activation_backward_from_output(T g, T y, T m, T inverse_m, T slope, T* dz, T* da) {
+  if constexpr (A == Activation::identity) {
+    *dz = g * m;
+    *da = g * y;
+  } else if constexpr (A == Activation::relu) {
+    *dz = y != T(0) ? g * m : T(0);
+    *da = g * y;
+  } else if constexpr (A == Activation::leaky_relu) {
+    *dz = g * m * ((y > T(0)) == (m > T(0)) && y != T(0) ? T(1) : slope);
+    *da = g * y;
+  } else {
+    const T a = y * inverse_m;
+    *dz = g * m * slope_from_output<A>(a, slope);
+    *da = g * a;
+  }
+}
+
+template <Activation A>
+constexpr bool divides_once = A == Activation::identity || A == Activation::relu || A == Activation::leaky_relu;
+
+// The gradient of a unit's mask from the sum of the above; 0 where m is 0.
+template <typename T>
+MASKCL_HD T mask_grad(T sum, T m, bool divide) {
+  return divide ? (m != T(0) ? sum / m : T(0)) : sum;
+}
+
+template <Activation A, typename T>
+MASKCL_HD void masked_activation_backward_from_input(T g, T x, T b, T m, T slope, T* dz, T* da) {
+  const T z = x + b, a = activate<A>(z, slope);
+  *dz = g * m * slope_from_input<A>(z, a, slope);
+  *da = g * a;
+}
+
+// --- grad_clamp -----------------------------------------------------------------------------------------------------
+
+MASKCL_HD int popcount(uint64_t x) {
+  x = x - ((x >> 1) & 0x5555555555555555u);
+  x = (x & 0x3333333333333333u) + ((x >> 2) & 0x3333333333333333u);
+  x = (x + (x >> 4)) & 0x0f0f0f0f0f0f0f0fu;
+  return static_cast<int>((x * 0x0101010101010101u) >> 56);
+}
+
+// Number of tasks that use a weight whose ends have these task sets of `words` words.
+MASKCL_HD int users(const int64_t* out, const int64_t* in, int64_t words, bool exact) {
+  int together = 0, outs = 0, ins = 0;
+  for (int64_t w = 0; w < words; ++w) {
+    const uint64_t o = static_cast<uint64_t>(out[w]), i = static_cast<uint64_t>(in[w]);
+    if (exact) {
+      together += popcount(o & i);
+    } else {
+      outs += popcount(o);
+      ins += popcount(i);
+    }
+  }
+  return exact ? together : (outs < ins ? outs : ins);
+}
+
+// splitmix64's finaliser of a counter; 24 bits make a float in [0, 1)
+MASKCL_HD float uniform(uint64_t seed, uint64_t tensor, uint64_t index) {
+  uint64_t x = ((tensor << 40) + index) * 0x9E3779B97F4A7C15u + seed;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  x = x ^ (x >> 31);
+  return static_cast<float>(x >> 40) * 5.9604644775390625e-8f;
+}
+
+// The factor of a gradient whose weight n tasks use; rule hat writes 0 where n > 0 instead of multiplying.
+template <typename T>
+MASKCL_HD T clamp_factor(Rule rule, int n, T value, float random) {
+  if (rule == Rule::adahat) return value / (static_cast<T>(n) + value);
+  if (n == 0) return T(1);
+  if (rule == Rule::constant) return value;
+  return rule == Rule::random ? static_cast<T>(random) : T(0);
+}
+
+template <typename T>
+MASKCL_HD T aggregate(Aggregation how, T a, T b) {
+  if (how == Aggregation::min) return a < b ? a : b;
+  if (how == Aggregation::max) return a > b ? a : b;
+  return (a + b) * T(0.5);
+}
+
+}  // namespace maskcl

@@ -1,0 +1,59 @@
+"""What all tests share: poisoned fresh memory, seeds, and the backends that this machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from maskcl import backends
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory_and_seed() -> Iterator[None]:
+    """Fresh memory is NaN (the largest integer for integers), so an element left unwritten shows."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+# Every native backend with each device that it can run on; the reference is what they are tested against.
+PAIRS = [("cpp", "cpu"), ("triton", "cpu"), ("triton", "cuda"), ("cuda", "cuda")]
+
+
+def _absent(name: str, device: str) -> str | None:
+    if device == "cuda" and not torch.cuda.is_available():
+        return "torch.cuda.is_available() is false"
+    reasons = backends.not_supported_reasons(name, "hat_gate", device, torch.float32)
+    return "; ".join(reasons) or None
+
+
+AVAILABLE = [pair for pair in PAIRS if _absent(*pair) is None]
+
+
+def pytest_report_header() -> list[str]:
+    """Which backends the op tests run on, and why not on the others."""
+    lines = [f"maskcl backends under test: {', '.join('-'.join(pair) for pair in AVAILABLE)}"]
+    missing = [(pair, _absent(*pair)) for pair in PAIRS if pair not in AVAILABLE]
+    return lines + [f"  not here: {'-'.join(pair)}: {reason}" for pair, reason in missing]
+
+
+@pytest.fixture(params=AVAILABLE, ids="-".join)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each native backend in turn, forced; the device is the fixture ``device``."""
+    with backends.use_backend(request.param[0]):
+        yield request.param[0]
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """The device of the backend in turn."""
+    return request.node.callspec.params["backend"][1]
