@@ -1,0 +1,238 @@
+"""From an ordinary model to one that many tasks share, in one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from maskcl.nn.activations import fused_name
+from maskcl.nn.attach import unmasked
+from maskcl.nn.errors import ConversionError
+from maskcl.nn.heads import TaskHeads
+from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLayer, HATLinear
+from maskcl.nn.network import HATNetwork
+from maskcl.nn.norms import (
+    TaskBatchNorm1d,
+    TaskBatchNorm2d,
+    TaskBatchNorm3d,
+    TaskGroupNorm,
+    TaskLayerNorm,
+    TaskNorm,
+)
+from maskcl.nn.owners import check_owners
+from maskcl.nn.state import Masked
+from maskcl.nn.topology import Sources, output_modules, sole_reader, weight_layers
+from maskcl.nn.trace import Trace, trace
+
+_CONVS: dict[type, type] = {nn.Conv1d: HATConv1d, nn.Conv2d: HATConv2d, nn.Conv3d: HATConv3d}
+_BATCH_NORMS: dict[type, type] = {
+    nn.BatchNorm1d: TaskBatchNorm1d,
+    nn.BatchNorm2d: TaskBatchNorm2d,
+    nn.BatchNorm3d: TaskBatchNorm3d,
+}
+
+
+class FusedActivation(nn.Identity):
+    """Stands where an activation module was that its layer now computes; keeps it for to_plain.
+
+    Attributes:
+        original: the module. layer: name of the layer that computes it.
+    """
+
+    def __init__(self, original: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.original = original
+        self.layer = layer
+
+    def extra_repr(self) -> str:
+        """Which layer computes it."""
+        return f"by {self.layer}"
+
+
+def to_hat(
+    model: nn.Module,
+    num_tasks: int,
+    example_inputs: Any,
+    *,
+    classes: Sequence[int] | None = None,
+    fuse: bool = True,
+    init: str = "normal",
+    sources: Sources | None = None,
+) -> HATNetwork:
+    """Convert an ordinary model; it is copied and stays as it is.
+
+    Linear and convolution layers become HAT layers with the same weights, norms become one norm a
+    task (each a copy). Layers whose parameters are all frozen stay as they are. The same call gives
+    the same network, so that a ``state_dict`` fits in another process.
+
+    Args:
+        model: of torch.nn modules; its forward can be traced by torch.fx.
+        num_tasks: T.
+        example_inputs: a tensor, or a tuple of the forward's arguments, on the model's device.
+        classes: outputs of each task's own head, which replaces the last ``nn.Linear``; None
+            keeps that layer: all tasks share it, and what a finished task needs is protected.
+        fuse: compute an activation module that directly follows a layer together with its mask.
+        init: as for HATNetwork.
+        sources: as for HATNetwork.
+
+    Raises:
+        ConversionError: something cannot be followed or protected; the message names it and the
+            remedy.
+        ValueError: num_tasks, classes or init is not as above.
+    """
+    if num_tasks < 1:
+        raise ValueError(f"to_hat: num_tasks is {num_tasks}, wanted at least 1")
+    if classes is not None and len(classes) != num_tasks:
+        raise ValueError(
+            f"to_hat: classes has {len(classes)} entries, wanted {num_tasks}, one a task"
+        )
+    model = copy.deepcopy(model)
+    if type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential):
+        model = nn.Sequential(model)
+    replace_modules(model, lambda module: _swapped(module, num_tasks))
+    check_owners(model)
+    traced = _trace(model, example_inputs, sources)
+    outputs = _outputs(model, traced, sources)
+    if classes is not None:
+        _put_heads(model, outputs, classes)
+    if fuse and traced is not None:
+        _fuse(model, traced, outputs)
+    for module in model.modules():
+        # In place they would overwrite what a mask's backward needs.
+        if getattr(module, "inplace", False) is True:
+            setattr(module, "inplace", False)  # noqa: B010 - not every Module has it
+    return HATNetwork(model, num_tasks, example_inputs, init=init, sources=sources)
+
+
+def replace_modules(model: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> None:
+    """Put ``change(child)`` in the place of each child for which it is not None, everywhere.
+
+    A module that occurs twice is changed once.
+    """
+    done: dict[int, nn.Module | None] = {}
+    kept: list[nn.Module] = []
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is None:
+                continue
+            if id(child) not in done:
+                kept.append(child)
+                done[id(child)] = change(child)
+            if (new := done[id(child)]) is not None:
+                parent._modules[name] = new
+
+
+def _swapped(module: nn.Module, num_tasks: int) -> nn.Module | None:
+    """The task-aware module for an ordinary one, None where it stays."""
+    kind = type(module)
+    if kind is nn.Linear or kind in _CONVS:
+        return _swapped_layer(module) if _is_plain_layer(module) else None
+    new: TaskNorm
+    if kind in _BATCH_NORMS:
+        new = _BATCH_NORMS[kind](module.num_features, num_tasks, device="meta")
+    elif isinstance(module, nn.LayerNorm):
+        new = TaskLayerNorm(module.normalized_shape, num_tasks, device="meta")
+    elif isinstance(module, nn.GroupNorm):
+        new = TaskGroupNorm(module.num_groups, module.num_channels, num_tasks, device="meta")
+    else:
+        return None
+    new.norms = nn.ModuleList(copy.deepcopy(module) for _ in range(num_tasks))
+    return _with_hooks(new, module)
+
+
+def _is_plain_layer(module: nn.Module) -> bool:
+    """Whether it has a weight (and bias) of its own and nothing else, and trains."""
+    own = dict(module.named_parameters())
+    return set(own) <= {"weight", "bias"} and any(p.requires_grad for p in own.values())
+
+
+def _swapped_layer(module: nn.Module) -> HATLayer:
+    # Built without memory, then given the very parameters of the (copied) layer.
+    if isinstance(module, nn.Linear):
+        bias = module.bias is not None
+        new: HATLayer = HATLinear(module.in_features, module.out_features, bias, device="meta")
+    else:
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        new = _CONVS[type(module)](**conv_options(module), device="meta")
+    new.weight, new.bias = module.weight, module.bias
+    return _with_hooks(new, module)
+
+
+def conv_options(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
+    """A convolution's constructor arguments."""
+    names = (
+        "in_channels",
+        "out_channels",
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+    )
+    options = {name: getattr(conv, name) for name in (*names, "padding_mode")}
+    return {**options, "bias": conv.bias is not None}
+
+
+def _with_hooks(new: Any, old: nn.Module) -> Any:
+    """``new`` with the hooks and the mode of ``old``."""
+    for name, value in vars(old).items():
+        if "hook" in name and value:
+            setattr(new, name, value)
+    new.training = old.training
+    return new
+
+
+def _trace(model: nn.Module, example_inputs: Any, sources: Sources | None) -> Trace | None:
+    """The converted model's trace; None where it has none and ``sources`` has to do."""
+    try:
+        with unmasked(model):
+            return trace(model, example_inputs)
+    except ConversionError:
+        if not sources:
+            raise
+        return None
+
+
+def _outputs(model: nn.Module, traced: Trace | None, sources: Sources | None) -> set[str]:
+    if traced is not None:
+        return output_modules(traced)
+    named = {layer for layers in (sources or {}).values() for layer in layers or ()}
+    return set(weight_layers(model)) - named
+
+
+def _put_heads(model: nn.Module, outputs: set[str], classes: Sequence[int]) -> None:
+    layers = weight_layers(model)
+    linear = [name for name in sorted(outputs) if isinstance(layers.get(name), HATLinear)]
+    if len(outputs) != 1 or not linear:
+        found = (
+            ", ".join(f"{n!r} ({type(layers[n]).__name__[3:]})" for n in sorted(outputs)) or "none"
+        )
+        raise ConversionError(
+            f"to_hat: classes puts heads in the place of the one nn.Linear before the output, found"
+            f" {found}; leave classes out, or build the heads (maskcl.nn.TaskHeads) into the model"
+        )
+    last = layers[linear[0]]
+    assert isinstance(last, HATLinear)
+    weight: Tensor = last.weight
+    has_bias = last.bias is not None
+    heads = TaskHeads(last.in_features, classes, has_bias, device=weight.device, dtype=weight.dtype)
+    heads.training = last.training
+    replace_modules(model, {last: heads}.get)
+
+
+def _fuse(model: nn.Module, traced: Trace, outputs: set[str]) -> None:
+    """Let each masked module compute the activation module that alone reads it."""
+    for name, module in model.named_modules():
+        if not isinstance(module, Masked) or name in outputs:
+            continue
+        reader = sole_reader(traced, name)
+        known = fused_name(reader[1]) if reader else None
+        if reader is None or known is None:
+            continue
+        module.activation, module.negative_slope = known
+        original: nn.Module = reader[1]
+        stand_in = FusedActivation(original, name)
+        replace_modules(model, {original: stand_in}.get)

@@ -1,0 +1,7 @@
+"""What goes wrong when a model cannot be given masks."""
+
+from __future__ import annotations
+
+
+class ConversionError(ValueError):
+    """Part of a model cannot be followed or protected; the message names it and the remedy."""

@@ -1,0 +1,302 @@
+"""The network that many tasks share through unit masks (HAT, Serra et al. 2018)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.nn.attach import attach
+from maskcl.nn.heads import TaskHeads
+from maskcl.nn.norms import TaskNorm
+from maskcl.nn.owners import check_owners
+from maskcl.nn.protection import Protection, protect
+from maskcl.nn.state import WORD, TaskState
+from maskcl.nn.topology import Sources, task_aware, weight_layers
+from maskcl.ops import hat_gate, hat_sparsity
+
+INITS = ("normal", "uniform", "dense")
+
+
+class HATNetwork(nn.Module):
+    """A model whose layers' units carry one mask a task, m = sigmoid(s e) (HAT, eq. 1).
+
+    Every forward happens inside ``with net.task(k):`` and computes the masks of all layers at once.
+    Layers whose output is the network's (no other weight layer follows) have no mask.
+
+    Args:
+        model: HATLinear, HATConvNd, TaskNorms and TaskHeads among ordinary modules without
+            trainable parameters; taken over, not copied. ``to_hat`` makes one of an ordinary model.
+        num_tasks: how many tasks there will be, T.
+        example_inputs: a tensor, or a tuple of the forward's arguments, to trace the model with.
+        init: how embeddings start: "normal" N(0, 1), about half the units open (the paper's);
+            "uniform" U(0, 2), all open (its compression experiment, section 4.4); "dense", all 1.
+        sources: by module, the layers whose units reach its input (their sum, each repeated per
+            position), or None for "every task uses every input", where tracing cannot tell.
+
+    Attributes:
+        embeddings: one float32 [U] a task, all layers' units one after the other.
+        tasks: int64 [U, W]; bit k % 64 of word k // 64: finished task k uses the unit.
+        finished: bool [T].
+        units: layer name -> its slice of U.
+
+    Raises:
+        ConversionError: a parameter cannot be protected or a value cannot be followed; the message
+            names it and what to do.
+        ValueError: num_tasks or init is not as above, or a module has another number of tasks.
+    """
+
+    tasks: Tensor
+    finished: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_tasks: int,
+        example_inputs: Any,
+        *,
+        init: str = "normal",
+        sources: Sources | None = None,
+    ) -> None:
+        super().__init__()
+        if num_tasks < 1:
+            raise ValueError(f"HATNetwork: num_tasks is {num_tasks}, wanted at least 1")
+        _check_init(init)
+        check_owners(model)
+        self._state = TaskState()
+        self._gate: dict[str, Any] = {
+            "max_scale": None,
+            "cosh_clamp": 50.0,
+            "compensation": "exact",
+        }
+        self.num_tasks = num_tasks
+        self.model = model
+        self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
+        self.units = dict(self.topology.units)
+        self._sizes = [s.stop - s.start for s in self.units.values()]
+        self._build_units(init)
+
+    def _build_units(self, init: str) -> None:
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        count = sum(self._sizes)
+        self.embeddings = nn.ParameterList(
+            nn.Parameter(torch.empty(count, device=device)) for _ in range(self.num_tasks)
+        )
+        words = -(-self.num_tasks // WORD)
+        self.register_buffer("tasks", torch.zeros(count, words, dtype=torch.int64, device=device))
+        self.register_buffer(
+            "finished", torch.zeros(self.num_tasks, dtype=torch.bool, device=device)
+        )
+        for k in range(self.num_tasks):
+            self.reset_embedding(k, init)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output for the active task.
+
+        Raises:
+            RuntimeError: no task is active.
+        """
+        state = self._state
+        if state.task is None:
+            raise RuntimeError(
+                "HATNetwork: no task is active, call the network in `with net.task(k):`"
+            )
+        if state.scale is None:
+            mask = self.hard_mask(state.task).to(self.embeddings[state.task].dtype)
+        else:
+            mask = hat_gate(self.embeddings[state.task], state.scale, **self._gate)
+        state.mask = mask
+        state.parts = mask.split(self._sizes)
+        return self.model(*args, **kwargs)
+
+    @contextmanager
+    def task(self, index: int, scale: float | Tensor | None = None) -> Iterator[HATNetwork]:
+        """Make a task active; nests, and what was active before returns on any exit.
+
+        Args:
+            index: of the task, from 0.
+            scale: None for hard masks, exactly 0 or 1: the recorded units of a finished task, else
+                embedding > 0. A positive number, or a 0-d tensor on the network's device (which may
+                be filled anew in place), for the soft masks that train.
+
+        Raises:
+            ValueError: no such task, or the scale is not as above.
+        """
+        self._check_task("task", index)
+        if scale is not None and not isinstance(scale, Tensor):
+            if not 0 < scale < math.inf:
+                raise ValueError(
+                    f"HATNetwork.task: scale is {scale}, wanted a finite number above 0"
+                )
+            embedding = self.embeddings[index]
+            scale = torch.full((), float(scale), dtype=embedding.dtype, device=embedding.device)
+        elif scale is not None and scale.dim() != 0:
+            raise ValueError(
+                f"HATNetwork.task: scale has shape {list(scale.shape)}, wanted a 0-d tensor"
+            )
+        state = self._state
+        before = state.task, state.scale, state.mask, state.parts
+        state.task, state.scale, state.mask, state.parts = index, scale, None, ()
+        try:
+            yield self
+        finally:
+            state.task, state.scale, state.mask, state.parts = before
+
+    def configure_gate(
+        self, max_scale: float | None = None, cosh_clamp: float = 50.0, compensation: str = "exact"
+    ) -> None:
+        """How the gate's gradient is compensated (HAT, section 2.5); see ``ops.hat_gate``."""
+        self._gate = {
+            "max_scale": max_scale,
+            "cosh_clamp": cosh_clamp,
+            "compensation": compensation,
+        }
+
+    def sparsity(self) -> Tensor:
+        """Share of the free units that the last forward's mask takes (HAT, eq. 5), a 0-d tensor.
+
+        Raises:
+            RuntimeError: the network has not run in this ``with net.task(k):``.
+        """
+        if self._state.mask is None:
+            raise RuntimeError(
+                "HATNetwork.sparsity: no forward yet inside this `with net.task(k):`"
+            )
+        return hat_sparsity(self._state.mask, self.used())
+
+    def hard_mask(self, task: int) -> Tensor:
+        """Units that a task uses, bool [U]: as recorded by finish_task, else embedding > 0."""
+        self._check_task("hard_mask", task)
+        recorded = ((self.tasks[:, task // WORD] >> (task % WORD)) & 1) != 0
+        return torch.where(self.finished[task], recorded, self.embeddings[task].detach() > 0)
+
+    def used(self) -> Tensor:
+        """Units that any finished task uses, bool [U]."""
+        return self._kept("used", lambda: (self.tasks != 0).any(1), (self.tasks,))
+
+    def capacity(self) -> dict[str, float]:
+        """Fraction of each layer's units that finished tasks use."""
+        used = self.used().cpu()
+        return {name: float(used[span].double().mean()) for name, span in self.units.items()}
+
+    @torch.no_grad()
+    def finish_task(self, task: int) -> None:
+        """Record the units with embedding > 0 as the task's, and freeze all that is its own.
+
+        Raises:
+            RuntimeError: it is finished already.
+        """
+        self._check_open("finish_task", task)
+        bits = (self.embeddings[task] > 0).to(torch.int64) << (task % WORD)
+        self.tasks[:, task // WORD] |= bits
+        self.finished[task] = True
+        for parameter in (self.embeddings[task], *self._own(task)):
+            parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def forget_task(self, task: int) -> None:
+        """Take a task's record back: what only it used is free, its outputs are no longer kept."""
+        self._check_task("forget_task", task)
+        bit = torch.ones((), dtype=torch.int64, device=self.tasks.device) << (task % WORD)
+        self.tasks[:, task // WORD] &= ~bit
+        self.finished[task] = False
+
+    @torch.no_grad()
+    def reset_embedding(
+        self, task: int, init: str = "normal", generator: torch.Generator | None = None
+    ) -> None:
+        """Draw a task's embedding anew; ``init`` as for the class, ``generator`` on the CPU.
+
+        Raises:
+            RuntimeError: the task is finished.
+        """
+        self._check_open("reset_embedding", task)
+        _check_init(init)
+        count = sum(self._sizes)
+        match init:
+            case "normal":
+                start = torch.randn(count, generator=generator)
+            case "uniform":
+                start = 2 * torch.rand(count, generator=generator)
+            case _:
+                start = torch.ones(count)
+        self.embeddings[task].copy_(start)
+
+    def begin_task(self, task: int) -> None:
+        """Let only what the task trains require gradients; all other gradients are dropped.
+
+        Raises:
+            RuntimeError: the task is finished.
+        """
+        self._check_open("begin_task", task)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in self.task_parameters(task):
+            parameter.requires_grad_(True)
+
+    def task_parameters(self, task: int) -> list[nn.Parameter]:
+        """What a task trains: the shared weights, its embedding, its norms' affine and its head."""
+        self._check_task("task_parameters", task)
+        return [*(p for _, p in self._shared()), self.embeddings[task], *self._own(task)]
+
+    def protection(self) -> Protection:
+        """What the finished tasks need of the shared parameters, from the bits as they are now."""
+        parameters = tuple(p for _, p in self._shared())
+
+        def make() -> Protection:
+            return protect(self.model, self.topology, self.tasks, self.finished)
+
+        return self._kept("protection", make, (self.tasks, self.finished, *parameters))
+
+    def _shared(self) -> list[tuple[str, nn.Parameter]]:
+        layers = weight_layers(self.model).values()
+        return [pair for layer in layers for pair in layer.named_parameters(recurse=False)]
+
+    def _own(self, task: int) -> list[nn.Parameter]:
+        """Parameters of a task's own norms and head."""
+        found: list[nn.Parameter] = []
+        for _, module in task_aware(self.model):
+            if isinstance(module, TaskNorm):
+                found.extend(module.norms[task].parameters())
+            elif isinstance(module, TaskHeads):
+                found.extend(module.heads[task].parameters())
+        return found
+
+    def _kept(self, name: str, make: Any, tensors: tuple[Tensor, ...]) -> Any:
+        """What ``make`` returned, until one of the bit tensors changes or is replaced."""
+        versions = [t._version for t in tensors if not t.is_floating_point()]
+        known = self._state.cache.get(name)
+        if known is not None:
+            old_tensors, old_versions, value = known
+            same = len(old_tensors) == len(tensors) and all(
+                a is b for a, b in zip(old_tensors, tensors, strict=True)
+            )
+            if same and old_versions == versions:
+                return value
+        value = make()
+        self._state.cache[name] = (tensors, versions, value)
+        return value
+
+    def _check_task(self, caller: str, task: int) -> None:
+        if not isinstance(task, int) or not 0 <= task < self.num_tasks:
+            raise ValueError(
+                f"HATNetwork.{caller}: task is {task!r}, wanted an int from 0 to"
+                f" {self.num_tasks - 1}"
+            )
+
+    def _check_open(self, caller: str, task: int) -> None:
+        self._check_task(caller, task)
+        if bool(self.finished[task]):
+            raise RuntimeError(
+                f"HATNetwork.{caller}: task {task} is finished; net.forget_task({task}) gives it up"
+            )
+
+
+def _check_init(init: str) -> None:
+    if init not in INITS:
+        raise ValueError(f"HATNetwork: init is {init!r}, wanted one of {', '.join(INITS)}")

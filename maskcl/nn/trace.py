@@ -1,0 +1,145 @@
+"""A model's graph with the shapes that flow through it; nothing of the model is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from maskcl.nn.errors import ConversionError
+from maskcl.nn.state import TaskAware
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Stands for a tensor of this shape in the recorded results."""
+
+    size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a forward does.
+
+    Attributes:
+        graph: torch.fx graph; modules of torch.nn and task-aware ones are its leaves.
+        results: what each node returned on the example inputs, with a Shape for each tensor.
+        modules: the traced model's modules by name.
+    """
+
+    graph: fx.Graph
+    results: dict[fx.Node, Any]
+    modules: dict[str, nn.Module]
+
+    def calls(self, name: str) -> list[fx.Node]:
+        """Nodes that call module ``name``."""
+        return [n for n in self.graph.nodes if n.op == "call_module" and n.target == name]
+
+    def called(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls, None where it calls none."""
+        return self.modules[str(node.target)] if node.op == "call_module" else None
+
+    def carries_tensor(self, node: fx.Node) -> bool:
+        """Whether a node's result has a tensor in it."""
+        return any(True for _ in shapes_in(self.results.get(node)))
+
+    def describe(self, node: fx.Node) -> str:
+        """A node as an error message names it: its name, what it calls and where in the source."""
+        match node.op:
+            case "call_module":
+                what = f"module {node.target!r} ({type(self.called(node)).__name__})"
+            case "call_method":
+                what = f"tensor method .{node.target}()"
+            case "call_function":
+                what = f"function {getattr(node.target, '__name__', node.target)}()"
+            case _:
+                what = f"{node.op} {node.target}"
+        line = _source_line(node)
+        return f"node {node.name!r}: {what}{f' at {line}' if line else ''}"
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Trace:
+    """Trace a model whose forward is plain Python over torch calls.
+
+    Args:
+        model: runs once, in evaluation mode and without gradients; its modes are put back.
+        example_inputs: a tensor, or a tuple of the forward's arguments.
+
+    Raises:
+        ConversionError: torch.fx cannot follow the forward, or it fails on the example inputs.
+    """
+    inputs = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        traced = fx.GraphModule(model, _Tracer().trace(model))
+        recorder = _Recorder(traced)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            recorder.run(*inputs)
+    except Exception as error:
+        raise ConversionError(
+            f"{type(model).__name__} cannot be traced by torch.fx on the example inputs"
+            f" ({type(error).__name__}: {_first_line(error)}); name by hand the layers that feed"
+            " each module, sources={'module': ['layer', ...], ...}, for every layer and norm in it"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return Trace(traced.graph, recorder.results, modules)
+
+
+def shapes_in(result: Any) -> Iterator[Shape]:
+    """All Shapes in a recorded result."""
+    if isinstance(result, Shape):
+        yield result
+    elif isinstance(result, (tuple, list)):
+        for item in result:
+            yield from shapes_in(item)
+    elif isinstance(result, dict):
+        yield from shapes_in(list(result.values()))
+
+
+class _Tracer(fx.Tracer):
+    record_stack_traces = True
+    trace_asserts = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, TaskAware) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.results: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.results[n] = _record(result)
+        return result
+
+
+def _record(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return Shape(tuple(result.shape))
+    if isinstance(result, torch.Size):
+        return result
+    if isinstance(result, (tuple, list)):
+        return tuple(_record(item) for item in result)
+    if isinstance(result, dict):
+        return {key: _record(value) for key, value in result.items()}
+    return result
+
+
+def _source_line(node: fx.Node) -> str:
+    """File and line in the user's code, of the innermost frame that is not torch's."""
+    stack = node.meta.get("stack_trace") or node.stack_trace or ""
+    lines = [line.strip() for line in stack.splitlines() if line.strip().startswith("File ")]
+    return lines[-1].removeprefix("File ").rsplit(", in ", 1)[0] if lines else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else "no message"

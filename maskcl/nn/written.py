@@ -1,0 +1,62 @@
+"""Operations that write into a value in place: what autograd and the analysis must know of them."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from maskcl.nn.activations import keeps_zero
+from maskcl.nn.errors import ConversionError
+from maskcl.nn.operations import (
+    ALIAS_MODULES,
+    ALIASES,
+    KEEP_ZERO,
+    operation,
+    writes_in_place,
+)
+from maskcl.nn.state import TaskAware
+from maskcl.nn.trace import Trace
+
+
+def written_modules(trace: Trace) -> set[str]:
+    """Names of the task-aware modules whose output is later written in place.
+
+    Raises:
+        ConversionError: a value is read again after something was added into it (the graph no
+            longer shows what it holds), or a buffer that all tasks share is written.
+    """
+    found: set[str] = set()
+    order = {node: i for i, node in enumerate(trace.graph.nodes)}
+    for node in trace.graph.nodes:
+        if not writes_in_place(node, trace.called(node)) or not trace.carries_tensor(node):
+            continue
+        target = node.args[0] if node.args else None
+        while isinstance(target, fx.Node):
+            module = trace.called(target)
+            if target.op == "get_attr":
+                raise ConversionError(
+                    f"{trace.describe(node)} writes into {target.target!r}, which all tasks share"
+                )
+            if not _keeps_units(trace, node) and any(order[u] > order[node] for u in target.users):
+                raise ConversionError(
+                    f"{trace.describe(node)} writes into {target.name!r}, which is read again"
+                    " later: write it out of place"
+                )
+            if isinstance(module, TaskAware):
+                found.add(str(target.target))
+            target = target.args[0] if target.args and _aliases(trace, target) else None
+    return found
+
+
+def _keeps_units(trace: Trace, node: fx.Node) -> bool:
+    """Whether the written value still is what its own node says: same units, 0 where it was 0."""
+    module = trace.called(node)
+    return keeps_zero(module) is True if module is not None else operation(node) in KEEP_ZERO
+
+
+def _aliases(trace: Trace, node: fx.Node) -> bool:
+    """Whether a node may return memory of its first argument."""
+    module = trace.called(node)
+    if isinstance(module, TaskAware):
+        return False
+    in_place = writes_in_place(node, module)
+    return in_place or isinstance(module, ALIAS_MODULES) or operation(node) in ALIASES
