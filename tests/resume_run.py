@@ -1,6 +1,6 @@
 """Run by test_checkpoint: a small training run, killed as the arguments say, then resumed.
 
-    python resume_run.py DIRECTORY CASE KILL...
+    python -m tests.resume_run DIRECTORY CASE KILL...
 
 Each KILL is a child process that goes on from the checkpoint and is killed by SIGKILL:
 ``step:N`` after its Nth step, ``write:N`` while its Nth checkpoint is written but not renamed,
@@ -17,12 +17,12 @@ import sys
 import threading
 
 import numpy as np
-import tiny
 import torch
 
 from maskcl.methods import HAT
 from maskcl.problems import Vision
 from maskcl.trainer import Callback, Result, Trainer
+from tests import tiny
 
 CASES = {
     "adamw": (HAT(sparsity=0.3, clip=1.0), "conv", "adamw"),
@@ -64,7 +64,7 @@ def train(directory: str, case: str, *, callback: Callback | None = None) -> tup
     """The run from its start or its checkpoint to its end."""
     torch.set_num_threads(1)
     method, model, optimizer = CASES[case]
-    net = tiny.network(tiny.mlp(dropout=0.3) if model == "dropout" else model, 3)
+    net = tiny.network(model, 3)
     trainer = Trainer(
         net,
         method,

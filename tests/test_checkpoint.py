@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import resume_run
-import tiny
 import torch
 from torch import nn
 
@@ -21,6 +19,7 @@ from maskcl import checkpoint as ckpt
 from maskcl.methods import HAT
 from maskcl.problems import Vision
 from maskcl.trainer import Callback, Trainer
+from tests import resume_run, tiny
 
 CONFIG = {"seed": 1, "optimizer": {"lr": 0.1, "betas": (0.9, 0.999)}, "nan": float("nan")}
 
@@ -221,9 +220,10 @@ def kills(case: str) -> list[str]:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("case", list(resume_run.CASES))
 def test_a_run_killed_at_any_moment_and_resumed_is_the_same_run(case, tmp_path):
-    script = Path(resume_run.__file__)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
-    command = [sys.executable, str(script), str(tmp_path / "killed"), case, *kills(case)]
+    root = str(Path(resume_run.__file__).parents[1])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    module = [sys.executable, "-m", "tests.resume_run"]
+    command = [*module, str(tmp_path / "killed"), case, *kills(case)]
     (tmp_path / "killed").mkdir()
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     lines = done.stdout.splitlines()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
 from maskcl.methods import HAT
 from maskcl.problems import Vision
 from maskcl.trainer import Callback, Trainer
+from tests import tiny
 
 TASKS = 5
 
@@ -49,7 +49,7 @@ def run(net, method, optimizer: str, *, setting: str = "task") -> tuple[Watch, n
 
 @pytest.mark.parametrize("protection", ["exact", "min"])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adamw"])
-@pytest.mark.parametrize("model", list(tiny.MODELS))
+@pytest.mark.parametrize("model", tiny.MODELS)
 def test_earlier_logits_are_equal_after_each_task(model, optimizer, protection):
     net = tiny.network(model, TASKS)
     before = {name: p.detach().clone() for name, p in net.model.named_parameters()}
@@ -101,7 +101,7 @@ def test_without_the_guard_weight_decay_forgets(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", list(tiny.OPTIMIZERS))
-@pytest.mark.parametrize("model", list(tiny.MODELS))
+@pytest.mark.parametrize("model", tiny.MODELS)
 def test_the_hooks_alone_keep_the_promise(model, optimizer):
     """The same through a loop of one's own, with clipping."""
     net = tiny.network(model, TASKS)

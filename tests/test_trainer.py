@@ -7,7 +7,6 @@ import random
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
@@ -15,6 +14,7 @@ from maskcl.methods import HAT
 from maskcl.problems import Vision
 from maskcl.result import Result
 from maskcl.trainer import Callback, Trainer
+from tests import tiny
 
 TASKS = 3
 
@@ -64,7 +64,7 @@ class Log(Callback):
         self.events.append(("task end", task))
 
 
-@pytest.mark.parametrize("model", list(tiny.MODELS))
+@pytest.mark.parametrize("model", tiny.MODELS)
 def test_it_learns(model):
     trainer = make(
         tiny.network(model, TASKS), tiny.scenario(TASKS, count=64), epochs=15, batch_size=8
@@ -149,7 +149,7 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_the_seed_alone_decides():
     runs = []
     for seed, noise in ((0, 1), (0, 2), (1, 1)):
-        trainer = make(tiny.network(tiny.mlp(dropout=0.3), TASKS), seed=seed)
+        trainer = make(tiny.network("dropout", TASKS), seed=seed)
         torch.manual_seed(noise)
         random.seed(noise)
         trainer.fit()

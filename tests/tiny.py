@@ -89,16 +89,19 @@ def layer_norm() -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
+    "dropout": lambda: mlp(dropout=0.3),
     "conv": conv,
     "residual": Residual,
     "layernorm": layer_norm,
 }
 
 
-def network(model: nn.Module | str = "mlp", tasks: int = 5, *, shared: bool = False) -> HATNetwork:
+def network(
+    model: Callable[[], nn.Module] | str = "mlp", tasks: int = 5, *, shared: bool = False
+) -> HATNetwork:
     """A HAT network from seed 0, with a head for each task or one for all."""
     torch.manual_seed(0)
-    module = MODELS[model]() if isinstance(model, str) else model
+    module = MODELS[model]() if isinstance(model, str) else model()
     classes = None if shared else [CLASSES] * tasks
     return to_hat(module, tasks, torch.zeros(2, *SHAPE), classes=classes)
 

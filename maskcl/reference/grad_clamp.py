@@ -29,10 +29,11 @@ def popcount(words: Tensor) -> Tensor:
 def _grouped(weight: Tensor, out_side: Tensor, in_side: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """The sides as [O, 1, W] and [O or 1, I, W], so that a plain broadcast pairs rows with columns."""
     rows, columns = weight.shape[0], weight.shape[1] if weight.dim() > 1 else 1
-    out_side = out_side.view(-1, 1, out_side.shape[-1])
+    words = out_side.shape[-1]
+    out_side = out_side.view(out_side.shape[0], 1, words)
     if in_side.shape[0] == 1:
-        return out_side, in_side.view(1, 1, -1)
-    in_side = in_side.view(groups, columns, -1)
+        return out_side, in_side.view(1, 1, words)
+    in_side = in_side.view(groups, columns, words)
     if groups > 1:
         in_side = in_side.repeat_interleave(rows // groups, 0)
     return out_side, in_side

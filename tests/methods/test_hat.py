@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import tiny
 import torch
 
 from maskcl.methods import HAT, derive_seed
 from maskcl.problems import Vision
 from maskcl.settings import CLASS, DOMAIN, TASK, TIME, get_setting
+from tests import tiny
 
 
 @pytest.mark.parametrize(

@@ -82,10 +82,10 @@ def test_backward_matches_float64(backend, device, dtype, shape, activation, sav
         else:
             a_seen = a.detach()
         (dz,) = torch.autograd.grad(a, z, g.double() * m)
-        slack = 4.0 if activation == "tanh" else 1.0
+        slack = 4.0 if activation == "tanh" else 1.0  # 1 - a^2 of a rounded a, as torch's own
         assert_close(dx, dz, dtype, scale=slack)
         assert_sum_close(dm, g.double() * a_seen, others, torch.float32)
-        assert_sum_close(db, dz, others, dtype)
+        assert_sum_close(db, dz, others, dtype, scale=slack)
 
 
 @pytest.mark.parametrize("channel_dim", [0, 2, -1])

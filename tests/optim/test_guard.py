@@ -24,7 +24,9 @@ EVERY = torch.tensor([[-1]])
 
 
 def protection(weight: nn.Parameter, bias: nn.Parameter) -> Protection:
-    return Protection(["weight", "bias"], [weight, bias], [OUT, OUT], [IN, EVERY], [1, 1])
+    return Protection(
+        ["weight", "bias"], [weight, bias], [OUT, OUT], [IN, EVERY], [1, 1], empty=False
+    )
 
 
 def protected(exact: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -136,6 +136,7 @@ def test_sums_over_several_programs(shape: tuple[int, ...], dim: int, rng: torch
 def test_programs_that_take_several_tiles(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
     monkeypatch.setattr(masked_forward, "PROGRAMS", 4)
     monkeypatch.setattr(masked_forward, "TILE", 64)
+    monkeypatch.setattr(masked_forward, "BACKWARD_TILE", 64)
     for shape in ((50, 3), (7, 2, 45), (3, 2, 70)):
         x, mask, bias, grad = _case(shape, 1, torch.float32, rng)
         _assert_forward(x, mask, bias, "tanh", 1)

@@ -1,0 +1,162 @@
+"""What every op promises: opcheck, fullgraph compilation, torch.func, no double backward, selection."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskcl import backends, ops
+from maskcl.ops import _library
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def sample_inputs(name: str, dtype: torch.dtype, device: str, strided: bool) -> tuple:
+    """Arguments of low-level op ``name``, with gradients required wherever they can be."""
+    torch.manual_seed(1)
+
+    def leaf(*shape, like=dtype):
+        t = torch.randn(*shape, device=device).to(like)
+        t = t[..., ::2] if strided and t.dim() > 1 else t
+        return t.detach().requires_grad_()
+
+    def bits(n):
+        return torch.randint(0, 4, (n, 1), device=device)
+
+    columns = 10 if strided else 5
+    scale = torch.tensor(2.0, device=device)
+    unit = torch.rand(5, device=device)
+    x, g = leaf(3, columns), leaf(3, columns).detach()
+    lists = ([leaf(3, columns).detach()], [bits(3)], [bits(5)], [1])
+    return {
+        "hat_gate": (leaf(5), scale),
+        "hat_gate_backward": (leaf(5, like=torch.float32), leaf(5), unit, scale, 400.0, 50.0, False),
+        "hat_sparsity": (unit.clone().requires_grad_(), unit > 0.5),
+        "hat_sparsity_backward": (scale, unit, unit > 0.5),
+        "masked_activation": (x, unit, unit, "relu", 0.01, 1),
+        "masked_activation_": (x.detach(), unit, unit, "gelu", 0.01, 1),
+        "masked_activation_backward": (g, x, unit, unit, "relu", 0.01, 1, False, True, True),
+        "clamp_grads_": (*lists, True, "hat", [0.0], 0),
+        "restore_protected_": (lists[0], [g.clone()], *lists[1:], True),
+        "clamp_grads_soft_": (lists[0], [unit[:3]], [unit], [1], "min"),
+    }[name]
+
+
+@pytest.mark.parametrize("strided", [False, True], ids=["dense", "strided"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", _library.STEM_OF)
+def test_opcheck(backend, device, name, dtype, strided):
+    op = getattr(torch.ops.maskcl, ("triton_" if backend == "triton" else "") + name)
+    # Autograd is the Functions'; these ops are below it.
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(op.default, sample_inputs(name, dtype, device, strided), test_utils=checks)
+
+
+def step(x, weight, bias, embedding, scale):
+    mask = ops.hat_gate(embedding, scale, max_scale=400.0)
+    hidden = ops.masked_linear(x, weight, mask, bias, activation="relu")
+    hidden = ops.masked_activation(hidden, mask, activation="gelu")
+    return hidden.square().sum() + ops.hat_sparsity(mask, mask.detach() > 0.5)
+
+
+def step_inputs(device):
+    leaves = [torch.randn(*s, device=device) for s in ((4, 6), (5, 6), (5,), (5,))]
+    return [t.requires_grad_() for t in leaves]
+
+
+def test_compiles_to_one_graph_with_the_same_gradients(backend, device):
+    inputs, scale = step_inputs(device), torch.tensor(3.0, device=device)
+    compiled = torch.compile(step, fullgraph=True)
+    for s in (3.0, 30.0):  # annealing in place
+        scale.fill_(s)
+        found = torch.autograd.grad(compiled(*inputs, scale), inputs)
+        wanted = torch.autograd.grad(step(*inputs, scale), inputs)
+        for f, w in zip(found, wanted, strict=True):
+            torch.testing.assert_close(f, w)
+
+
+def test_annealing_does_not_recompile(backend, device):
+    inputs, scale = step_inputs(device), torch.tensor(1.0, device=device)
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for s in (1.0, 2.0, 400.0):
+        compiled(*inputs, scale.fill_(s))
+    assert counter.frame_count == 1
+
+
+def test_compiled_graph_holds_the_chosen_backend(backend, device):
+    seen: list[str] = []
+
+    def look(graph, _):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        for submodule in graph.modules():
+            if isinstance(submodule, torch.fx.GraphModule):
+                seen.extend(str(node.target) for node in submodule.graph.nodes)
+        return graph
+
+    e = torch.randn(4, device=device)
+    torch.compile(lambda e: ops.hat_gate(e, torch.tensor(2.0)), fullgraph=True, backend=look)(e)
+    wanted = "maskcl.triton_hat_gate" if backend == "triton" else "maskcl.hat_gate"
+    assert any(name.startswith(wanted) for name in seen), seen
+
+
+def test_torch_func_grad_and_vmap(backend, device):
+    inputs, scale = step_inputs(device), torch.tensor(3.0, device=device)
+    found = torch.func.grad(step, argnums=(0, 1, 2, 3))(*[t.detach() for t in inputs], scale)
+    wanted = torch.autograd.grad(step(*inputs, scale), inputs)
+    for f, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(f, w)
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.vmap(lambda e: ops.hat_gate(e, 2.0))(torch.randn(2, 3, device=device))
+
+
+@pytest.mark.parametrize("op", ["hat_gate", "masked_activation", "masked_linear"])
+def test_double_backward_raises(backend, device, op):
+    x, weight, _, e = step_inputs(device)[:4]
+    y = {
+        "hat_gate": lambda: ops.hat_gate(e, 2.0),
+        "masked_activation": lambda: ops.masked_activation(x, e.detach().repeat(2)[:6].abs()),
+        "masked_linear": lambda: ops.masked_linear(x, weight, e.detach().abs()),
+    }[op]()
+    leaf = e if op == "hat_gate" else x
+    (grad,) = torch.autograd.grad((y**2).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="first derivative only"):
+        grad.sum().backward()
+
+
+def test_select_takes_the_first_that_can():
+    x = torch.zeros(1)
+    names = [n for n in ("cpp", "reference") if backends.BACKENDS[n].absent is None]
+    assert backends.choose("hat_gate", "cpu", torch.float32) == names[0]
+    assert backends.choose("hat_gate", "meta", torch.float32) == "reference"
+    assert callable(backends.select("hat_gate", x))
+    with pytest.raises(backends.BackendError, match=r"no backend takes torch.int64 on cpu"):
+        backends.select("hat_gate", x.long())
+
+
+def test_an_explicit_choice_never_falls_back():
+    with pytest.raises(ValueError, match="found 'tpu', wanted one of reference, cpp, triton, cuda"):
+        with backends.use_backend("tpu"):
+            pass
+    for name, declared in backends.BACKENDS.items():
+        if declared.absent is not None:
+            with pytest.raises(backends.BackendError, match="not available"):
+                with backends.use_backend(name):
+                    pass
+        elif declared.devices == ("cuda",):
+            with backends.use_backend(name):
+                with pytest.raises(backends.BackendError, match="was asked for, but"):
+                    ops.hat_gate(torch.zeros(1), 1.0)
+
+
+def test_use_backend_is_undone_on_error():
+    with pytest.raises(KeyError):
+        with backends.use_backend("reference"):
+            assert backends.choose("hat_gate", "cpu", torch.float32) == "reference"
+            raise KeyError
+    assert backends.choose("hat_gate", "cpu", torch.float32) == backends._AUTO["cpu"][0]
+
+
+def test_reasons_are_sentences():
+    reasons = backends.not_supported_reasons("triton", "no_such_op", "xpu", torch.float64)
+    assert any("no_such_op" in r for r in reasons) and any("float64" in r for r in reasons)
