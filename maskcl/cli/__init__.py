@@ -1,0 +1,31 @@
+"""The command line: ``maskcl train``, ``maskcl info``, ``maskcl report``.
+
+Bad input gets one sentence on stderr and exit code 2; Ctrl-C gets 130 and how to go on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: without the program's name; None for ``sys.argv``.
+
+    Returns:
+        The exit code: 0, 1 (a run failed), 2 (bad input), 130 (interrupted).
+    """
+    try:
+        from maskcl.cli.app import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "maskcl":
+            raise
+        print(
+            f"maskcl: the command line needs {error.name}: pip install 'maskcl[train]'",
+            file=sys.stderr,
+        )
+        return 2
+    return run(sys.argv[1:] if arguments is None else list(arguments))

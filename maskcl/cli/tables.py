@@ -1,0 +1,54 @@
+"""Tables as plain text: the same on a terminal, in a pipe and in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from maskcl.report.compare import COLUMNS
+from maskcl.report.page import mean_share, number, percent, seconds
+
+
+def grid(rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width; the first is flush left, the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def accuracy_table(result: dict[str, Any]) -> str:
+    """The accuracy matrix, the metrics that are defined, and what the figures are of."""
+    matrix = result["accuracy"]
+    rows = [["test accuracy", *(f"task {task + 1}" for task in range(len(matrix)))]]
+    for task, row in enumerate(matrix):
+        shown = ["" if value is None else f"{value:.4f}" for value in row]
+        rows.append([f"after task {task + 1}", *shown])
+    defined = [
+        f"{name} {number(metric['value'], 4)}"
+        for name, metric in result["metrics"].items()
+        if metric["value"] is not None
+    ]
+    facts = (
+        f"units used {percent(mean_share(result['capacity']))}, "
+        f"weights protected {percent(result['protected_share'])}, "
+        f"{result['parameters']:,} parameters, {seconds(sum(result['seconds']))}"
+    )
+    return "\n".join([grid(rows), "", "  ".join(defined), facts, result["summary"]])
+
+
+def comparison(rows: Sequence[dict[str, str]]) -> str:
+    """A line for each run; what is the same for all stands once, above."""
+    runs = [row for row in rows if not row["run"].startswith("mean ")]
+    same = [
+        name for name in COLUMNS[1:-5] if len(runs) > 1 and len({row[name] for row in rows}) == 1
+    ]
+    columns = [name for name in COLUMNS if name not in same]
+    table = grid([columns, *([row[name] for name in columns] for row in rows)])
+    if not same:
+        return table
+    shared = ", ".join(f"{name} {rows[0][name]}" for name in same)
+    return f"all runs: {shared}\n\n{table}"
