@@ -225,7 +225,7 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_same_run(case, tmp_path):
     module = [sys.executable, "-m", "tests.resume_run"]
     command = [*module, str(tmp_path / "killed"), case, *kills(case)]
     (tmp_path / "killed").mkdir()
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     lines = done.stdout.splitlines()
     assert lines[-1] == "none exit 0", done.stdout + done.stderr
     assert sum(line.endswith(f"killed {signal.SIGKILL.value}") for line in lines) >= 5, done.stdout

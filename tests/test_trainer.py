@@ -67,7 +67,7 @@ class Log(Callback):
 @pytest.mark.parametrize("model", tiny.MODELS)
 def test_it_learns(model):
     trainer = make(
-        tiny.network(model, TASKS), tiny.scenario(TASKS, count=64), epochs=15, batch_size=8
+        tiny.network(model, TASKS), tiny.scenario(TASKS, count=64), epochs=8, batch_size=8
     )
     result = trainer.fit()
     assert np.diag(result.matrix).min() >= 0.9

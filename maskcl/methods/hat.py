@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl.methods.base import derive_seed
@@ -123,7 +123,8 @@ class HAT:
         dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
         # A tensor filled in place: no step waits for the device or is compiled anew.
         scale = torch.full((), self.s_max, dtype=dtype, device=embedding.device)
-        return HATState(task=task, scale=scale, protection=net.protection(), seed=seed)
+        trained = net.task_parameters(task)
+        return HATState(task, scale, net.protection(), trained, seed=seed)
 
     def protect(self, optimizer: Optimizer, net: HATNetwork, state: HATState) -> Guard | None:
         """Keep momentum, moments and weight decay of ``optimizer`` off protected weights.
@@ -159,7 +160,7 @@ class HAT:
         exact = self.protection == "exact"
         state.protection.clamp_(rule=self.rule, exact=exact, values=values, seed=seed)
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(net.task_parameters(state.task), self.clip)
+            torch.nn.utils.clip_grad_norm_(state.trained, self.clip)
         state.steps += 1
 
     @torch.no_grad()
@@ -189,6 +190,7 @@ class HATState:
         task: index of the task.
         scale: s, a 0-d tensor on the network's device, filled in place.
         protection: what the tasks finished before use.
+        trained: the parameters that the task trains.
         seed: of the rule ``random``.
         steps: optimizer steps so far.
     """
@@ -196,8 +198,9 @@ class HATState:
     task: int
     scale: Tensor
     protection: Protection
+    trained: list[nn.Parameter]
     seed: int = 0
-    steps: int = field(default=0)
+    steps: int = 0
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint inside the task needs; the rest follows from network and seed."""
