@@ -1,4 +1,4 @@
-"""Triton where it is installed; where it is not, a stand-in under which the kernels can be defined."""
+"""Triton where it is installed; where it is not, a stand-in that lets the kernels be defined."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Rounding after each operation, as the reference does; the kernels wait for memory, not for arithmetic.
+# Rounding after each operation, as the reference does: the kernels wait for memory anyway.
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}
 
 try:
@@ -27,7 +27,7 @@ except ImportError as error:
             return None
 
     class _Triton:
-        """Stands for the decorators and helpers that the kernel files use when they are imported."""
+        """Stands for the decorators that the kernel files use when they are imported."""
 
         @staticmethod
         def jit(function: Callable[..., Any] | None = None, **_: Any) -> Any:
@@ -49,7 +49,7 @@ def check(op: str, name: str, tensor: Tensor) -> None:
         raise RuntimeError(f"{op}: {ABSENT}; wanted triton installed, or another backend")
     if tensor.device.type == "cpu" and not INTERPRETED:
         raise RuntimeError(
-            f"{op}: {name} is on the CPU, wanted a GPU, or TRITON_INTERPRET=1 set before Python starts"
+            f"{op}: {name} is on the CPU, wanted a GPU (or TRITON_INTERPRET=1 before Python starts)"
         )
     if tensor.dtype not in DTYPES:
         wanted = ", ".join(str(dtype) for dtype in DTYPES)

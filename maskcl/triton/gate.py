@@ -4,28 +4,11 @@ import torch
 from torch import Tensor
 
 from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, tl, triton
+from maskcl.triton._formulas import cosh, sigmoid, sigmoid_slope
 
 BLOCK = 1024
 # The most partial sums of a reduction: the second stage then holds them all in one vector.
 PARTS = 1024
-
-
-@triton.jit
-def sigmoid(x):
-    # exp never sees a positive number: no overflow, and no cancellation far below 0.
-    p = tl.exp(-tl.abs(x))
-    return tl.where(x >= 0, 1.0, p) / (1.0 + p)
-
-
-@triton.jit
-def _sigmoid_slope(x):
-    p = tl.exp(-tl.abs(x))
-    return p / ((1.0 + p) * (1.0 + p))
-
-
-@triton.jit
-def _cosh(x):
-    return 0.5 * (tl.exp(tl.abs(x)) + tl.exp(-tl.abs(x)))
 
 
 @triton.jit
@@ -63,19 +46,21 @@ def _hat_gate_backward_kernel(
         if COMPENSATED:
             clipped = tl.minimum(tl.abs(x), cosh_clamp)
             out = out * (max_scale / s)
-            out = out * ((_cosh(clipped) + 1.0) / (_cosh(e) + 1.0))
+            out = out * ((cosh(clipped) + 1.0) / (cosh(e) + 1.0))
     elif COMPENSATED:
         beyond = tl.maximum(tl.abs(x), cosh_clamp)
         tail = (1.0 + tl.exp(-cosh_clamp)) / (1.0 + tl.exp(-beyond))
-        out = g * max_scale * _sigmoid_slope(e) * (tl.exp(cosh_clamp - beyond) * (tail * tail))
+        out = g * max_scale * sigmoid_slope(e) * (tl.exp(cosh_clamp - beyond) * (tail * tail))
     else:
-        out = g * s * _sigmoid_slope(x)
+        out = g * s * sigmoid_slope(x)
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=live)
 
 
 @triton.jit
-def _sparsity_parts_kernel(mask_ptr, used_ptr, parts_ptr, units, PARTS: tl.constexpr, BLOCK: tl.constexpr):
-    """parts[0, p] = sum m (1 - u), parts[1, p] = sum (1 - u) over the blocks p, p + programs, ..."""
+def _sparsity_parts_kernel(
+    mask_ptr, used_ptr, parts_ptr, units, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """parts[:, p] = sums of m (1 - u) and of (1 - u) over the blocks p, p + programs, ..."""
     taken = tl.zeros([BLOCK], tl.float32)
     free = tl.zeros([BLOCK], tl.float32)
     part = tl.program_id(0).to(tl.int64)
@@ -118,7 +103,7 @@ def _hat_sparsity_backward_kernel(
 
 
 def hat_gate(embedding: Tensor, scale: Tensor) -> Tensor:
-    """m = sigmoid(scale e): embedding [U], scale [] -> float32 [U]."""
+    """Mask m = sigmoid(scale e): embedding [U], scale [] -> float32 [U]."""
     check("hat_gate", "embedding", embedding)
     mask = embedding.new_empty(embedding.shape, dtype=torch.float32)
     units = embedding.numel()
@@ -180,7 +165,7 @@ def _sparsity_parts(mask: Tensor, used: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def hat_sparsity(mask: Tensor, used: Tensor) -> Tensor:
-    """sum m (1 - u) / sum (1 - u): mask [U], used [U] (bool or float) -> []; 0 if none is free."""
+    """Share sum m (1 - u) / sum (1 - u): mask, used [U] -> []; 0 if none is free."""
     check("hat_sparsity", "mask", mask)
     out = mask.new_empty(())
     with on_device_of(mask):
@@ -190,7 +175,7 @@ def hat_sparsity(mask: Tensor, used: Tensor) -> Tensor:
 
 
 def hat_sparsity_backward(grad: Tensor, mask: Tensor, used: Tensor) -> Tensor:
-    """grad [] -> g (1 - u) / sum (1 - u) [U]; exactly 0 where no unit is free."""
+    """From grad [], g (1 - u) / sum (1 - u) [U]; exactly 0 where no unit is free."""
     check("hat_sparsity_backward", "mask", mask)
     out = mask.new_empty(mask.shape)
     units = mask.numel()

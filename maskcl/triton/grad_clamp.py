@@ -1,31 +1,18 @@
 """Protection of a whole model's gradients in one launch; see :mod:`maskcl.reference.grad_clamp`.
 
-The launch reads a table of int64, one column a tensor: its address, those of its two sides, its shape,
-and the first of its programs. Addresses are cast back with ``.to(tl.pointer_type(...))``, the way that
-Triton's own grouped-GEMM tutorial passes a list of matrices: the interpreter and the compiler both take
-it, a list of any length is one compiled kernel, and one small copy to the device (from pinned memory,
-so nothing waits) replaces a launch a tensor. Lists are cut at MAX_TENSORS and by dtype.
-
-Each tensor is rows of ``length`` elements that lie densely in memory; a program takes a tile of ROWS
-times COLUMNS of one group. A row's bits and a column's bits are read once a tile, and a tile no row of
-which has a task returns before it reads anything else.
+A program takes a tile of one tensor, in one group. A row's bits and a column's bits are read once a
+tile, and a tile no row of which has a task returns before it reads anything else.
 """
 
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, power_of_2, tl, triton
+from maskcl.triton._compat import tl, triton
+from maskcl.triton._lists import TensorList, launch
 
-ROWS, COLUMNS = 16, 128
-MAX_TENSORS = 512
 WRAP = 1 << 64
 GOLDEN = 0x9E3779B97F4A7C15
-_ELEMENT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @triton.jit
@@ -136,7 +123,9 @@ def _protect_kernel(
     if RULE == "hat":
         value = tl.zeros([ROWS, COLUMNS], DTYPE)
     elif RULE == "restore":
-        value = tl.load(tl.load(entry + 4 * tensors).to(tl.pointer_type(DTYPE)) + at, mask=protected)
+        value = tl.load(
+            tl.load(entry + 4 * tensors).to(tl.pointer_type(DTYPE)) + at, mask=protected
+        )
     else:
         # const, adahat: a float64's bits; random: the counter of element 0.
         extra = tl.load(entry + 4 * tensors)
@@ -195,72 +184,6 @@ def _soft_kernel(
     tl.store(grad_ptr, (grad * (1.0 - share)).to(DTYPE), mask=live)
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """How a tensor [O, I, *] lies in memory: rows, whose columns are the units of the other side."""
-
-    swapped: bool  # rows are the in side's units
-    height: int  # rows in a group
-    width: int  # columns in a group
-    digit: int  # element q of a row belongs to column (q // digit) % width
-    length: int  # elements in a row
-    stride: int  # between rows
-    row_step: int  # in the logical flat index
-    column_step: int
-
-
-def _packed(tensor: Tensor, unit: int) -> bool:
-    """Whether dimensions 2 and on are contiguous among themselves, ``unit`` elements apart."""
-    for dim in range(tensor.dim() - 1, 1, -1):
-        if tensor.shape[dim] != 1 and tensor.stride(dim) != unit:
-            return False
-        unit *= tensor.shape[dim]
-    return True
-
-
-def _rows(tensor: Tensor, groups: int) -> _Rows | None:
-    """The rows of a non-empty ``tensor``; None where its memory must be put in order first."""
-    high = tensor.shape[0]
-    if tensor.dim() == 1:  # one row, whose side is the in side: a bias needs no row a unit
-        plain = high == 1 or tensor.stride(0) == 1
-        return _Rows(True, 1, high, 1, high, 0, 0, 1) if plain else None
-    wide = tensor.shape[1]
-    kernel = tensor.numel() // (high * wide)
-    step, between = tensor.stride(0), tensor.stride(1)
-    digit = None
-    if _packed(tensor, 1) and (wide == 1 or between == kernel):
-        digit = kernel
-    elif _packed(tensor, wide) and between == 1:  # channels_last
-        digit = 1
-    length = wide * kernel
-    if digit is not None and (high == 1 or step >= length):
-        return _Rows(False, high // groups, wide, digit, length, step, length, kernel)
-    transposed = tensor.dim() == 2 and groups == 1 and (high == 1 or step == 1)
-    if transposed and (wide == 1 or between >= high):
-        return _Rows(True, wide, high, 1, high, between, 1, wide)
-    return None
-
-
-def _stride(side: Tensor) -> int:
-    """Elements between the units of a contiguous side; 0 for the one row that stands for all."""
-    return 0 if side.shape[0] == 1 else side.stride(0)
-
-
-def _words(row_side: Tensor, column_side: Tensor) -> int:
-    """Of bits the words of a unit; of soft masks which sides are there: 1 rows, 2 columns, 3 both."""
-    if row_side.dim() == 2:
-        return row_side.shape[1]
-    return (row_side.numel() > 0) + 2 * (column_side.numel() > 0)
-
-
-def _laid_out_as(tensor: Tensor, other: Tensor) -> Tensor:
-    """``other`` with the strides and the dtype of ``tensor``; itself where it has them."""
-    if other.stride() == tensor.stride() and other.dtype == tensor.dtype:
-        return other
-    shape, stride = tensor.shape, tensor.stride()
-    return torch.empty_strided(shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(other)
-
-
 def _bits_of(value: float) -> int:
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
@@ -269,102 +192,6 @@ def _signed(value: int) -> int:
     """``value`` modulo 2^64 as an int64."""
     value %= WRAP
     return value - WRAP if value >= WRAP // 2 else value
-
-
-@dataclass(frozen=True)
-class _List:
-    """A list of tensors with its sides; extras[t] is an int64 for the table, or a tensor like tensors[t]."""
-
-    tensors: Sequence[Tensor]
-    out_sides: Sequence[Tensor]
-    in_sides: Sequence[Tensor]
-    groups: Sequence[int]
-    extras: Sequence[int] | Sequence[Tensor]
-
-
-class _Table:
-    """The launch's table, built entry by entry; holds what it points to until the launch is queued."""
-
-    def __init__(self) -> None:
-        self.entries: list[tuple[int, ...]] = []
-        self.alive: list[Tensor] = []
-        self.copies: list[tuple[Tensor, Tensor]] = []
-        self.programs = 0
-        self.longest = 0
-
-    def add(self, tensor: Tensor, row_side: Tensor, column_side: Tensor, groups: int, extra: int | Tensor) -> None:
-        """Append ``tensor``; rows that do not lie densely in memory are worked on in a copy."""
-        rows = _rows(tensor, groups)
-        if rows is None:
-            original, tensor = tensor, tensor.contiguous()
-            self.copies.append((original, tensor))
-            rows = _rows(tensor, groups)
-            assert rows is not None, "a contiguous tensor always has rows"
-        if rows.swapped:
-            row_side, column_side, groups = column_side, row_side, 1
-        row_side, column_side = row_side.contiguous(), column_side.contiguous()
-        if isinstance(extra, Tensor):
-            extra = _laid_out_as(tensor, extra)
-            self.alive.append(extra)
-            extra = extra.data_ptr()
-        self.alive += (tensor, row_side, column_side)
-        self.entries.append(
-            (
-                self.programs,
-                tensor.data_ptr(),
-                row_side.data_ptr(),
-                column_side.data_ptr(),
-                extra,
-                rows.height,
-                rows.width,
-                rows.digit,
-                rows.length,
-                rows.stride,
-                _stride(row_side),
-                _stride(column_side),
-                _words(row_side, column_side),
-                rows.row_step,
-                rows.column_step,
-            )
-        )
-        self.longest = max(self.longest, rows.length)
-        self.programs += groups * cdiv(rows.height, ROWS) * cdiv(rows.length, COLUMNS)
-
-    def on(self, device: torch.device) -> Tensor:
-        """int64 [15, tensors] on ``device``, copied there without waiting."""
-        fields = list(zip(*self.entries, strict=True))
-        table = torch.tensor(fields, dtype=torch.int64, pin_memory=device.type == "cuda")
-        return table.to(device, non_blocking=True)
-
-
-def _launch(kernel: Any, work: _List, **constants: Any) -> None:
-    """Run ``kernel`` over the tensors, those of one dtype (and at most MAX_TENSORS) in one launch."""
-    lists: dict[torch.dtype, list[int]] = {}
-    for t, tensor in enumerate(work.tensors):
-        check("grad_clamp", f"tensor {t} of the list", tensor)
-        if tensor.numel():
-            lists.setdefault(tensor.dtype, []).append(t)
-    for dtype, indices in lists.items():
-        for start in range(0, len(indices), MAX_TENSORS):
-            table = _Table()
-            for t in indices[start : start + MAX_TENSORS]:
-                sides = work.out_sides[t], work.in_sides[t]
-                table.add(work.tensors[t], *sides, work.groups[t], work.extras[t])
-            first = work.tensors[indices[0]]
-            with on_device_of(first):
-                kernel[(table.programs,)](
-                    table.on(first.device),
-                    len(table.entries),
-                    DTYPE=_ELEMENT[dtype],
-                    INDEX=tl.int32 if table.longest + COLUMNS < 1 << 31 else tl.int64,
-                    TENSORS=power_of_2(len(table.entries)),
-                    ROWS=ROWS,
-                    COLUMNS=COLUMNS,
-                    **constants,
-                    **OPTIONS,
-                )
-            for original, copy in table.copies:
-                original.copy_(copy)
 
 
 def clamp_grads_(
@@ -379,9 +206,9 @@ def clamp_grads_(
 ) -> None:
     """Scale each gradient where its weight is protected, in place; the list is one launch.
 
-    grads[t] [O, I, *] or [O]; out_tasks[t] int64 [O, W] or [1, W]; in_tasks[t] int64 [groups I, W] or
-    [1, W]. Rule hat reads the bits alone and writes 0 to protected elements alone; the other rules read
-    and write protected elements alone.
+    grads[t] [O, I, *] or [O]; out_tasks[t] int64 [O, W] or [1, W]; in_tasks[t] int64 [groups I, W]
+    or [1, W]. Rule hat reads the bits alone and writes 0 to protected elements alone; the other
+    rules read and write protected elements alone.
     """
     extras: list[int] = [0] * len(grads)
     if rule in ("const", "adahat"):
@@ -390,8 +217,8 @@ def clamp_grads_(
         extras = [_signed((t << 40) * GOLDEN + seed) for t in range(len(grads))]
     elif rule != "hat":
         raise ValueError(f"rule: found {rule!r}, wanted one of hat, const, adahat, random")
-    work = _List(grads, out_tasks, in_tasks, groups, extras)
-    _launch(_protect_kernel, work, RULE=rule, EXACT=exact)
+    work = TensorList(grads, out_tasks, in_tasks, groups, extras)
+    launch(_protect_kernel, work, RULE=rule, EXACT=exact)
 
 
 def restore_protected_(
@@ -403,8 +230,8 @@ def restore_protected_(
     exact: bool,
 ) -> None:
     """params[t] = saved[t] where the weight is protected, elsewhere untouched; one launch."""
-    work = _List(params, out_tasks, in_tasks, groups, saved)
-    _launch(_protect_kernel, work, RULE="restore", EXACT=exact)
+    work = TensorList(params, out_tasks, in_tasks, groups, saved)
+    launch(_protect_kernel, work, RULE="restore", EXACT=exact)
 
 
 def clamp_grads_soft_(
@@ -416,17 +243,17 @@ def clamp_grads_soft_(
 ) -> None:
     """grads[t] *= 1 - agg(out_masks[t][o], in_masks[t][i]), in place; the list is one launch.
 
-    out_masks[t] float [O], [1] or [0]; in_masks[t] float [groups I], [1] or [0]. A side of 0 elements
-    leaves only the other; a tensor without either is left alone.
+    out_masks[t] float [O], [1] or [0]; in_masks[t] float [groups I], [1] or [0]. A side of 0
+    elements leaves only the other; a tensor without either is left alone.
     """
     if aggregation not in ("min", "max", "mean"):
         raise ValueError(f"aggregation: found {aggregation!r}, wanted one of min, max, mean")
     chosen = [t for t in range(len(grads)) if out_masks[t].numel() or in_masks[t].numel()]
-    work = _List(
+    work = TensorList(
         [grads[t] for t in chosen],
         [out_masks[t].float() for t in chosen],
         [in_masks[t].float() for t in chosen],
         [groups[t] for t in chosen],
         [0] * len(chosen),
     )
-    _launch(_soft_kernel, work, AGGREGATION=aggregation)
+    launch(_soft_kernel, work, AGGREGATION=aggregation)

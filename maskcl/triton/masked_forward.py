@@ -1,80 +1,20 @@
-"""y = act(x + b) m in Triton, one pass forward and one backward; see :mod:`maskcl.reference.masked_forward`.
+"""y = act(x + b) m in Triton, one pass each way; see :mod:`maskcl.reference.masked_forward`.
 
-A dense tensor is read as (outer, channels, inner) in the order of its memory: contiguous, channels_last
-and any other permutation alike. With inner = 1 the channels lie side by side, else a run of ``inner``
-elements shares its channel.
+A dense tensor is read as (outer, channels, inner) in the order of its memory: contiguous,
+channels_last and any other permutation alike. With inner = 1 the channels lie side by side, else a
+run of ``inner`` elements shares its channel.
 """
 
 import torch
 from torch import Tensor
 
 from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, power_of_2, tl, triton
-from maskcl.triton.gate import sigmoid
+from maskcl.triton._formulas import activate, activation_slope
 
 TILE = 2048  # elements of a tile: 16 for each of 128 threads
-PROGRAMS = 1024  # of the backward at most, fixed so that the order of the sums depends on the shape alone
-
-
-@triton.jit
-def _tanh(x):
-    # Near 0 the quotient of exponentials cancels, so the series takes over.
-    a = tl.abs(x)
-    p = tl.exp(-2.0 * a)
-    far = (1.0 - p) / (1.0 + p)
-    q = tl.minimum(a, 0.25)
-    q = q * q
-    near = x * (1.0 - q * (1.0 / 3.0 - q * (2.0 / 15.0 - q * (17.0 / 315.0 - q * (62.0 / 2835.0)))))
-    return tl.where(a < 0.25, near, tl.where(x < 0, -far, far))
-
-
-@triton.jit
-def _gelu_tanh_inner(z):
-    return _tanh(0.7978845608028654 * (z + 0.044715 * z * z * z))  # sqrt(2 / pi)
-
-
-@triton.jit
-def _activate(z, slope, ACTIVATION: tl.constexpr):
-    a = z
-    if ACTIVATION == "relu":
-        a = tl.where(z <= 0, 0.0, z)  # NaN stays NaN
-    elif ACTIVATION == "gelu":
-        a = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
-    elif ACTIVATION == "gelu_tanh":
-        a = 0.5 * z * (1.0 + _gelu_tanh_inner(z))
-    elif ACTIVATION == "silu":
-        a = z * sigmoid(z)
-    elif ACTIVATION == "tanh":
-        a = _tanh(z)
-    elif ACTIVATION == "sigmoid":
-        a = sigmoid(z)
-    elif ACTIVATION == "leaky_relu":
-        a = tl.where(z > 0, z, z * slope)
-    return a
-
-
-@triton.jit
-def _slope(z, a, slope, ACTIVATION: tl.constexpr):
-    """act' at z, from a = act(z) alone where that suffices."""
-    d = tl.full(a.shape, 1.0, tl.float32)
-    if ACTIVATION == "relu":
-        d = tl.where(a > 0, 1.0, 0.0)
-    elif ACTIVATION == "gelu":
-        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)  # 1 / sqrt(2 pi)
-        d = 0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density
-    elif ACTIVATION == "gelu_tanh":
-        t = _gelu_tanh_inner(z)
-        inner = 0.7978845608028654 * (1.0 + 3.0 * 0.044715 * z * z)
-        d = 0.5 * (1.0 + t) + 0.5 * z * (1.0 - t * t) * inner
-    elif ACTIVATION == "silu":
-        p = sigmoid(z)
-        d = p * (1.0 + z * (1.0 - p))
-    elif ACTIVATION == "tanh":
-        d = 1.0 - a * a
-    elif ACTIVATION == "sigmoid":
-        d = a * (1.0 - a)
-    elif ACTIVATION == "leaky_relu":
-        d = tl.where(a > 0, 1.0, slope)
-    return d
+BACKWARD_TILE = 1024  # with two more values held an element
+# Programs of the backward at most; fixed, so that the order of the sums depends on the shape alone.
+PROGRAMS = 1024
 
 
 @triton.jit(do_not_specialize=["channels"])
@@ -111,7 +51,7 @@ def _forward_kernel(
         if HAS_BIAS:
             x += tl.load(bias_ptr + channel).to(tl.float32)[:, None]
         m = tl.load(mask_ptr + channel).to(tl.float32)[:, None]
-    y = _activate(x, slope, ACTIVATION) * m
+    y = activate(x, slope, ACTIVATION) * m
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=live)
 
 
@@ -139,8 +79,10 @@ def _backward_kernel(
     OUTER: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """A program takes tiles_each tiles of one channel (or of LANES channels) and leaves one partial sum
-    a channel in row program_id(1) of the parts, [programs, channels]."""
+    """Take tiles_each tiles of one channel, or of LANES channels side by side.
+
+    Leaves one partial sum a channel in row program_id(1) of the parts, [programs, channels].
+    """
     stripe = tl.program_id(1).to(tl.int64)
     lane = tl.arange(0, LANES)
     if CHANNELS_INSIDE:
@@ -175,13 +117,13 @@ def _backward_kernel(
         else:
             if HAS_BIAS:
                 z += b
-            a = _activate(z, slope, ACTIVATION)
-        dz = g * m * _slope(z, a, slope, ACTIVATION)
+            a = activate(z, slope, ACTIVATION)
+        dz = g * m * activation_slope(z, a, slope, ACTIVATION)
         tl.store(dz_ptr + at, dz.to(dz_ptr.dtype.element_ty), mask=live)
         if MASK_GRAD:
-            dmask += tl.where(live, g * a, 0.0)
+            dmask += g * a  # g is 0 beside the tensor
         if BIAS_GRAD:
-            dbias += tl.where(live, dz, 0.0)
+            dbias += dz
     into = stripe * channels + channel
     if CHANNELS_INSIDE:
         if MASK_GRAD:
@@ -196,7 +138,9 @@ def _backward_kernel(
 
 
 @triton.jit
-def _sum_parts_kernel(parts_ptr, out_ptr, stripes, channels, ROWS: tl.constexpr, LANES: tl.constexpr):
+def _sum_parts_kernel(
+    parts_ptr, out_ptr, stripes, channels, ROWS: tl.constexpr, LANES: tl.constexpr
+):
     channel = tl.program_id(0).to(tl.int64) * LANES + tl.arange(0, LANES)
     total = tl.zeros([ROWS, LANES], tl.float32)
     for row0 in range(0, stripes, ROWS):
@@ -208,7 +152,7 @@ def _sum_parts_kernel(parts_ptr, out_ptr, stripes, channels, ROWS: tl.constexpr,
 
 
 def dense(x: Tensor) -> Tensor:
-    """``x`` itself where its elements fill one block of memory in some order of its dimensions, else a copy."""
+    """``x`` itself where its elements fill one block of memory in some order, else a copy."""
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size == 1:
@@ -236,7 +180,7 @@ def split(x: Tensor, channel_dim: int) -> tuple[int, int, int]:
 def _forward(
     x: Tensor, y: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float, dim: int
 ) -> None:
-    """y = act(x + b) m for dense, non-empty x and y of the same strides; y may be x."""
+    """Write y = act(x + b) m for dense, non-empty x and y of the same strides; y may be x."""
     outer, channels, inner = split(x, dim)
     inside = inner == 1
     rows, columns = (outer, channels) if inside else (outer * channels, inner)
@@ -265,7 +209,7 @@ def _forward(
 def masked_activation(
     x: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float, channel_dim: int
 ) -> Tensor:
-    """y = act(x + b) m. x [.., C, ..], mask and bias [C] -> y, shape, dtype and memory order of x."""
+    """Return y = act(x + b) m: x [.., C, ..], mask and bias [C] -> y in x's dtype and order."""
     check("masked_activation", "x", x)
     y = torch.empty_like(x)
     if x.numel():
@@ -307,8 +251,8 @@ def masked_activation_backward(
         return dz, dmask.zero_(), dbias.zero_()
     outer, channels, inner = split(dz, channel_dim)
     inside = inner == 1
-    lanes = min(power_of_2(channels if inside else inner), 128 if inside else TILE // 2)
-    depth = min(power_of_2(outer), TILE // lanes)
+    lanes = min(power_of_2(channels if inside else inner), 128 if inside else BACKWARD_TILE // 2)
+    depth = min(power_of_2(outer), BACKWARD_TILE // lanes)
     tiles = cdiv(outer, depth) * (1 if inside else cdiv(inner, lanes))
     across = cdiv(channels, lanes) if inside else channels
     each = cdiv(tiles, min(tiles, max(1, PROGRAMS // across)))

@@ -1,8 +1,8 @@
 """Two kinds of Triton tests, which exclude each other in one process.
 
-TRITON_INTERPRET is read when Triton is imported: with it, kernels run on the CPU (``interpreted/``);
-without it, they compile. An ordinary run compiles them and starts the interpreted ones in a process of
-their own (``test_interpreter.py``).
+TRITON_INTERPRET is read when Triton is imported: with it, kernels run on the CPU
+(``interpreted/``); without it, they compile. An ordinary run compiles them and starts the
+interpreted ones in a process of their own (``test_interpreter.py``).
 """
 
 import os

@@ -30,7 +30,9 @@ assert bool((x == 1).all())
 
 
 def test_modules_import_and_calls_say_what_is_missing() -> None:
-    ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
 
 

@@ -30,13 +30,16 @@ def _embedding(units: int, rng: torch.Generator, dtype: torch.dtype = torch.floa
 def test_gate(units: int, dtype: torch.dtype, rng: torch.Generator) -> None:
     e, s = _embedding(units, rng, dtype), torch.tensor(3.7)
     found = gate.hat_gate(e, s)
-    assert found.dtype == torch.float32 and found.shape == e.shape
+    assert found.dtype == torch.float32
+    assert found.shape == e.shape
     _close(found, reference.hat_gate(e.double(), s.double()), 2e-6)
 
 
 def test_gate_reads_strided_embeddings(rng: torch.Generator) -> None:
     e = _embedding(64, rng)[::3]
-    assert torch.equal(gate.hat_gate(e, torch.tensor(2.0)), gate.hat_gate(e.clone(), torch.tensor(2.0)))
+    assert torch.equal(
+        gate.hat_gate(e, torch.tensor(2.0)), gate.hat_gate(e.clone(), torch.tensor(2.0))
+    )
 
 
 @pytest.mark.parametrize("max_scale", [0.0, 400.0])
@@ -76,7 +79,8 @@ def test_exact_backward_is_finite_far_out() -> None:
     s, g = torch.tensor(400.0), torch.ones(7)
     for max_scale in (0.0, 400.0):
         out = gate.hat_gate_backward(g, e, reference.hat_gate(e, s), s, max_scale, 50.0, False)
-        assert torch.isfinite(out).all() and out[3] > 0
+        assert torch.isfinite(out).all()
+        assert out[3] > 0
 
 
 def _used(units: int, kind: str, rng: torch.Generator) -> Tensor:
@@ -97,7 +101,9 @@ def test_sparsity_and_its_gradient(units: int, kind: str, rng: torch.Generator) 
     _close(found, reference.hat_sparsity_backward(g.double(), m.double(), u), 1e-6)
 
 
-def test_sparsity_of_more_blocks_than_parts(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+def test_sparsity_of_more_blocks_than_parts(
+    monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+) -> None:
     monkeypatch.setattr(gate, "BLOCK", 16)
     monkeypatch.setattr(gate, "PARTS", 4)
     m, u = torch.rand(1000, generator=rng), _used(1000, "bool", rng)
@@ -115,5 +121,5 @@ def test_sparsity_without_a_free_unit_is_exactly_0(units: int) -> None:
 
 
 def test_float64_is_refused() -> None:
-    with pytest.raises(TypeError, match="embedding is torch.float64"):
+    with pytest.raises(TypeError, match=r"embedding is torch\.float64"):
         gate.hat_gate(torch.ones(2, dtype=torch.float64), torch.tensor(1.0))

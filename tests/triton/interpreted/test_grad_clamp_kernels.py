@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from maskcl.reference import grad_clamp as reference
-from maskcl.triton import grad_clamp
+from maskcl.triton import _lists, grad_clamp
 
 # (shape of the gradient, groups)
 SHAPES = [
@@ -18,15 +18,17 @@ SHAPES = [
     ((6, 5, 3, 3), 1),
     ((8, 3, 2), 2),
     ((6, 1, 3, 3), 6),
-    ((34, 4, 1, 1), 2),
+    ((36, 2, 1, 1), 2),
     ((0, 4), 1),
     ((4, 3, 3, 3, 2), 1),
 ]
 RULES = [("hat", 0.0), ("const", 0.25), ("adahat", 0.5), ("random", 0.0)]
 
 
-def _sides(shape: Sequence[int], groups: int, words: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Bit sets in which about a third of the units has no task and some have the sign bit's task."""
+def _sides(
+    shape: Sequence[int], groups: int, words: int, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Bit sets in which a third of the units has no task and some have the sign bit's."""
 
     def bits(units: int) -> Tensor:
         tasks = torch.randint(0, 64, (units, words), generator=rng)
@@ -51,10 +53,12 @@ def _copies(tensors: list[Tensor]) -> list[Tensor]:
 
 def _assert_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
     for t, (one, other) in enumerate(zip(found, wanted, strict=True)):
-        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True, msg=lambda m, t=t: f"{t}: {m}")
+        torch.testing.assert_close(
+            one, other, rtol=0, atol=0, equal_nan=True, msg=lambda m, t=t: f"{t}: {m}"
+        )
 
 
-@pytest.mark.parametrize("rule, value", RULES)
+@pytest.mark.parametrize(("rule", "value"), RULES)
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("words", [1, 3])
 def test_rules(words: int, exact: bool, rule: str, value: float, rng: torch.Generator) -> None:
@@ -90,9 +94,9 @@ def test_protected_nan_and_infinity_become_0(exact: bool, rng: torch.Generator) 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype: torch.dtype, rng: torch.Generator) -> None:
     grads, outs, ins, groups = _case(rng, dtype=dtype)
-    for rule, value in RULES:
+    for rule in ("const", "random"):
         found, wanted = _copies(grads), _copies(grads)
-        rest = (outs, ins, groups, True, rule, [value] * len(grads), 3)
+        rest = (outs, ins, groups, True, rule, [0.3] * len(grads), 3)
         grad_clamp.clamp_grads_(found, *rest)
         reference.clamp_grads_(wanted, *rest)
         # The interpreter cuts digits off for bfloat16, where a GPU rounds.
@@ -131,7 +135,7 @@ def _layouts(rng: torch.Generator) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("rule, value", RULES)
+@pytest.mark.parametrize(("rule", "value"), RULES)
 @pytest.mark.parametrize("layout", _layouts(torch.Generator()))
 def test_strides(layout: str, rule: str, value: float, rng: torch.Generator) -> None:
     grad = _layouts(rng)[layout]
@@ -141,8 +145,10 @@ def test_strides(layout: str, rule: str, value: float, rng: torch.Generator) -> 
     neighbours = grad._base.clone() if grad._base is not None else None
     grad_clamp.clamp_grads_([grad], *rest)
     reference.clamp_grads_([wanted], *rest)
-    torch.testing.assert_close(grad.contiguous(), wanted, rtol=5e-7 if rule == "adahat" else 0, atol=0)
-    if layout.startswith("every other") or layout.startswith("rows"):
+    torch.testing.assert_close(
+        grad.contiguous(), wanted, rtol=5e-7 if rule == "adahat" else 0, atol=0
+    )
+    if layout.startswith(("every other", "rows")):
         touched = (grad._base != neighbours).sum()
         assert touched <= grad.numel(), "memory beside the view was written"
 
@@ -165,7 +171,7 @@ def test_restore(layout: str, exact: bool, rng: torch.Generator) -> None:
 
 @pytest.mark.parametrize("aggregation", reference.AGGREGATIONS)
 def test_soft(aggregation: str, rng: torch.Generator) -> None:
-    grads, outs, ins, groups = _case(rng)
+    grads, _outs, _ins, groups = _case(rng)
     out_masks = [torch.rand(g.shape[0], generator=rng) for g in grads]
     in_masks = [
         torch.rand(n * g.shape[1], generator=rng) if g.dim() > 1 else torch.empty(0)
@@ -179,7 +185,8 @@ def test_soft(aggregation: str, rng: torch.Generator) -> None:
     reference.clamp_grads_soft_(wanted, out_masks, in_masks, groups, aggregation)
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-7)
-    assert torch.equal(found[9], grads[9]) and not torch.equal(found[0], grads[0])
+    assert torch.equal(found[9], grads[9])
+    assert not torch.equal(found[0], grads[0])
 
 
 @pytest.mark.parametrize("layout", _layouts(torch.Generator()))
@@ -203,16 +210,18 @@ def test_a_list_is_one_launch_and_free_rows_return_early(monkeypatch: pytest.Mon
             return kernel[grid]
 
     monkeypatch.setattr(grad_clamp, "_protect_kernel", Counted())
-    grads = [torch.full((40, 300), float("nan")) for _ in range(5)]
-    none = torch.zeros(40, 1, dtype=torch.int64)
+    grads = [torch.full((20, 200), float("nan")) for _ in range(5)]
+    none = torch.zeros(20, 1, dtype=torch.int64)
     all_tasks = torch.full((1, 1), -1)
     rest = ([1] * 5, True, "hat", [0.0] * 5, 0)
     grad_clamp.clamp_grads_(grads, [none] * 5, [all_tasks] * 5, *rest)
-    tiles = 5 * 3 * 3  # 40 rows in tiles of 16, 300 columns in tiles of 128
-    assert grids == [tiles] and all(g.isnan().all() for g in grads)
-    monkeypatch.setattr(grad_clamp, "MAX_TENSORS", 2)
+    tiles = 5 * 2 * 2  # 20 rows in tiles of 16, 200 columns in tiles of 128
+    assert grids == [tiles]
+    assert all(g.isnan().all() for g in grads)
+    monkeypatch.setattr(_lists, "MAX_TENSORS", 2)
     grad_clamp.clamp_grads_(grads, [all_tasks] * 5, [all_tasks] * 5, *rest)
-    assert len(grids) == 4 and all((g == 0).all() for g in grads)
+    assert len(grids) == 4
+    assert all((g == 0).all() for g in grads)
 
 
 @pytest.mark.parametrize("rule", ["hat", "random"])
@@ -224,7 +233,7 @@ def test_wide_indices_agree_with_narrow_ones(
     narrow, wide = _copies(grads), _copies(grads)
     rest = (outs, ins, groups, True, rule, [0.0] * len(grads), 1)
     grad_clamp.clamp_grads_(narrow, *rest)
-    monkeypatch.setattr(grad_clamp.tl, "int32", grad_clamp.tl.int64)
+    monkeypatch.setattr(_lists.tl, "int32", _lists.tl.int64)
     grad_clamp.clamp_grads_(wide, *rest)
     _assert_equal(wide, narrow)
 
@@ -235,7 +244,7 @@ def test_unknown_words_are_refused_before_anything_is_written() -> None:
         grad_clamp.clamp_grads_([grad], [side], [side], [1], True, "zero", [0.0], 0)
     with pytest.raises(ValueError, match="aggregation: found 'sum'"):
         grad_clamp.clamp_grads_soft_([grad], [torch.ones(2)], [torch.ones(2)], [1], "sum")
-    with pytest.raises(TypeError, match="tensor 1 of the list is torch.float64"):
+    with pytest.raises(TypeError, match=r"tensor 1 of the list is torch\.float64"):
         grad_clamp.clamp_grads_(
             [grad, grad.double()], [side] * 2, [side] * 2, [1, 1], True, "hat", [0.0] * 2, 0
         )
