@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import first_order
+from maskcl.ops._autograd import OpFunction
 from maskcl.ops._library import fake
 from maskcl.reference.gate import compute_dtype
 
@@ -58,7 +57,7 @@ def hat_gate(
     return HatGateFunction.apply(embedding, scale.detach(), max_scale or 0.0, cosh_clamp, recipe)
 
 
-class HatGateFunction(Function):
+class HatGateFunction(OpFunction):
     """hat_gate with its compensated gradient."""
 
     @staticmethod
@@ -73,7 +72,6 @@ class HatGateFunction(Function):
         ctx.save_for_backward(embedding, output, scale)
 
     @staticmethod
-    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         embedding, mask, scale = ctx.saved_tensors
         run = backends.select("hat_gate_backward", embedding)
@@ -100,7 +98,7 @@ def hat_sparsity(mask: Tensor, used: Tensor) -> Tensor:
     return HatSparsityFunction.apply(mask, used)
 
 
-class HatSparsityFunction(Function):
+class HatSparsityFunction(OpFunction):
     """hat_sparsity; u is a constant."""
 
     @staticmethod
@@ -112,7 +110,6 @@ class HatSparsityFunction(Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         mask, used = ctx.saved_tensors
         return backends.select("hat_sparsity_backward", mask)(grad, mask, used), None

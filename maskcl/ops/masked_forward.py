@@ -7,11 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import first_order
+from maskcl.ops._autograd import OpFunction
 from maskcl.ops._library import fake
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.masked_forward import ACTIVATIONS, FROM_OUTPUT
@@ -133,7 +132,7 @@ def _keeps_output(dtype: torch.dtype, activation: str, save: str) -> bool:
     return save == "output"
 
 
-class MaskedActivationFunction(Function):
+class MaskedActivationFunction(OpFunction):
     """masked_activation; keeps one tensor of x's size."""
 
     @staticmethod
@@ -155,14 +154,13 @@ class MaskedActivationFunction(Function):
         ctx.save_for_backward(output if ctx.keep_output else x, mask, bias)
 
     @staticmethod
-    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved, mask, bias = ctx.saved_tensors
         dz, dmask, dbias = _epilogue_backward(ctx, grad, saved, mask, bias, ctx.channel_dim, (1, 2))
         return dz if ctx.needs_input_grad[0] else None, dmask, dbias, None, None, None, None
 
 
-class MaskedLinearFunction(Function):
+class MaskedLinearFunction(OpFunction):
     """masked_linear. Where x W^T + b itself must be kept (gelu, silu, float16), it is a second output."""
 
     @staticmethod
@@ -191,7 +189,6 @@ class MaskedLinearFunction(Function):
         ctx.save_for_backward(x, weight, mask, bias, y if ctx.keep_output else z)
 
     @staticmethod
-    @first_order
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mask, bias, saved = ctx.saved_tensors
         dz, dmask, dbias = _epilogue_backward(ctx, grad, saved, mask, bias, saved.dim() - 1, (2, 3))
