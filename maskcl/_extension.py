@@ -7,7 +7,7 @@ one that exists and does not load is said once, as a warning. Neither breaks the
 
 from __future__ import annotations
 
-import importlib
+import importlib.machinery
 import importlib.util
 import json
 import sys
@@ -75,7 +75,7 @@ def status() -> dict[str, Any]:
     """
     facts = {key: value for key, value in build_record().items() if key != "not_built"}
     if _loaded and "cpp" not in reasons:
-        facts |= importlib.import_module("maskcl._C").build_info()
+        facts |= sys.modules["maskcl._C"].build_info()
     return {"cpp": reasons.get("cpp"), "cuda": reasons.get("cuda"), "build": facts}
 
 
@@ -99,19 +99,25 @@ def _check_torch() -> None:
 
 
 def _load_cpp(record: dict[str, Any]) -> None:
-    built = sorted(_FOLDER.glob("_C.*"))
+    built = sorted(_FOLDER.glob("_C.*so"))
     if not built:
         raise _AbsentError(_not_built("cpp", record))
-    spec = importlib.util.find_spec("maskcl._C")  # knows the file name endings of this Python
-    if spec is None:
+    mine = [_FOLDER / f"_C{suffix}" for suffix in importlib.machinery.EXTENSION_SUFFIXES]
+    path = next((file for file in mine if file.exists()), None)
+    if path is None:
         raise _BrokenError(f"this is {sys.implementation.cache_tag}, found {built[0].name}")
     _check_torch()
     try:
-        importlib.import_module("maskcl._C")
+        # By path, not by name: an editable install elsewhere must not lend its library.
+        loader = importlib.machinery.ExtensionFileLoader("maskcl._C", str(path))
+        spec = importlib.machinery.ModuleSpec("maskcl._C", loader, origin=str(path))
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
     except (ImportError, OSError) as error:
         raise _BrokenError(
-            f"{Path(str(spec.origin)).name} does not load under torch {torch.__version__}: {error}"
+            f"{path.name} does not load under torch {torch.__version__}: {error}"
         ) from error
+    sys.modules["maskcl._C"] = module
 
 
 def _load_cuda(record: dict[str, Any]) -> None:
