@@ -31,6 +31,11 @@ class Watch(Callback):
                 self.moved.append((old, task))
 
 
+def depends_on_input(logits: torch.Tensor) -> bool:
+    """A task whose mask closed every path would keep its outputs for nothing."""
+    return bool((logits.std(0) > 0).any())
+
+
 def run(net, method, optimizer: str, *, setting: str = "task") -> tuple[Watch, np.ndarray]:
     watch = Watch(net)
     trainer = Trainer(
@@ -53,28 +58,28 @@ def run(net, method, optimizer: str, *, setting: str = "task") -> tuple[Watch, n
 def test_earlier_logits_are_equal_after_each_task(model, optimizer, protection):
     net = tiny.network(model, TASKS)
     before = {name: p.detach().clone() for name, p in net.model.named_parameters()}
-    watch, matrix = run(net, HAT(protection=protection, sparsity=0.3), optimizer)
+    watch, matrix = run(net, HAT(protection=protection, sparsity=0.05), optimizer)
     assert watch.moved == []
     assert len(watch.logits) == TASKS
     for old in range(TASKS):
         assert (matrix[old:, old] == matrix[old, old]).all()
-    # Something was there to be kept, and something was learned.
-    assert all(float(out.std()) > 0 for out in watch.logits)
+    assert all(depends_on_input(out) for out in watch.logits)
     assert any(not torch.equal(p, before[name]) for name, p in net.model.named_parameters())
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_shared_head_keeps_earlier_domains(optimizer):
     net = tiny.network("mlp", TASKS, shared=True)
-    watch, matrix = run(net, HAT(sparsity=0.3), optimizer, setting="domain")
+    watch, matrix = run(net, HAT(sparsity=0.05), optimizer, setting="domain")
     assert watch.moved == []
+    assert all(depends_on_input(out) for out in watch.logits)
     assert not np.isnan(matrix).any()
 
 
 def test_later_tasks_do_move_weights():
     """Or the promise would be kept by learning nothing."""
     net = tiny.network("mlp", TASKS)
-    method = HAT(sparsity=0.3)
+    method = HAT(sparsity=0.05)
     tiny.train_task(net, method, 0, tiny.OPTIMIZERS["adamw"])
     before = [p.detach().clone() for p in net.protection().parameters]
     tiny.train_task(net, method, 1, tiny.OPTIMIZERS["adamw"])
@@ -85,17 +90,18 @@ def test_later_tasks_do_move_weights():
 def test_rule_const_forgets(optimizer):
     """This test file can fail: with protected gradients only halved, every check above would."""
     net = tiny.network("mlp", TASKS)
-    watch, _ = run(net, HAT(rule="const", rule_value=0.5, sparsity=0.3), optimizer)
+    watch, _ = run(net, HAT(rule="const", rule_value=0.5, sparsity=0.05), optimizer)
     assert (0, TASKS - 1) in watch.moved
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam-l2", "adamw"])
 def test_without_the_guard_weight_decay_forgets(optimizer):
     net = tiny.network("mlp", TASKS)
-    method, make = HAT(sparsity=0.3), tiny.OPTIMIZERS[optimizer]
+    method, make = HAT(sparsity=0.05), tiny.OPTIMIZERS[optimizer]
     x, _ = tiny.samples(0, seed=1)
     tiny.train_task(net, method, 0, make)
     before = tiny.logits(net, 0, x)
+    assert depends_on_input(before)
     tiny.train_task(net, method, 1, make, protect=False)
     assert not torch.equal(tiny.logits(net, 0, x), before)
 
@@ -105,11 +111,12 @@ def test_without_the_guard_weight_decay_forgets(optimizer):
 def test_the_hooks_alone_keep_the_promise(model, optimizer):
     """The same through a loop of one's own, with clipping."""
     net = tiny.network(model, TASKS)
-    method = HAT(sparsity=0.3, clip=1.0)
+    method = HAT(sparsity=0.05, clip=1.0)
     inputs = [tiny.samples(t, seed=1)[0] for t in range(TASKS)]
     kept: list[torch.Tensor] = []
     for task in range(TASKS):
         tiny.train_task(net, method, task, tiny.OPTIMIZERS[optimizer], steps=5)
         kept.append(tiny.logits(net, task, inputs[task]))
+        assert depends_on_input(kept[task])
         for old in range(task):
             assert torch.equal(tiny.logits(net, old, inputs[old]), kept[old]), (old, task)

@@ -20,7 +20,7 @@ from maskcl.problems import Vision
 from maskcl.trainer import Trainer
 from tests import tiny
 
-METHOD = HAT(sparsity=0.3)
+METHOD = HAT(sparsity=0.05)
 
 
 def trained(model: str = "mlp", tasks: int = 2, *, total: int = 3, optimizer: str = "adam"):

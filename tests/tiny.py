@@ -20,7 +20,7 @@ OptimizerFn = Callable[[list[nn.Parameter]], Optimizer]
 OPTIMIZERS: dict[str, OptimizerFn] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "momentum": lambda p: torch.optim.SGD(
-        p, lr=0.05, momentum=0.9, weight_decay=0.02, nesterov=True
+        p, lr=0.01, momentum=0.9, weight_decay=0.02, nesterov=True
     ),
     "adam": lambda p: torch.optim.Adam(p, lr=0.02),
     "adam-l2": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=0.02),
