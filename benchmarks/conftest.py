@@ -1,0 +1,72 @@
+"""Shared by the benchmarks: two CPU threads, correctness first, facts for the table.
+
+Run `python -m benchmarks` from the repository's root, or `pytest benchmarks -o python_files='bench_*.py'`.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+_verdicts: dict[str, bool] = {}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(2)
+
+
+def device() -> str:
+    """The device under test: a GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _is_right(stem: str) -> bool:
+    """Whether the op's own tests pass here; asked once a stem."""
+    if stem not in _verdicts:
+        environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/ops/test_{stem}.py"]
+        run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+        _verdicts[stem] = run.returncode == 0
+    return _verdicts[stem]
+
+
+Timed = Callable[..., None]
+
+
+@pytest.fixture
+def timed(request: pytest.FixtureRequest, benchmark: Any) -> Timed:
+    """Time ``function`` as one row of ``group``; ``floor`` is the least bytes that must move."""
+
+    def run(group: str, name: str, function: Callable[[], Any], floor: int = 0) -> None:
+        stem = Path(request.fspath).stem.removeprefix("bench_")
+        if (ROOT / f"tests/ops/test_{stem}.py").exists() and not _is_right(stem):
+            pytest.fail(f"tests/ops/test_{stem}.py fails: no speed figure for a wrong op")
+        benchmark.group = group
+        benchmark.extra_info.update(name=name, floor=floor, device=device())
+        if device() == "cuda":
+            inner = function
+
+            def function() -> None:
+                inner()
+                torch.cuda.synchronize()
+
+        for _ in range(3):
+            function()
+        benchmark(function)
+
+    return run
+
+
+def copy_of(bytes_moved: int) -> Callable[[], Any]:
+    """A memcpy that reads and writes ``bytes_moved`` in all, into memory that is already mapped."""
+    source = torch.ones(max(1, bytes_moved // 8), dtype=torch.float32, device=device())
+    target = torch.empty_like(source).fill_(0)
+    return lambda: target.copy_(source)
