@@ -220,7 +220,8 @@ def _put_heads(model: nn.Module, outputs: set[str], classes: Sequence[int]) -> N
     has_bias = last.bias is not None
     heads = TaskHeads(last.in_features, classes, has_bias, device=weight.device, dtype=weight.dtype)
     heads.training = last.training
-    replace_modules(model, {last: heads}.get)
+    replaced: dict[nn.Module, nn.Module] = {last: heads}
+    replace_modules(model, replaced.get)
 
 
 def _fuse(model: nn.Module, traced: Trace, outputs: set[str]) -> None:

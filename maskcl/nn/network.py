@@ -75,6 +75,7 @@ class HATNetwork(nn.Module):
         }
         self.num_tasks = num_tasks
         self.model = model
+        self.training = model.training
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
         self.units = dict(self.topology.units)
         self._sizes = [s.stop - s.start for s in self.units.values()]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, fx, nn
 
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.state import TaskAware
+
+_OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,31 @@ def shapes_in(result: Any) -> Iterator[Shape]:
         yield from shapes_in(list(result.values()))
 
 
+class _Proxy(fx.Proxy):
+    """Records ``x += y`` as what it is; fx alone would take it for ``x + y``."""
+
+    def _write(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._write(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._write(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._write(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._write(operator.itruediv, other)
+
+
 class _Tracer(fx.Tracer):
     record_stack_traces = True
     trace_asserts = True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, TaskAware) or super().is_leaf_module(m, module_qualified_name)
@@ -135,9 +161,9 @@ def _record(result: Any) -> Any:
 
 
 def _source_line(node: fx.Node) -> str:
-    """File and line in the user's code, of the innermost frame that is not torch's."""
-    stack = node.meta.get("stack_trace") or node.stack_trace or ""
-    lines = [line.strip() for line in stack.splitlines() if line.strip().startswith("File ")]
+    """File and line in the user's code: the innermost frame that is neither torch's nor ours."""
+    frames = [line.strip() for line in (node.stack_trace or "").splitlines()]
+    lines = [f for f in frames if f.startswith("File ") and not any(o in f for o in _OTHERS)]
     return lines[-1].removeprefix("File ").rsplit(", in ", 1)[0] if lines else ""
 
 

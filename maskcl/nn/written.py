@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import fx
 
 from maskcl.nn.activations import keeps_zero
@@ -29,21 +31,47 @@ def written_modules(trace: Trace) -> set[str]:
     for node in trace.graph.nodes:
         if not writes_in_place(node, trace.called(node)) or not trace.carries_tensor(node):
             continue
-        target = node.args[0] if node.args else None
-        while isinstance(target, fx.Node):
-            module = trace.called(target)
+        chain = list(_chain(trace, node))
+        for target in chain:
             if target.op == "get_attr":
                 raise ConversionError(
                     f"{trace.describe(node)} writes into {target.target!r}, which all tasks share"
                 )
-            if not _keeps_units(trace, node) and any(order[u] > order[node] for u in target.users):
-                raise ConversionError(
-                    f"{trace.describe(node)} writes into {target.name!r}, which is read again"
-                    " later: write it out of place"
-                )
-            if isinstance(module, TaskAware):
+            if isinstance(trace.called(target), TaskAware):
                 found.add(str(target.target))
-            target = target.args[0] if target.args and _aliases(trace, target) else None
+        if chain and not _keeps_units(trace, node):
+            # Neither the value nor a view of it may be read again by its old name.
+            for name in _views(trace, chain[-1]) - {node}:
+                if any(order[user] > order[node] for user in name.users):
+                    raise ConversionError(
+                        f"{trace.describe(node)} writes into {chain[0].name!r}, which is read again"
+                        f" later as {name.name!r}: write it out of place"
+                    )
+    return found
+
+
+def _chain(trace: Trace, node: fx.Node) -> Iterator[fx.Node]:
+    """What a node writes into, and what that in turn may share memory with, up to its origin."""
+    target = node.args[0] if node.args else None
+    while isinstance(target, fx.Node):
+        yield target
+        target = target.args[0] if target.args and _aliases(trace, target) else None
+
+
+def _views(trace: Trace, origin: fx.Node) -> set[fx.Node]:
+    """Nodes that may share memory with ``origin``, itself among them."""
+    found = {origin}
+    todo = [origin]
+    while todo:
+        for user in todo.pop().users:
+            if (
+                user not in found
+                and user.args[:1]
+                and user.args[0] in found
+                and _aliases(trace, user)
+            ):
+                found.add(user)
+                todo.append(user)
     return found
 
 
