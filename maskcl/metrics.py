@@ -115,7 +115,7 @@ def intransigence(matrix: ArrayLike, joint: ArrayLike | None) -> Metric:
 def forgetting_ratio(
     matrix: ArrayLike, chance: ArrayLike | None, joint: ArrayLike | None
 ) -> Metric:
-    """Rho after the last task: mean over j of (A_j - R_j)/(J_j - R_j) - 1 (Serra et al. 2018, eq. 6).
+    """Rho after the last task: mean over j of (A_j - R_j)/(J_j - R_j) - 1 (HAT, eq. 6).
 
     0 is as good as joint training, -1 as bad as chance.
 
@@ -211,5 +211,5 @@ def _known(m: NDArray[np.float64], needed: Sequence[tuple[int, int]]) -> Metric 
     return None
 
 
-def _metric(value: float) -> Metric:
+def _metric(value: float | np.floating[Any]) -> Metric:
     return Metric(float(value))

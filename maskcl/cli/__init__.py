@@ -28,4 +28,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except KeyboardInterrupt:  # torch takes seconds to import
+        return 130
     return run(sys.argv[1:] if arguments is None else list(arguments))

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.console import Console
 from maskcl import info as info_module
 from maskcl import models, report, scenarios
 from maskcl.cli.options import (
+    BATCH_SIZES,
     LEARNING_RATES,
     CommandError,
     TrainOptions,
@@ -34,6 +35,7 @@ train_app = typer.Typer(no_args_is_help=True, help="Train a sequence of tasks wi
 app.add_typer(train_app, name="train")
 
 _DEFAULT = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
+_SIZES = ", ".join(f"{name} {size}" for name, size in BATCH_SIZES.items())
 _RATES = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
 
 
@@ -48,8 +50,10 @@ def _hat(text: str, name: str) -> Any:
     return _flag(text, name, panel="HAT")
 
 
-# typer reads these annotations when the command is built, so they are Optional, not "| None".
-Text, Number, Whole = Optional[str], Optional[float], Optional[int]  # noqa: UP045
+# None: the flag was not given.
+Text: TypeAlias = str | None
+Number: TypeAlias = float | None
+Whole: TypeAlias = int | None
 
 
 @train_app.command("hat")
@@ -67,7 +71,7 @@ def train_hat(
     hidden: Annotated[Text, _flag("Widths of the mlp (default 200,200).")] = None,
     dropout: Annotated[Number, _flag("Of the mlp (default 0).")] = None,
     epochs: Annotated[Whole, _flag("For each task.", "epochs")] = None,
-    batch_size: Annotated[Whole, _flag("Examples a step.", "batch_size")] = None,
+    batch_size: Annotated[Whole, _flag(f"Examples a step (default {_SIZES}).")] = None,
     optimizer: Annotated[Text, _flag(f"{', '.join(LEARNING_RATES)}.", "optimizer")] = None,
     lr: Annotated[Number, _flag(f"Learning rate (default {_RATES}).")] = None,
     momentum: Annotated[Number, _flag("Of sgd.", "momentum")] = None,
@@ -113,7 +117,8 @@ def run(arguments: list[str]) -> int:
         code = app(arguments, prog_name="maskcl", standalone_mode=False)
     except (CommandError, report.ReportError) as error:
         return _fail(str(error))
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
+        _say("interrupted before anything was written")
         return 130
     except Exception as error:
         # typer's usage errors, whichever package its click is (inside typer from 0.16 on).

@@ -49,6 +49,7 @@ def train(options: TrainOptions, console: Console, *, resume: bool) -> dict[str,
     net = build_network(options, scenario)
     callback = display(console, scenario.num_tasks, options.epochs)
     try:
+        assert options.batch_size is not None  # TrainOptions puts the scenario's own
         trainer = Trainer(
             net,
             options.method(),
@@ -224,7 +225,9 @@ def _protected_share(net: HATNetwork, shares: dict[str, float]) -> float:
 
 def _nulls(values: np.ndarray) -> Any:
     """Nested lists with None for NaN, which JSON does not know."""
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+    mixed = values.astype(object)
+    mixed[np.isnan(values)] = None
+    return mixed.tolist()
 
 
 def _load_scenario(options: TrainOptions) -> Scenario:

@@ -29,7 +29,7 @@ def draw_all(result: dict[str, Any]) -> dict[str, bytes]:
     """Every figure of a result by file name (without .png), in the order of the report."""
     import matplotlib as mpl
 
-    with mpl.rc_context(_style()):
+    with mpl.rc_context(_style()):  # type: ignore[arg-type]
         return {
             "accuracy": _png(accuracy_matrix(result)),
             "accuracy_over_time": _png(accuracy_over_time(result)),
@@ -140,8 +140,8 @@ def mask_maps(result: dict[str, Any]) -> Figure:
         for task in range(tasks):
             picture[task, part[task]] = _rgb(SERIES[task % len(SERIES)])
             picture[task, ~part[task]] = _rgb(SHADES[0])
-        order = np.lexsort(part[::-1]) if tasks else slice(None)
-        axes.imshow(picture[:, order[::-1]], aspect="auto", interpolation="nearest")
+        order = np.lexsort(part[::-1])[::-1]
+        axes.imshow(picture[:, order], aspect="auto", interpolation="nearest")
         used = 100 * part.any(axis=0).mean() if part.size else 0.0
         axes.set_title(f"{name}: {stop - first} units, {used:.0f} % used", loc="left", fontsize=9)
         axes.set_yticks(range(tasks) if tasks <= MOST_NUMBERED else [0, tasks - 1])

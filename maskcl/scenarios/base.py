@@ -17,6 +17,11 @@ class ScenarioError(ValueError):
     """A scenario that cannot be built; the message is one sentence for the person who asked."""
 
 
+def length(dataset: Dataset) -> int:
+    """Number of items; torch's Dataset declares no ``__len__``, map-style ones have it."""
+    return len(dataset)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class Task:
     """One task of a scenario.
@@ -61,12 +66,12 @@ class Scenario:
         if not tasks:
             raise ScenarioError(f"{name}: a scenario needs at least one task, got none")
         for index, task in enumerate(tasks):
-            if len(task.train) == 0 or len(task.inputs) == 0:
-                part = "training" if len(task.train) == 0 else "test"
+            if length(task.train) == 0 or length(task.inputs) == 0:
+                part = "training" if length(task.train) == 0 else "test"
                 raise ScenarioError(f"{name}: task {index} has no {part} examples")
-            if len(task.inputs) != len(task.labels):
+            if length(task.inputs) != len(task.labels):
                 raise ScenarioError(
-                    f"{name}: task {index} has {len(task.inputs)} test inputs but "
+                    f"{name}: task {index} has {length(task.inputs)} test inputs but "
                     f"{len(task.labels)} test labels"
                 )
         self.name = name
@@ -76,7 +81,7 @@ class Scenario:
         self.input_shape = tuple(input_shape)
         self.source = source
         self.classes = [list(task.classes) for task in tasks]
-        self.sizes = [(len(task.train), len(task.inputs)) for task in tasks]
+        self.sizes = [(length(task.train), length(task.inputs)) for task in tasks]
         self._tasks = list(tasks)
 
     @property

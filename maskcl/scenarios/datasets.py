@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from maskcl import settings
-from maskcl.scenarios.base import Scenario, ScenarioError, Task
+from maskcl.scenarios.base import Scenario, ScenarioError, Task, length
 from maskcl.scenarios.labels import local_labels
 from maskcl.settings import Setting
 
@@ -100,7 +100,7 @@ class _Inputs(Dataset):
         self._dataset = dataset
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return length(self._dataset)
 
     def __getitem__(self, index: int) -> Tensor:
         return self._dataset[index][0]
@@ -110,7 +110,7 @@ def _input_shape(tasks: Sequence[tuple[Dataset, Dataset]], name: str) -> tuple[i
     shapes = {}
     for index, pair in enumerate(tasks):
         for part, dataset in zip(("training", "test"), pair, strict=True):
-            if len(dataset) == 0:
+            if length(dataset) == 0:
                 raise ScenarioError(f"{name}: task {index} has no {part} examples")
             x = dataset[0][0]
             if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -131,9 +131,9 @@ def _labels(dataset: Dataset) -> Tensor:
         return dataset.tensors[1].to(torch.int64).flatten().cpu()
     targets = getattr(dataset, "targets", None)
     plain = getattr(dataset, "target_transform", None) is None
-    if targets is not None and plain and len(targets) == len(dataset):
+    if targets is not None and plain and len(targets) == length(dataset):
         return torch.as_tensor(targets).to(torch.int64).flatten().cpu()
-    return torch.tensor([int(dataset[index][1]) for index in range(len(dataset))])
+    return torch.tensor([int(dataset[index][1]) for index in range(length(dataset))])
 
 
 def _apply(table: dict[int, int], labels: Tensor) -> Tensor:
