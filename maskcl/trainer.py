@@ -86,7 +86,8 @@ class Trainer:
         precision: ``32`` or ``bf16`` (autocast).
         directory: where the checkpoint goes at every epoch's end; None: nowhere.
         callback: progress.
-        fabric: a launched Fabric of your own (several devices); device and precision are then its.
+        fabric: a launched Fabric of your own, for example with ``strategy="ddp"``; device and
+            precision are then its.
 
     Raises:
         ValueError: an argument is out of range, or the method refuses the setting.

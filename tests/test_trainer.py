@@ -300,3 +300,28 @@ print([m for m in ("lightning_fabric", "safetensors", "maskcl.trainer") if m in 
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_on_a_gpu_the_promise_holds_and_a_run_resumes(precision, tmp_path):
+    class Stop(Log):
+        def on_epoch_start(self, task, epoch, batches):
+            if (task, epoch) == (1, 1):
+                raise KeyboardInterrupt
+
+    arguments = {"device": "cuda", "precision": precision, "directory": tmp_path}
+    arguments["optimizer_fn"] = tiny.OPTIMIZERS["adamw"]
+    with pytest.raises(KeyboardInterrupt):
+        make(tiny.network("conv", TASKS), callback=Stop(), **arguments).fit()
+    trainer = make(tiny.network("conv", TASKS), **arguments)
+    result = trainer.fit(resume=True)
+    assert {p.device.type for p in trainer.net.parameters()} == {"cuda"}
+    for task in range(TASKS):
+        assert (result.matrix[task:, task] == result.matrix[task, task]).all()
+    x = tiny.samples(0, seed=1)[0].cuda()
+    before = tiny.logits(trainer.net, 0, x)
+    trainer.net.forget_task(2)
+    tiny.train_task(trainer.net, HAT(), 2, tiny.OPTIMIZERS["adamw"])
+    assert torch.equal(tiny.logits(trainer.net, 0, x), before)

@@ -144,7 +144,8 @@ def train_task(
     finish: bool = True,
 ) -> list[float]:
     """The hooks in a loop of one's own: one epoch of ``steps`` steps on the whole task; losses."""
-    x, y = samples(task)
+    device = net.embeddings[task].device
+    x, y = (t.to(device) for t in samples(task))
     net.train()
     state = method.begin_task(net, task, seed=seed)
     optimizer = optimizer_fn(net.task_parameters(task))
