@@ -151,14 +151,11 @@ class HAT:
 
         The compensation of the embeddings' gradient has already happened, in the gate's backward.
         """
-        values = None
-        if self.rule in _RULES_WITH_VALUE:
-            values = [self.rule_value] * len(state.protection.parameters)
         seed = 0
         if self.rule == "random":
             seed = derive_seed("rule", state.seed, state.task, state.steps)
         exact = self.protection == "exact"
-        state.protection.clamp_(rule=self.rule, exact=exact, values=values, seed=seed)
+        state.protection.clamp_(rule=self.rule, exact=exact, values=self.rule_value, seed=seed)
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(state.trained, self.clip)
         state.steps += 1
