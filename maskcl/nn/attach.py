@@ -8,19 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from maskcl.nn.analysis import analyse
+from maskcl.nn.by_hand import Sources, analyse_by_hand
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.heads import TaskHeads
 from maskcl.nn.norms import TaskNorm
 from maskcl.nn.state import Masked, TaskState
-from maskcl.nn.topology import (
-    Sources,
-    Topology,
-    analyse,
-    analyse_by_hand,
-    task_aware,
-    unit_span,
-    weight_layers,
-)
+from maskcl.nn.topology import Topology, task_aware, unit_span, weight_layers
 from maskcl.nn.trace import trace
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.activations import fused_name
 from maskcl.nn.attach import unmasked
+from maskcl.nn.by_hand import Sources
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.heads import TaskHeads
 from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLayer, HATLinear
@@ -24,7 +25,7 @@ from maskcl.nn.norms import (
 )
 from maskcl.nn.owners import check_owners
 from maskcl.nn.state import Masked
-from maskcl.nn.topology import Sources, output_modules, sole_reader, weight_layers
+from maskcl.nn.topology import output_modules, sole_reader, weight_layers
 from maskcl.nn.trace import Trace, trace
 
 _CONVS: dict[type, type] = {nn.Conv1d: HATConv1d, nn.Conv2d: HATConv2d, nn.Conv3d: HATConv3d}

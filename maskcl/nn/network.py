@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.attach import attach
-from maskcl.nn.heads import TaskHeads
-from maskcl.nn.norms import TaskNorm
-from maskcl.nn.owners import check_owners
+from maskcl.nn.by_hand import Sources
+from maskcl.nn.owners import check_owners, own_parameters, shared_parameters
 from maskcl.nn.protection import Protection, protect
 from maskcl.nn.state import WORD, TaskState
-from maskcl.nn.topology import Sources, task_aware, weight_layers
 from maskcl.ops import hat_gate, hat_sparsity
 
 INITS = ("normal", "uniform", "dense")
@@ -177,7 +175,7 @@ class HATNetwork(nn.Module):
 
     def used(self) -> Tensor:
         """Units that any finished task uses, bool [U]."""
-        return self._kept("used", lambda: (self.tasks != 0).any(1), (self.tasks,))
+        return self._state.kept("used", lambda: (self.tasks != 0).any(1), (self.tasks,))
 
     def capacity(self) -> dict[str, float]:
         """Fraction of each layer's units that finished tasks use."""
@@ -195,7 +193,7 @@ class HATNetwork(nn.Module):
         bits = (self.embeddings[task] > 0).to(torch.int64) << (task % WORD)
         self.tasks[:, task // WORD] |= bits
         self.finished[task] = True
-        for parameter in (self.embeddings[task], *self._own(task)):
+        for parameter in (self.embeddings[task], *own_parameters(self.model, task)):
             parameter.requires_grad_(False)
 
     @torch.no_grad()
@@ -243,45 +241,20 @@ class HATNetwork(nn.Module):
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains: the shared weights, its embedding, its norms' affine and its head."""
         self._check_task("task_parameters", task)
-        return [*(p for _, p in self._shared()), self.embeddings[task], *self._own(task)]
+        return [
+            *shared_parameters(self.model),
+            self.embeddings[task],
+            *own_parameters(self.model, task),
+        ]
 
     def protection(self) -> Protection:
         """What the finished tasks need of the shared parameters, from the bits as they are now."""
-        parameters = tuple(p for _, p in self._shared())
+        parameters = shared_parameters(self.model)
 
         def make() -> Protection:
             return protect(self.model, self.topology, self.tasks, self.finished)
 
-        return self._kept("protection", make, (self.tasks, self.finished, *parameters))
-
-    def _shared(self) -> list[tuple[str, nn.Parameter]]:
-        layers = weight_layers(self.model).values()
-        return [pair for layer in layers for pair in layer.named_parameters(recurse=False)]
-
-    def _own(self, task: int) -> list[nn.Parameter]:
-        """Parameters of a task's own norms and head."""
-        found: list[nn.Parameter] = []
-        for _, module in task_aware(self.model):
-            if isinstance(module, TaskNorm):
-                found.extend(module.norms[task].parameters())
-            elif isinstance(module, TaskHeads):
-                found.extend(module.heads[task].parameters())
-        return found
-
-    def _kept(self, name: str, make: Any, tensors: tuple[Tensor, ...]) -> Any:
-        """What ``make`` returned, until one of the bit tensors changes or is replaced."""
-        versions = [t._version for t in tensors if not t.is_floating_point()]
-        known = self._state.cache.get(name)
-        if known is not None:
-            old_tensors, old_versions, value = known
-            same = len(old_tensors) == len(tensors) and all(
-                a is b for a, b in zip(old_tensors, tensors, strict=True)
-            )
-            if same and old_versions == versions:
-                return value
-        value = make()
-        self._state.cache[name] = (tensors, versions, value)
-        return value
+        return self._state.kept("protection", make, (self.tasks, self.finished, *parameters))
 
     def _check_task(self, caller: str, task: int) -> None:
         if not isinstance(task, int) or not 0 <= task < self.num_tasks:

@@ -1,4 +1,4 @@
-"""What all tasks would share with nothing to protect it."""
+"""Which parameters tasks share, which are their own, and which nothing could protect."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from maskcl.nn.errors import ConversionError
+from maskcl.nn.heads import TaskHeads
+from maskcl.nn.norms import TaskNorm
 from maskcl.nn.state import TaskAware
+from maskcl.nn.topology import weight_layers
 
 
 def check_owners(model: nn.Module) -> None:
@@ -42,3 +45,20 @@ def check_owners(model: nn.Module) -> None:
                 f"module {prefix!r} ({type(module).__name__}) keeps running statistics that all"
                 " tasks share: use a TaskBatchNorm, or to_hat on the ordinary model"
             )
+
+
+def shared_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Weights and biases of the HAT layers: all tasks train them, within their protection."""
+    layers = weight_layers(model).values()
+    return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+
+
+def own_parameters(model: nn.Module, task: int) -> list[nn.Parameter]:
+    """Parameters of a task's own norms and head."""
+    found: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, TaskNorm):
+            found.extend(module.norms[task].parameters())
+        elif isinstance(module, TaskHeads):
+            found.extend(module.heads[task].parameters())
+    return found

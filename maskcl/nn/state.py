@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +40,23 @@ class TaskState:
     def __getstate__(self) -> dict[str, Any]:
         # Masks belong to one forward's graph, which can be neither copied nor saved.
         return {"task": None, "scale": None, "mask": None, "parts": (), "cache": {}}
+
+    def kept(self, name: str, make: Callable[[], Any], tensors: Sequence[Tensor]) -> Any:
+        """What ``make`` returned, until one of ``tensors`` is replaced or an integer one written.
+
+        Args:
+            name: of the thing kept.
+            make: computes it.
+            tensors: what it follows from; floating ones (parameters) count by identity alone.
+        """
+        versions = [t._version for t in tensors if not t.is_floating_point()]
+        known = self.cache.get(name)
+        if known is not None and known[:2] == (versions, [id(t) for t in tensors]):
+            return known[3]
+        value = make()
+        # The tensors are held so that no other can come by their ids.
+        self.cache[name] = (versions, [id(t) for t in tensors], tensors, value)
+        return value
 
     def table(self) -> Tensor:
         """Masks of all units, then those of the slots NONE (0) and EVERY (1): [U + 2]."""

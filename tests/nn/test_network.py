@@ -312,7 +312,8 @@ def test_modules_written_by_hand_work_as_converted_ones_do() -> None:
     torch.manual_seed(1)
     plain = nn.Sequential(
         nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 1),
-        nn.GroupNorm(2, 6), nn.Sigmoid(), nn.Flatten(), nn.Linear(24, 5), nn.Tanh(), nn.Linear(5, 3),
+        nn.GroupNorm(2, 6), nn.Sigmoid(), nn.Flatten(), nn.Linear(24, 5), nn.Tanh(),
+        nn.Linear(5, 3),
     )  # fmt: skip
     converted = to_hat(plain, 2, images(2), classes=[3, 3])
     by_hand = HATNetwork(
