@@ -1,0 +1,109 @@
+"""What the README says is run: its Python, its table of ops, its commands, its links."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from maskcl import ops
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def test_first_example_has_ten_lines_and_learns_without_forgetting():
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
+    example = blocks("python")[0]
+    lines = [line for line in example.splitlines() if line.strip()]
+    assert len(lines) <= 11
+    names = {}
+    exec(compile(example, "README.md", "exec"), names)
+    matrix = names["result"].matrix
+    assert matrix[-1].mean() > 0.97
+    assert (matrix.diagonal() == matrix[-1]).all()
+
+
+def test_the_loop_of_your_own_runs():
+    """It ends with an assertion of its own: to_plain has the network's outputs."""
+    examples = blocks("python")
+    assert len(examples) == 2
+    names = {}
+    exec("import torch\nimport maskcl\nfrom maskcl import models", names)
+    exec(compile(examples[1], "README.md", "exec"), names)
+    assert names["logits"].shape == (32, 2)
+
+
+def op_rows():
+    found = re.findall(r"^\| `(\w+\(.*?\))` \| `(.*?)` \|$", TEXT, flags=re.MULTILINE)
+    assert len(found) == 10
+    return found
+
+
+def arguments():
+    generator = torch.Generator().manual_seed(0)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    def tasks(units):
+        return torch.randint(4, (units,), generator=generator)
+
+    return {
+        "torch": torch, "F": F, "e": rand(6) - 0.5, "s": 3.0, "m": rand(6), "p": 0.25,
+        "s_max": 400.0, "used": torch.tensor([True, False] * 3), "x": rand(4, 6) - 0.5,
+        "b": rand(6) - 0.5, "w": rand(6, 6) - 0.5, "g": rand(6, 6), "saved": rand(6, 6),
+        "out": tasks(6), "inp": tasks(6), "a": rand(6), "c": rand(6),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "formula"), op_rows())
+def test_each_op_equals_the_formula_beside_it(call, formula):
+    names = arguments()
+    expected = eval(formula, dict(names))
+    found = eval(call, {**names, **{name: getattr(ops, name) for name in ops.__all__}})
+    if found is None:  # in place, on the first tensor of the first list
+        found = names["w" if call.startswith("restore") else "g"]
+        assert not torch.equal(found, arguments()["w" if call.startswith("restore") else "g"])
+    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected))
+
+
+def test_every_op_is_in_the_table():
+    assert {call.partition("(")[0] for call, _ in op_rows()} == set(ops.__all__) - {
+        "epoch_progress"
+    }
+
+
+def commands():
+    lines = "".join(blocks("console")).splitlines()
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ maskcl train")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_parse_and_pass_the_checks_of_their_values(command, tmp_path):
+    """Up to where the run would begin: the options must be right as printed."""
+    typer = pytest.importorskip("typer", reason="the command line needs maskcl[train]")
+    from maskcl.cli.app import app
+    from maskcl.cli.options import check_values, combine
+
+    words = shlex.split(command)
+    assert words[:3] == ["maskcl", "train", "hat"]
+    group = typer.main.get_command(app)
+    leaf = group.commands["train"].commands["hat"]
+    context = leaf.make_context("hat", words[3:])
+    given = {name: v for name, v in context.params.items() if v is not None}
+    resume = given.pop("resume")
+    saved = {"scenario": "split-digits"} if resume else None
+    combine(check_values(given, "README"), {}, saved)
+
+
+def test_pictures_and_links_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
+        assert (ROOT / target).is_file(), target
