@@ -249,3 +249,12 @@ def test_unknown_words_are_refused_before_anything_is_written() -> None:
             [grad, grad.double()], [side] * 2, [side] * 2, [1, 1], True, "hat", [0.0] * 2, 0
         )
     assert torch.equal(grad, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_gradients_that_share_memory_are_refused(dim: int) -> None:
+    grad = torch.ones(4, 4).select(dim, 0).unsqueeze(dim).expand(4, 4)
+    side = torch.ones(4, 1, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="single memory location"):
+        grad_clamp.clamp_grads_([grad], [side], [side], [1], True, "const", [0.5], 0)
+    assert bool((grad == 1).all())

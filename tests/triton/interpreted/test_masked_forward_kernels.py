@@ -173,6 +173,14 @@ def test_programs_that_take_several_tiles(
         _assert_backward(grad, x, mask, bias, "tanh", 1)
 
 
+def test_more_partial_sums_than_one_block_adds(
+    monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+) -> None:
+    monkeypatch.setattr(masked_forward, "BACKWARD_TILE", 8)
+    x, mask, bias, grad = _case((90, 3), 1, torch.float32, rng)
+    _assert_backward(grad, x, mask, bias, "relu", 1)
+
+
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 3, 0)])
 def test_empty(shape: tuple[int, ...]) -> None:
     x, mask = torch.empty(shape), torch.ones(shape[1])
