@@ -1,8 +1,8 @@
 """Run by test_checkpoint: a small training run, killed as the arguments say, then resumed.
 
-    python -m tests.resume_run DIRECTORY CASE KILL...
+    python -m tests.resume_run DIRECTORY CASE:KILL...
 
-Each KILL is a child process that goes on from the checkpoint and is killed by SIGKILL:
+Each is a child process that goes on from DIRECTORY/CASE's checkpoint and is killed by SIGKILL:
 ``step:N`` after its Nth step, ``write:N`` while its Nth checkpoint is written but not renamed,
 ``rename:N`` right after its Nth is, ``after:SECONDS`` whenever that may be. ``none`` runs to the
 end. Children are forked from one process that has gone through such a run, in another directory:
@@ -102,22 +102,23 @@ def child(directory: str, case: str, how: str) -> None:
 
 
 def main() -> None:
-    directory, case, *kills = sys.argv[1:]
+    directory, *kills = sys.argv[1:]
     with tempfile.TemporaryDirectory() as other:
-        train(other, case)
-    for how in kills:
+        train(other, "adamw")
+    for argument in kills:
+        case, _, how = argument.partition(":")
         pid = os.fork()
         if pid == 0:
             try:
-                child(directory, case, how)
+                child(os.path.join(directory, case), case, how)
             finally:
                 os._exit(1)
         _, status = os.waitpid(pid, 0)
         # A child with a timer may have come to its end first.
         if os.WIFSIGNALED(status):
-            print(how, "killed", os.WTERMSIG(status), flush=True)
+            print(argument, "killed", os.WTERMSIG(status), flush=True)
         else:
-            print(how, "exit", os.WEXITSTATUS(status), flush=True)
+            print(argument, "exit", os.WEXITSTATUS(status), flush=True)
 
 
 if __name__ == "__main__":

@@ -217,25 +217,34 @@ def kills(case: str) -> list[str]:
     return [*mixed, "none"]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("case", list(resume_run.CASES))
-def test_a_run_killed_at_any_moment_and_resumed_is_the_same_run(case, tmp_path):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """(directory, what was printed) of every case's killed run; one process, to import once."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    directory = tmp_path_factory.mktemp("killed")
     root = str(Path(resume_run.__file__).parents[1])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root}
-    module = [sys.executable, "-m", "tests.resume_run"]
-    command = [*module, str(tmp_path / "killed"), case, *kills(case)]
-    (tmp_path / "killed").mkdir()
+    command = [sys.executable, "-m", "tests.resume_run", str(directory)]
+    command += [f"{case}:{how}" for case in resume_run.CASES for how in kills(case)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    lines = done.stdout.splitlines()
-    assert lines[-1] == "none exit 0", done.stdout + done.stderr
-    assert sum(line.endswith(f"killed {signal.SIGKILL.value}") for line in lines) >= 5, done.stdout
+    assert done.returncode == 0, done.stderr
+    return directory, done.stdout
+
+
+@pytest.mark.parametrize("case", list(resume_run.CASES))
+def test_a_run_killed_at_any_moment_and_resumed_is_the_same_run(case, killed, tmp_path):
+    directory, printed = killed
+    lines = [line for line in printed.splitlines() if line.startswith(case)]
+    assert lines[-1] == f"{case}:none exit 0", printed
+    assert sum(line.endswith(f"killed {signal.SIGKILL.value}") for line in lines) >= 4, printed
     threads = torch.get_num_threads()
     try:
-        state, result = resume_run.train(str(tmp_path / "whole"), case)
+        state, result = resume_run.train(str(tmp_path), case)
     finally:
         torch.set_num_threads(threads)
-    found = torch.load(tmp_path / "killed" / "net.pt")
-    measured = np.load(tmp_path / "killed" / "result.npz")
+    found = torch.load(directory / case / "net.pt")
+    measured = np.load(directory / case / "result.npz")
     assert found.keys() == state.keys()
     for name, tensor in state.items():
         assert torch.equal(found[name], tensor), name
