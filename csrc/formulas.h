@@ -96,20 +96,41 @@ MASKCL_HD T cosh_plus_one(T x) {
   return T(0.5) * (t + T(1) / t) + T(1);
 }
 
-// max_scale <= 0: no compensation. tail_k is 1 + exp(-cosh_clamp).
-template <typename T>
-MASKCL_HD T hat_gate_backward(T g, T e, T m, T s, T max_scale, T cosh_clamp, T tail_k, bool recipe) {
+enum class Compensating { none_exact, none_recipe, exact, recipe };
+
+MASKCL_HD Compensating compensating(double max_scale, bool recipe) {
+  if (max_scale > 0) return recipe ? Compensating::recipe : Compensating::exact;
+  return recipe ? Compensating::none_recipe : Compensating::none_exact;
+}
+
+// tail_k is 1 + exp(-cosh_clamp).
+template <Compensating How, typename T>
+MASKCL_HD T hat_gate_backward(T g, T e, T m, T s, T max_scale, T cosh_clamp, T tail_k) {
   const T x = s * e;
-  if (recipe) {
-    const T q = g * s * (m * (T(1) - m));
-    if (!(max_scale > T(0))) return q;
-    const T clipped = x < -cosh_clamp ? -cosh_clamp : (x > cosh_clamp ? cosh_clamp : x);
-    return q * (max_scale / s) * (cosh_plus_one(clipped) / cosh_plus_one(e));
+  if constexpr (How == Compensating::none_exact) return g * s * sigmoid_slope(x);
+  if constexpr (How == Compensating::exact) {
+    const T beyond = abs_(x) > cosh_clamp ? abs_(x) : cosh_clamp;
+    const T tail = tail_k / (T(1) + exp_(-beyond));
+    return g * max_scale * sigmoid_slope(e) * (exp_(cosh_clamp - beyond) * (tail * tail));
   }
-  if (!(max_scale > T(0))) return g * s * sigmoid_slope(x);
-  const T beyond = abs_(x) > cosh_clamp ? abs_(x) : cosh_clamp;
-  const T tail = tail_k / (T(1) + exp_(-beyond));
-  return g * max_scale * sigmoid_slope(e) * (exp_(cosh_clamp - beyond) * (tail * tail));
+  const T q = g * s * (m * (T(1) - m));
+  if constexpr (How == Compensating::none_recipe) return q;
+  const T clipped = x < -cosh_clamp ? -cosh_clamp : (x > cosh_clamp ? cosh_clamp : x);
+  return q * (max_scale / s) * (cosh_plus_one(clipped) / cosh_plus_one(e));
+}
+
+template <typename T>
+MASKCL_HD T hat_gate_backward(T g, T e, T m, T s, T max_scale, T cosh_clamp, T tail_k, Compensating how) {
+  switch (how) {
+    case Compensating::none_exact:
+      return hat_gate_backward<Compensating::none_exact>(g, e, m, s, max_scale, cosh_clamp, tail_k);
+    case Compensating::none_recipe:
+      return hat_gate_backward<Compensating::none_recipe>(g, e, m, s, max_scale, cosh_clamp, tail_k);
+    case Compensating::exact:
+      return hat_gate_backward<Compensating::exact>(g, e, m, s, max_scale, cosh_clamp, tail_k);
+    default:
+      return hat_gate_backward<Compensating::recipe>(g, e, m, s, max_scale, cosh_clamp, tail_k);
+  }
 }
 
 // --- activations ----------------------------------------------------------------------------------------------------
@@ -186,6 +207,10 @@ MASKCL_HD void masked_activation_backward_from_output(T g, T y, T m, T inverse_m
 
 template <Activation A>
 constexpr bool divides_once = A == Activation::identity || A == Activation::relu || A == Activation::leaky_relu;
+
+// 1 / m to undo a mask; 0 where that is infinite, as for a closed gate: there m act' is 0 to every digit that counts.
+MASKCL_HD float inverse_mask(float m) { return abs_(m) > 3.0e-39f ? 1.0f / m : 0.0f; }
+MASKCL_HD double inverse_mask(double m) { return abs_(m) > 6.0e-309 ? 1.0 / m : 0.0; }
 
 // The gradient of a unit's mask from the sum of the above; 0 where m is 0.
 template <typename T>

@@ -41,7 +41,9 @@ _FLOATS = (torch.float64, torch.float32, *_HALVES)
 
 
 def _triton_absent() -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    # A folder that happens to be called triton is not it.
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
         return "triton is not installed (pip install triton; Linux only)"
     return None
 

@@ -7,9 +7,56 @@ namespace {
 
 using torch::stable::empty_like;
 
+constexpr int64_t kCost = 4;  // a gate costs about as much as so many elements of a plain pass
+
+// What a gate's gradient needs besides its unit's numbers.
+template <typename C>
+struct Compensation {
+  C scale, max_scale, cosh_clamp, tail;
+  Compensating how;
+};
+
 template <typename T, typename C>
-void gate(const T* e, C* m, C s, int64_t begin, int64_t end) {
+MASKCL_INLINE void forward_units(const T* e, C* m, C s, int64_t begin, int64_t end) {
+  MASKCL_VECTORIZE
   for (int64_t i = begin; i < end; ++i) m[i] = hat_gate(static_cast<C>(e[i]), s);
+}
+
+template <Compensating How, typename T, typename C>
+MASKCL_INLINE void backward_loop(const C* g, const T* e, const C* m, T* out, Compensation<C> c, int64_t begin,
+                                 int64_t end) {
+  MASKCL_VECTORIZE
+  for (int64_t i = begin; i < end; ++i)
+    out[i] = static_cast<T>(
+        hat_gate_backward<How>(g[i], static_cast<C>(e[i]), m[i], c.scale, c.max_scale, c.cosh_clamp, c.tail));
+}
+
+template <typename T, typename C>
+MASKCL_INLINE void backward_units(const C* g, const T* e, const C* m, T* out, Compensation<C> c, int64_t begin,
+                                  int64_t end) {
+  switch (c.how) {
+    case Compensating::none_exact: return backward_loop<Compensating::none_exact>(g, e, m, out, c, begin, end);
+    case Compensating::none_recipe: return backward_loop<Compensating::none_recipe>(g, e, m, out, c, begin, end);
+    case Compensating::exact: return backward_loop<Compensating::exact>(g, e, m, out, c, begin, end);
+    case Compensating::recipe: return backward_loop<Compensating::recipe>(g, e, m, out, c, begin, end);
+  }
+}
+
+// Embeddings are float32; the other dtypes work, and need no clones.
+MASKCL_CLONES void run_forward(const float* e, float* m, float s, int64_t begin, int64_t end) {
+  forward_units(e, m, s, begin, end);
+}
+MASKCL_CLONES void run_backward(const float* g, const float* e, const float* m, float* out, Compensation<float> c,
+                                int64_t begin, int64_t end) {
+  backward_units(g, e, m, out, c, begin, end);
+}
+template <typename T, typename C>
+void run_forward(const T* e, C* m, C s, int64_t begin, int64_t end) {
+  forward_units(e, m, s, begin, end);
+}
+template <typename T, typename C>
+void run_backward(const C* g, const T* e, const C* m, T* out, Compensation<C> c, int64_t begin, int64_t end) {
+  backward_units(g, e, m, out, c, begin, end);
 }
 
 double scalar(const Tensor& x) {
@@ -28,7 +75,7 @@ Tensor hat_gate_cpu(const Tensor& embedding, const Tensor& scale) {
     const T* from = static_cast<const T*>(e.const_data_ptr());
     C* to = static_cast<C*>(m.mutable_data_ptr());
     const C s = static_cast<C>(scalar(scale));
-    parallel(e.numel(), 8, [&](int64_t begin, int64_t end) { gate(from, to, s, begin, end); });
+    parallel(e.numel(), kCost, [&](int64_t begin, int64_t end) { run_forward(from, to, s, begin, end); });
   });
   return m;
 }
@@ -44,12 +91,10 @@ Tensor hat_gate_backward_cpu(const Tensor& grad, const Tensor& embedding, const 
     const C* pm = static_cast<const C*>(m.const_data_ptr());
     const C* pg = static_cast<const C*>(g.const_data_ptr());
     T* to = static_cast<T*>(out.mutable_data_ptr());
-    const C s = static_cast<C>(scalar(scale)), top = static_cast<C>(max_scale), k = static_cast<C>(cosh_clamp);
-    const C tail = C(1) + exp_(-k);
-    parallel(e.numel(), 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        to[i] = static_cast<T>(hat_gate_backward(pg[i], static_cast<C>(pe[i]), pm[i], s, top, k, tail, recipe));
-    });
+    const C k = static_cast<C>(cosh_clamp);
+    const Compensation<C> c{static_cast<C>(scalar(scale)), static_cast<C>(max_scale), k, C(1) + exp_(-k),
+                            compensating(max_scale, recipe)};
+    parallel(e.numel(), kCost, [&](int64_t begin, int64_t end) { run_backward(pg, pe, pm, to, c, begin, end); });
   });
   return out;
 }

@@ -46,7 +46,7 @@ struct Backward {
   const T* saved;
   const C* mask;
   const C* bias;       // zeros where there is none
-  const C* inverse_m;  // 1 / m, 0 where m is 0
+  const C* inverse_m;
   T* dz;
   bool from_output;
   Activation activation;
@@ -173,7 +173,7 @@ struct Columns {
     }
     if (inverse) {
       inverse_m.resize(mask.size());
-      for (size_t i = 0; i < mask.size(); ++i) inverse_m[i] = mask[i] != C(0) ? C(1) / mask[i] : C(0);
+      for (size_t i = 0; i < mask.size(); ++i) inverse_m[i] = inverse_mask(mask[i]);
     }
   }
 };

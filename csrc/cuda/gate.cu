@@ -34,7 +34,7 @@ gate_kernel(const E* embedding, Scalar<T> scale, T* mask, int64_t units) {
 template <typename T>
 struct Compensation {
   T max_scale, cosh_clamp, tail;
-  bool recipe;
+  Compensating how;
 };
 
 template <typename E, typename T>
@@ -45,7 +45,7 @@ gate_backward_kernel(const T* grad, const E* embedding, const T* mask, Scalar<T>
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t u = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; u < units; u += step)
     out[u] = static_cast<E>(maskcl::hat_gate_backward(grad[u], static_cast<T>(embedding[u]), mask[u], s,
-                                                      how.max_scale, how.cosh_clamp, how.tail, how.recipe));
+                                                      how.max_scale, how.cosh_clamp, how.tail, how.how));
 }
 
 // Per block: sum m (1 - u) and sum (1 - u), in float64. partial is [2, blocks].
@@ -147,7 +147,8 @@ Tensor hat_gate_backward(const Tensor& grad, const Tensor& embedding, const Tens
   dispatch_float(e.scalar_type(), op, [&]<typename E>() {
     using T = compute_t<E>;
     const Compensation<T> how{static_cast<T>(max_scale), static_cast<T>(cosh_clamp),
-                              static_cast<T>(1 + std::exp(-cosh_clamp)), recipe};
+                              static_cast<T>(1 + std::exp(-cosh_clamp)),
+                              compensating(max_scale, recipe)};
     gate_backward_kernel<E, T><<<grid_for(e.numel()), kThreads, 0, current_stream(e)>>>(
         static_cast<const T*>(g.const_data_ptr()), static_cast<const E*>(e.const_data_ptr()),
         static_cast<const T*>(m.const_data_ptr()), scalar_of<T>(op, "scale", scale, e, typed), how,

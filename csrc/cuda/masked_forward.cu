@@ -87,7 +87,7 @@ template <typename C>
 struct Channel {
   C m, b, inverse_m;
   __device__ __forceinline__ Channel(const Parameters<C>& p, int64_t c)
-      : m(p.mask[c]), b(p.bias ? p.bias[c] : C(0)), inverse_m(m != C(0) ? C(1) / m : C(0)) {}
+      : m(p.mask[c]), b(p.bias ? p.bias[c] : C(0)), inverse_m(maskcl::inverse_mask(m)) {}
 };
 
 // inner == 1: a thread keeps V channels and walks down the rows; a block's rows are summed in shared memory.

@@ -40,7 +40,8 @@ class OpFunction(Function):
     """Base of the ops' Functions: ``forward`` takes positional arguments, and backward is final."""
 
     def __init_subclass__(cls) -> None:
-        cls.forward.__signature__ = _Positional()  # type: ignore[attr-defined]
+        parameters = inspect.signature(cls.forward).parameters.values()
+        cls.forward.__signature__ = _Positional(list(parameters))  # type: ignore[attr-defined]
         cls.backward = staticmethod(first_order(cls.backward))  # type: ignore[method-assign]
 
 

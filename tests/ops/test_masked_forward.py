@@ -126,6 +126,16 @@ def test_closed_gate_has_no_mask_gradient_unless_the_input_is_kept(backend, devi
     assert torch.allclose(from_output[1], from_input[1])
 
 
+@pytest.mark.parametrize("activation", FROM_OUTPUT)
+def test_masks_near_zero_give_finite_gradients(backend, device, activation):
+    """1 / m overflows below 2.9e-39, which a gate reaches at s e = -89."""
+    mask = torch.tensor([1e-45, 1e-40, 2e-39, 1e-38, 1e-20], device=device).requires_grad_()
+    x = torch.randn(8, 5, device=device, requires_grad=True)
+    y = ops.masked_activation(x, mask, activation=activation)
+    for grad in torch.autograd.grad(y.sum(), (x, mask)):
+        assert torch.isfinite(grad).all()
+
+
 def test_relu_keeps_nothing_but_its_output(backend, device):
     x, mask, bias = _inputs((8, 16), torch.float32, device)
     kept: list[int] = []
