@@ -209,6 +209,7 @@ def build_cpp(output: Path, temporary: Path) -> dict[str, str]:
     flags += [
         "-fno-math-errno",  # these two change no value; they let selects and sqrt vectorise
         "-fno-trapping-math",
+        "-fopenmp-simd",  # sums over a plane by lanes; no OpenMP runtime comes with it
         *DEFINES,
         f"-I{CSRC}",
         *(word for folder in includes for word in ("-isystem", str(folder))),

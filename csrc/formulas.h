@@ -138,7 +138,7 @@ MASKCL_HD T hat_gate_backward(T g, T e, T m, T s, T max_scale, T cosh_clamp, T t
 template <Activation A, typename T>
 MASKCL_HD T activate(T x, T slope) {
   constexpr double tanh_scale = 0.79788456080286535588, cubic = 0.044715;
-  if constexpr (A == Activation::relu) return x > T(0) ? x : (x != x ? x : T(0));
+  if constexpr (A == Activation::relu) return x < T(0) ? T(0) : x;  // NaN stays
   if constexpr (A == Activation::gelu) return T(0.5) * x * (T(1) + erf_(x * T(0.70710678118654752440)));
   if constexpr (A == Activation::gelu_tanh)
     return T(0.5) * x * (T(1) + tanh_(T(tanh_scale) * (x + T(cubic) * x * x * x)));

@@ -99,47 +99,89 @@ Tensor hat_gate_backward_cpu(const Tensor& grad, const Tensor& embedding, const 
   return out;
 }
 
-// The units' freedom 1 - u in the mask's dtype.
+// The units' freedom 1 - u.
 template <typename C>
-C free_at(const void* used, ScalarType dtype, int64_t i) {
-  if (dtype == ScalarType::Bool) return static_cast<const bool*>(used)[i] ? C(0) : C(1);
-  return C(1) - static_cast<const C*>(used)[i];
+MASKCL_INLINE C freedom(bool used) {
+  return used ? C(0) : C(1);
+}
+template <typename C>
+MASKCL_INLINE C freedom(C used) {
+  return C(1) - used;
 }
 
-Tensor comparable(const Tensor& used, ScalarType dtype) {
-  return used.scalar_type() == ScalarType::Bool ? torch::stable::contiguous(used) : to_dtype(used, dtype);
+// Adds up m (1 - u) and (1 - u); sums in float64.
+template <typename T, typename C, typename U>
+MASKCL_INLINE void sum_units(const T* m, const U* used, int64_t units, double* taken, double* free) {
+  double sum_taken = 0, sum_free = 0;
+  MASKCL_SUM(sum_taken, sum_free)
+  for (int64_t i = 0; i < units; ++i) {
+    const C f = freedom<C>(used[i]);
+    sum_taken += static_cast<double>(f * static_cast<C>(m[i]));
+    sum_free += static_cast<double>(f);
+  }
+  *taken = sum_taken;
+  *free = sum_free;
+}
+
+template <typename T, typename C, typename U>
+MASKCL_INLINE void share_units(const U* used, C share, T* out, int64_t units) {
+  MASKCL_VECTORIZE
+  for (int64_t i = 0; i < units; ++i) out[i] = static_cast<T>(share * freedom<C>(used[i]));
+}
+
+// A network's masks are float32 and its used units bool; the other dtypes work, and need no clones.
+MASKCL_CLONES void run_sum(const float* m, const bool* used, int64_t units, double* taken, double* free) {
+  sum_units<float, float>(m, used, units, taken, free);
+}
+MASKCL_CLONES void run_share(const bool* used, float share, float* out, int64_t units) {
+  share_units(used, share, out, units);
+}
+template <typename T, typename U>
+void run_sum(const T* m, const U* used, int64_t units, double* taken, double* free) {
+  sum_units<T, compute_t<T>>(m, used, units, taken, free);
+}
+template <typename T, typename C, typename U>
+void run_share(const U* used, C share, T* out, int64_t units) {
+  share_units(used, share, out, units);
+}
+
+// Runs body(pointer) for `used` as bool, or as the mask's arithmetic type C.
+template <typename C, typename F>
+void dispatch_used(const Tensor& used, ScalarType mask_dtype, F&& body) {
+  if (used.scalar_type() == ScalarType::Bool) {
+    const Tensor u = torch::stable::contiguous(used);
+    body(static_cast<const bool*>(u.const_data_ptr()));
+  } else {
+    const Tensor u = to_dtype(used, compute_dtype(mask_dtype));
+    body(static_cast<const C*>(u.const_data_ptr()));
+  }
 }
 
 Tensor hat_sparsity_cpu(const Tensor& mask, const Tensor& used) {
   const Tensor m = torch::stable::contiguous(mask);
-  const Tensor u = comparable(used, compute_dtype(m.scalar_type()));
   const Tensor out = torch::stable::new_empty(m, {}, m.scalar_type());
   dispatch_float(m.scalar_type(), "hat_sparsity", [&]<typename T>() {
-    const T* pm = static_cast<const T*>(m.const_data_ptr());
-    double taken = 0, count = 0;
-    for (int64_t i = 0; i < m.numel(); ++i) {
-      const double free = free_at<compute_t<T>>(u.const_data_ptr(), u.scalar_type(), i);
-      taken += free * static_cast<double>(pm[i]);
-      count += free;
-    }
-    *static_cast<T*>(out.mutable_data_ptr()) = static_cast<T>(static_cast<compute_t<T>>(count > 0 ? taken / count : 0));
+    using C = compute_t<T>;
+    double taken = 0, free = 0;
+    dispatch_used<C>(used, m.scalar_type(), [&](const auto* u) {
+      run_sum(static_cast<const T*>(m.const_data_ptr()), u, m.numel(), &taken, &free);
+    });
+    *static_cast<T*>(out.mutable_data_ptr()) = static_cast<T>(static_cast<C>(free > 0 ? taken / free : 0));
   });
   return out;
 }
 
 Tensor hat_sparsity_backward_cpu(const Tensor& grad, const Tensor& mask, const Tensor& used) {
-  const Tensor out = torch::stable::new_empty(mask, mask.sizes(), mask.scalar_type());
-  const Tensor u = comparable(used, compute_dtype(mask.scalar_type()));
+  const Tensor m = torch::stable::contiguous(mask);
+  const Tensor out = torch::stable::empty_like(m);
   const double g = scalar(grad);
-  dispatch_float(mask.scalar_type(), "hat_sparsity_backward", [&]<typename T>() {
+  dispatch_float(m.scalar_type(), "hat_sparsity_backward", [&]<typename T>() {
     using C = compute_t<T>;
-    const int64_t units = mask.numel();
-    double count = 0;
-    for (int64_t i = 0; i < units; ++i) count += free_at<C>(u.const_data_ptr(), u.scalar_type(), i);
-    const C share = static_cast<C>(count > 0 ? g / count : 0);
-    T* to = static_cast<T*>(out.mutable_data_ptr());
-    for (int64_t i = 0; i < units; ++i)
-      to[i] = static_cast<T>(share * free_at<C>(u.const_data_ptr(), u.scalar_type(), i));
+    dispatch_used<C>(used, m.scalar_type(), [&](const auto* u) {
+      double taken = 0, free = 0;
+      run_sum(static_cast<const T*>(m.const_data_ptr()), u, m.numel(), &taken, &free);
+      run_share(u, static_cast<C>(free > 0 ? g / free : 0), static_cast<T*>(out.mutable_data_ptr()), m.numel());
+    });
   });
   return out;
 }

@@ -17,7 +17,6 @@ using torch::headeronly::Half;
 constexpr int64_t kShortInner = 32;  // below it inner is folded into the row
 constexpr int64_t kColumns = 1024;   // columns of a tile: its accumulators stay in the first-level cache
 constexpr int64_t kBlocks = 64;      // most row blocks, hence partial sums a column
-constexpr int kLanes = 16;           // independent sums over a plane
 
 // --- loops, one copy an instruction set -----------------------------------------------------------------------------
 
@@ -30,12 +29,21 @@ MASKCL_INLINE void forward_row(const T* x, const C* b, const C* m, T* y, int64_t
   });
 }
 
+// Planes [begin, end), each of one channel and `inner` elements.
 template <typename T, typename C>
-MASKCL_INLINE void forward_plane(const T* x, C b, C m, T* y, int64_t count, Activation act, C slope) {
+MASKCL_INLINE void forward_planes(const T* x, const C* b, const C* m, T* y, int64_t begin, int64_t end,
+                                  const Layout& layout, Activation act, C slope) {
   dispatch_activation(act, [&]<Activation A>() __attribute__((always_inline)) {
-    MASKCL_VECTORIZE
-    for (int64_t i = 0; i < count; ++i)
-      y[i] = static_cast<T>(masked_activation<A>(static_cast<C>(x[i]), b, m, slope));
+    int64_t c = begin % layout.channels;
+    for (int64_t p = begin; p < end; ++p) {
+      const C bias = b[c], mask = m[c];
+      const T* from = x + p * layout.inner;
+      T* to = y + p * layout.inner;
+      MASKCL_VECTORIZE
+      for (int64_t i = 0; i < layout.inner; ++i)
+        to[i] = static_cast<T>(masked_activation<A>(static_cast<C>(from[i]), bias, mask, slope));
+      if (++c == layout.channels) c = 0;
+    }
   });
 }
 
@@ -79,52 +87,55 @@ MASKCL_INLINE void backward_tile(const Backward<T, C>& p, int64_t row, int64_t r
   const C *m = p.mask + column, *b = p.bias + column, *inverse_m = p.inverse_m + column;
   const C slope = p.slope;
   dispatch_backward(p, [&]<Activation A, bool FromOutput>() __attribute__((always_inline)) {
-    for (; row < row_end; ++row) {
+    const auto add_rows = [&]<int Rows>() __attribute__((always_inline)) {
       const T *g = p.grad + row * width + column, *s = p.saved + row * width + column;
       T* dz = p.dz + row * width + column;
       MASKCL_VECTORIZE
       for (int64_t i = 0; i < count; ++i) {
-        C z, a;
-        element<A, FromOutput>(g[i], s[i], b[i], m[i], inverse_m[i], slope, &z, &a);
-        dz[i] = static_cast<T>(z);
-        dm[i] += a;
-        db[i] += z;
+        C sum_m = 0, sum_b = 0;
+        for (int r = 0; r < Rows; ++r) {
+          C z, a;
+          element<A, FromOutput>(g[r * width + i], s[r * width + i], b[i], m[i], inverse_m[i], slope, &z, &a);
+          dz[r * width + i] = static_cast<T>(z);
+          sum_m += a;
+          sum_b += z;
+        }
+        dm[i] += sum_m;
+        db[i] += sum_b;
       }
-    }
+      row += Rows;
+    };
+    while (row + 4 <= row_end) add_rows.template operator()<4>();  // the sums are loaded and stored once for four rows
+    while (row < row_end) add_rows.template operator()<1>();
   });
 }
 
+// The same for planes [begin, end), whose sums are single numbers.
 template <typename T, typename C>
-MASKCL_INLINE void backward_plane(const Backward<T, C>& p, int64_t offset, int64_t channel, int64_t count, C* dm,
-                                  C* db) {
-  const C m = p.mask[channel], b = p.bias[channel], inverse_m = p.inverse_m[channel], slope = p.slope;
-  const T *g = p.grad + offset, *s = p.saved + offset;
-  T* dz = p.dz + offset;
-  C sums_m[kLanes] = {}, sums_b[kLanes] = {};
+MASKCL_INLINE void backward_planes(const Backward<T, C>& p, int64_t begin, int64_t end, const Layout& layout, C* dm,
+                                   C* db) {
+  const C slope = p.slope;
+  const int64_t inner = layout.inner;
   dispatch_backward(p, [&]<Activation A, bool FromOutput>() __attribute__((always_inline)) {
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) {
-      MASKCL_VECTORIZE
-      for (int lane = 0; lane < kLanes; ++lane) {
+    int64_t c = begin % layout.channels;
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const C m = p.mask[c], b = p.bias[c], inverse_m = p.inverse_m[c];
+      const T *g = p.grad + plane * inner, *s = p.saved + plane * inner;
+      T* dz = p.dz + plane * inner;
+      C sum_m = 0, sum_b = 0;
+      MASKCL_SUM(sum_m, sum_b)
+      for (int64_t i = 0; i < inner; ++i) {
         C z, a;
-        element<A, FromOutput>(g[i + lane], s[i + lane], b, m, inverse_m, slope, &z, &a);
-        dz[i + lane] = static_cast<T>(z);
-        sums_m[lane] += a;
-        sums_b[lane] += z;
+        element<A, FromOutput>(g[i], s[i], b, m, inverse_m, slope, &z, &a);
+        dz[i] = static_cast<T>(z);
+        sum_m += a;
+        sum_b += z;
       }
-    }
-    for (; i < count; ++i) {
-      C z, a;
-      element<A, FromOutput>(g[i], s[i], b, m, inverse_m, slope, &z, &a);
-      dz[i] = static_cast<T>(z);
-      sums_m[0] += a;
-      sums_b[0] += z;
+      dm[plane] = sum_m;
+      db[plane] = sum_b;
+      if (++c == layout.channels) c = 0;
     }
   });
-  C total_m = 0, total_b = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total_m += sums_m[lane], total_b += sums_b[lane];
-  *dm = total_m;
-  *db = total_b;
 }
 
 // Cloned functions cannot be templates, so each dtype names its own.
@@ -133,16 +144,17 @@ MASKCL_INLINE void backward_plane(const Backward<T, C>& p, int64_t offset, int64
                               C slope) {                                                                              \
     for (int64_t r = 0; r < rows; ++r) forward_row<T, C>(x + r * width, b, m, y + r * width, width, act, slope);      \
   }                                                                                                                   \
-  CLONES void run_plane(const T* x, C b, C m, T* y, int64_t count, Activation act, C slope) {                  \
-    forward_plane<T, C>(x, b, m, y, count, act, slope);                                                               \
+  CLONES void run_planes(const T* x, const C* b, const C* m, T* y, int64_t begin, int64_t end, const Layout& layout,  \
+                         Activation act, C slope) {                                                                   \
+    forward_planes<T, C>(x, b, m, y, begin, end, layout, act, slope);                                                 \
   }                                                                                                                   \
   CLONES void run_tile(const Backward<T, C>& p, int64_t row, int64_t row_end, int64_t width, int64_t column,   \
                               int64_t count, C* dm, C* db) {                                                          \
     backward_tile<T, C>(p, row, row_end, width, column, count, dm, db);                                               \
   }                                                                                                                   \
-  CLONES void run_backward_plane(const Backward<T, C>& p, int64_t offset, int64_t channel, int64_t count,      \
-                                        C* dm, C* db) {                                                               \
-    backward_plane<T, C>(p, offset, channel, count, dm, db);                                                          \
+  CLONES void run_backward_planes(const Backward<T, C>& p, int64_t begin, int64_t end, const Layout& layout, C* dm,   \
+                                  C* db) {                                                                            \
+    backward_planes<T, C>(p, begin, end, layout, dm, db);                                                             \
   }
 MASKCL_LOOPS(MASKCL_CLONES, float, float)
 MASKCL_LOOPS(MASKCL_CLONES, BFloat16, float)
@@ -196,9 +208,7 @@ void forward(const Tensor& x, const Tensor& y, const Tensor& mask, const std::op
       });
     } else {
       parallel(layout.outer * layout.channels, layout.inner, [&](int64_t begin, int64_t end) {
-        for (int64_t p = begin; p < end; ++p)
-          run_plane(from + p * layout.inner, b[p % layout.channels], m[p % layout.channels], to + p * layout.inner,
-                    layout.inner, activation, leak);
+        run_planes(from, b, m, to, begin, end, layout, activation, leak);
       });
     }
   });
@@ -208,6 +218,7 @@ Tensor masked_activation_cpu(const Tensor& x, const Tensor& mask, const std::opt
                              const std::string& activation, double slope, int64_t channel_dim) {
   const Activation act = parse_activation(activation);
   const Tensor out = torch::stable::empty_like(x);
+  expect_large_writes(out);
   if (const auto layout = layout_of(x, channel_dim); layout && same_strides(x, out)) {
     forward(x, out, mask, bias, act, slope, *layout);
     return out;
@@ -252,8 +263,7 @@ void backward(const Backward<T, C>& pass, const Layout& layout, int64_t repeat, 
   std::vector<C> dm(blocks * width, C(0)), db(blocks * width, C(0));
   if (planes) {
     parallel(layout.outer * width, layout.inner, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p)
-        run_backward_plane(pass, p * layout.inner, p % width, layout.inner, &dm[p], &db[p]);
+      run_backward_planes(pass, begin, end, layout, dm.data(), db.data());
     });
   } else {
     const int64_t tiles = (width + kColumns - 1) / kColumns;
@@ -281,6 +291,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_activation_backward_cpu(
   const bool direct = layout_of(saved, channel_dim).has_value() && same_strides(saved, out);
   const Tensor s = direct ? saved : torch::stable::contiguous(saved);
   const Tensor g = in_order_of(grad, s), dz = direct ? out : torch::stable::empty_like(s);
+  expect_large_writes(dz);
   const Layout layout = *layout_of(s, channel_dim);
   const ScalarType sums = compute_dtype(saved.scalar_type());
   const Tensor dmask = empty_vector(mask, want_mask ? layout.channels : 0, sums);

@@ -21,7 +21,28 @@
 #define MASKCL_VECTORIZE _Pragma("GCC ivdep")
 #endif
 
+// The next loop adds into these two: they may be added in any order, so that lanes add on their own.
+#define MASKCL_PRAGMA(text) _Pragma(#text)
+#define MASKCL_SUM(a, b) MASKCL_PRAGMA(omp simd reduction(+ : a, b))
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace maskcl {
+
+// A large fresh output costs more in page faults than in arithmetic: ask for huge pages, where the system grants them on
+// request, before it is first written. Contents, and memory that is mapped already, are not affected.
+inline void expect_large_writes(const Tensor& out) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const uintptr_t bytes = out.numel() * out.element_size();
+  if (bytes < 4 * kHuge) return;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = (begin + bytes) / kHuge * kHuge;
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: failure changes nothing
+#endif
+}
 
 // Elements that one thread must have before a second is worth waking.
 constexpr int64_t kGrain = 32768;

@@ -70,7 +70,7 @@ def slope_from_output(a: Tensor, activation: str, slope: float) -> Tensor:
         case "sigmoid":
             return a * (1 - a)
         case "leaky_relu":
-            return torch.where(a > 0, 1.0, slope).to(a.dtype)
+            return torch.where(a > 0, torch.ones_like(a), slope)
     raise ValueError(f"activation: {activation!r} has no derivative in terms of its output")
 
 
