@@ -1,8 +1,8 @@
 """Run the benchmarks and print one table: `python -m benchmarks [--save] [pytest's arguments]`.
 
-Each row is a median of one process run; "ratio" is its time over maskcl's, "of memcpy" the rate at which
-the op's least bytes moved over the rate of a copy in the same group. --save writes the rows, with
-machine, torch, dtype, shape and commit, to benchmarks/results/.
+Each row is a median of one process run; "ratio" is its time over maskcl's, "of memcpy" the rate at
+which the op's least bytes moved over the rate of a copy in the same group. --save writes the rows,
+with machine, torch, dtype, shape and commit, to benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def processor() -> str:
 def commit() -> str:
     """The checkout's commit, with + where the tree differs from it."""
     run = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"], cwd=ROOT, text=True, capture_output=True
+        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
     )
     return run.stdout.strip() or "unknown"
 
@@ -74,7 +77,9 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["group"] != group:
             group = row["group"]
-            print(f"\n{group}\n  {'':32}{'ms':>10}{'p25':>10}{'p75':>10}{'x ours':>9}{'of memcpy':>11}")
+            print(
+                f"\n{group}\n  {'':32}{'ms':>10}{'p25':>10}{'p75':>10}{'x ours':>9}{'of copy':>11}"
+            )
         ratio = f"{row['ratio']:.2f}" if row["ratio"] else ""
         share = f"{row['of_memcpy']:.0%}" if row["of_memcpy"] else ""
         numbers = "".join(f"{row[k]:10.4f}" for k in ("median_ms", "p25_ms", "p75_ms"))
@@ -88,8 +93,14 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "benchmarks.json"
         options = ["-q", "-o", "python_files=bench_*.py", "--benchmark-disable-gc"]
-        options += ["--benchmark-min-rounds=15", "--benchmark-max-time=1.5", "--benchmark-columns=median"]
-        status = pytest.main([*options, f"--benchmark-json={output}", "-p", "no:cacheprovider", *rest])
+        options += [
+            "--benchmark-min-rounds=15",
+            "--benchmark-max-time=1.5",
+            "--benchmark-columns=median",
+        ]
+        status = pytest.main(
+            [*options, f"--benchmark-json={output}", "-p", "no:cacheprovider", *rest]
+        )
         if not output.exists():
             return int(status)
         rows = rows_of(json.loads(output.read_text()))

@@ -12,7 +12,7 @@ UNITS = 4000
 
 
 def original(embedding, scale, grad):
-    """The original recipe: autograd's gradient, then the cosh quotient over it (HAT, section 2.5)."""
+    """The original recipe: autograd's gradient, then the cosh quotient (HAT, section 2.5)."""
     mask = torch.sigmoid(scale * embedding)
     (q,) = torch.autograd.grad(mask, embedding, grad)
     e = embedding.detach()
@@ -25,7 +25,9 @@ def ours(embedding, scale, grad):
     return mask, torch.autograd.grad(mask, embedding, grad)[0]
 
 
-@pytest.mark.parametrize("name", ["maskcl", "eager recipe", "torch.compile of the recipe", "memcpy"])
+@pytest.mark.parametrize(
+    "name", ["maskcl", "eager recipe", "torch.compile of the recipe", "memcpy"]
+)
 def test_gate(timed, name):
     e = torch.randn(UNITS, device=device(), requires_grad=True)
     s, g = torch.tensor(20.0, device=device()), torch.randn(UNITS, device=device())

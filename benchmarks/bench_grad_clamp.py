@@ -30,7 +30,7 @@ def clarena(grad, out, ins):
 
 
 def hat_cl(grad, out, ins):
-    """hat-cl's way: a dense coefficient from two boolean masks, looked over on the host, then a product."""
+    """hat-cl's way: a dense coefficient of two boolean masks, looked over on the host; a product."""
     a, b = (side.expand_as(grad) for side in sides(out, ins, grad))
     exhausted = bool(ins.all())
     coefficient = 1.0 - torch.logical_and(a, b).float()
@@ -40,7 +40,15 @@ def hat_cl(grad, out, ins):
 
 @pytest.mark.parametrize(
     "name",
-    ["maskcl", "torch.compile", "eager", "precomputed mask", "CLArena's formula", "hat-cl's hook", "memcpy"],
+    [
+        "maskcl",
+        "torch.compile",
+        "eager",
+        "precomputed mask",
+        "CLArena's formula",
+        "hat-cl's hook",
+        "memcpy",
+    ],
 )
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_hard(timed, shape, name):

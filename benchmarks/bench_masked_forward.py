@@ -1,4 +1,4 @@
-"""masked_activation and masked_linear, forward + backward, beside eager, torch.compile and a memcpy."""
+"""masked_activation and masked_linear, forward + backward, beside eager and torch.compile."""
 
 from __future__ import annotations
 

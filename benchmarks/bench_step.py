@@ -1,8 +1,8 @@
 """A whole HAT training step, second task, beside the same network's step without any mask.
 
-The networks are the HAT paper's (Serra et al. 2018, appendix): MLP 784-2000-2000-10 and the conv net on
-32x32x3, batch 64, SGD. The eager rows are the paper's recipe written with torch's own ops: "careful"
-builds the dense gradient masks once a task, "on the fly" at every step, as the peers do.
+The networks are the HAT paper's (Serra et al. 2018, appendix): MLP 784-2000-2000-10 and the conv
+net on 32x32x3, batch 64, SGD. The eager rows are the paper's recipe written with torch's own ops:
+"careful" builds the dense gradient masks once a task, "on the fly" at every step, as the peers do.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ from maskcl.nn import to_hat
 
 BATCH, SCALE, SPARSITY, RATE = 64, 200.0, 0.75, 0.05
 NETWORKS = {
-    "MLP 784-2000-2000-10": (lambda: models.mlp((784,), 10, hidden=(2000, 2000), dropout=0.0), (784,)),
+    "MLP 784-2000-2000-10": (
+        lambda: models.mlp((784,), 10, hidden=(2000, 2000), dropout=0.0),
+        (784,),
+    ),
     "HAT paper's conv net, 3x32x32": (lambda: models.conv((3, 32, 32), 10), (3, 32, 32)),
 }
 
 
 class EagerHAT:
-    """The recipe on an ordinary network of Linear/Conv layers, each but the last gated behind its ReLU."""
+    """The recipe on an ordinary network; each Linear or Conv but the last is gated behind its ReLU."""
 
     def __init__(self, model: nn.Module, careful: bool) -> None:
         self.model, self.careful = model, careful
@@ -50,7 +53,11 @@ class EagerHAT:
     def factor(self, index):
         weight = self.layers[index].weight
         ones = [1] * (weight.dim() - 2)
-        a = self.used[index] if index < len(self.used) else torch.ones(weight.shape[0], device=device())
+        a = (
+            self.used[index]
+            if index < len(self.used)
+            else torch.ones(weight.shape[0], device=device())
+        )
         b = self.used[index - 1] if index else torch.ones(weight.shape[1], device=device())
         b = b.repeat_interleave(weight.shape[1] // b.numel())
         return 1 - torch.min(
@@ -117,7 +124,10 @@ def test_step(timed, network, name):
     torch.manual_seed(0)
     build, shape = NETWORKS[network]
     model = build().to(device()).train()
-    x, y = torch.rand(BATCH, *shape, device=device()), torch.randint(0, 10, (BATCH,), device=device())
+    x, y = (
+        torch.rand(BATCH, *shape, device=device()),
+        torch.randint(0, 10, (BATCH,), device=device()),
+    )
     if name == "maskcl":
         step = maskcl_step(model, x)
     elif name == "no mask":

@@ -1,6 +1,7 @@
 """Shared by the benchmarks: two CPU threads, correctness first, facts for the table.
 
-Run `python -m benchmarks` from the repository's root, or `pytest benchmarks -o python_files='bench_*.py'`.
+Run `python -m benchmarks` from the repository's root, or `pytest benchmarks -o
+python_files='bench_*.py'`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What each backend supports and why not; which one an op runs on.
 
 ``select`` depends on device and dtype alone, so that a compiled graph keeps its choice. An explicit
-choice (:func:`use_backend`) never falls back: it raises with the reason. The automatic one takes the
-first backend of the device's list that supports the input.
+choice (:func:`use_backend`) never falls back: it raises with the reason. The automatic one takes
+the first backend of the device's list that supports the input.
 """
 
 from __future__ import annotations
@@ -78,7 +78,16 @@ def _implementations() -> dict[str, dict[str, Callable[..., Any]]]:
 
 
 _TABLE = _implementations()
-# One choice for the process, not for the thread: the backward of a CUDA graph runs in another thread.
+# The automatic choice, looked up once: an op's call must not cost more than its kernel.
+_CHOSEN = {
+    (op, device, dtype): _TABLE[name][op]
+    for device, names in _AUTO.items()
+    for name in reversed(names)
+    for dtype in BACKENDS[name].dtypes
+    for op in _library.STEM_OF
+}
+# One choice for the process, not for the thread: the backward of a CUDA graph runs in another
+# thread.
 _forced: str | None = None
 
 
@@ -118,6 +127,10 @@ def not_supported_reasons(backend: str, op: str, device: str, dtype: torch.dtype
 
 def select(op: str, tensor: Tensor) -> Callable[..., Any]:
     """The implementation of low-level ``op`` for tensors on this one's device and of its dtype."""
+    if _forced is None:
+        found = _CHOSEN.get((op, tensor.device.type, tensor.dtype))
+        if found is not None:
+            return found
     return _TABLE[choose(op, tensor.device.type, tensor.dtype)][op]
 
 

@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory_and_seed() -> Iterator[None]:
-    """Fresh memory is NaN (the largest integer for integers), so an element left unwritten shows."""
+    """Fresh memory is NaN (integers: the largest), so an element left unwritten shows."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     assert torch.utils.deterministic.fill_uninitialized_memory
@@ -25,7 +25,8 @@ def _poisoned_memory_and_seed() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
-# Every native backend with each device that it can run on; the reference is what they are tested against.
+# Every native backend with each device that it can run on; the reference is what they are tested
+# against.
 PAIRS = [("cpp", "cpu"), ("triton", "cpu"), ("triton", "cuda"), ("cuda", "cuda")]
 
 

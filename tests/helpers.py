@@ -22,16 +22,18 @@ def assert_close(found: Tensor, wanted: Tensor, dtype: torch.dtype, scale: float
 def assert_sum_close(
     found: Tensor, terms: Tensor, dims: Iterable[int], dtype: torch.dtype, scale: float = 1.0
 ) -> None:
-    """``found`` is the sum of float64 ``terms`` over ``dims``, to ``dtype``'s rounding of sum |terms|."""
+    """``found`` is ``terms`` summed over ``dims``, to ``dtype``'s rounding of sum |terms|."""
     dims = list(dims)
     wanted, size = (terms.sum(dims), terms.abs().sum(dims)) if dims else (terms, terms.abs())
     error = (found.double().cpu() - wanted.cpu()).abs()
-    bound = scale * TOLERANCE[dtype] * (size.cpu() + 1)  # an activation itself is right to 1 ulp of 1
+    bound = (
+        scale * TOLERANCE[dtype] * (size.cpu() + 1)
+    )  # an activation itself is right to 1 ulp of 1
     assert bool((error <= bound).all()), f"error {error.max()}, bound {bound[error.argmax()]}"
 
 
 def variants(x: Tensor) -> dict[str, Tensor]:
-    """The same values in other memory orders: a slice of a larger tensor, transposed, channels_last."""
+    """The same values in other memory orders: a slice of more, transposed, channels_last."""
     padded = torch.full([s + 1 for s in x.shape], float("nan"), dtype=x.dtype, device=x.device)
     inside = padded[tuple(slice(0, s) for s in x.shape)]
     inside.copy_(x)

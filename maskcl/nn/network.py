@@ -15,7 +15,7 @@ from maskcl.nn.by_hand import Sources
 from maskcl.nn.owners import check_owners, own_parameters, shared_parameters
 from maskcl.nn.protection import Protection, protect
 from maskcl.nn.state import WORD, TaskState
-from maskcl.ops import hat_gate, hat_sparsity
+from maskcl.ops import hat_gate
 
 INITS = ("normal", "uniform", "dense")
 
@@ -165,7 +165,18 @@ class HATNetwork(nn.Module):
             raise RuntimeError(
                 "HATNetwork.sparsity: no forward yet inside this `with net.task(k):`"
             )
-        return hat_sparsity(self._state.mask, self.used())
+        # ops.hat_sparsity with its constants kept: while a task trains, eq. 5 is a dot product.
+        return torch.dot(self._state.mask, self._free_share())
+
+    def _free_share(self) -> Tensor:
+        """(1 - u) / sum (1 - u) of eq. 5, [U]; zeros where no unit is free."""
+        dtype = self.embeddings[0].dtype
+
+        def make() -> Tensor:
+            free = (~self._used()).to(dtype)
+            return free / free.sum().clamp_min(1)
+
+        return self._state.kept(f"free share {dtype}", make, (self.tasks,))
 
     def hard_mask(self, task: int) -> Tensor:
         """Units that a task uses, bool [U]: as recorded by finish_task, else embedding > 0."""
@@ -175,11 +186,14 @@ class HATNetwork(nn.Module):
 
     def used(self) -> Tensor:
         """Units that any finished task uses, bool [U]."""
+        return self._used().clone()
+
+    def _used(self) -> Tensor:
         return self._state.kept("used", lambda: (self.tasks != 0).any(1), (self.tasks,))
 
     def capacity(self) -> dict[str, float]:
         """Fraction of each layer's units that finished tasks use."""
-        used = self.used().cpu()
+        used = self._used().cpu()
         return {name: float(used[span].double().mean()) for name, span in self.units.items()}
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,30 +61,24 @@ class Protection:
         if self.empty:
             return
         count = len(self.parameters)
-        numbers = (
-            [values or 0.0] * count
-            if values is None or isinstance(values, (int, float))
-            else values
-        )
+        if values is None or isinstance(values, (int, float)):
+            numbers = [float(values or 0.0)] * count
+        else:
+            numbers = [float(v) for v in values]
         if len(numbers) != count:
             raise ValueError(
                 f"Protection.clamp_: values has {len(numbers)} entries, wanted {count}"
             )
-        rows = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        if not rows:
-            return
-        grads = [cast(Tensor, self.parameters[i].grad) for i in rows]
-        run = backends.select("clamp_grads_", grads[0])
-        run(
-            grads,
-            [self.out_tasks[i] for i in rows],
-            [self.in_tasks[i] for i in rows],
-            [self.groups[i] for i in rows],
-            exact,
-            rule,
-            [float(numbers[i]) for i in rows],
-            seed,
-        )
+        found = [p.grad for p in self.parameters]
+        lists: list[list[Any]] = [self.out_tasks, self.in_tasks, self.groups, numbers]
+        if any(grad is None for grad in found):
+            rows = [i for i, grad in enumerate(found) if grad is not None]
+            lists = [[entries[i] for i in rows] for entries in lists]
+            found = [found[i] for i in rows]
+        if found:
+            grads = cast(list[Tensor], found)
+            run = backends.select("clamp_grads_", grads[0])
+            run(grads, *lists[:3], exact, rule, lists[3], seed)
 
     def snapshot(self) -> list[Tensor]:
         """Copies of the parameters, for ``restore_``."""

@@ -27,9 +27,9 @@ class _Bound:
 class _Positional(inspect.Signature):
     """A signature that binds positional arguments without looking at them.
 
-    ``Function.apply`` binds its arguments by ``inspect.signature`` at every call where the Function has
-    a ``setup_context``: 40 of the 60 microseconds that a small op took. ``__signature__`` is inspect's
-    own way to say what a signature is.
+    ``Function.apply`` binds its arguments by ``inspect.signature`` at every call where the Function
+    has a ``setup_context``: 40 of the 60 microseconds that a small op took. ``__signature__`` is
+    inspect's own way to say what a signature is.
     """
 
     def bind(self, *args: Any) -> Any:
@@ -59,8 +59,8 @@ class _SecondOrder(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
-            "maskcl: the ops have a first derivative only; a second was asked for (double backward, a "
-            "gradient penalty). Where you need one, use the formula of maskcl.reference."
+            "maskcl: the ops have a first derivative only; a second was asked for (double backward,"
+            " a gradient penalty). Where you need one, use the formula of maskcl.reference."
         )
 
 

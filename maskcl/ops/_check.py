@@ -18,7 +18,9 @@ def floating(op: str, name: str, tensor: Tensor) -> None:
 def dimensions(op: str, name: str, tensor: Tensor, wanted: int) -> None:
     """Raise ValueError unless ``tensor`` has ``wanted`` dimensions."""
     if tensor.dim() != wanted:
-        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, wanted {wanted} dimension(s)")
+        raise ValueError(
+            f"{op}: {name} has shape {list(tensor.shape)}, wanted {wanted} dimension(s)"
+        )
 
 
 def same_shape(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:

@@ -1,7 +1,7 @@
 """Every schema on one screen.
 
-A low-level op exists twice: ``maskcl::<name>`` has the reference as its floor and the C++ kernels on
-the CPU and CUDA keys once they are loaded; ``maskcl::triton_<name>`` is the Triton kernel, which
+A low-level op exists twice: ``maskcl::<name>`` has the reference as its floor and the C++ kernels
+on the CPU and CUDA keys once they are loaded; ``maskcl::triton_<name>`` is the Triton kernel, which
 shares the CUDA key's devices and therefore needs a name of its own. Both are opaque to
 ``torch.compile`` and share one fake, so that choosing a backend never breaks a graph.
 """
@@ -17,8 +17,8 @@ import torch
 SIGNATURES = {
     "gate": (
         "hat_gate(Tensor embedding, Tensor scale) -> Tensor",
-        "hat_gate_backward(Tensor grad, Tensor embedding, Tensor mask, Tensor scale, float max_scale,"
-        " float cosh_clamp, bool recipe) -> Tensor",
+        "hat_gate_backward(Tensor grad, Tensor embedding, Tensor mask, Tensor scale,"
+        " float max_scale, float cosh_clamp, bool recipe) -> Tensor",
         "hat_sparsity(Tensor mask, Tensor used) -> Tensor",
         "hat_sparsity_backward(Tensor grad, Tensor mask, Tensor used) -> Tensor",
     ),

@@ -46,15 +46,18 @@ def hat_gate(
     """
     _check.floating("hat_gate", "embedding", embedding)
     _check.dimensions("hat_gate", "embedding", embedding, 1)
-    _check.one_of("hat_gate", "compensation", compensation, COMPENSATIONS)
+    if compensation not in COMPENSATIONS:
+        _check.one_of("hat_gate", "compensation", compensation, COMPENSATIONS)
     if max_scale is not None and not max_scale > 0:
         raise ValueError(f"hat_gate: max_scale is {max_scale}, wanted a number above 0 or None")
     if not isinstance(scale, Tensor):
         scale = torch.full((), scale, dtype=compute_dtype(embedding.dtype), device=embedding.device)
     elif scale.dim() != 0:
         raise ValueError(f"hat_gate: scale has shape {list(scale.shape)}, wanted a 0-d tensor")
+    elif scale.requires_grad:
+        scale = scale.detach()
     recipe = compensation == "recipe"
-    return HatGateFunction.apply(embedding, scale.detach(), max_scale or 0.0, cosh_clamp, recipe)
+    return HatGateFunction.apply(embedding, scale, max_scale or 0.0, cosh_clamp, recipe)
 
 
 class HatGateFunction(OpFunction):

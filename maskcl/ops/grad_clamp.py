@@ -61,7 +61,9 @@ def clamp_grads_(
     numbers = [float(values)] * len(grads) if isinstance(values, (int, float)) else list(values)
     _check_lengths(op, "grads", grads, out_tasks=out_tasks, in_tasks=in_tasks, values=numbers)
     if rule == "adahat" and not all(v > 0 for v in numbers):
-        raise ValueError(f"{op}: values has {min(numbers)}, wanted numbers above 0 for rule 'adahat'")
+        raise ValueError(
+            f"{op}: values has {min(numbers)}, wanted numbers above 0 for rule 'adahat'"
+        )
     outs, ins = _bit_sides(op, "grads", grads, out_tasks, in_tasks, groups)
     if grads:
         run = backends.select(op, grads[0])
@@ -83,7 +85,10 @@ def restore_protected_(
     Args:
         params: list of [O, I, *] or [O], floating, one device.
         saved: for each, a tensor of its shape and dtype.
-        out_tasks, in_tasks, protection, groups: as for :func:`clamp_grads_`.
+        out_tasks: as for :func:`clamp_grads_`.
+        in_tasks: as for :func:`clamp_grads_`.
+        protection: as for :func:`clamp_grads_`.
+        groups: as for :func:`clamp_grads_`.
 
     Raises:
         TypeError, ValueError: an argument is not as above; nothing has been written then.
@@ -151,7 +156,8 @@ def protected_fraction(
     """Share of a layer's weights (o, i) that is protected, counted without a dense mask.
 
     Args:
-        out_tasks: int64 [O] or [O, W]; in_tasks: int64 [I] or [I, W]; None: every task.
+        out_tasks: int64 [O], [O, W], or None for every task.
+        in_tasks: int64 [I], [I, W], or None for every task.
         protection: as for :func:`clamp_grads_`.
 
     Returns:
@@ -180,7 +186,9 @@ def _groups(op: str, tensors: Sequence[Tensor], groups: Sequence[int] | None) ->
     if groups is None:
         return [1] * len(tensors)
     if len(groups) != len(tensors):
-        raise ValueError(f"{op}: groups has {len(groups)} entries, wanted {len(tensors)}, one a tensor")
+        raise ValueError(
+            f"{op}: groups has {len(groups)} entries, wanted {len(tensors)}, one a tensor"
+        )
     for t, (tensor, number) in enumerate(zip(tensors, groups, strict=True)):
         if number < 1 or tensor.shape[0] % number:
             raise ValueError(
@@ -189,10 +197,14 @@ def _groups(op: str, tensors: Sequence[Tensor], groups: Sequence[int] | None) ->
     return list(groups)
 
 
-def _check_lengths(op: str, name: str, tensors: Sequence[Tensor], **lists: Sequence[object]) -> None:
+def _check_lengths(
+    op: str, name: str, tensors: Sequence[Tensor], **lists: Sequence[object]
+) -> None:
     for other, entries in lists.items():
         if len(entries) != len(tensors):
-            raise ValueError(f"{op}: {other} has {len(entries)} entries, wanted {name}'s {len(tensors)}")
+            raise ValueError(
+                f"{op}: {other} has {len(entries)} entries, wanted {name}'s {len(tensors)}"
+            )
     for t, tensor in enumerate(tensors):
         _check.floating(op, f"{name}[{t}]", tensor)
         if tensor.dim() < 1:

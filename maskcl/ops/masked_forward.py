@@ -30,20 +30,22 @@ def masked_activation(
 ) -> Tensor:
     """y = act(x + bias) * mask along ``channel_dim``, in one pass forward and one backward.
 
-    Equivalent to ``act(x + bias.view(C, 1, ..)) * mask.view(C, 1, ..)`` (HAT's h' = a h, Serra et al.
-    2018, section 2.2).
+    Equivalent to ``act(x + bias.view(C, 1, ..)) * mask.view(C, 1, ..)`` (HAT's h' = a h, Serra et
+    al. 2018, section 2.2).
 
     Args:
-        x: [.., C, ..], floating; contiguous and channels_last are read in place, other strides copied.
+        x: [.., C, ..], floating; contiguous and channels_last are read in place, other strides
+        copied.
         mask: [C], floating, >= 0.
         bias: [C] or None.
         activation: identity, relu, gelu, gelu_tanh, silu, tanh, sigmoid or leaky_relu.
         channel_dim: the dimension of C.
         negative_slope: of leaky_relu.
-        save: what is kept for backward. "output": y alone, from which act(x) is y / mask; where mask
-            is exactly 0 its own gradient is then 0 (as through a closed gate). "input": x, for masks
-            that must learn from exact zeros. "auto": y where the activation and dtype allow it (not
-            gelu and silu, and not float16, whose range is too short for y / mask), else x.
+        save: what is kept for backward. "output": y alone, from which act(x) is y / mask; where
+        mask
+            is exactly 0 its own gradient is then 0 (as through a closed gate). "input": x, for
+            masks that must learn from exact zeros. "auto": y where the activation and dtype allow
+            it (not gelu and silu, and not float16, whose range is too short for y / mask), else x.
 
     Returns:
         y, x's shape and dtype; computed in float32 at least.
@@ -54,7 +56,8 @@ def masked_activation(
     _check_arguments("masked_activation", x, mask, bias, activation, save)
     if not -x.dim() <= channel_dim < x.dim():
         raise ValueError(
-            f"masked_activation: channel_dim is {channel_dim}, wanted a dimension of x, {list(x.shape)}"
+            f"masked_activation: channel_dim is {channel_dim}, wanted a dimension of x,"
+            f" {list(x.shape)}"
         )
     channel_dim %= x.dim()
     _check_channels("masked_activation", mask, bias, x.shape[channel_dim])
@@ -74,13 +77,18 @@ def masked_linear(
     negative_slope: float = 0.01,
     save: str = "auto",
 ) -> Tensor:
-    """y = act(x W^T + bias) * mask, the mask as the epilogue of the product, in place on its output.
+    """y = act(x W^T + bias) * mask, the mask an epilogue of the product, in place on its output.
 
     Equivalent to ``act(F.linear(x, weight, bias)) * mask``. Takes part in autocast.
 
     Args:
-        x: [.., I]. weight: [O, I]. mask: [O]. bias: [O] or None.
-        activation, negative_slope, save: as for :func:`masked_activation`.
+        x: [.., I], floating.
+        weight: [O, I].
+        mask: [O], floating, >= 0.
+        bias: [O] or None.
+        activation: as for :func:`masked_activation`.
+        negative_slope: of leaky_relu.
+        save: as for :func:`masked_activation`.
 
     Returns:
         [.., O] in x's dtype (the autocast dtype under autocast).
@@ -91,39 +99,44 @@ def masked_linear(
     _check_arguments("masked_linear", x, mask, bias, activation, save)
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"masked_linear: weight has shape {list(weight.shape)}, wanted [O, I] with I the last of "
-            f"x's {list(x.shape)}"
+            f"masked_linear: weight has shape {list(weight.shape)}, wanted [O, I] with I"
+            f" the last of x's {list(x.shape)}"
         )
     _check_channels("masked_linear", mask, bias, weight.shape[0])
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
-    keep_output = _keeps_output(x.dtype, activation, save)
-    return MaskedLinearFunction.apply(
-        x, weight, mask, bias, activation, negative_slope, keep_output
-    )[0]
+    if _keeps_output(x.dtype, activation, save):
+        return MaskedLinearFunction.apply(x, weight, mask, bias, activation, negative_slope)
+    z = F.linear(x, weight)
+    return MaskedActivationFunction.apply(
+        z, mask, bias, activation, negative_slope, z.dim() - 1, False
+    )
 
 
 def _check_arguments(
     op: str, x: Tensor, mask: Tensor, bias: Tensor | None, activation: str, save: str
 ) -> None:
-    _check.floating(op, "x", x)
-    _check.floating(op, "mask", mask)
+    vectors = {"mask": mask} if bias is None else {"mask": mask, "bias": bias}
+    for name, tensor in {"x": x, **vectors}.items():
+        _check.floating(op, name, tensor)
+        if tensor.device != x.device:
+            _check.same_device(op, name, tensor, "x", x)
     _check.dimensions(op, "mask", mask, 1)
-    _check.same_device(op, "mask", mask, "x", x)
-    if bias is not None:
-        _check.floating(op, "bias", bias)
-        _check.same_device(op, "bias", bias, "x", x)
     _check.one_of(op, "activation", activation, ACTIVATIONS)
     _check.one_of(op, "save", save, SAVES)
     if save == "output" and activation not in FROM_OUTPUT:
-        raise ValueError(f"{op}: save is 'output', but {activation} has no derivative from its output")
+        raise ValueError(
+            f"{op}: save is 'output', but {activation} has no derivative from its output"
+        )
 
 
 def _check_channels(op: str, mask: Tensor, bias: Tensor | None, channels: int) -> None:
     for name, vector in (("mask", mask), ("bias", bias)):
         if vector is not None and vector.numel() != channels:
-            raise ValueError(f"{op}: {name} has {vector.numel()} elements, wanted {channels} channels")
+            raise ValueError(
+                f"{op}: {name} has {vector.numel()} elements, wanted {channels} channels"
+            )
 
 
 def _keeps_output(dtype: torch.dtype, activation: str, save: str) -> bool:
@@ -156,47 +169,38 @@ class MaskedActivationFunction(OpFunction):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved, mask, bias = ctx.saved_tensors
-        dz, dmask, dbias = _epilogue_backward(ctx, grad, saved, mask, bias, ctx.channel_dim, (1, 2))
+        dz, dmask, dbias = _epilogue_backward(
+            ctx, grad, saved, mask, bias, ctx.channel_dim, ctx.keep_output, (1, 2)
+        )
         return dz if ctx.needs_input_grad[0] else None, dmask, dbias, None, None, None, None
 
 
 class MaskedLinearFunction(OpFunction):
-    """masked_linear. Where x W^T + b itself must be kept (gelu, silu, float16), it is a second output."""
+    """masked_linear where y alone need be kept: the mask is applied in place on the product."""
 
     @staticmethod
     def forward(
-        x: Tensor,
-        weight: Tensor,
-        mask: Tensor,
-        bias: Tensor | None,
-        activation: str,
-        slope: float,
-        keep_output: bool,
-    ) -> tuple[Tensor, Tensor]:
-        if not keep_output:
-            z = F.linear(x, weight)
-            run = backends.select("masked_activation", z)
-            return run(z, mask, bias, activation, slope, z.dim() - 1), z
+        x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float
+    ) -> Tensor:
         y = F.linear(x, weight)
         backends.select("masked_activation_", y)(y, mask, bias, activation, slope, y.dim() - 1)
-        return y, y.new_empty(0)
+        return y
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, mask, bias, ctx.activation, ctx.slope, ctx.keep_output = inputs
-        y, z = output
-        ctx.mark_non_differentiable(z)
-        ctx.save_for_backward(x, weight, mask, bias, y if ctx.keep_output else z)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, mask, bias, ctx.activation, ctx.slope = inputs
+        ctx.save_for_backward(x, weight, mask, bias, output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mask, bias, saved = ctx.saved_tensors
-        dz, dmask, dbias = _epilogue_backward(ctx, grad, saved, mask, bias, saved.dim() - 1, (2, 3))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mask, bias, y = ctx.saved_tensors
+        dz, dmask, dbias = _epilogue_backward(ctx, grad, y, mask, bias, y.dim() - 1, True, (2, 3))
         dx = dz @ weight if ctx.needs_input_grad[0] else None
         dweight = None
         if ctx.needs_input_grad[1]:
-            dweight = dz.reshape(-1, dz.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
-        return dx, dweight, dmask, dbias, None, None, None
+            rows = dz if dz.dim() == 2 else dz.reshape(-1, dz.shape[-1])
+            dweight = rows.t() @ (x if x.dim() == 2 else x.reshape(-1, x.shape[-1]))
+        return dx, dweight, dmask, dbias, None, None
 
 
 def _epilogue_backward(
@@ -206,6 +210,7 @@ def _epilogue_backward(
     mask: Tensor,
     bias: Tensor | None,
     channel_dim: int,
+    keep_output: bool,
     vectors: tuple[int, int],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """dz and, in their own dtypes, the gradients of mask and bias (inputs number ``vectors``)."""
@@ -218,15 +223,17 @@ def _epilogue_backward(
         ctx.activation,
         ctx.slope,
         channel_dim,
-        ctx.keep_output,
+        keep_output,
         want_mask,
         want_bias,
     )
-    return (
-        dz,
-        dmask.to(mask.dtype) if want_mask else None,
-        dbias.to(bias.dtype) if want_bias and bias is not None else None,
-    )
+    return dz, _as(dmask, mask) if want_mask else None, _as(dbias, bias) if want_bias else None
+
+
+def _as(grad: Tensor, vector: Tensor | None) -> Tensor:
+    """A sum in the dtype of the vector it is the gradient of."""
+    assert vector is not None
+    return grad if grad.dtype == vector.dtype else grad.to(vector.dtype)
 
 
 @fake("masked_activation")

@@ -1,5 +1,7 @@
-"""Unit gates of HAT (Serra et al. 2018, "Overcoming catastrophic forgetting with hard attention to
-the task", sections 2.4 to 2.6) in plain torch."""
+"""Unit gates of HAT in plain torch (Serra et al. 2018, sections 2.4 to 2.6).
+
+"Overcoming catastrophic forgetting with hard attention to the task", arXiv 1801.01423.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,10 @@ def hat_gate_backward(
 ) -> Tensor:
     """Gradient of the gate [U], with the compensation of section 2.5 where max_scale > 0.
 
-    The paper multiplies q = g s m (1 - m) by (s_max / s) (cosh(clip(s e, -k, k)) + 1) / (cosh(e) + 1).
-    With sigmoid'(x) = 1 / (2 (cosh x + 1)) that is g s_max sigmoid'(e) min(1, sigmoid'(s e) / sigmoid'(k)),
-    in which nothing overflows. ``recipe`` keeps the rounding of the original instead, where m (1 - m)
-    is 0 as soon as m rounds to 1.
+    The paper multiplies q = g s m (1 - m) by (s_max / s) (cosh(clip(s e, -k, k)) + 1) / (cosh(e) +
+    1). With sigmoid'(x) = 1 / (2 (cosh x + 1)) that is g s_max sigmoid'(e) min(1, sigmoid'(s e) /
+    sigmoid'(k)), in which nothing overflows. ``recipe`` keeps the rounding of the original instead,
+    where m (1 - m) is 0 as soon as m rounds to 1.
     """
     e = embedding.to(mask.dtype)
     g = grad.to(mask.dtype)
@@ -61,7 +63,7 @@ def hat_gate_backward(
 
 
 def hat_sparsity(mask: Tensor, used: Tensor) -> Tensor:
-    """Eq. 5: sum m (1 - u) / sum (1 - u); mask [U], used [U] (bool or float) -> []; 0 if none is free."""
+    """Eq. 5: sum m (1 - u) / sum (1 - u). mask, used (bool, float) [U] -> []; 0 if none is free."""
     free = 1 - used.to(mask.dtype)
     count = free.sum()
     return torch.where(count > 0, (mask * free).sum() / count, torch.zeros_like(count))

@@ -1,11 +1,12 @@
 """Protection of the weights that earlier tasks use, in plain torch.
 
 Unit u's tasks are a bit set, W words of 64: bit k of ``tasks[u]`` says that task k uses the unit. A
-side that every task uses (the network's input, the in side of a bias) is one row of -1. Weight (o, i)
-is protected
+side that every task uses (the network's input, the in side of a bias) is one row of -1. Weight (o,
+i) is protected
 
 * ``exact``: where some one task uses both of its ends, out[o] & in[i] != 0;
-* else (the paper's rule, Serra et al. 2018, eq. 2: min of both cumulative masks): where both are != 0.
+* else (the paper's rule, Serra et al. 2018, eq. 2: min of both cumulative masks): where both are !=
+0.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ AGGREGATIONS = ("min", "max", "mean")
 
 
 def popcount(words: Tensor) -> Tensor:
-    """Bits set in int64 words [..., W] -> int64 [...], by adding neighbours in ever wider fields."""
+    """Bits set in int64 words [..., W] -> int64 [...], adding neighbours in ever wider fields."""
     pairs, nibbles, octets = 0x5555555555555555, 0x3333333333333333, 0x0F0F0F0F0F0F0F0F
     x = words - ((words >> 1) & pairs)
     x = (x & nibbles) + ((x >> 2) & nibbles)
@@ -26,8 +27,10 @@ def popcount(words: Tensor) -> Tensor:
     return ((x * 0x0101010101010101) >> 56).sum(-1)
 
 
-def _grouped(weight: Tensor, out_side: Tensor, in_side: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    """The sides as [O, 1, W] and [O or 1, I, W], so that a plain broadcast pairs rows with columns."""
+def _grouped(
+    weight: Tensor, out_side: Tensor, in_side: Tensor, groups: int
+) -> tuple[Tensor, Tensor]:
+    """The sides as [O, 1, W] and [O or 1, I, W]: a plain broadcast pairs rows with columns."""
     rows, columns = weight.shape[0], weight.shape[1] if weight.dim() > 1 else 1
     words = out_side.shape[-1]
     out_side = out_side.view(out_side.shape[0], 1, words)
@@ -61,8 +64,8 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
 def uniform(seed: int, tensor_index: int, shape: torch.Size, device: torch.device) -> Tensor:
     """Counter-based uniform numbers in [0, 1), float32, the same on every backend.
 
-    splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators")
-    of seed + golden * (tensor << 40 + flat index); the upper 24 bits make the float.
+    splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
+    generators") of seed + golden * (tensor << 40 + flat index); the upper 24 bits make the float.
     """
     golden, mix1, mix2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
     count = torch.Size(shape).numel()
@@ -86,10 +89,10 @@ def clamp_grads_(
 ) -> None:
     """Scale each gradient where its weight is protected, in place.
 
-    grads[t] [O, I, *] or [O]; out_tasks[t] int64 [O, W] or [1, W]; in_tasks[t] int64 [groups I, W] or
-    [1, W]. ``hat`` writes 0 (whatever was there), ``const`` multiplies by values[t], ``random`` by
-    uniform numbers, ``adahat`` every element by r / (n + r) with r = values[t] and n the number of
-    tasks that use the weight (Wang et al. 2024, "AdaHAT", eq. 9 and 10).
+    grads[t] [O, I, *] or [O]; out_tasks[t] int64 [O, W] or [1, W]; in_tasks[t] int64 [groups I, W]
+    or [1, W]. ``hat`` writes 0 (whatever was there), ``const`` multiplies by values[t], ``random``
+    by uniform numbers, ``adahat`` every element by r / (n + r) with r = values[t] and n the number
+    of tasks that use the weight (Wang et al. 2024, "AdaHAT", eq. 9 and 10).
     """
     for t, grad in enumerate(grads):
         n = _over(users(grad, out_tasks[t], in_tasks[t], groups[t], exact), grad)
@@ -131,7 +134,7 @@ def clamp_grads_soft_(
     groups: list[int],
     aggregation: str,
 ) -> None:
-    """grads[t] *= 1 - agg(out_masks[t][o], in_masks[t][i]); a side of 0 elements leaves only the other.
+    """grads[t] *= 1 - agg(out_masks[t][o], in_masks[t][i]); an empty side leaves only the other.
 
     out_masks[t] float [O] or [0]; in_masks[t] float [groups I] or [0] (Serra et al. 2018, eq. 2).
     """
@@ -139,10 +142,15 @@ def clamp_grads_soft_(
         dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
         out_side, in_side = out_masks[t].to(dtype), in_masks[t].to(dtype)
         if out_side.numel() and in_side.numel():
-            a, b = (s.squeeze(-1) for s in _grouped(grad, out_side[:, None], in_side[:, None], groups[t]))
+            a, b = (
+                s.squeeze(-1)
+                for s in _grouped(grad, out_side[:, None], in_side[:, None], groups[t])
+            )
             matrix = _aggregate(a, b, aggregation)
         elif in_side.numel():
-            matrix = _grouped(grad, in_side.new_ones(1, 1), in_side[:, None], groups[t])[1].squeeze(-1)
+            matrix = _grouped(grad, in_side.new_ones(1, 1), in_side[:, None], groups[t])[1].squeeze(
+                -1
+            )
         else:
             matrix = out_side.view(-1, 1)
         if not matrix.numel():

@@ -83,7 +83,7 @@ def _along(vector: Tensor, x: Tensor, channel_dim: int, dtype: torch.dtype) -> T
 def masked_activation(
     x: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float, channel_dim: int
 ) -> Tensor:
-    """y = act(x + b) m. x [.., C, ..], mask and bias [C] -> y like x; arithmetic in float32 or float64."""
+    """y = act(x + b) m. x [.., C, ..], mask and bias [C] -> y like x; float32 or float64 inside."""
     dtype = compute_dtype(x.dtype)
     z = x.to(dtype)
     if bias is not None:
@@ -113,7 +113,8 @@ def masked_activation_backward(
     """(dz like saved, dmask [C], dbias [C]); those not asked for are [0].
 
     ``saved`` is y with from_output (then act(x + b) = y / m, and 0 where m is 0), else x. With
-    a = act(x + b): dz = g m act', dmask = sum g a, dbias = sum dz, the sums over all but the channel.
+    a = act(x + b): dz = g m act', dmask = sum g a, dbias = sum dz, the sums over all but the
+    channel.
     """
     dtype = compute_dtype(saved.dtype)
     g = grad.to(dtype)

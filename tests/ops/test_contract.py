@@ -1,6 +1,8 @@
-"""What every op promises: opcheck, fullgraph compilation, torch.func, no double backward, selection."""
+"""What every op promises: opcheck, fullgraph, torch.func, no double backward, selection."""
 
 from __future__ import annotations
+
+import contextlib
 
 import pytest
 import torch
@@ -30,7 +32,15 @@ def sample_inputs(name: str, dtype: torch.dtype, device: str, strided: bool) -> 
     lists = ([leaf(3, columns).detach()], [bits(3)], [bits(5)], [1])
     return {
         "hat_gate": (leaf(5), scale),
-        "hat_gate_backward": (leaf(5, like=torch.float32), leaf(5), unit, scale, 400.0, 50.0, False),
+        "hat_gate_backward": (
+            leaf(5, like=torch.float32),
+            leaf(5),
+            unit,
+            scale,
+            400.0,
+            50.0,
+            False,
+        ),
         "hat_sparsity": (unit.clone().requires_grad_(), unit > 0.5),
         "hat_sparsity_backward": (scale, unit, unit > 0.5),
         "masked_activation": (x, unit, unit, "relu", 0.01, 1),
@@ -49,7 +59,9 @@ def test_opcheck(backend, device, name, dtype, strided):
     op = getattr(torch.ops.maskcl, ("triton_" if backend == "triton" else "") + name)
     # Autograd is the Functions'; these ops are below it.
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(op.default, sample_inputs(name, dtype, device, strided), test_utils=checks)
+    torch.library.opcheck(
+        op.default, sample_inputs(name, dtype, device, strided), test_utils=checks
+    )
 
 
 def step(x, weight, bias, embedding, scale):
@@ -136,24 +148,21 @@ def test_select_takes_the_first_that_can():
 
 def test_an_explicit_choice_never_falls_back():
     with pytest.raises(ValueError, match="found 'tpu', wanted one of reference, cpp, triton, cuda"):
-        with backends.use_backend("tpu"):
-            pass
+        backends.use_backend("tpu").__enter__()
     for name, declared in backends.BACKENDS.items():
         if declared.absent is not None:
             with pytest.raises(backends.BackendError, match="not available"):
-                with backends.use_backend(name):
-                    pass
+                backends.use_backend(name).__enter__()
         elif declared.devices == ("cuda",):
-            with backends.use_backend(name):
-                with pytest.raises(backends.BackendError, match="was asked for, but"):
-                    ops.hat_gate(torch.zeros(1), 1.0)
+            asked = pytest.raises(backends.BackendError, match="was asked for, but")
+            with backends.use_backend(name), asked:
+                ops.hat_gate(torch.zeros(1), 1.0)
 
 
 def test_use_backend_is_undone_on_error():
-    with pytest.raises(KeyError):
-        with backends.use_backend("reference"):
-            assert backends.choose("hat_gate", "cpu", torch.float32) == "reference"
-            raise KeyError
+    with contextlib.suppress(KeyError), backends.use_backend("reference"):
+        assert backends.choose("hat_gate", "cpu", torch.float32) == "reference"
+        raise KeyError
     assert backends.choose("hat_gate", "cpu", torch.float32) == backends._AUTO["cpu"][0]
 
 

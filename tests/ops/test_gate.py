@@ -1,7 +1,8 @@
-"""hat_gate, hat_sparsity and hat_scale: every backend against float64, the closed form against 50 digits."""
+"""hat_gate, hat_sparsity, hat_scale against float64; the closed form against 50 digits."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import mpmath
@@ -105,7 +106,9 @@ def test_gradcheck_and_scale_tensor(backend, device):
 @pytest.mark.parametrize("units", [1, 300])
 def test_sparsity_matches_float64(backend, device, units, kind):
     m = torch.rand(units, device=device, requires_grad=True)
-    used = torch.rand(units, device=device) > 0.6 if kind == "bool" else torch.rand(units).to(device)
+    used = (
+        torch.rand(units, device=device) > 0.6 if kind == "bool" else torch.rand(units).to(device)
+    )
     value = ops.hat_sparsity(m, used)
     value.backward()
     free = 1 - used.double()
@@ -139,7 +142,7 @@ def test_schedule_grows_and_stays_in_range(batches, top):
         ]
         assert scales[-1] == pytest.approx(top)
         assert all(1 / top * (1 - 1e-9) <= s <= top * (1 + 1e-9) for s in scales)
-        assert all(a <= b * (1 + 1e-12) for a, b in zip(scales, scales[1:], strict=False))
+        assert all(a <= b * (1 + 1e-12) for a, b in itertools.pairwise(scales))
 
 
 def test_linear_schedule_is_the_papers():

@@ -13,7 +13,17 @@ from maskcl.ops.masked_forward import ACTIVATIONS, FROM_OUTPUT
 from tests.helpers import assert_close, assert_sum_close, variants
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SHAPES = [(0, 5), (3, 0), (1, 1), (7, 9), (130, 65), (5, 3, 4), (4, 6, 3, 3), (2, 3, 8, 9), (2, 1100)]
+SHAPES = [
+    (0, 5),
+    (3, 0),
+    (1, 1),
+    (7, 9),
+    (130, 65),
+    (5, 3, 4),
+    (4, 6, 3, 3),
+    (2, 3, 8, 9),
+    (2, 1100),
+]
 ACT = {
     "identity": lambda x: x,
     "relu": F.relu,
@@ -67,7 +77,9 @@ def test_backward_matches_float64(backend, device, dtype, shape, activation, sav
             ops.masked_activation(*_inputs((2, 2), dtype, device), activation=activation, save=save)
         return
     x, mask, bias = _inputs(shape, dtype, device)
-    mask = mask + 0.25  # float16's y / m needs m above its subnormals; closed gates have their own test
+    mask = (
+        mask + 0.25
+    )  # float16's y / m needs m above its subnormals; closed gates have their own test
     g = torch.randn(shape, device=device).to(dtype)
     others = [d for d in range(len(shape)) if d != 1]
     for view, grad in zip(variants(x).values(), reversed(variants(g).values()), strict=True):
@@ -163,7 +175,9 @@ def test_linear_equals_its_formula(backend, device, shape, activation):
     assert_close(y.detach(), wanted.detach(), torch.float32, scale=4)
     grad = torch.randn_like(y)
     for found, right in zip(
-        torch.autograd.grad(y, leaves, grad), torch.autograd.grad(wanted, wide, grad.double()), strict=True
+        torch.autograd.grad(y, leaves, grad),
+        torch.autograd.grad(wanted, wide, grad.double()),
+        strict=True,
     ):
         assert_close(found, right, torch.float32, scale=20)
 
@@ -171,7 +185,10 @@ def test_linear_equals_its_formula(backend, device, shape, activation):
 def test_linear_takes_part_in_autocast(backend, device):
     if torch.bfloat16 not in backends.BACKENDS[backend].dtypes:
         pytest.skip(f"{backend} does not take bfloat16")
-    x, weight = torch.randn(3, 4, device=device), torch.randn(5, 4, device=device, requires_grad=True)
+    x, weight = (
+        torch.randn(3, 4, device=device),
+        torch.randn(5, 4, device=device, requires_grad=True),
+    )
     mask = torch.rand(5, device=device, requires_grad=True)
     with torch.autocast(device, dtype=torch.bfloat16):
         y = ops.masked_linear(x, weight, mask, activation="relu")
@@ -204,6 +221,7 @@ def test_any_shape(backend, device, shape, channel, activation):
 def test_gradcheck(backend, device, activation):
     if torch.float64 not in backends.BACKENDS[backend].dtypes:
         pytest.skip(f"{backend} does not take float64")
+
     def leaf(*shape):
         return torch.randn(*shape, dtype=torch.float64, device=device, requires_grad=True)
 
@@ -224,15 +242,31 @@ X = torch.zeros(4, 3)
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda: ops.masked_activation(X, torch.ones(4)), ValueError, "mask has 4 elements, wanted 3"),
+        (
+            lambda: ops.masked_activation(X, torch.ones(4)),
+            ValueError,
+            "mask has 4 elements, wanted 3",
+        ),
         (lambda: ops.masked_activation(X, torch.ones(3, 1)), ValueError, "mask has shape"),
         (lambda: ops.masked_activation(X, torch.ones(3).int()), TypeError, "mask is torch.int32"),
         (lambda: ops.masked_activation(X, torch.ones(3), torch.ones(2)), ValueError, "bias has 2"),
-        (lambda: ops.masked_activation(X, torch.ones(3), channel_dim=2), ValueError, "channel_dim is 2"),
+        (
+            lambda: ops.masked_activation(X, torch.ones(3), channel_dim=2),
+            ValueError,
+            "channel_dim is 2",
+        ),
         (lambda: ops.masked_activation(X, torch.ones(3), activation="mish"), ValueError, "'mish'"),
         (lambda: ops.masked_activation(X, torch.ones(3), save="y"), ValueError, "save is 'y'"),
-        (lambda: ops.masked_linear(X, torch.ones(5, 4), torch.ones(5)), ValueError, "weight has shape"),
-        (lambda: ops.masked_linear(X, torch.ones(5, 3), torch.ones(4)), ValueError, "wanted 5 channels"),
+        (
+            lambda: ops.masked_linear(X, torch.ones(5, 4), torch.ones(5)),
+            ValueError,
+            "weight has shape",
+        ),
+        (
+            lambda: ops.masked_linear(X, torch.ones(5, 3), torch.ones(4)),
+            ValueError,
+            "wanted 5 channels",
+        ),
         (
             lambda: ops.masked_activation(X, torch.ones(3, device="meta")),
             ValueError,
