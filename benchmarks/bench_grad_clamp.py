@@ -30,7 +30,7 @@ def clarena(grad, out, ins):
 
 
 def hat_cl(grad, out, ins):
-    """hat-cl's way: a dense coefficient of two boolean masks, looked over on the host; a product."""
+    """hat-cl's way: a dense coefficient of two boolean masks, read on the host; a product."""
     a, b = (side.expand_as(grad) for side in sides(out, ins, grad))
     exhausted = bool(ins.all())
     coefficient = 1.0 - torch.logical_and(a, b).float()

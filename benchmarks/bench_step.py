@@ -27,7 +27,7 @@ NETWORKS = {
 
 
 class EagerHAT:
-    """The recipe on an ordinary network; each Linear or Conv but the last is gated behind its ReLU."""
+    """The recipe on an ordinary network; each layer but the last is gated behind its ReLU."""
 
     def __init__(self, model: nn.Module, careful: bool) -> None:
         self.model, self.careful = model, careful

@@ -46,7 +46,7 @@ class OpFunction(Function):
 
 
 class _SecondOrder(Function):
-    """Identity on ``out`` that depends, for autograd, on all that the gradient was computed from."""
+    """Identity on ``out`` that depends, for autograd, on all that the gradient came from."""
 
     @staticmethod
     def forward(out: Tensor, *sources: Tensor) -> Tensor:
