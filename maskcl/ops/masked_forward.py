@@ -106,11 +106,12 @@ def masked_linear(
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
     if _keeps_output(x.dtype, activation, save):
         return MaskedLinearFunction.apply(x, weight, mask, bias, activation, negative_slope)
-    z = F.linear(x, weight)
+    z = F.linear(x, weight, bias)
     return MaskedActivationFunction.apply(
-        z, mask, bias, activation, negative_slope, z.dim() - 1, False
+        z, mask, None, activation, negative_slope, z.dim() - 1, False
     )
 
 
@@ -169,10 +170,25 @@ class MaskedActivationFunction(OpFunction):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved, mask, bias = ctx.saved_tensors
-        dz, dmask, dbias = _epilogue_backward(
-            ctx, grad, saved, mask, bias, ctx.channel_dim, ctx.keep_output, (1, 2)
+        want_x, want_mask, want_bias = ctx.needs_input_grad[:3]
+        dz, dmask, dbias = backends.select("masked_activation_backward", saved)(
+            grad,
+            saved,
+            mask,
+            bias,
+            ctx.activation,
+            ctx.slope,
+            ctx.channel_dim,
+            ctx.keep_output,
+            want_mask,
+            want_bias,
         )
-        return dz if ctx.needs_input_grad[0] else None, dmask, dbias, None, None, None, None
+        return (
+            dz if want_x else None,
+            _as(dmask, mask.dtype) if want_mask else None,
+            _as(dbias, bias.dtype) if want_bias else None,
+            *(None,) * 4,
+        )
 
 
 class MaskedLinearFunction(OpFunction):
@@ -182,58 +198,43 @@ class MaskedLinearFunction(OpFunction):
     def forward(
         x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float
     ) -> Tensor:
-        y = F.linear(x, weight)
-        backends.select("masked_activation_", y)(y, mask, bias, activation, slope, y.dim() - 1)
+        # The product adds the bias, so that an ordinary Linear has the same bits.
+        y = F.linear(x, weight, bias)
+        backends.select("masked_activation_", y)(y, mask, None, activation, slope, y.dim() - 1)
         return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, mask, bias, ctx.activation, ctx.slope = inputs
-        ctx.save_for_backward(x, weight, mask, bias, output)
+        x, weight, mask, _, ctx.activation, ctx.slope = inputs
+        ctx.save_for_backward(x, weight, mask, output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mask, bias, y = ctx.saved_tensors
-        dz, dmask, dbias = _epilogue_backward(ctx, grad, y, mask, bias, y.dim() - 1, True, (2, 3))
-        dx = dz @ weight if ctx.needs_input_grad[0] else None
+        x, weight, mask, y = ctx.saved_tensors
+        want_x, want_weight, want_mask, want_bias = ctx.needs_input_grad[:4]
+        run = backends.select("masked_activation_backward", y)
+        activation, slope, last = ctx.activation, ctx.slope, y.dim() - 1
+        dz, dmask, dbias = run(
+            grad, y, mask, None, activation, slope, last, True, want_mask, want_bias
+        )
+        dx = dz @ weight if want_x else None
         dweight = None
-        if ctx.needs_input_grad[1]:
-            rows = dz if dz.dim() == 2 else dz.reshape(-1, dz.shape[-1])
-            dweight = rows.t() @ (x if x.dim() == 2 else x.reshape(-1, x.shape[-1]))
-        return dx, dweight, dmask, dbias, None, None
+        if want_weight:
+            rows = dz if last == 1 else dz.reshape(-1, dz.shape[-1])
+            dweight = rows.t() @ (x if last == 1 else x.reshape(-1, x.shape[-1]))
+        return (
+            dx,
+            dweight,
+            _as(dmask, mask.dtype) if want_mask else None,
+            _as(dbias, y.dtype) if want_bias else None,
+            None,
+            None,
+        )
 
 
-def _epilogue_backward(
-    ctx: Any,
-    grad: Tensor,
-    saved: Tensor,
-    mask: Tensor,
-    bias: Tensor | None,
-    channel_dim: int,
-    keep_output: bool,
-    vectors: tuple[int, int],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """dz and, in their own dtypes, the gradients of mask and bias (inputs number ``vectors``)."""
-    want_mask, want_bias = (ctx.needs_input_grad[i] for i in vectors)
-    dz, dmask, dbias = backends.select("masked_activation_backward", saved)(
-        grad,
-        saved,
-        mask,
-        bias,
-        ctx.activation,
-        ctx.slope,
-        channel_dim,
-        keep_output,
-        want_mask,
-        want_bias,
-    )
-    return dz, _as(dmask, mask) if want_mask else None, _as(dbias, bias) if want_bias else None
-
-
-def _as(grad: Tensor, vector: Tensor | None) -> Tensor:
-    """A sum in the dtype of the vector it is the gradient of."""
-    assert vector is not None
-    return grad if grad.dtype == vector.dtype else grad.to(vector.dtype)
+def _as(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    """A sum, which is float32 at least, in the dtype of the vector it is the gradient of."""
+    return grad if grad.dtype == dtype else grad.to(dtype)
 
 
 @fake("masked_activation")
