@@ -206,15 +206,19 @@ def test_every_generator_goes_on_where_it_was(tmp_path):
 
 
 def kills(case: str) -> list[str]:
-    """Where the children die: from a fixed seed, every kind, then one that comes to the end."""
+    """Where the children die: from a fixed seed, every kind, then one that comes to the end.
+
+    Those at a place come before those at a time, and leave epochs to go on with: a timer on a slow
+    machine may let the run come to its end.
+    """
     rng = random.Random(case)
-    steps = [f"step:{rng.randint(1, 14)}" for _ in range(3)]
+    steps = [f"step:{rng.randint(1, 6)}" for _ in range(3)]
     writes = [f"write:{rng.randint(1, 2)}" for _ in range(2)]
     renames = [f"rename:{rng.randint(1, 2)}"]
     after = [f"after:{rng.uniform(0.01, 0.2):.3f}" for _ in range(3)]
-    mixed = steps + writes + renames + after
-    rng.shuffle(mixed)
-    return [*mixed, "none"]
+    placed = steps + writes + renames
+    rng.shuffle(placed)
+    return [*placed, *after, "none"]
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +241,9 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_same_run(case, killed, tm
     directory, printed = killed
     lines = [line for line in printed.splitlines() if line.startswith(case)]
     assert lines[-1] == f"{case}:none exit 0", printed
-    assert sum(line.endswith(f"killed {signal.SIGKILL.value}") for line in lines) >= 4, printed
+    placed = [line for line in lines if ":after:" not in line][:-1]
+    assert len(placed) == 6, printed
+    assert all(line.endswith(f"killed {signal.SIGKILL.value}") for line in placed), printed
     threads = torch.get_num_threads()
     try:
         state, result = resume_run.train(str(tmp_path), case)
