@@ -1,6 +1,7 @@
 # make demo   install everything into .venv, train HAT on five tasks of handwritten digits, say where the report is
 # make test   lint, types, tests, README snippets; all in .venv
-# make clean  remove what these two made (not runs/)
+# make gpu    on a machine with a GPU: build for it, test, sanitize and time there (benchmarks/gpu.sh)
+# make clean  remove what these made (not runs/)
 #
 # Variables: PYTHON=python3.12  TORCH="torch==2.13.0"  SECOND_TORCH=2.13.0 (test the same binary under another torch)
 #            PIP_INDEX_URL, PIP_EXTRA_INDEX_URL as pip reads them (a CPU-only torch is a far smaller download)
@@ -75,8 +76,8 @@ types: $(VENV)/.stamp-test
 tests: $(VENV)/.stamp-test $(VENV)/.stamp-built $(if $(SECOND_TORCH),$(SECOND_STAMP))
 	$(if $(SECOND_TORCH),MASKCL_SECOND_PYTHON="$(CURDIR)/$(SECOND)/bin/python") $(PY) -m pytest $(PYTEST)
 
-gpu: $(VENV)/.stamp-test $(VENV)/.stamp-built
-	$(PY) -m pytest -m cuda $(PYTEST)
+gpu: $(VENV)/.stamp-test
+	PY=$(PY) bash benchmarks/gpu.sh
 
 clean:
 	rm -rf $(VENV) $(SECOND) build dist *.egg-info maskcl/*.so maskcl/_build.json .pytest_cache .mypy_cache .ruff_cache

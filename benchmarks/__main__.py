@@ -36,12 +36,11 @@ def processor() -> str:
 
 def commit() -> str:
     """The checkout's commit, with + where the tree differs from it."""
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+", "--exclude=*"],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-    )
+    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        run = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    except OSError:  # no git
+        return "unknown"
     return run.stdout.strip() or "unknown"
 
 
@@ -116,6 +115,7 @@ def main(arguments: list[str]) -> int:
     if save:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         target = ROOT / "benchmarks/results" / f"{device}.csv"
+        target.parent.mkdir(exist_ok=True)
         with target.open("w", newline="") as file:
             writer = csv.DictWriter(file, [*COLUMNS, *facts])
             writer.writeheader()

@@ -1,0 +1,101 @@
+"""Every low-level op on a few odd shapes against the reference, for compute-sanitizer to watch.
+
+`compute-sanitizer python -m benchmarks.sanitize [BACKEND ...]`; without a GPU it runs on the CPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from maskcl import backends, reference
+from maskcl.ops._library import STEM_OF
+from maskcl.reference.grad_clamp import AGGREGATIONS, RULES
+from maskcl.reference.masked_forward import ACTIVATIONS, FROM_OUTPUT
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WEIGHTS = [((33, 65), 1), ((6, 4, 3, 3), 1), ((4, 1, 3, 3), 4), ((129,), 1), ((0, 4), 1)]
+
+
+def filled(shape, dtype):
+    x = torch.randn(shape).to(dtype)  # either dtype has a layout of its own for images
+    images = x.dim() == 4 and dtype == torch.bfloat16
+    return x.contiguous(memory_format=torch.channels_last) if images else x
+
+
+def gate(dtype):
+    for units in (1, 257, 4099):
+        e, g, m, s = filled(units, dtype), torch.randn(units), torch.rand(units), torch.tensor(20.0)
+        yield "hat_gate", e, s
+        for maximum, recipe in ((0.0, False), (400.0, False), (400.0, True)):
+            yield "hat_gate_backward", g, e, m, s, maximum, 50.0, recipe
+        for used in (m > 0.5, m.round(), torch.ones(units)):
+            yield "hat_sparsity", m, used
+            yield "hat_sparsity_backward", torch.tensor(0.5), m, used
+
+
+def masked_forward(dtype):
+    for shape in [(1, 1), (37, 129), (2, 5, 3, 7), (0, 3)]:
+        x, g, m = filled(shape, dtype), filled(shape, dtype), torch.rand(shape[1]) + 0.1
+        for name in ACTIVATIONS:
+            for bias in (None, torch.randn(shape[1])):
+                rest = (m, bias, name, 0.1, 1)
+                yield "masked_activation", x, *rest
+                yield "masked_activation_", x, *rest
+                yield "masked_activation_backward", g, x, *rest, False, True, True
+            if name in FROM_OUTPUT:
+                y = x.abs() * 0.1
+                yield "masked_activation_backward", g, y, m, None, *rest[2:], True, True, True
+
+
+def grad_clamp(dtype):
+    shapes, groups = map(list, zip(*WEIGHTS, strict=True))
+    grads, saved = ([filled(s, dtype) for s in shapes] for _ in range(2))
+    inputs = [s[1] * g if len(s) > 1 else 0 for s, g in WEIGHTS]
+    for words in (1, 2):
+        out = [torch.randint(0, 8, (s[0], words)) for s in shapes]
+        ins = [torch.randint(0, 8, (n, words)) if n else torch.full((1, words), -1) for n in inputs]
+        for exact in (True, False):
+            for rule in RULES:
+                yield "clamp_grads_", grads, out, ins, groups, exact, rule, [0.5] * len(out), 17
+            yield "restore_protected_", grads, saved, out, ins, groups, exact
+    for rule in AGGREGATIONS:
+        sides = [torch.rand(s[0]) for s in shapes], [torch.rand(n) for n in inputs]
+        yield "clamp_grads_soft_", grads, *sides, groups, rule
+
+
+def outcome(function, arguments, device):
+    """What ``function`` returns and what its arguments have become, on the CPU."""
+    copies = tree_map(lambda a: a.clone().to(device) if isinstance(a, Tensor) else a, arguments)
+    results = function(*copies)
+    return [t.cpu().float() for t in tree_leaves((results, copies)) if isinstance(t, Tensor)]
+
+
+def main(chosen: list[str]) -> int:
+    """Run all, print what differs; 1 if anything does or nothing ran."""
+    torch.manual_seed(0)
+    calls, wrong, limits = 0, 0, {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+    for dtype, cases in itertools.product(limits, (gate, masked_forward, grad_clamp)):
+        for name, *arguments in cases(dtype):
+            wanted = outcome(getattr(getattr(reference, STEM_OF[name]), name), arguments, "cpu")
+            for backend in chosen or ("cpp", "cuda", "triton"):
+                if backends.not_supported_reasons(backend, name, DEVICE, dtype):
+                    continue
+                op = getattr(torch.ops.maskcl, f"triton_{name}" if backend == "triton" else name)
+                found, calls = outcome(op, arguments, DEVICE), calls + 1
+                try:
+                    close = {"rtol": limits[dtype], "atol": limits[dtype]}
+                    torch.testing.assert_close(found, wanted, **close)
+                except AssertionError as error:
+                    wrong += 1
+                    print(f"{name}, {backend}, {dtype}: {str(error).splitlines()[0]}")
+    print(f"{calls} calls on {DEVICE}, {wrong} differ from the reference")
+    return int(wrong > 0 or calls == 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
