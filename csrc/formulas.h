@@ -73,14 +73,19 @@ MASKCL_HD float tanh_(float x) {
 }
 MASKCL_HD double tanh_(double x) { return ::tanh(x); }
 
-// Abramowitz and Stegun 7.1.26, absolute error 1.5e-7
-MASKCL_HD float erf_(float x) {
+// Abramowitz and Stegun 7.1.26, absolute error 1.5e-7; e is exp(-x^2), which gelu's derivative needs as well
+MASKCL_HD float erf_with_exp(float x, float e) {
   const float a = abs_(x), t = 1.0f / (1.0f + 0.3275911f * a);
   const float p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-  const float y = 1.0f - p * exp_(-a * a);
+  const float y = 1.0f - p * e;
   return x < 0.0f ? -y : y;
 }
-MASKCL_HD double erf_(double x) { return ::erf(x); }
+MASKCL_HD double erf_with_exp(double x, double) { return ::erf(x); }
+
+template <typename T>
+MASKCL_HD T erf_(T x) {
+  return erf_with_exp(x, exp_(-x * x));
+}
 
 // --- gate -----------------------------------------------------------------------------------------------------------
 
@@ -159,23 +164,28 @@ MASKCL_HD T slope_from_output(T a, T slope) {
   return T(1);
 }
 
+// act(x) and act'(x) together: they share an exponential.
 template <Activation A, typename T>
-MASKCL_HD T slope_from_input(T x, T a, T slope) {
+MASKCL_HD void activate_with_slope(T x, T slope, T* a, T* d) {
   constexpr double tanh_scale = 0.79788456080286535588, cubic = 0.044715;
   if constexpr (A == Activation::gelu) {
-    const T density = exp_(T(-0.5) * x * x) * T(0.39894228040143267794);
-    return T(0.5) * (T(1) + erf_(x * T(0.70710678118654752440))) + x * density;
-  }
-  if constexpr (A == Activation::gelu_tanh) {
+    const T e = exp_(T(-0.5) * x * x);
+    const T cdf = T(0.5) * (T(1) + erf_with_exp(x * T(0.70710678118654752440), e));
+    *a = x * cdf;
+    *d = cdf + x * (e * T(0.39894228040143267794));
+  } else if constexpr (A == Activation::gelu_tanh) {
     const T t = tanh_(T(tanh_scale) * (x + T(cubic) * x * x * x));
     const T inner = T(tanh_scale) * (T(1) + T(3 * cubic) * x * x);
-    return T(0.5) * (T(1) + t) + T(0.5) * x * (T(1) - t * t) * inner;
-  }
-  if constexpr (A == Activation::silu) {
+    *a = T(0.5) * x * (T(1) + t);
+    *d = T(0.5) * (T(1) + t) + T(0.5) * x * (T(1) - t * t) * inner;
+  } else if constexpr (A == Activation::silu) {
     const T p = sigmoid(x);
-    return p * (T(1) + x * (T(1) - p));
+    *a = x * p;
+    *d = p * (T(1) + x * (T(1) - p));
+  } else {
+    *a = activate<A>(x, slope);
+    *d = slope_from_output<A>(*a, slope);
   }
-  return slope_from_output<A>(a, slope);
 }
 
 // --- masked_forward -------------------------------------------------------------------------------------------------
@@ -220,8 +230,9 @@ MASKCL_HD T mask_grad(T sum, T m, bool divide) {
 
 template <Activation A, typename T>
 MASKCL_HD void masked_activation_backward_from_input(T g, T x, T b, T m, T slope, T* dz, T* da) {
-  const T z = x + b, a = activate<A>(z, slope);
-  *dz = g * m * slope_from_input<A>(z, a, slope);
+  T a, d;
+  activate_with_slope<A>(x + b, slope, &a, &d);
+  *dz = g * m * d;
   *da = g * a;
 }
 

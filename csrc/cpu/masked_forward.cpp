@@ -105,7 +105,10 @@ MASKCL_INLINE void backward_tile(const Backward<T, C>& p, int64_t row, int64_t r
       }
       row += Rows;
     };
-    while (row + 4 <= row_end) add_rows.template operator()<4>();  // the sums are loaded and stored once for four rows
+    // The sums are loaded and stored once for four rows where that is most of the work; loops over four rows of the
+    // other activations would be too long for the compiler to vectorise.
+    if constexpr (divides_once<A>)
+      while (row + 4 <= row_end) add_rows.template operator()<4>();
     while (row < row_end) add_rows.template operator()<1>();
   });
 }
