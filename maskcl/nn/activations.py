@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-FUSED = ("identity", "relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "leaky_relu")
+from maskcl.reference.masked_forward import ACTIVATIONS
 
 _KEEP_ZERO: tuple[type[nn.Module], ...] = (
     nn.Identity,
@@ -82,30 +81,10 @@ def module_of(name: str, slope: float) -> nn.Module:
     return nn.Identity()
 
 
-def apply_activation(x: Tensor, name: str, slope: float) -> Tensor:
-    """act(x), for a layer that has no mask."""
-    match name:
-        case "identity":
-            return x
-        case "relu":
-            return F.relu(x)
-        case "gelu":
-            return F.gelu(x)
-        case "gelu_tanh":
-            return F.gelu(x, approximate="tanh")
-        case "silu":
-            return F.silu(x)
-        case "tanh":
-            return x.tanh()
-        case "sigmoid":
-            return x.sigmoid()
-    return F.leaky_relu(x, slope)
-
-
 def check_activation(owner: str, name: str) -> None:
     """Raise ValueError unless ``name`` is an activation that the ops fuse."""
-    if name not in FUSED:
-        raise ValueError(f"{owner}: activation is {name!r}, wanted one of {', '.join(FUSED)}")
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{owner}: activation is {name!r}, wanted one of {', '.join(ACTIVATIONS)}")
 
 
 def keeps_zero(module: nn.Module) -> bool | None:

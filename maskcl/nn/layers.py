@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from maskcl.nn.activations import apply_activation, check_activation
+from maskcl.nn.activations import check_activation
 from maskcl.nn.state import Masked
 from maskcl.ops import masked_linear
+from maskcl.reference.masked_forward import activate
 
 
 class HATLinear(Masked, nn.Linear):
@@ -49,9 +50,7 @@ class HATLinear(Masked, nn.Linear):
         """act(x W^T + b) * mask."""
         mask = self._mask()
         if mask is None:
-            return apply_activation(
-                nn.Linear.forward(self, input), self.activation, self.negative_slope
-            )
+            return activate(nn.Linear.forward(self, input), self.activation, self.negative_slope)
         return masked_linear(
             input,
             self.weight,

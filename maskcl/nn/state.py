@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.activations import apply_activation
 from maskcl.ops import masked_activation
+from maskcl.reference.masked_forward import activate
 
 EVERY = -1
 """Slot of the unit table for values that every task uses: the network's input."""
@@ -137,7 +137,7 @@ class Masked(TaskAware):
         """act(y) times the mask along ``channel_dim``."""
         mask = self._mask()
         if mask is None:
-            return apply_activation(y, self.activation, self.negative_slope)
+            return activate(y, self.activation, self.negative_slope)
         return masked_activation(
             y,
             mask,
