@@ -48,7 +48,6 @@ class Guard:
             zip(protection.out_tasks, protection.in_tasks, protection.groups, strict=True),
             strict=True,
         )
-        self._optimizer = optimizer
         self._exact = exact
         self._entries: list[_Entry] = [
             (parameter, sides)
