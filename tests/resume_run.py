@@ -6,11 +6,15 @@ Each is a child process that goes on from DIRECTORY/CASE's checkpoint and is kil
 ``step:N`` after its Nth step, ``write:N`` while its Nth checkpoint is written but not renamed,
 ``rename:N`` right after its Nth is, ``after:SECONDS`` whenever that may be. ``none`` runs to the
 end. Children are forked from one process that has gone through such a run, in another directory:
-what is imported late is there, and each child starts in milliseconds.
+what is imported late is there, and each child starts in milliseconds. A fork copies one thread and
+the locks of all: the process must have no other, so its libraries are told so by `ONE_THREAD`.
+A kill loses nothing that the kernel has, so nothing waits for a disk here: test_checkpoint looks
+at fsync by itself.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -25,6 +29,8 @@ from maskcl.problems import Vision
 from maskcl.trainer import Callback, Result, Trainer
 from tests import tiny
 
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+SECONDS = 120  # a child takes one or two; one that hangs says where
 CASES = {
     "adamw": (HAT(sparsity=0.3, clip=1.0), "conv", "adamw"),
     "dropout": (HAT(sparsity=0.3), "dropout", "adam"),
@@ -84,6 +90,7 @@ def train(directory: str, case: str, *, callback: Callback | None = None) -> tup
 
 
 def child(directory: str, case: str, how: str) -> None:
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
     kind, _, value = how.partition(":")
     callback = None
     match kind:
@@ -103,8 +110,12 @@ def child(directory: str, case: str, how: str) -> None:
 
 def main() -> None:
     directory, *kills = sys.argv[1:]
+    os.fsync = lambda descriptor: None
     with tempfile.TemporaryDirectory() as other:
         train(other, "adamw")
+    threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else [""]
+    if len(threads) > 1:
+        sys.exit(f"resume_run forks, and {len(threads)} threads run: start it with {ONE_THREAD}")
     for argument in kills:
         case, _, how = argument.partition(":")
         pid = os.fork()
