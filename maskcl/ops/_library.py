@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+# Which mask a score gives: see reference.weight_mask.
+SELECT = "Tensor? kth, str levels, float threshold, bool inclusive, float scale"
 SIGNATURES = {
     "gate": (
         "hat_gate(Tensor embedding, Tensor scale) -> Tensor",
@@ -38,6 +40,29 @@ SIGNATURES = {
         " Tensor[] in_tasks, int[] groups, bool exact) -> ()",
         "clamp_grads_soft_(Tensor(a!)[] grads, Tensor[] out_masks, Tensor[] in_masks, int[] groups,"
         " str aggregation) -> ()",
+    ),
+    "weight_mask": (
+        f"weight_mask(Tensor scores, {SELECT}) -> Tensor",
+        f"masked_weight(Tensor weight, Tensor scores, {SELECT}) -> Tensor",
+        f"masked_weight_backward(Tensor grad, Tensor? weight, Tensor scores, {SELECT},"
+        " bool want_weight, bool want_scores) -> (Tensor, Tensor)",
+        "kth_largest(Tensor values, int k, bool magnitude) -> Tensor",
+        f"piggyback_linear(Tensor x, Tensor weight, Tensor scores, Tensor? bias, {SELECT})"
+        " -> Tensor",
+        "piggyback_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor scores,"
+        f" {SELECT}, bool want_x, bool want_weight, bool want_scores)"
+        " -> (Tensor, Tensor, Tensor)",
+    ),
+    "bitmask": (
+        "pack_mask(Tensor mask, bool ternary) -> Tensor",
+        "pack_scores(Tensor scores, Tensor? kth, str levels, float threshold, bool inclusive)"
+        " -> Tensor",
+        "unpack_mask(Tensor words, SymInt[] shape, ScalarType dtype) -> Tensor",
+        "combine_words(Tensor a, Tensor b, str how) -> Tensor",
+        "popcount_words(Tensor words) -> Tensor",
+        "packed_weight(Tensor weight, Tensor words) -> Tensor",
+        "packed_linear(Tensor x, Tensor weight, Tensor words, Tensor? bias) -> Tensor",
+        "packed_embedding(Tensor index, Tensor weight, Tensor words) -> Tensor",
     ),
 }
 STEM_OF = {line.split("(")[0]: stem for stem, lines in SIGNATURES.items() for line in lines}
