@@ -61,10 +61,16 @@ BACKENDS = {
     "cuda": Backend(("cuda",), _FLOATS, _extension.reasons.get("cuda")),
 }
 _PREFERENCE = {"cpu": ("cpp", "reference"), "cuda": ("cuda", "triton", "reference")}
-_AUTO = {
-    device: tuple(b for b in order if BACKENDS[b].absent is None)
-    for device, order in _PREFERENCE.items()
-}
+# Where the threshold must be inside the matrix product, which cuBLAS cannot do.
+_TRITON_FIRST = ("piggyback_linear", "piggyback_linear_backward")
+
+
+def _order(op: str, device: str) -> tuple[str, ...]:
+    """The backends that are here, the preferred one first."""
+    names = _PREFERENCE.get(device, ("reference",))
+    if op in _TRITON_FIRST:
+        names = tuple(sorted(names, key=lambda name: name != "triton"))
+    return tuple(name for name in names if BACKENDS[name].absent is None)
 
 
 def _implementations() -> dict[str, dict[str, Callable[..., Any]]]:
@@ -81,10 +87,10 @@ _TABLE = _implementations()
 # The automatic choice, looked up once: an op's call must not cost more than its kernel.
 _CHOSEN = {
     (op, device, dtype): _TABLE[name][op]
-    for device, names in _AUTO.items()
-    for name in reversed(names)
-    for dtype in BACKENDS[name].dtypes
     for op in _library.STEM_OF
+    for device in _PREFERENCE
+    for name in reversed(_order(op, device))
+    for dtype in BACKENDS[name].dtypes
 }
 # One choice for the process, not for the thread: the backward of a CUDA graph runs in another
 # thread.
@@ -134,6 +140,14 @@ def select(op: str, tensor: Tensor) -> Callable[..., Any]:
     return _TABLE[choose(op, tensor.device.type, tensor.dtype)][op]
 
 
+def select_any(op: str, tensor: Tensor) -> Callable[..., Any]:
+    """The same for an op that takes words or masks, whose dtype says nothing."""
+    device = tensor.device.type
+    if _forced is None and (found := _CHOSEN.get((op, device, torch.float32))) is not None:
+        return found
+    return _TABLE[choose(op, device, torch.float32)][op]
+
+
 def choose(op: str, device: str, dtype: torch.dtype) -> str:
     """The name of the backend that :func:`select` takes."""
     if _forced is not None:
@@ -141,7 +155,7 @@ def choose(op: str, device: str, dtype: torch.dtype) -> str:
         if reasons:
             raise BackendError(f"{op}: {_forced} was asked for, but {'; '.join(reasons)}")
         return _forced
-    for name in _AUTO.get(device, ("reference",)):
+    for name in _order(op, device):
         if dtype in BACKENDS[name].dtypes:
             return name
     lines = [

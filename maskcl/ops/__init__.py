@@ -1,5 +1,18 @@
 """The functional API: every fused op, one function each."""
 
+from maskcl.ops.bitmask import (
+    and_words,
+    andnot_words,
+    or_words,
+    pack_mask,
+    pack_scores,
+    packed_embedding,
+    packed_linear,
+    packed_weight,
+    popcount,
+    unpack_mask,
+    xor_words,
+)
 from maskcl.ops.gate import epoch_progress, hat_gate, hat_scale, hat_sparsity
 from maskcl.ops.grad_clamp import (
     clamp_grads_,
@@ -8,16 +21,43 @@ from maskcl.ops.grad_clamp import (
     restore_protected_,
 )
 from maskcl.ops.masked_forward import masked_activation, masked_linear
+from maskcl.ops.weight_mask import (
+    binarize,
+    kth_largest,
+    piggyback_linear,
+    piggyback_weight,
+    soft_mask,
+    ternarize,
+    topk_mask,
+)
 
 __all__ = [
+    "and_words",
+    "andnot_words",
+    "binarize",
     "clamp_grads_",
     "clamp_grads_soft_",
     "epoch_progress",
     "hat_gate",
     "hat_scale",
     "hat_sparsity",
+    "kth_largest",
     "masked_activation",
     "masked_linear",
+    "or_words",
+    "pack_mask",
+    "pack_scores",
+    "packed_embedding",
+    "packed_linear",
+    "packed_weight",
+    "piggyback_linear",
+    "piggyback_weight",
+    "popcount",
     "protected_fraction",
     "restore_protected_",
+    "soft_mask",
+    "ternarize",
+    "topk_mask",
+    "unpack_mask",
+    "xor_words",
 ]

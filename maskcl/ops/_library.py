@@ -57,7 +57,7 @@ SIGNATURES = {
         "pack_mask(Tensor mask, bool ternary) -> Tensor",
         "pack_scores(Tensor scores, Tensor? kth, str levels, float threshold, bool inclusive)"
         " -> Tensor",
-        "unpack_mask(Tensor words, SymInt[] shape, ScalarType dtype) -> Tensor",
+        "unpack_mask(Tensor words, int[] shape, ScalarType dtype) -> Tensor",
         "combine_words(Tensor a, Tensor b, str how) -> Tensor",
         "popcount_words(Tensor words) -> Tensor",
         "packed_weight(Tensor weight, Tensor words) -> Tensor",
