@@ -89,6 +89,35 @@ inline Aggregation parse_aggregation(const std::string& name) {
   return Aggregation::mean;
 }
 
+inline Levels parse_levels(const std::string& name, bool inclusive) {
+  if (name == "binary") return inclusive ? Levels::binary_inclusive : Levels::binary;
+  if (name == "ternary") return Levels::ternary;
+  if (name == "ternary_symmetric") return Levels::ternary_symmetric;
+  if (name == "topk") return Levels::topk;
+  MASKCL_CHECK(name == "soft", "levels: found '", name,
+               "', wanted binary, ternary, ternary_symmetric, topk or soft");
+  return Levels::soft;
+}
+
+// Runs body<L>() for runtime levels.
+template <typename F>
+MASKCL_HD void dispatch_levels(Levels levels, F&& body) {
+  switch (levels) {
+    case Levels::binary: return body.template operator()<Levels::binary>();
+    case Levels::binary_inclusive: return body.template operator()<Levels::binary_inclusive>();
+    case Levels::ternary: return body.template operator()<Levels::ternary>();
+    case Levels::ternary_symmetric: return body.template operator()<Levels::ternary_symmetric>();
+    case Levels::topk: return body.template operator()<Levels::topk>();
+    case Levels::soft: return body.template operator()<Levels::soft>();
+  }
+}
+
+// Scores are of the weight's dtype or float32; others are converted to what they are compared in.
+inline Tensor scores_for(const Tensor& scores, ScalarType weight) {
+  const ScalarType dtype = scores.scalar_type();
+  return dtype == weight || dtype == ScalarType::Float ? scores : torch::stable::to(scores, compute_dtype(weight));
+}
+
 // A dense tensor seen around its channel: memory order [outer][channels][inner].
 struct Layout {
   int64_t outer, channels, inner;

@@ -17,6 +17,7 @@ namespace maskcl {
 enum class Activation { identity, relu, gelu, gelu_tanh, silu, tanh, sigmoid, leaky_relu };
 enum class Rule { hat, constant, adahat, random };
 enum class Aggregation { min, max, mean };
+enum class Levels { binary, binary_inclusive, ternary, ternary_symmetric, topk, soft };
 
 // --- elementary functions -------------------------------------------------------------------------------------------
 
@@ -283,6 +284,70 @@ MASKCL_HD T aggregate(Aggregation how, T a, T b) {
   if (how == Aggregation::min) return a < b ? a : b;
   if (how == Aggregation::max) return a > b ? a : b;
   return (a + b) * T(0.5);
+}
+
+// --- weight_mask ----------------------------------------------------------------------------------------------------
+
+// The level of a score, -1, 0 or 1; all but soft. NaN gives 0.
+template <Levels L, typename T>
+MASKCL_HD int level(T s, T threshold) {
+  if constexpr (L == Levels::binary) return s > threshold;
+  if constexpr (L == Levels::binary_inclusive) return s >= threshold;
+  if constexpr (L == Levels::topk) return abs_(s) >= threshold;
+  if constexpr (L == Levels::ternary) return s > threshold ? 1 : (s < T(0) ? -1 : 0);
+  return s > threshold ? 1 : (s < -threshold ? -1 : 0);
+}
+
+template <Levels L, typename T>
+MASKCL_HD T mask_value(T s, T threshold, T scale) {
+  if constexpr (L == Levels::soft) return sigmoid(scale * (s - threshold));
+  return static_cast<T>(level<L>(s, threshold));
+}
+
+// W m: a select, so that 0 is 0 whatever w is; soft multiplies.
+template <Levels L, typename T, typename S>
+MASKCL_HD T select_weight(T w, S s, S threshold, S scale) {
+  if constexpr (L == Levels::soft) {
+    const T m = static_cast<T>(mask_value<L>(s, threshold, scale));
+    return m == T(0) ? T(0) : w * m;
+  }
+  const T on = level<L>(s, threshold) != 0 ? w : T(0);
+  if constexpr (L == Levels::ternary || L == Levels::ternary_symmetric)
+    return level<L>(s, threshold) < 0 ? -on : on;
+  return on;
+}
+
+// What a score's gradient is multiplied by: 1 straight through, else the sigmoid's slope.
+template <Levels L, typename T>
+MASKCL_HD T score_slope(T s, T threshold, T scale) {
+  if constexpr (L == Levels::soft) return scale * sigmoid_slope(scale * (s - threshold));
+  return T(1);
+}
+
+// Keys of the same order as the values, NaN above all; the k-th of keys is the k-th of values.
+MASKCL_HD uint32_t order_key(float x, bool magnitude) {
+  if (x != x) return 0xffffffffu;
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if (magnitude) return bits & 0x7fffffffu;
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+MASKCL_HD float value_of_key(uint32_t key, bool magnitude) {
+  uint32_t bits = magnitude ? key : (key & 0x80000000u ? key & 0x7fffffffu : ~key);
+  if (key == 0xffffffffu) bits = 0x7fc00000u;
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+
+// --- bitmask --------------------------------------------------------------------------------------------------------
+
+// A weight's bit pattern where its bit is 1, turned in sign where `negative` is; 0 elsewhere. U is as wide as the weight.
+template <typename U>
+MASKCL_HD U select_bits(U weight, uint32_t on, uint32_t negative) {
+  constexpr int sign = 8 * sizeof(U) - 1;
+  return (weight ^ static_cast<U>(static_cast<U>(negative) << sign)) & static_cast<U>(U(0) - static_cast<U>(on));
 }
 
 }  // namespace maskcl
