@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from maskcl.files import replacing
 
 FORMAT = "maskcl-checkpoint"
 VERSION = 1
@@ -51,7 +50,6 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     """
     from safetensors.torch import save_file
 
-    path = Path(path)
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -64,22 +62,8 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, t in checkpoint.tensors.items()
     }
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata)
-    _flush(temporary)
-    os.replace(temporary, path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    """Wait until file or directory is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows does not open directories
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
 def load_checkpoint(
@@ -189,29 +173,3 @@ def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], facts: dict
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint's optimizer does not fit: {error}") from None
-
-
-def rng_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State of torch's (CPU and, where used, CUDA), numpy's and Python's generators."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 (data sets use the global one)
-    version, words, gauss = random.getstate()
-    tensors = {
-        "torch": torch.get_rng_state(),
-        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
-        "python": torch.tensor(words, dtype=torch.int64),
-    }
-    if device.type == "cuda":
-        tensors["cuda"] = torch.cuda.get_rng_state(device)
-    return tensors, {"numpy": [kind, *rest], "python": [version, gauss]}
-
-
-def set_rng_state(device: torch.device, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Go back to `rng_state`'s result. A CUDA state is left out on another device."""
-    torch.set_rng_state(tensors["torch"])
-    kind, *rest = facts["numpy"]
-    keys = tensors["numpy"].numpy().astype(np.uint32)
-    np.random.set_state((kind, keys, *rest))  # noqa: NPY002
-    version, gauss = facts["python"]
-    random.setstate((version, tuple(tensors["python"].tolist()), gauss))
-    if device.type == "cuda" and "cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda"], device)

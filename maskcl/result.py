@@ -19,8 +19,7 @@ class Result:
         losses: for each task, the mean loss of each epoch.
         accuracies: for each task, the training accuracy of each epoch (soft masks, in [0, 1]).
         seconds: for each task, time in training and evaluation.
-        capacity: after each task, layer -> share of its units that finished tasks use.
-        protected: after each task, parameter -> share of its elements that are protected.
+        measures: after each task, what the method measures: name -> part of the network -> share.
     """
 
     matrix: np.ndarray
@@ -28,8 +27,26 @@ class Result:
     losses: list[list[float]]
     accuracies: list[list[float]]
     seconds: list[float]
-    capacity: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    protected: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    measures: list[dict[str, dict[str, float]]] = dataclasses.field(default_factory=list)
+
+    @property
+    def capacity(self) -> list[dict[str, float]]:
+        """HAT: after each task, layer -> share of its units that finished tasks use."""
+        return self.measured("capacity")
+
+    @property
+    def protected(self) -> list[dict[str, float]]:
+        """HAT: after each task, parameter -> share of its elements that are protected."""
+        return self.measured("protected")
+
+    @property
+    def off(self) -> list[dict[str, float]]:
+        """Piggyback: for each task, layer -> share of its weights that the task's mask removes."""
+        return self.measured("off")
+
+    def measured(self, name: str) -> list[dict[str, float]]:
+        """One of the method's measures after each task; empty where the method has none such."""
+        return [after[name] for after in self.measures if name in after]
 
     @classmethod
     def empty(cls, tasks: int) -> Result:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import os
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +17,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl import checkpoint as ckpt
+from maskcl.accelerator import make_fabric
 from maskcl.methods import Method, derive_seed
 from maskcl.ops import epoch_progress
 from maskcl.problems import Problem
+from maskcl.randomness import rng_state, seeded, set_rng_state
 from maskcl.result import Result
 from maskcl.settings import get_setting
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from maskcl.nn import HATNetwork
+    from maskcl.nn.task_network import TaskNetwork
     from maskcl.scenarios.base import Scenario
 
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
-DEVICES = ("auto", "cpu", "cuda")
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -49,9 +47,9 @@ class Callback:
         """After a step. ``loss`` is 0-d on the device: reading it every step makes each wait."""
 
     def on_epoch_end(
-        self, task: int, epoch: int, loss: float, accuracy: float, free: float
+        self, task: int, epoch: int, loss: float, accuracy: float, outlook: str
     ) -> None:
-        """Means over the epoch's samples, and the share of units that no task uses."""
+        """Means over the epoch's samples, and the method's few words about its masks."""
 
     def on_task_end(self, task: int, scores: np.ndarray) -> None:
         """``scores`` is the row of the accuracy matrix after this task, [T]."""
@@ -74,10 +72,12 @@ class Trainer:
 
     Args:
         net: the network; its weights' initialisation is the caller's.
-        method: for example ``HAT()``.
+        method: for example ``HAT()`` or ``Piggyback()``; ``net`` is a network of its kind.
         problem: for example ``Vision()``.
         scenario: the tasks; it keeps the test labels and scores predictions.
-        optimizer_fn: parameters -> a new optimizer; called once a task.
+        optimizer_fn: parameter groups -> a new optimizer; called once a task. Any class of
+            ``torch.optim`` with the arguments it lacks. A group's own ``weight_decay`` (0 for
+            what decides about masks) and ``lr`` come before the optimizer's.
         epochs: per task.
         batch_size: samples a step (of this process).
         seed: of shuffling, embeddings and dropout. The order of an epoch depends on
@@ -95,11 +95,11 @@ class Trainer:
 
     def __init__(
         self,
-        net: HATNetwork,
+        net: TaskNetwork,
         method: Method,
         problem: Problem,
         scenario: Scenario,
-        optimizer_fn: Callable[[list[nn.Parameter]], Optimizer],
+        optimizer_fn: Callable[[list[dict[str, Any]]], Optimizer],
         *,
         epochs: int,
         batch_size: int,
@@ -125,7 +125,7 @@ class Trainer:
         self.optimizer_fn, self.epochs, self.batch_size = optimizer_fn, epochs, batch_size
         self.seed, self.callback = seed, callback or Callback()
         self.directory = None if directory is None else Path(directory)
-        self.fabric = fabric or _make_fabric(device, precision)
+        self.fabric = fabric or make_fabric(device, precision)
 
     @property
     def checkpoint_path(self) -> Path | None:
@@ -148,7 +148,7 @@ class Trainer:
         if exists and not resume:
             raise FileExistsError(f"{path} exists; fit(resume=True) goes on from it")
         saved = ckpt.load_checkpoint(path, self.config) if path and exists else None
-        with self._own_randomness():
+        with seeded(self.fabric.device, derive_seed("run", self.seed, self.fabric.global_rank)):
             self.fabric.to_device(self.net)
             first, first_epoch = self._start(saved)
             for task in range(first, self.scenario.num_tasks):
@@ -162,10 +162,13 @@ class Trainer:
             self.result = Result.empty(self.scenario.num_tasks)
             self.result.untrained[:] = self._scores(trained=-1)
             return 0, 0
+        task, epoch = saved.position["task"], saved.position["epoch"]
+        if epoch > 0:  # what exists only while a task trains is in the checkpoint
+            self.method.begin_task(self.net, task, seed=self.seed)
         ckpt.load_network(self.net, saved.tensors, self.checkpoint_path)
         self.result = Result.from_dict(saved.facts["result"])
-        ckpt.set_rng_state(self.fabric.device, ckpt.take(saved.tensors, "rng."), saved.facts["rng"])
-        return saved.position["task"], saved.position["epoch"]
+        set_rng_state(self.fabric.device, ckpt.take(saved.tensors, "rng."), saved.facts["rng"])
+        return task, epoch
 
     def _train_task(self, task: int, first_epoch: int, saved: ckpt.Checkpoint | None) -> None:
         running = self._begin_task(task, saved)
@@ -183,16 +186,18 @@ class Trainer:
     def _begin_task(self, task: int, saved: ckpt.Checkpoint | None) -> _Running:
         dataset = self.scenario.train_set(task)
         state = self.method.begin_task(self.net, task, seed=self.seed)
-        optimizer = self.optimizer_fn(self.net.task_parameters(task))
-        if saved is not None:
+        optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, task))
+        if saved is None:
+            samples = len(dataset) // self.fabric.world_size
+            steps = self.epochs * self.problem.num_batches(samples, self.batch_size)
+            self.method.check_plan(self.net, state, optimizer, steps)
+        else:
             # begin_task has renewed what the interrupted task had already trained.
             ckpt.load_network(self.net, saved.tensors, self.checkpoint_path)
             state.load_state_dict(saved.facts["method"])
             tensors = ckpt.take(saved.tensors, "optimizer.")
             ckpt.load_optimizer(optimizer, tensors, saved.facts["optimizer"])
-            ckpt.set_rng_state(
-                self.fabric.device, ckpt.take(saved.tensors, "rng."), saved.facts["rng"]
-            )
+            set_rng_state(self.fabric.device, ckpt.take(saved.tensors, "rng."), saved.facts["rng"])
         guard = self.method.protect(optimizer, self.net, state)
         module, wrapped = self.fabric.setup(self.net, optimizer)
         return _Running(task, dataset, state, module, wrapped, guard)
@@ -211,7 +216,9 @@ class Trainer:
             run.optimizer.zero_grad()
             with net.task(run.task, run.state.scale):
                 logits, target, weight = problem.forward(run.module, batch)
-                loss = problem.loss(logits, target, weight) + method.loss_term(net, run.state)
+                loss = problem.loss(logits, target, weight)
+                term = method.loss_term(net, run.state)
+                loss = loss + term if isinstance(term, Tensor) else loss
                 self.fabric.backward(loss)
             method.after_backward(net, run.state)
             run.optimizer.step()
@@ -233,24 +240,23 @@ class Trainer:
                 f"Trainer: the loss is {loss} in task {task}, epoch {epoch};"
                 " try a smaller learning rate"
             )
-        free = 1.0 - float((self.net.used() | self.net.hard_mask(task)).double().mean())
         self.result.losses[task].append(loss)
         self.result.accuracies[task].append(accuracy)
-        self.callback.on_epoch_end(task, epoch, loss, accuracy, free)
+        outlook = self.method.outlook(self.net, task)
+        self.callback.on_epoch_end(task, epoch, loss, accuracy, outlook)
 
     def _end_task(self, run: _Running) -> None:
         self.method.end_task(self.net, run.state)
         if run.guard is not None:
             run.guard.remove()
         self.result.matrix[run.task] = self._scores(trained=run.task)
-        exact = getattr(self.method, "protection", "exact") == "exact"
-        self.result.capacity.append(self.net.capacity())
-        self.result.protected.append(self.net.protection().fraction(exact=exact))
+        self.result.measures.append(self.method.measure(self.net, run.task))
 
     def _scores(self, trained: int) -> list[float]:
         """A row of the matrix: NaN for later tasks where a score on them would say nothing."""
+        later = self.setting.later_tasks_defined and self.method.later_tasks_defined
         return [
-            self.evaluate(task) if task <= trained or self.setting.later_tasks_defined else math.nan
+            self.evaluate(task) if task <= trained or later else math.nan
             for task in range(self.scenario.num_tasks)
         ]
 
@@ -283,7 +289,7 @@ class Trainer:
         if path is None or not self.fabric.is_global_zero:
             return
         tensors = {f"network.{k}": v for k, v in self.net.state_dict().items()}
-        rng, rng_facts = ckpt.rng_state(self.fabric.device)
+        rng, rng_facts = rng_state(self.fabric.device)
         tensors |= {f"rng.{k}": v for k, v in rng.items()}
         facts = {"result": self.result.to_dict(), "rng": rng_facts}
         if position[1] > 0:  # inside a task
@@ -298,7 +304,7 @@ class Trainer:
     def config(self) -> dict[str, Any]:
         """All that the result depends on, as a JSON object."""
         method: Any = self.method
-        optimizer = self.optimizer_fn(self.net.task_parameters(0))
+        optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, 0))
         return {
             "method": {"name": type(method).__name__, **dataclasses.asdict(method)},
             "problem": self.problem.name,
@@ -312,38 +318,9 @@ class Trainer:
             "processes": self.fabric.world_size,
         }
 
-    @contextlib.contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        """Seed every generator inside, and give the caller's back after."""
-        device = self.fabric.device
-        before = ckpt.rng_state(device)
-        seed = derive_seed("run", self.seed, self.fabric.global_rank)
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 (data sets use the global one)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            ckpt.set_rng_state(device, *before)
-
 
 def _describe(optimizer: Optimizer) -> list[dict[str, Any]]:
     """The hyper-parameters of each group; what JSON does not know as text."""
     groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     plain = (int, float, str, type(None))
     return [{k: v if isinstance(v, plain) else str(v) for k, v in g.items()} for g in groups]
-
-
-def _make_fabric(device: str, precision: str) -> Fabric:
-    from lightning_fabric import Fabric
-
-    if device not in DEVICES:
-        raise ValueError(f"Trainer: device is {device!r}, wanted one of {', '.join(DEVICES)}")
-    if precision not in PRECISIONS:
-        wanted = ", ".join(PRECISIONS)
-        raise ValueError(f"Trainer: precision is {precision!r}, wanted one of {wanted}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("Trainer: device is 'cuda', and torch finds no CUDA device here")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]

@@ -18,6 +18,7 @@ from torch import nn
 from maskcl import checkpoint as ckpt
 from maskcl.methods import HAT
 from maskcl.problems import Vision
+from maskcl.randomness import rng_state, set_rng_state
 from maskcl.trainer import Callback, Trainer
 from tests import resume_run, tiny
 
@@ -197,11 +198,11 @@ def test_every_generator_goes_on_where_it_was(tmp_path):
 
     draw()
     cpu = torch.device("cpu")
-    tensors, facts = ckpt.rng_state(cpu)
+    tensors, facts = rng_state(cpu)
     ckpt.save_checkpoint(tmp_path / "r", ckpt.Checkpoint({}, {}, tensors, facts))
     wanted = [draw(), draw()]
     found = ckpt.load_checkpoint(tmp_path / "r")
-    ckpt.set_rng_state(cpu, found.tensors, found.facts)
+    set_rng_state(cpu, found.tensors, found.facts)
     assert [draw(), draw()] == wanted
 
 

@@ -392,7 +392,7 @@ def test_bars_on_a_terminal_show_task_epoch_and_figures():
         bars.on_epoch_start(1, 2, 4)
         time.sleep(0.01)
         bars.on_step(1, 2, 0, torch.tensor(0.5))
-        bars.on_epoch_end(1, 2, 0.25, 0.875, 0.5)
+        bars.on_epoch_end(1, 2, 0.25, 0.875, "free 50 %")
         bars.on_task_end(1, np.array([0.75, 0.5]))
     shown = console.export_text()
     assert "task 2/2" in shown

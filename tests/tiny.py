@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from maskcl.scenarios import Scenario, from_datasets
 SHAPE = (1, 6, 6)
 CLASSES = 2
 
-OptimizerFn = Callable[[list[nn.Parameter]], Optimizer]
+OptimizerFn = Callable[[list[dict[str, Any]]], Optimizer]
 
 OPTIMIZERS: dict[str, OptimizerFn] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -144,11 +145,11 @@ def train_task(
     finish: bool = True,
 ) -> list[float]:
     """The hooks in a loop of one's own: one epoch of ``steps`` steps on the whole task; losses."""
-    device = net.embeddings[task].device
+    device = next(net.parameters()).device
     x, y = (t.to(device) for t in samples(task))
     net.train()
     state = method.begin_task(net, task, seed=seed)
-    optimizer = optimizer_fn(net.task_parameters(task))
+    optimizer = optimizer_fn(method.parameter_groups(net, task))
     guard = method.protect(optimizer, net, state) if protect else None
     losses = []
     for step in range(steps):

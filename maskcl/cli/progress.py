@@ -40,12 +40,12 @@ class Lines(Callback):
         return None
 
     def on_epoch_end(
-        self, task: int, epoch: int, loss: float, accuracy: float, free: float
+        self, task: int, epoch: int, loss: float, accuracy: float, outlook: str
     ) -> None:
         """Print what the epoch came to."""
         self._say(
             f"task {task + 1}/{self._tasks} epoch {epoch + 1}/{self._epochs} "
-            f"loss {loss:.4f} accuracy {accuracy:.4f} free {100 * free:.1f} %"
+            f"loss {loss:.4f} accuracy {accuracy:.4f} {outlook}"
         )
 
     def on_task_end(self, task: int, scores: np.ndarray) -> None:
@@ -117,10 +117,10 @@ class Bars(Callback):
         )
 
     def on_epoch_end(
-        self, task: int, epoch: int, loss: float, accuracy: float, free: float
+        self, task: int, epoch: int, loss: float, accuracy: float, outlook: str
     ) -> None:
         """Show the epoch's figures until the next ones."""
-        self._figures = f"loss {loss:.4f}  accuracy {accuracy:.3f}  free {100 * free:.0f} %"
+        self._figures = f"loss {loss:.4f}  accuracy {accuracy:.3f}  {outlook}"
         self._progress.update(self._epoch_bar, completed=self._batches, figures=self._figures)
 
     def on_task_end(self, task: int, scores: np.ndarray) -> None:

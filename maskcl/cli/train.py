@@ -55,7 +55,7 @@ def train(options: TrainOptions, console: Console, *, resume: bool) -> dict[str,
             options.method(),
             Vision(),
             scenario,
-            optimizer_factory(options, net),
+            optimizer_factory(options),
             epochs=options.epochs,
             batch_size=options.batch_size,
             seed=options.seed,
@@ -142,25 +142,18 @@ def build_network(options: TrainOptions, scenario: Scenario) -> HATNetwork:
 
 
 def optimizer_factory(
-    options: TrainOptions, net: HATNetwork
-) -> Callable[[list[nn.Parameter]], torch.optim.Optimizer]:
-    """Parameters -> optimizer.
-
-    Weight decay spares embeddings: it would pull them to 0, where chance decides about a unit.
-    """
+    options: TrainOptions,
+) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
+    """Parameter groups -> optimizer."""
     assert options.lr is not None  # TrainOptions puts the optimizer's own
     rate, decay = options.lr, options.weight_decay
 
-    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        gates = {id(p) for p in net.embeddings}
-        groups: list[dict[str, Any]] = [
-            {"params": [p for p in parameters if id(p) not in gates], "weight_decay": decay},
-            {"params": [p for p in parameters if id(p) in gates], "weight_decay": 0.0},
-        ]
+    def make(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         if options.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=rate, momentum=options.momentum)
+            momentum = options.momentum
+            return torch.optim.SGD(groups, lr=rate, momentum=momentum, weight_decay=decay)
         kind = torch.optim.Adam if options.optimizer == "adam" else torch.optim.AdamW
-        return kind(groups, lr=rate)
+        return kind(groups, lr=rate, weight_decay=decay)
 
     return make
 

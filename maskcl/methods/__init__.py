@@ -1,6 +1,6 @@
 """Methods: hyper-parameters, a state, and a few hooks that any training loop can call."""
 
-from maskcl.methods.base import Method, derive_seed
+from maskcl.methods.base import Method, PlanWarning, derive_seed
 from maskcl.methods.hat import HAT, HATState
 
-__all__ = ["HAT", "HATState", "Method", "derive_seed"]
+__all__ = ["HAT", "HATState", "Method", "PlanWarning", "derive_seed"]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from maskcl.settings import Setting
+
+
+class PlanWarning(UserWarning):
+    """What is about to be trained, or was, cannot have learned a mask; the message says why."""
 
 
 class Method(Protocol):
@@ -17,10 +21,26 @@ class Method(Protocol):
     The order in a step: ``before_step``, forward inside ``net.task(state.task, state.scale)``,
     loss plus ``loss_term`` (still inside), backward, ``after_backward``, ``optimizer.step()``,
     ``after_step``.
+
+    Attributes:
+        later_tasks_defined: whether a task that was not trained yet has a mask to be scored with.
     """
+
+    later_tasks_defined: ClassVar[bool]
 
     def begin_task(self, net: Any, task: int, *, seed: int = 0) -> Any:
         """Make the network ready for a task; build the optimizer after it."""
+        ...
+
+    def parameter_groups(self, net: Any, task: int) -> list[dict[str, Any]]:
+        """What a task trains, as groups for its optimizer; what decides about masks never decays.
+
+        Their number and settings are the same before ``begin_task``; their parameters may not be.
+        """
+        ...
+
+    def check_plan(self, net: Any, state: Any, optimizer: Optimizer, steps: int) -> None:
+        """Before a task's ``steps`` steps: warn if they cannot train what they should."""
         ...
 
     def protect(self, optimizer: Optimizer, net: Any, state: Any) -> Any:
@@ -31,8 +51,8 @@ class Method(Protocol):
         """Before the forward; progress in [0, 1] of the epoch."""
         ...
 
-    def loss_term(self, net: Any, state: Any) -> Tensor:
-        """What the method adds to the loss, 0-d."""
+    def loss_term(self, net: Any, state: Any) -> Tensor | float:
+        """What the method adds to the loss, 0-d; the number 0.0 where that is nothing."""
         ...
 
     def after_backward(self, net: Any, state: Any) -> None:
@@ -45,6 +65,14 @@ class Method(Protocol):
 
     def end_task(self, net: Any, state: Any) -> None:
         """After the last step of a task."""
+        ...
+
+    def measure(self, net: Any, task: int) -> dict[str, dict[str, float]]:
+        """After ``end_task``: shares in [0, 1] by name and part of the network."""
+        ...
+
+    def outlook(self, net: Any, task: int) -> str:
+        """A few words about the task in training, for a line of progress."""
         ...
 
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,8 @@ class HAT:
         ValueError: a value is outside its range; the message names it.
     """
 
+    later_tasks_defined: ClassVar[bool] = True
+
     s_max: float = 400.0
     sparsity: float = 0.75
     schedule: str = "linear"
@@ -102,7 +104,7 @@ class HAT:
     def begin_task(self, net: HATNetwork, task: int, *, seed: int = 0) -> HATState:
         """Start ``task``: its embedding afresh from (seed, task), and only what it trains learns.
 
-        Build the optimizer after this, from ``net.task_parameters(task)``: an optimizer of the
+        Build the optimizer after this, from ``parameter_groups(net, task)``: an optimizer of the
         task before carries moments that would move protected weights.
 
         Raises:
@@ -125,6 +127,20 @@ class HAT:
         scale = torch.full((), self.s_max, dtype=dtype, device=embedding.device)
         trained = net.task_parameters(task)
         return HATState(task, scale, net.protection(), trained, seed=seed)
+
+    def parameter_groups(self, net: HATNetwork, task: int) -> list[dict[str, Any]]:
+        """Weights, norms and head as the optimizer likes; the task's embedding without decay.
+
+        Decay would pull an embedding to 0, where chance decides about its unit.
+        """
+        embedding = net.embeddings[task]
+        others = [p for p in net.task_parameters(task) if p is not embedding]
+        return [{"params": others}, {"params": [embedding], "weight_decay": 0.0}]
+
+    def check_plan(
+        self, net: HATNetwork, state: HATState, optimizer: Optimizer, steps: int
+    ) -> None:
+        """Nothing that could be told beforehand."""
 
     def protect(self, optimizer: Optimizer, net: HATNetwork, state: HATState) -> Guard | None:
         """Keep momentum, moments and weight decay of ``optimizer`` off protected weights.
@@ -168,6 +184,16 @@ class HAT:
     def end_task(self, net: HATNetwork, state: HATState) -> None:
         """Record which units the task uses; from here on they are protected."""
         net.finish_task(state.task)
+
+    def measure(self, net: HATNetwork, task: int) -> dict[str, dict[str, float]]:
+        """``capacity``: by layer, units in use; ``protected``: by parameter, weights protected."""
+        exact = self.protection == "exact"
+        return {"capacity": net.capacity(), "protected": net.protection().fraction(exact=exact)}
+
+    def outlook(self, net: HATNetwork, task: int) -> str:
+        """The share of units that neither an earlier task uses nor this one is about to."""
+        taken = float((net.used() | net.hard_mask(task)).double().mean())
+        return f"free {100 * (1 - taken):.1f} %"
 
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
         """Why HAT cannot run in this setting; empty where it can. Any problem will do."""

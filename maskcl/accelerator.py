@@ -1,0 +1,37 @@
+"""Where a run computes and how precisely: the Fabric of a trainer that was given none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """A Fabric of one process.
+
+    Args:
+        device: one of ``DEVICES``; ``auto`` is CUDA where there is one.
+        precision: one of ``PRECISIONS``.
+
+    Raises:
+        ValueError: it is neither, or there is no such device here.
+    """
+    from lightning_fabric import Fabric
+
+    if device not in DEVICES:
+        raise ValueError(f"Trainer: device is {device!r}, wanted one of {', '.join(DEVICES)}")
+    if precision not in PRECISIONS:
+        wanted = ", ".join(PRECISIONS)
+        raise ValueError(f"Trainer: precision is {precision!r}, wanted one of {wanted}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("Trainer: device is 'cuda', and torch finds no CUDA device here")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]
