@@ -1,0 +1,309 @@
+// Masks of single weights from scores: W m(s), its backward, the k-th largest score, and linear layers by row blocks.
+
+#include <algorithm>
+#include <mutex>
+#include <numeric>
+#include <vector>
+
+#include "../row_blocks.h"
+#include "parallel.h"
+
+namespace maskcl {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+constexpr int64_t kBlockBytes = 8 << 20;  // of masked rows: half of a usual third-level cache
+
+// --- loops, one copy an instruction set -----------------------------------------------------------------------------
+
+// Which mask a score gives.
+template <typename C>
+struct Select {
+  Levels levels;
+  C threshold, scale;
+};
+
+template <typename T, typename S, typename C>
+MASKCL_INLINE void select_row(const T* w, const S* s, T* y, int64_t count, const Select<C>& p) {
+  const C t = p.threshold, scale = p.scale;
+  dispatch_levels(p.levels, [&]<Levels L>() __attribute__((always_inline)) {
+    MASKCL_VECTORIZE
+    for (int64_t i = 0; i < count; ++i)
+      y[i] = static_cast<T>(select_weight<L>(static_cast<C>(w[i]), static_cast<C>(s[i]), t, scale));
+  });
+}
+
+template <typename S, typename C>
+MASKCL_INLINE void mask_row(const S* s, S* y, int64_t count, const Select<C>& p) {
+  const C t = p.threshold, scale = p.scale;
+  dispatch_levels(p.levels, [&]<Levels L>() __attribute__((always_inline)) {
+    MASKCL_VECTORIZE
+    for (int64_t i = 0; i < count; ++i)
+      y[i] = static_cast<S>(mask_value<L>(static_cast<C>(s[i]), t, scale));
+  });
+}
+
+// ds = g W slope; W is ones where it is null.
+template <typename T, typename S, typename C>
+MASKCL_INLINE void score_grad_row(const T* g, const T* w, const S* s, S* ds, int64_t count, const Select<C>& p) {
+  const C t = p.threshold, scale = p.scale;
+  if (p.levels == Levels::soft) {
+    MASKCL_VECTORIZE
+    for (int64_t i = 0; i < count; ++i)
+      ds[i] = static_cast<S>(static_cast<C>(g[i]) * (w ? static_cast<C>(w[i]) : C(1)) *
+                             score_slope<Levels::soft>(static_cast<C>(s[i]), t, scale));
+  } else if (w) {
+    MASKCL_VECTORIZE
+    for (int64_t i = 0; i < count; ++i) ds[i] = static_cast<S>(static_cast<C>(g[i]) * static_cast<C>(w[i]));
+  } else {
+    MASKCL_VECTORIZE
+    for (int64_t i = 0; i < count; ++i) ds[i] = static_cast<S>(static_cast<C>(g[i]));
+  }
+}
+
+// Cloned functions cannot be templates, so each pair of dtypes names its own.
+#define MASKCL_PAIR(CLONES, T, S, C)                                                                               \
+  CLONES void run_select(const T* w, const S* s, T* y, int64_t count, const Select<C>& p) {                        \
+    select_row<T, S, C>(w, s, y, count, p);                                                                        \
+  }                                                                                                                \
+  CLONES void run_score_grad(const T* g, const T* w, const S* s, S* ds, int64_t count, const Select<C>& p) {       \
+    score_grad_row<T, S, C>(g, w, s, ds, count, p);                                                                \
+  }
+#define MASKCL_MASK(CLONES, S, C) \
+  CLONES void run_mask(const S* s, S* y, int64_t count, const Select<C>& p) { mask_row<S, C>(s, y, count, p); }
+MASKCL_PAIR(MASKCL_CLONES, float, float, float)
+MASKCL_PAIR(MASKCL_CLONES, BFloat16, float, float)
+MASKCL_PAIR(MASKCL_CLONES, BFloat16, BFloat16, float)
+MASKCL_PAIR(, Half, float, float)  // its conversions do not vectorise
+MASKCL_PAIR(, Half, Half, float)
+MASKCL_PAIR(, double, double, double)  // for checks, not for speed
+MASKCL_PAIR(, double, float, double)
+MASKCL_MASK(MASKCL_CLONES, float, float)
+MASKCL_MASK(MASKCL_CLONES, BFloat16, float)
+MASKCL_MASK(, Half, float)
+MASKCL_MASK(, double, double)
+
+// Adds each key whose upper bits are `prefix` to the count of its next bits. Four counts take turns: equal values, which
+// untrained scores are, would otherwise each wait for the one before.
+MASKCL_CLONES void count_keys(const float* values, int64_t count, bool magnitude, uint32_t prefix, int shift, int bits,
+                              int64_t* counts) {
+  const uint32_t digits = (1u << bits) - 1;
+  const bool all = shift + bits == 32;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t key = order_key(values[i], magnitude);
+    if (all || key >> (shift + bits) == prefix) ++counts[(i & 3) * (digits + 1) + ((key >> shift) & digits)];
+  }
+}
+
+// --- work division --------------------------------------------------------------------------------------------------
+
+template <typename C>
+Select<C> select_of(const std::optional<Tensor>& kth, const std::string& levels, double threshold, bool inclusive,
+                    double scale) {
+  Select<C> p{parse_levels(levels, inclusive), static_cast<C>(threshold), static_cast<C>(scale)};
+  if (p.levels == Levels::topk) {
+    MASKCL_CHECK(kth.has_value(), "levels: 'topk' needs kth");
+    const Tensor value = to_dtype(*kth, ScalarType::Double);
+    p.threshold = static_cast<C>(*static_cast<const double*>(value.const_data_ptr()));
+  }
+  return p;
+}
+
+// Runs body<T, S>() for a weight's dtype and a score's, which is the same or float.
+template <typename F>
+void dispatch_pair(const char* op, ScalarType weight, ScalarType scores, F&& body) {
+  dispatch_float(weight, op, [&]<typename T>() {
+    if (scores == ScalarType::Float) return body.template operator()<T, float>();
+    MASKCL_CHECK(scores == weight, op, ": scores are ", torch::headeronly::toString(scores),
+                 ", wanted float32 or the weight's dtype");
+    if constexpr (!std::is_same_v<T, float>) body.template operator()<T, T>();
+  });
+}
+
+// A tensor in one of the memory orders that its outputs will have.
+Tensor dense(const Tensor& t) { return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t); }
+
+// `result` in the order that empty_like gives `like`, which the reference returns.
+Tensor like_input(const Tensor& result, const Tensor& like) {
+  Tensor out = torch::stable::empty_like(like);
+  if (same_strides(result, out)) return result;
+  torch::stable::copy_(out, result);
+  return out;
+}
+
+template <typename T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+template <typename T>
+const T* const_data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <typename T, typename S>
+void select_into(const T* w, const S* s, T* y, int64_t count, const Select<compute_t<T>>& p) {
+  parallel(count, 1, [&](int64_t begin, int64_t end) { run_select(w + begin, s + begin, y + begin, end - begin, p); });
+}
+
+template <typename T, typename S>
+void score_grad_into(const T* g, const T* w, const S* s, S* ds, int64_t count, const Select<compute_t<T>>& p) {
+  parallel(count, 1, [&](int64_t begin, int64_t end) {
+    run_score_grad(g + begin, w ? w + begin : nullptr, s + begin, ds + begin, end - begin, p);
+  });
+}
+
+Tensor weight_mask_cpu(const Tensor& scores, const std::optional<Tensor>& kth, const std::string& levels,
+                       double threshold, bool inclusive, double scale) {
+  const Tensor s = dense(scores), y = torch::stable::empty_like(s);
+  expect_large_writes(y);
+  dispatch_float(s.scalar_type(), "weight_mask", [&]<typename S>() {
+    const auto p = select_of<compute_t<S>>(kth, levels, threshold, inclusive, scale);
+    const S* from = const_data<S>(s);
+    S* to = data<S>(y);
+    parallel(s.numel(), 1,
+             [&](int64_t begin, int64_t end) { run_mask(from + begin, to + begin, end - begin, p); });
+  });
+  return like_input(y, scores);
+}
+
+Tensor masked_weight_cpu(const Tensor& weight, const Tensor& scores_in, const std::optional<Tensor>& kth,
+                         const std::string& levels, double threshold, bool inclusive, double scale) {
+  const Tensor w = dense(weight), y = torch::stable::empty_like(w);
+  const Tensor s = in_order_of(scores_for(scores_in, w.scalar_type()), w);
+  expect_large_writes(y);
+  dispatch_pair("masked_weight", w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
+    const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
+    select_into<T, S>(const_data<T>(w), const_data<S>(s), data<T>(y), w.numel(), p);
+  });
+  return like_input(y, weight);
+}
+
+std::tuple<Tensor, Tensor> masked_weight_backward_cpu(const Tensor& grad, const std::optional<Tensor>& weight,
+                                                      const Tensor& scores_in, const std::optional<Tensor>& kth,
+                                                      const std::string& levels, double threshold, bool inclusive,
+                                                      double scale, bool want_weight, bool want_scores) {
+  const Tensor g = dense(grad);
+  Tensor dweight = torch::stable::new_empty(grad, {0}), dscores = torch::stable::new_empty(scores_in, {0});
+  if (want_weight) dweight = masked_weight_cpu(grad, scores_in, kth, levels, threshold, inclusive, scale);
+  if (!want_scores) return {dweight, dscores};
+  const Tensor s = in_order_of(scores_for(scores_in, g.scalar_type()), g), ds = torch::stable::empty_like(s);
+  expect_large_writes(ds);
+  Tensor w;
+  if (weight) w = in_order_of(weight->scalar_type() == g.scalar_type() ? *weight : torch::stable::to(*weight, g.scalar_type()), g);
+  dispatch_pair("masked_weight_backward", g.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
+    const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
+    score_grad_into<T, S>(const_data<T>(g), weight ? const_data<T>(w) : nullptr, const_data<S>(s), data<S>(ds),
+                          g.numel(), p);
+  });
+  dscores = s.scalar_type() == scores_in.scalar_type() ? ds : torch::stable::to(ds, scores_in.scalar_type());
+  return {dweight, like_input(dscores, scores_in)};
+}
+
+// Radix select: the digits of the k-th largest key, from the top, 11, 11 and 10 bits at a time.
+float kth_of(const float* values, int64_t count, int64_t k, bool magnitude) {
+  uint32_t prefix = 0;
+  int shift = 32;
+  for (const int bits : {11, 11, 10}) {
+    shift -= bits;
+    std::vector<int64_t> total(size_t{1} << bits, 0);
+    std::mutex adding;
+    parallel(count, 1, [&](int64_t begin, int64_t end) {
+      std::vector<int64_t> counts(size_t{4} << bits, 0);
+      count_keys(values + begin, end - begin, magnitude, prefix, shift, bits, counts.data());
+      const std::lock_guard<std::mutex> lock(adding);
+      for (size_t i = 0; i < counts.size(); ++i) total[i & (total.size() - 1)] += counts[i];
+    });
+    int64_t digit = static_cast<int64_t>(total.size()) - 1;
+    while (k > total[digit]) k -= total[digit--];
+    prefix = prefix << bits | static_cast<uint32_t>(digit);
+  }
+  return value_of_key(prefix, magnitude);
+}
+
+Tensor kth_largest_cpu(const Tensor& values, int64_t k, bool magnitude) {
+  const ScalarType dtype = compute_dtype(values.scalar_type());
+  const Tensor flat = to_dtype(values, dtype), out = torch::stable::new_empty(values, {}, dtype);
+  MASKCL_CHECK(k >= 1 && k <= flat.numel(), "kth_largest: k is ", k, ", wanted 1 to ", flat.numel());
+  if (dtype == ScalarType::Float) {
+    *data<float>(out) = kth_of(const_data<float>(flat), flat.numel(), k, magnitude);
+    return out;
+  }
+  std::vector<double> copy(const_data<double>(flat), const_data<double>(flat) + flat.numel());
+  if (magnitude)
+    for (double& x : copy) x = abs_(x);
+  const auto larger = [](double a, double b) { return (a != a && b == b) || a > b; };
+  std::nth_element(copy.begin(), copy.begin() + (k - 1), copy.end(), larger);
+  *data<double>(out) = copy[k - 1];
+  return out;
+}
+
+// --- linear ---------------------------------------------------------------------------------------------------------
+
+Tensor piggyback_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tensor& scores_in,
+                            const std::optional<Tensor>& bias, const std::optional<Tensor>& kth,
+                            const std::string& levels, double threshold, bool inclusive, double scale) {
+  const Tensor x = torch::stable::contiguous(x_in), w = torch::stable::contiguous(weight);
+  const Tensor s = torch::stable::contiguous(scores_for(scores_in, w.scalar_type()));
+  const int64_t ins = w.size(1);
+  Tensor y;
+  dispatch_pair("piggyback_linear", w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
+    const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
+    y = linear_by_blocks(x, w, bias, kBlockBytes, [&](int64_t first, int64_t count, const Tensor& block) {
+      select_into<T, S>(const_data<T>(w) + first * ins, const_data<S>(s) + first * ins, data<T>(block), count * ins, p);
+    });
+  });
+  return y;
+}
+
+std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
+    const Tensor& grad_in, const Tensor& x_in, const Tensor& weight, const Tensor& scores_in,
+    const std::optional<Tensor>& kth, const std::string& levels, double threshold, bool inclusive, double scale,
+    bool want_x, bool want_weight, bool want_scores) {
+  const Tensor grad = torch::stable::contiguous(grad_in), x = torch::stable::contiguous(x_in);
+  const Tensor w = torch::stable::contiguous(weight);
+  const Tensor s = torch::stable::contiguous(scores_for(scores_in, w.scalar_type()));
+  const int64_t outs = w.size(0), ins = w.size(1);
+  const auto made = [](bool wanted, const Tensor& like, int64_t rows, int64_t columns) {
+    return wanted ? torch::stable::new_empty(like, {rows, columns}) : torch::stable::new_empty(like, {0});
+  };
+  const Tensor dx = made(want_x, x, x.size(0), ins), dweight = made(want_weight, w, outs, ins);
+  Tensor dscores = made(want_scores, s, outs, ins);
+  expect_large_writes(dweight);
+  expect_large_writes(dscores);
+  dispatch_pair("piggyback_linear_backward", w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
+    const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
+    const T* from = const_data<T>(w);
+    const S* score = const_data<S>(s);
+    const auto fill = [&](int64_t first, int64_t count, const Tensor& block) {
+      select_into<T, S>(from + first * ins, score + first * ins, data<T>(block), count * ins, p);
+    };
+    // The product is written where it is used last: into the scores' gradient, and multiplied there, if it is of its dtype.
+    const auto use = [&](int64_t first, int64_t count, const Tensor& product) {
+      const int64_t offset = first * ins, size = count * ins;
+      if (want_weight) select_into<T, S>(const_data<T>(product), score + offset, data<T>(dweight) + offset, size, p);
+      if (want_scores)
+        score_grad_into<T, S>(const_data<T>(product), from + offset, score + offset, data<S>(dscores) + offset, size, p);
+    };
+    const std::optional<Tensor> product =
+        want_scores && std::is_same_v<T, S> ? std::optional<Tensor>(dscores) : std::nullopt;
+    linear_backward_by_blocks(grad, x, w, kBlockBytes, want_x ? std::optional<Tensor>(dx) : std::nullopt,
+                              want_weight || want_scores, product, fill, use);
+  });
+  if (s.scalar_type() != scores_in.scalar_type()) dscores = torch::stable::to(dscores, scores_in.scalar_type());
+  return {dx, dweight, dscores};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(maskcl, CPU, m) {
+  m.impl("weight_mask", TORCH_BOX(&weight_mask_cpu));
+  m.impl("masked_weight", TORCH_BOX(&masked_weight_cpu));
+  m.impl("masked_weight_backward", TORCH_BOX(&masked_weight_backward_cpu));
+  m.impl("kth_largest", TORCH_BOX(&kth_largest_cpu));
+  m.impl("piggyback_linear", TORCH_BOX(&piggyback_linear_cpu));
+  m.impl("piggyback_linear_backward", TORCH_BOX(&piggyback_linear_backward_cpu));
+}
+
+}  // namespace maskcl
