@@ -11,12 +11,17 @@ from maskcl import backends, nn, ops
 
 if TYPE_CHECKING:
     from maskcl.methods.hat import HAT
+    from maskcl.methods.piggyback import Piggyback
     from maskcl.trainer import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["HAT", "Trainer", "backends", "nn", "ops"]
+__all__ = ["HAT", "Piggyback", "Trainer", "backends", "nn", "ops"]
 
-_LATE = {"HAT": "maskcl.methods.hat", "Trainer": "maskcl.trainer"}
+_LATE = {
+    "HAT": "maskcl.methods.hat",
+    "Piggyback": "maskcl.methods.piggyback",
+    "Trainer": "maskcl.trainer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,5 +2,14 @@
 
 from maskcl.methods.base import Method, PlanWarning, derive_seed
 from maskcl.methods.hat import HAT, HATState
+from maskcl.methods.piggyback import Piggyback, PiggybackState
 
-__all__ = ["HAT", "HATState", "Method", "PlanWarning", "derive_seed"]
+__all__ = [
+    "HAT",
+    "HATState",
+    "Method",
+    "Piggyback",
+    "PiggybackState",
+    "PlanWarning",
+    "derive_seed",
+]

@@ -80,6 +80,16 @@ class Method(Protocol):
         ...
 
 
+def hidden_task_reasons(name: str, setting: Setting) -> list[str]:
+    """Why a method that needs the task of every test sample cannot run; empty where it can."""
+    if setting.task_id_at_test:
+        return []
+    return [
+        f"{name} chooses the mask by the task that a sample belongs to,"
+        f" which the {setting.name} setting does not tell at test"
+    ]
+
+
 def derive_seed(purpose: str, *parts: int) -> int:
     """A seed in [0, 2^63) from a purpose and some numbers, the same on every machine.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl.methods.base import derive_seed
+from maskcl.methods.base import derive_seed, hidden_task_reasons
 from maskcl.ops import hat_scale
 from maskcl.optim.guard import Guard, guard
 from maskcl.settings import Setting
@@ -197,12 +197,7 @@ class HAT:
 
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
         """Why HAT cannot run in this setting; empty where it can. Any problem will do."""
-        if setting.task_id_at_test:
-            return []
-        return [
-            "HAT chooses the mask by the task that a sample belongs to,"
-            f" which the {setting.name} setting does not tell at test"
-        ]
+        return hidden_task_reasons("HAT", setting)
 
 
 @dataclass
