@@ -1,13 +1,13 @@
 """maskcl: one network, many tasks, through masks, at the speed of the memory bus.
 
-``maskcl.ops`` holds the fused ops, ``maskcl.nn`` the modules that carry masks. The rest is imported
-when it is first named, so that ``import maskcl`` needs torch and numpy only.
+``maskcl.ops`` holds the fused ops, ``maskcl.nn`` the modules that carry masks, ``maskcl.masks`` the
+files that masks travel in. The rest is imported when it is first named, so that ``import maskcl`` needs torch and numpy only.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from maskcl import backends, nn, ops
+from maskcl import backends, masks, nn, ops
 
 if TYPE_CHECKING:
     from maskcl.methods.hat import HAT
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from maskcl.trainer import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["HAT", "Piggyback", "Trainer", "backends", "nn", "ops"]
+__all__ = ["HAT", "Piggyback", "Trainer", "backends", "masks", "nn", "ops"]
 
 _LATE = {
     "HAT": "maskcl.methods.hat",

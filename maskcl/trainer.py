@@ -184,7 +184,7 @@ class Trainer:
         self.callback.on_task_end(task, self.result.matrix[task].copy())
 
     def _begin_task(self, task: int, saved: ckpt.Checkpoint | None) -> _Running:
-        dataset = self.scenario.train_set(task)
+        dataset: Any = self.scenario.train_set(task)
         state = self.method.begin_task(self.net, task, seed=self.seed)
         optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, task))
         if saved is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW, Optimizer
 
 
-def gap(scores: list[Tensor], levels: str, threshold: float) -> float:
+def gap(scores: Sequence[Tensor], levels: str, threshold: float) -> float:
     """The least distance of any score from where its mask changes; one wait for the device.
 
     0 for ``topk``, which compares scores with each other, and where there are no scores.

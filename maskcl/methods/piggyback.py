@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from dataclasses import dataclass, field
@@ -158,7 +159,7 @@ class Piggyback:
             )
         if any(g.get("weight_decay", 0) != 0 for g in groups):
             _warn(f"task {state.task}: weight decay on scores pulls them under the threshold")
-        gap = crossing.gap(list(net.scores()), self.levels, self.threshold)
+        gap = crossing.gap(net.scores(), self.levels, self.threshold)
         reach = crossing.reach(optimizer, groups, steps)
         if reach is not None and gap > reach:
             _warn(
@@ -204,12 +205,9 @@ class Piggyback:
 
     def outlook(self, net: PiggybackNetwork, task: int) -> str:
         """The share of weights that the mask would remove now."""
-        layers = net.layers.values()
-        total = sum(layer.weight.numel() for layer in layers)
-        # The first plane of ternary words is "not 0"; one wait for the device, not one a layer.
-        planes = [words.reshape(-1, words.shape[-1])[0] for words in self._words(net).values()]
-        on = int(torch.stack([ops.popcount(plane) for plane in planes]).sum()) if planes else total
-        return f"off {100 * (1 - on / total) if total else 0.0:.1f} %"
+        sizes = {name: layer.weight.numel() for name, layer in net.layers.items()}
+        off = sum(share * sizes[name] for name, share in net.off(task).items())
+        return f"off {100 * off / max(sum(sizes.values()), 1):.1f} %"
 
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
         """Why Piggyback cannot run in this setting; empty where it can. Any problem will do."""
@@ -217,16 +215,15 @@ class Piggyback:
 
     def _words(self, net: PiggybackNetwork) -> dict[str, Tensor]:
         """By layer, the mask that the scores give now."""
-        return {
-            name: ops.pack_scores(
-                layer.scores,
-                self.threshold,
-                levels=self.levels,
-                inclusive=self.inclusive,
-                density=self.density,
-            )
-            for name, layer in net.layers.items()
-        }
+        pack = functools.partial(
+            ops.pack_scores,
+            threshold=self.threshold,
+            levels=self.levels,
+            inclusive=self.inclusive,
+            density=self.density,
+        )
+        names = net.layers.keys()
+        return {name: pack(scores) for name, scores in zip(names, net.scores(), strict=True)}
 
 
 @dataclass
