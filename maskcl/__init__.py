@@ -1,7 +1,8 @@
 """maskcl: one network, many tasks, through masks, at the speed of the memory bus.
 
 ``maskcl.ops`` holds the fused ops, ``maskcl.nn`` the modules that carry masks, ``maskcl.masks`` the
-files that masks travel in. The rest is imported when it is first named, so that ``import maskcl`` needs torch and numpy only.
+files that masks travel in. The rest is imported when it is first named, so that ``import maskcl``
+needs torch and numpy only.
 """
 
 import importlib
