@@ -11,9 +11,9 @@ from torch import nn
 from maskcl.nn.analysis import analyse
 from maskcl.nn.by_hand import Sources, analyse_by_hand
 from maskcl.nn.errors import ConversionError
-from maskcl.nn.heads import TaskHeads
 from maskcl.nn.norms import TaskNorm
 from maskcl.nn.state import Masked, TaskState
+from maskcl.nn.task_network import check_members
 from maskcl.nn.topology import Topology, task_aware, unit_span, weight_layers
 from maskcl.nn.trace import trace
 
@@ -27,13 +27,7 @@ def attach(
         ConversionError: a value cannot be followed; the message names it and the remedy.
         ValueError: a module belongs to another network, or has another number of tasks.
     """
-    for name, module in task_aware(model):
-        if module._state is not None:
-            raise ValueError(f"HATNetwork: module {name!r} belongs to another network")
-        if isinstance(module, (TaskNorm, TaskHeads)) and module.num_tasks != num_tasks:
-            raise ValueError(
-                f"HATNetwork: module {name!r} is for {module.num_tasks} tasks, wanted {num_tasks}"
-            )
+    check_members("HATNetwork", model, num_tasks)
     with unmasked(model):
         topology = _analyse(model, example_inputs, sources)
     for _, module in task_aware(model):

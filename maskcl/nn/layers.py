@@ -30,6 +30,8 @@ class HATLinear(Masked, nn.Linear):
         RuntimeError: (forward) it belongs to no network, or no task is active.
     """
 
+    _network = "HATNetwork"
+
     def __init__(
         self,
         in_features: int,
@@ -65,6 +67,7 @@ class HATLinear(Masked, nn.Linear):
 class _HATConv(Masked):
     """What the convolutions share; ``_space`` is their number of spatial dimensions."""
 
+    _network = "HATNetwork"
     _space: int
     # What nn.ConvNd, the other base of each subclass, brings.
     weight: Tensor

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,15 +10,16 @@ from torch import Tensor, nn
 
 from maskcl.nn.attach import attach
 from maskcl.nn.by_hand import Sources
-from maskcl.nn.owners import check_owners, own_parameters, shared_parameters
+from maskcl.nn.owners import check_owners, shared_parameters
 from maskcl.nn.protection import Protection, protect
-from maskcl.nn.state import WORD, TaskState
+from maskcl.nn.state import WORD
+from maskcl.nn.task_network import TaskNetwork, own_parameters
 from maskcl.ops import hat_gate
 
 INITS = ("normal", "uniform", "dense")
 
 
-class HATNetwork(nn.Module):
+class HATNetwork(TaskNetwork):
     """A model whose layers' units carry one mask a task, m = sigmoid(s e) (HAT, eq. 1).
 
     Every forward happens inside ``with net.task(k):`` and computes the masks of all layers at once.
@@ -49,7 +48,6 @@ class HATNetwork(nn.Module):
     """
 
     tasks: Tensor
-    finished: Tensor
 
     def __init__(
         self,
@@ -60,36 +58,27 @@ class HATNetwork(nn.Module):
         init: str = "normal",
         sources: Sources | None = None,
     ) -> None:
-        super().__init__()
-        if num_tasks < 1:
-            raise ValueError(f"HATNetwork: num_tasks is {num_tasks}, wanted at least 1")
+        super().__init__(model, num_tasks)
         _check_init(init)
         check_owners(model)
-        self._state = TaskState()
         self._gate: dict[str, Any] = {
             "max_scale": None,
             "cosh_clamp": 50.0,
             "compensation": "exact",
         }
-        self.num_tasks = num_tasks
-        self.model = model
-        self.training = model.training
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
         self.units = dict(self.topology.units)
         self._sizes = [s.stop - s.start for s in self.units.values()]
         self._build_units(init)
 
     def _build_units(self, init: str) -> None:
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        device = self._device()
         count = sum(self._sizes)
         self.embeddings = nn.ParameterList(
             nn.Parameter(torch.empty(count, device=device)) for _ in range(self.num_tasks)
         )
         words = -(-self.num_tasks // WORD)
         self.register_buffer("tasks", torch.zeros(count, words, dtype=torch.int64, device=device))
-        self.register_buffer(
-            "finished", torch.zeros(self.num_tasks, dtype=torch.bool, device=device)
-        )
         for k in range(self.num_tasks):
             self.reset_embedding(k, init)
 
@@ -99,51 +88,33 @@ class HATNetwork(nn.Module):
         Raises:
             RuntimeError: no task is active.
         """
-        state = self._state
-        if state.task is None:
-            raise RuntimeError(
-                "HATNetwork: no task is active, call the network in `with net.task(k):`"
-            )
+        state, task = self._state, self._active_task()
         if state.scale is None:
-            mask = self.hard_mask(state.task).to(self.embeddings[state.task].dtype)
+            mask = self.hard_mask(task).to(self.embeddings[task].dtype)
         else:
-            mask = hat_gate(self.embeddings[state.task], state.scale, **self._gate)
+            mask = hat_gate(self.embeddings[task], state.scale, **self._gate)
         state.mask = mask
         state.parts = mask.split(self._sizes)
         return self.model(*args, **kwargs)
 
-    @contextmanager
-    def task(self, index: int, scale: float | Tensor | None = None) -> Iterator[HATNetwork]:
-        """Make a task active; nests, and what was active before returns on any exit.
+    def _checked_scale(self, index: int, scale: float | Tensor | None) -> Tensor | None:
+        """None for hard masks, exactly 0 or 1: the recorded units, else embedding > 0.
 
-        Args:
-            index: of the task, from 0.
-            scale: None for hard masks, exactly 0 or 1: the recorded units of a finished task, else
-                embedding > 0. A positive number, or a 0-d tensor on the network's device (which may
-                be filled anew in place), for the soft masks that train.
-
-        Raises:
-            ValueError: no such task, or the scale is not as above.
+        A positive number, or a 0-d tensor on the network's device (which may be filled anew in
+        place), for the soft masks that train.
         """
-        self._check_task("task", index)
-        if scale is not None and not isinstance(scale, Tensor):
-            if not 0 < scale < math.inf:
+        if isinstance(scale, Tensor):
+            if scale.dim() != 0:
                 raise ValueError(
-                    f"HATNetwork.task: scale is {scale}, wanted a finite number above 0"
+                    f"HATNetwork.task: scale has shape {list(scale.shape)}, wanted a 0-d tensor"
                 )
-            embedding = self.embeddings[index]
-            scale = torch.full((), float(scale), dtype=embedding.dtype, device=embedding.device)
-        elif scale is not None and scale.dim() != 0:
-            raise ValueError(
-                f"HATNetwork.task: scale has shape {list(scale.shape)}, wanted a 0-d tensor"
-            )
-        state = self._state
-        before = state.task, state.scale, state.mask, state.parts
-        state.task, state.scale, state.mask, state.parts = index, scale, None, ()
-        try:
-            yield self
-        finally:
-            state.task, state.scale, state.mask, state.parts = before
+            return scale
+        if scale is None:
+            return None
+        if not 0 < scale < math.inf:
+            raise ValueError(f"HATNetwork.task: scale is {scale}, wanted a finite number above 0")
+        embedding = self.embeddings[index]
+        return torch.full((), float(scale), dtype=embedding.dtype, device=embedding.device)
 
     def configure_gate(
         self, max_scale: float | None = None, cosh_clamp: float = 50.0, compensation: str = "exact"
@@ -269,20 +240,6 @@ class HATNetwork(nn.Module):
             return protect(self.model, self.topology, self.tasks, self.finished)
 
         return self._state.kept("protection", make, (self.tasks, self.finished, *parameters))
-
-    def _check_task(self, caller: str, task: int) -> None:
-        if not isinstance(task, int) or not 0 <= task < self.num_tasks:
-            raise ValueError(
-                f"HATNetwork.{caller}: task is {task!r}, wanted an int from 0 to"
-                f" {self.num_tasks - 1}"
-            )
-
-    def _check_open(self, caller: str, task: int) -> None:
-        self._check_task(caller, task)
-        if bool(self.finished[task]):
-            raise RuntimeError(
-                f"HATNetwork.{caller}: task {task} is finished; net.forget_task({task}) gives it up"
-            )
 
 
 def _check_init(init: str) -> None:

@@ -6,8 +6,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from maskcl.nn.errors import ConversionError
-from maskcl.nn.heads import TaskHeads
-from maskcl.nn.norms import TaskNorm
 from maskcl.nn.state import TaskAware
 from maskcl.nn.topology import weight_layers
 
@@ -51,14 +49,3 @@ def shared_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Weights and biases of the HAT layers: all tasks train them, within their protection."""
     layers = weight_layers(model).values()
     return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
-
-
-def own_parameters(model: nn.Module, task: int) -> list[nn.Parameter]:
-    """Parameters of a task's own norms and head."""
-    found: list[nn.Parameter] = []
-    for module in model.modules():
-        if isinstance(module, TaskNorm):
-            found.extend(module.norms[task].parameters())
-        elif isinstance(module, TaskHeads):
-            found.extend(module.heads[task].parameters())
-    return found

@@ -65,16 +65,19 @@ class TaskState:
 
 
 class TaskAware(nn.Module):
-    """Base of the modules that differ from task to task; a HATNetwork gives them their state."""
+    """Base of the modules that differ from task to task; a network gives them their state."""
 
     _state: TaskState | None = None
+    # Class name of the only network that it can be part of; None for any.
+    _network: str | None = None
 
     def _active(self) -> tuple[TaskState, int]:
         state = self._state
         if state is None:
             raise RuntimeError(
-                f"{type(self).__name__} belongs to no network: wrap the model in"
-                " maskcl.nn.HATNetwork(model, num_tasks, example_inputs) or convert it with to_hat"
+                f"{type(self).__name__} belongs to no network: wrap the model in a maskcl.nn."
+                f"{self._network or 'HATNetwork or PiggybackNetwork'}, or convert an ordinary one"
+                " with to_hat or to_piggyback"
             )
         if state.task is None:
             raise RuntimeError(
