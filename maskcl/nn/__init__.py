@@ -1,6 +1,7 @@
 """Modules that many tasks share through masks: tensors in, tensors out."""
 
 from maskcl.nn.convert import to_hat
+from maskcl.nn.convert_piggyback import to_piggyback
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.heads import TaskHeads
 from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
@@ -12,8 +13,17 @@ from maskcl.nn.norms import (
     TaskGroupNorm,
     TaskLayerNorm,
 )
+from maskcl.nn.piggyback import (
+    PiggybackConv1d,
+    PiggybackConv2d,
+    PiggybackConv3d,
+    PiggybackEmbedding,
+    PiggybackLinear,
+)
+from maskcl.nn.piggyback_network import PiggybackNetwork
 from maskcl.nn.plain import to_plain
 from maskcl.nn.protection import Protection
+from maskcl.nn.task_network import TaskNetwork
 
 __all__ = [
     "ConversionError",
@@ -22,6 +32,12 @@ __all__ = [
     "HATConv3d",
     "HATLinear",
     "HATNetwork",
+    "PiggybackConv1d",
+    "PiggybackConv2d",
+    "PiggybackConv3d",
+    "PiggybackEmbedding",
+    "PiggybackLinear",
+    "PiggybackNetwork",
     "Protection",
     "TaskBatchNorm1d",
     "TaskBatchNorm2d",
@@ -29,6 +45,8 @@ __all__ = [
     "TaskGroupNorm",
     "TaskHeads",
     "TaskLayerNorm",
+    "TaskNetwork",
     "to_hat",
+    "to_piggyback",
     "to_plain",
 ]

@@ -131,6 +131,12 @@ def _swapped(module: nn.Module, num_tasks: int) -> nn.Module | None:
     kind = type(module)
     if kind is nn.Linear or kind in _CONVS:
         return _swapped_layer(module) if _is_plain_layer(module) else None
+    return task_norm(module, num_tasks)
+
+
+def task_norm(module: nn.Module, num_tasks: int) -> TaskNorm | None:
+    """A TaskNorm of copies of an ordinary norm; None for a module of another kind."""
+    kind = type(module)
     new: TaskNorm
     if kind in _BATCH_NORMS:
         new = _BATCH_NORMS[kind](module.num_features, num_tasks, device="meta")
@@ -141,7 +147,7 @@ def _swapped(module: nn.Module, num_tasks: int) -> nn.Module | None:
     else:
         return None
     new.norms = nn.ModuleList(copy.deepcopy(module) for _ in range(num_tasks))
-    return _with_hooks(new, module)
+    return with_hooks(new, module)
 
 
 def _is_plain_layer(module: nn.Module) -> bool:
@@ -159,7 +165,7 @@ def _swapped_layer(module: nn.Module) -> HATLayer:
         assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         new = _CONVS[type(module)](**conv_options(module), device="meta")
     new.weight, new.bias = module.weight, module.bias
-    return _with_hooks(new, module)
+    return with_hooks(new, module)
 
 
 def conv_options(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
@@ -177,7 +183,7 @@ def conv_options(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
     return {**options, "bias": conv.bias is not None}
 
 
-def _with_hooks(new: Any, old: nn.Module) -> Any:
+def with_hooks(new: Any, old: nn.Module) -> Any:
     """``new`` with the hooks and the mode of ``old``."""
     for name, value in vars(old).items():
         if "hook" in name and value:

@@ -1,0 +1,178 @@
+"""From an ordinary pretrained model to one that each task sees through masks, in one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from maskcl.nn.convert import conv_options, replace_modules, task_norm, with_hooks
+from maskcl.nn.errors import ConversionError
+from maskcl.nn.heads import TaskHeads
+from maskcl.nn.piggyback import (
+    PIGGYBACK_LAYERS,
+    PiggybackConv1d,
+    PiggybackConv2d,
+    PiggybackConv3d,
+    PiggybackEmbedding,
+    PiggybackLayer,
+    PiggybackLinear,
+    check_levels,
+)
+from maskcl.nn.piggyback_network import PiggybackNetwork
+
+NORMS = ("frozen", "task")
+_CONVS: dict[type, type] = {
+    nn.Conv1d: PiggybackConv1d,
+    nn.Conv2d: PiggybackConv2d,
+    nn.Conv3d: PiggybackConv3d,
+}
+
+
+def to_piggyback(
+    model: nn.Module,
+    num_tasks: int,
+    *,
+    classes: Sequence[int] | None = None,
+    head: str | None = None,
+    levels: str = "binary",
+    norms: str = "frozen",
+) -> PiggybackNetwork:
+    """Convert an ordinary model; it is copied and stays as it is.
+
+    ``nn.Linear``, ``nn.Conv1d`` to ``3d`` and ``nn.Embedding`` (these very classes) become
+    piggyback layers with the same weights, which are frozen as all else is. Weights that two
+    layers share stay shared, with a mask for each layer. A forward that reads a layer's ``weight``
+    itself instead of calling the layer gets the base's. The same call gives the same network, so
+    that a ``state_dict`` fits in another process.
+
+    Args:
+        model: pretrained; no tracing and no example inputs are needed.
+        num_tasks: T.
+        classes: outputs of each task's own trained head in the place of ``head``; None for none:
+            the last layer is masked like the others.
+        head: name of the ``nn.Linear`` that the heads replace; None for the model's last.
+        levels: as for PiggybackNetwork.
+        norms: "frozen": statistics and affine never change, in training mode neither. "task":
+            every BatchNorm, LayerNorm and GroupNorm becomes one a task, each a copy that its task
+            trains.
+
+    Raises:
+        ConversionError: the model has nothing to mask, or a module that would change itself.
+        ValueError: an argument is not as above.
+    """
+    _check_arguments(model, num_tasks, classes, head, levels, norms)
+    holder = nn.ModuleList([copy.deepcopy(model)])
+    last = None if classes is None else _head(holder[0], head)
+    heads = None if classes is None or last is None else _heads(last, classes)
+
+    def change(module: nn.Module) -> nn.Module | None:
+        return heads if module is last else _swapped(module, num_tasks, levels, norms)
+
+    replace_modules(holder, change)
+    converted = holder[0]
+    if not any(isinstance(module, PIGGYBACK_LAYERS) for module in converted.modules()):
+        raise ConversionError(
+            f"to_piggyback: {type(model).__name__} has no nn.Linear, nn.Conv1d to 3d or"
+            " nn.Embedding to mask"
+        )
+    for module in converted.modules():
+        _without_shortcuts(module)
+    return PiggybackNetwork(converted, num_tasks, levels=levels)
+
+
+def _check_arguments(
+    model: nn.Module,
+    num_tasks: int,
+    classes: Sequence[int] | None,
+    head: str | None,
+    levels: str,
+    norms: str,
+) -> None:
+    if not isinstance(num_tasks, int) or num_tasks < 1:
+        raise ValueError(f"to_piggyback: num_tasks is {num_tasks!r}, wanted at least 1")
+    if classes is not None and len(classes) != num_tasks:
+        raise ValueError(
+            f"to_piggyback: classes has {len(classes)} entries, wanted {num_tasks}, one a task"
+        )
+    if head is not None and classes is None:
+        raise ValueError(f"to_piggyback: head is {head!r}, wanted None without classes")
+    check_levels("to_piggyback", levels)
+    if norms not in NORMS:
+        raise ValueError(f"to_piggyback: norms is {norms!r}, wanted one of {', '.join(NORMS)}")
+    for name, module in model.named_modules():
+        where = f"to_piggyback: module {name!r} ({type(module).__name__})"
+        if any(is_lazy(p) for p in module._parameters.values()):
+            raise ConversionError(f"{where} has no shape yet: run the model once")
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            raise ConversionError(
+                f"{where} has max_norm={module.max_norm}, which rewrites the weights that all tasks"
+                " share in every forward: set its max_norm to None"
+            )
+        for option in ("sparse", "scale_grad_by_freq"):
+            if type(module) is nn.Embedding and getattr(module, option):
+                raise ConversionError(
+                    f"{where} has {option}=True, which scores have no gradient for: set it to False"
+                )
+
+
+def _head(model: nn.Module, name: str | None) -> nn.Linear:
+    """The layer that heads replace."""
+    linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
+    name = name if name is not None else next(reversed(linear), None)
+    if name is None or name not in linear:
+        found = ", ".join(map(repr, linear)) or "none"
+        wanted = "a model with one" if name is None else f"{name!r} among them"
+        raise ConversionError(
+            f"to_piggyback: classes puts heads in the place of an nn.Linear, found {found}, wanted"
+            f" {wanted}"
+        )
+    return linear[name]
+
+
+def _heads(last: nn.Linear, classes: Sequence[int]) -> TaskHeads:
+    weight: Tensor = last.weight
+    has_bias = last.bias is not None
+    heads = TaskHeads(last.in_features, classes, has_bias, device=weight.device, dtype=weight.dtype)
+    heads.training = last.training
+    return heads
+
+
+def _swapped(module: nn.Module, num_tasks: int, levels: str, norms: str) -> nn.Module | None:
+    """The piggyback layer or task norm for an ordinary module, None where it stays."""
+    if type(module) is nn.Linear or type(module) is nn.Embedding or type(module) in _CONVS:
+        return _swapped_layer(module, num_tasks, levels)
+    return task_norm(module, num_tasks) if norms == "task" else None
+
+
+def _swapped_layer(module: nn.Module, num_tasks: int, levels: str) -> nn.Module | None:
+    # A layer whose weight is computed from other parameters (weight_norm, pruning) stays frozen.
+    if not set(module._parameters) <= {"weight", "bias"} or module._buffers:
+        return None
+    # Built without memory, then given the very parameters of the (copied) layer.
+    options: dict[str, Any] = {"num_tasks": num_tasks, "levels": levels, "device": "meta"}
+    new: PiggybackLayer
+    if isinstance(module, nn.Linear):
+        bias = module.bias is not None
+        new = PiggybackLinear(module.in_features, module.out_features, bias, **options)
+    elif isinstance(module, nn.Embedding):
+        sizes = module.num_embeddings, module.embedding_dim, module.padding_idx
+        new = PiggybackEmbedding(*sizes, **options)
+    else:
+        assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        new = _CONVS[type(module)](**conv_options(module), **options)
+    for name, parameter in module._parameters.items():
+        setattr(new, name, parameter)
+    new.words = new.words.new_zeros(new.words.shape, device=new.weight.device)
+    return with_hooks(new, module)
+
+
+def _without_shortcuts(module: nn.Module) -> None:
+    """Keep transformer layers from reading their layers' weights past the masks in evaluation."""
+    if isinstance(module, nn.TransformerEncoderLayer):
+        module.activation_relu_or_gelu = 0
+    elif isinstance(module, nn.TransformerEncoder):
+        module.use_nested_tensor = False

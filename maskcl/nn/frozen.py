@@ -1,0 +1,54 @@
+"""Norms that never leave evaluation mode: neither statistics nor affine of a frozen base change."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+class FrozenNorm(nn.Module):
+    """Mixed into the class of a norm with running statistics: ``train()`` leaves it in evaluation.
+
+    The module stays what it was in all else, a subclass of its own class with the same names in the
+    ``state_dict``. ``freeze_norm`` and ``thaw_norm`` switch.
+    """
+
+    _plain: type[nn.Module]
+
+    def train(self, mode: bool = True) -> Any:
+        """Evaluation mode, whatever is asked for."""
+        return super().train(False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class is made on the fly, so copies and pickles name the one that it is made from.
+        return _empty, (self._plain,), dict(vars(self))
+
+
+def freeze_norm(module: nn.Module) -> None:
+    """Keep a norm's running statistics as they are; other modules stay as they are."""
+    if isinstance(module, _NormBase) and not isinstance(module, FrozenNorm):
+        module.__class__ = _frozen_class(type(module))  # type: ignore[assignment]
+        module.eval()
+
+
+def thaw_norm(module: nn.Module) -> None:
+    """The ordinary norm again, in the mode that it is in."""
+    if isinstance(module, FrozenNorm):
+        module.__class__ = module._plain  # type: ignore[assignment]
+
+
+def _frozen_class(plain: type[nn.Module]) -> type[nn.Module]:
+    if plain not in _CLASSES:
+        members = {"_plain": plain, "__module__": __name__, "__doc__": FrozenNorm.__doc__}
+        _CLASSES[plain] = type(f"Frozen{plain.__name__}", (FrozenNorm, plain), members)
+    return _CLASSES[plain]
+
+
+def _empty(plain: type[nn.Module]) -> nn.Module:
+    kind = _frozen_class(plain)
+    return kind.__new__(kind)
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
