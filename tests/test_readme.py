@@ -90,18 +90,19 @@ def commands():
 def test_commands_parse_and_pass_the_checks_of_their_values(command, tmp_path):
     """Up to where the run would begin: the options must be right as printed."""
     typer = pytest.importorskip("typer", reason="the command line needs maskcl[train]")
-    from maskcl.cli.app import app
+    from maskcl.cli.app import METHODS, app
     from maskcl.cli.options import check_values, combine
 
     words = shlex.split(command)
-    assert words[:3] == ["maskcl", "train", "hat"]
+    method, kind = words[2], METHODS[words[2]].options
     group = typer.main.get_command(app)
-    leaf = group.commands["train"].commands["hat"]
-    context = leaf.make_context("hat", words[3:])
+    leaf = group.commands["train"].commands[method]
+    context = leaf.make_context(method, words[3:])
     given = {name: v for name, v in context.params.items() if v is not None}
     resume = given.pop("resume")
-    saved = {"scenario": "split-digits"} if resume else None
-    combine(check_values(given, "README"), {}, saved)
+    base = {"base": "random"} if method == "piggyback" else {}
+    saved = {"scenario": "split-digits", **base} if resume else None
+    combine(kind, check_values(kind, given, "README"), {}, saved)
 
 
 def test_pictures_and_links_exist():

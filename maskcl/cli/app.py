@@ -1,28 +1,23 @@
-"""The commands and their flags (typer), and how an error becomes a sentence and an exit code."""
+"""The commands, and how an error becomes a sentence and an exit code."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from maskcl import info as info_module
-from maskcl import models, report, scenarios
-from maskcl.cli.options import (
-    BATCH_SIZES,
-    LEARNING_RATES,
-    CommandError,
-    TrainOptions,
-    check_values,
-    combine,
-    read_config,
-)
+from maskcl import report
+from maskcl.cli import hat
+from maskcl.cli.common import MethodCommand
+from maskcl.cli.flags import command
+from maskcl.cli.folders import CONFIG, read_saved
+from maskcl.cli.options import CommandError, check_values, combine, read_config
 from maskcl.cli.tables import accuracy_table, comparison
 
 app = typer.Typer(
@@ -34,67 +29,7 @@ app = typer.Typer(
 train_app = typer.Typer(no_args_is_help=True, help="Train a sequence of tasks with a method.")
 app.add_typer(train_app, name="train")
 
-_DEFAULT = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
-_SIZES = ", ".join(f"{name} {size}" for name, size in BATCH_SIZES.items())
-_RATES = ", ".join(f"{name} {rate:g}" for name, rate in LEARNING_RATES.items())
-
-
-def _flag(text: str, name: str | None = None, panel: str = "Run") -> Any:
-    """An option whose help names the default; its own default is None, to see what was given."""
-    default = None if name is None else _DEFAULT[name]
-    shown = text if default is None else f"{text} (default {default})"
-    return typer.Option(help=shown, show_default=False, rich_help_panel=panel)
-
-
-def _hat(text: str, name: str) -> Any:
-    return _flag(text, name, panel="HAT")
-
-
-# None: the flag was not given.
-Text: TypeAlias = str | None
-Number: TypeAlias = float | None
-Whole: TypeAlias = int | None
-
-
-@train_app.command("hat")
-def train_hat(
-    scenario: Annotated[Text, _flag(f"What to learn: {', '.join(scenarios.NAMES)}.")] = None,
-    out: Annotated[Text, _flag("New folder for the result, report and checkpoint.")] = None,
-    config: Annotated[Text, _flag("YAML file of the same names; flags win over it.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel="Run")
-    ] = False,
-    data: Annotated[Text, _flag("Folder with MNIST's idx files (never written to).")] = None,
-    tasks: Annotated[Whole, _flag("Number of tasks (default the scenario's).")] = None,
-    setting: Annotated[Text, _flag("task or domain (default the scenario's).")] = None,
-    model: Annotated[Text, _flag(f"{', '.join(models.NAMES)}.", "model")] = None,
-    hidden: Annotated[Text, _flag("Widths of the mlp (default 200,200).")] = None,
-    dropout: Annotated[Number, _flag("Of the mlp (default 0).")] = None,
-    epochs: Annotated[Whole, _flag("For each task.", "epochs")] = None,
-    batch_size: Annotated[Whole, _flag(f"Examples a step (default {_SIZES}).")] = None,
-    optimizer: Annotated[Text, _flag(f"{', '.join(LEARNING_RATES)}.", "optimizer")] = None,
-    lr: Annotated[Number, _flag(f"Learning rate (default {_RATES}).")] = None,
-    momentum: Annotated[Number, _flag("Of sgd.", "momentum")] = None,
-    weight_decay: Annotated[Number, _flag("Not on embeddings.", "weight_decay")] = None,
-    seed: Annotated[Whole, _flag("Of the data split, weights and order.", "seed")] = None,
-    device: Annotated[Text, _flag("auto, cpu, cuda.", "device")] = None,
-    precision: Annotated[Text, _flag("32, bf16.", "precision")] = None,
-    s_max: Annotated[Number, _hat("Largest scale of the gates.", "s_max")] = None,
-    sparsity: Annotated[Number, _hat("Weight c of the sparsity term.", "sparsity")] = None,
-    schedule: Annotated[Text, _hat("linear, cosine, exponential, constant.", "schedule")] = None,
-    init: Annotated[Text, _hat("Of embeddings: normal, uniform, dense.", "init")] = None,
-    protection: Annotated[Text, _hat("exact, min (the paper's).", "protection")] = None,
-    rule: Annotated[Text, _hat("hat, const, adahat, random.", "rule")] = None,
-    rule_value: Annotated[Number, _hat("Number of const and adahat.", "rule_value")] = None,
-    compensation: Annotated[Text, _hat("exact, recipe, none.", "compensation")] = None,
-    embedding_clamp: Annotated[Number, _hat("Largest |embedding|.", "embedding_clamp")] = None,
-    cosh_clamp: Annotated[Number, _hat("Largest |s e| compensated.", "cosh_clamp")] = None,
-    clip: Annotated[Number, _hat("Largest norm of the gradient (default none).", "clip")] = None,
-) -> None:
-    """Hard attention to the task (Serra et al. 2018)."""
-    given = {name: value for name, value in locals().items() if value is not None}
-    flags = {name: given[name] for name in given.keys() - {"config", "resume"}}
-    _train(check_values(flags, "the command line"), config, resume)
+METHODS = {made.options.NAME: made for made in (hat.COMMAND,)}
 
 
 @app.command("info")
@@ -128,20 +63,33 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _train(flags: dict[str, Any], config: str | None, resume: bool) -> None:
-    # Imported here: `maskcl info` must work without lightning-fabric.
-    from maskcl.cli.train import read_saved, train
+def _train_command(method: MethodCommand) -> None:
+    """Add ``maskcl train METHOD``."""
 
-    values = read_config(Path(config)) if config is not None else {}
+    def run(flags: dict[str, Any], config: str | None, resume: bool) -> None:
+        _train(method, flags, config, resume)
+
+    kind = method.options
+    call = command(kind, run, kind.__doc__ or "", resumable=True)
+    train_app.command(kind.NAME)(call)
+
+
+def _train(method: MethodCommand, given: dict[str, Any], config: str | None, resume: bool) -> None:
+    # Imported here: `maskcl info` must work without lightning-fabric.
+    from maskcl.cli.train import train
+
+    kind = method.options
+    flags = check_values(kind, given, "the command line")
+    values = read_config(kind, Path(config)) if config is not None else {}
     out = flags.get("out", values.get("out"))
     if out is None:
         raise CommandError("--out is missing")
     flags["out"] = out
     try:
-        options = combine(flags, values, read_saved(Path(out)) if resume else None)
-        result = train(options, Console(), resume=resume)
+        saved = read_saved(Path(out), kind.NAME)[0] if resume else None
+        result = train(method, combine(kind, flags, values, saved), Console(), resume=resume)
     except KeyboardInterrupt:
-        raise typer.Exit(_interrupted(Path(out))) from None
+        raise typer.Exit(_interrupted(Path(out), kind.NAME)) from None
     except (RuntimeError, OSError) as error:
         # Diverged, or the disk is full: a sentence. Anything else is a defect: its traceback.
         if isinstance(error, RuntimeError) and not str(error).startswith("Trainer: "):
@@ -151,11 +99,11 @@ def _train(flags: dict[str, Any], config: str | None, resume: bool) -> None:
     print(f"\n{accuracy_table(result)}\n\nreport: {os.path.join(out, 'report.html')}")
 
 
-def _interrupted(directory: Path) -> int:
+def _interrupted(directory: Path, method: str) -> int:
     """Say how to go on; 130 as shells count an interrupt."""
-    if (directory / "config.json").is_file():
-        command = f"maskcl train hat --out {shlex.quote(str(directory))} --resume"
-        _say(f"interrupted; to go on from the last whole epoch: {command}")
+    if (directory / CONFIG).is_file():
+        line = f"maskcl train {method} --out {shlex.quote(str(directory))} --resume"
+        _say(f"interrupted; to go on from the last whole epoch: {line}")
     else:
         _say("interrupted before anything was written")
     return 130
@@ -168,3 +116,7 @@ def _fail(sentence: str) -> int:
 
 def _say(sentence: str) -> None:
     print(f"maskcl: {sentence}", file=sys.stderr)
+
+
+for _method in METHODS.values():
+    _train_command(_method)

@@ -1,4 +1,8 @@
-"""What a training run is told: names, ranges, and how flags, a file and a saved run combine."""
+"""Options as tables: a field is a flag, a line of ``--config`` and a value of a saved run.
+
+A command's table says for each option its type, default, help and range; the flags
+(``maskcl.cli.flags``), the checks below and ``--help`` all come from it.
+"""
 
 from __future__ import annotations
 
@@ -8,133 +12,113 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Any
-
-from maskcl import models, scenarios
-from maskcl.methods.hat import HAT
+from typing import Any, ClassVar, TypeVar
 
 
 class CommandError(ValueError):
     """Something the person asked for cannot be; the message is one sentence."""
 
 
-_HAT = HAT()
-
-# Used where no --lr is given. Adam's are larger than usual: within a task of a few hundred steps
-# the embeddings must cross zero for a gate to close. SGD's is the paper's.
-LEARNING_RATES = {"sgd": 0.05, "adam": 0.005, "adamw": 0.005}
-
-# Used where no --batch-size is given: 64 is the paper's; a task of 290 digits needs more steps.
-BATCH_SIZES = {"digits": 16, "mnist": 64}
-
-
 @dataclasses.dataclass(frozen=True)
-class TrainOptions:
-    """Every value of ``maskcl train``, by the name of its flag with - for _.
+class About:
+    """What a field of a table says about its option.
 
-    None means the scenario's, the model's or the optimizer's own; of learning rate and batch size
-    that number is put in its place.
+    Attributes:
+        help: for ``--help``; the default is added to it.
+        panel: the heading that it stands under there.
+        shown: the default in words, where the field's own default is None.
+        choices: the only values, or None.
+        low: least value, refused itself where ``strict``.
+        high: first value that is too large.
+        strict: whether ``low`` is refused.
     """
 
-    scenario: str
-    out: str
-    data: str | None = None
-    tasks: int | None = None
-    setting: str | None = None
-    model: str = "mlp"
-    hidden: tuple[int, ...] | None = None
-    dropout: float | None = None
-    epochs: int = 10
-    batch_size: int | None = None
-    optimizer: str = "adam"
-    lr: float | None = None
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "32"
-    s_max: float = _HAT.s_max
-    sparsity: float = _HAT.sparsity
-    schedule: str = _HAT.schedule
-    init: str = _HAT.init
-    protection: str = _HAT.protection
-    rule: str = _HAT.rule
-    rule_value: float | None = _HAT.rule_value
-    compensation: str = _HAT.compensation
-    embedding_clamp: float = _HAT.embedding_clamp
-    cosh_clamp: float = _HAT.cosh_clamp
-    clip: float | None = _HAT.clip
+    help: str
+    panel: str
+    shown: str | None
+    choices: tuple[str, ...] | None
+    low: float
+    high: float
+    strict: bool
+
+
+def option(
+    help: str,
+    default: Any = dataclasses.MISSING,
+    *,
+    panel: str = "Run",
+    shown: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    at_least: float = -math.inf,
+    above: float | None = None,
+    below: float = math.inf,
+) -> Any:
+    """A field of a table; without a default the option must be given."""
+    low, strict = (at_least, False) if above is None else (above, True)
+    about = About(help, panel, shown, choices, low, below, strict)
+    return dataclasses.field(default=default, metadata={"about": about})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """A command's values, by the name of its flag with - for _; checked when made.
+
+    Raises:
+        CommandError: a value is not among its choices or outside its range.
+    """
+
+    # May change between the start of a run and its resumption: the result does not depend on them.
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if self.lr is None and self.optimizer in LEARNING_RATES:
-            object.__setattr__(self, "lr", LEARNING_RATES[self.optimizer])
-        if self.batch_size is None and self.scenario in scenarios.NAMES:
-            object.__setattr__(self, "batch_size", BATCH_SIZES[self.scenario.split("-")[1]])
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in choices:
+        for field in dataclasses.fields(self):
+            choices, value = field.metadata["about"].choices, getattr(self, field.name)
+            if choices is not None and value is not None and value not in choices:
                 raise CommandError(
-                    f"unknown {name.replace('_', '-')} {value!r}: known are {', '.join(choices)}"
+                    f"unknown {flag_name(field.name)} {value!r}: known are {', '.join(choices)}"
                 )
-        self._check_ranges()
-        try:
-            self.method()
-        except ValueError as error:
-            raise CommandError(str(error).replace("HAT: ", "")) from None
-
-    def _check_ranges(self) -> None:
-        for name, (low, high, strict) in _RANGES.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            low_fits = value > low if strict else value >= low
-            if not (math.isfinite(value) and low_fits and value < high):
-                above = "above" if strict else "at least"
-                below = f" and below {high:g}" if math.isfinite(high) else ""
-                raise CommandError(
-                    f"{name.replace('_', '-')} must be {above} {low:g}{below}, got {value}"
-                )
-        if self.momentum and self.optimizer != "sgd":
-            raise CommandError(f"momentum belongs to sgd, {self.optimizer} has its own")
-
-    def method(self) -> HAT:
-        """The method with these hyper-parameters."""
-        names = {field.name for field in dataclasses.fields(HAT)}
-        return HAT(**{name: getattr(self, name) for name in names & _NAMES.keys()})
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                _check_range(field.name, value, field.metadata["about"])
 
     def to_json(self) -> dict[str, Any]:
         """All values, for result.json and for a later ``--resume``."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
-_CHOICES = {
-    "scenario": scenarios.NAMES,
-    "setting": ("task", "domain", "class"),
-    "model": models.NAMES,
-    "optimizer": tuple(LEARNING_RATES),
-    "device": ("auto", "cpu", "cuda"),
-    "precision": ("32", "bf16"),
-}
-
-# name: (low, high, whether low itself is refused); high is always refused
-_RANGES = {
-    "epochs": (1, math.inf, False),
-    "tasks": (1, math.inf, False),
-    "batch_size": (1, math.inf, False),
-    "lr": (0, math.inf, True),
-    "momentum": (0, 1, False),
-    "weight_decay": (0, math.inf, False),
-    "dropout": (0, 1, False),
-    "seed": (0, 2**32, False),
-}
-
-_NAMES: dict[str, Any] = typing.get_type_hints(TrainOptions)
-
-# May change between the start of a run and its resumption: the result does not depend on them.
-_MAY_CHANGE = ("out", "data", "device")
+Kind = TypeVar("Kind", bound=Options)
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def _check_range(name: str, value: float, about: About) -> None:
+    if math.isinf(about.low) and math.isinf(about.high):
+        return  # whatever asks for the value checks it
+    low_fits = value > about.low if about.strict else value >= about.low
+    if math.isfinite(value) and low_fits and value < about.high:
+        return
+    above = "above" if about.strict else "at least"
+    below = f" and below {about.high:g}" if math.isfinite(about.high) else ""
+    raise CommandError(f"{flag_name(name)} must be {above} {about.low:g}{below}, got {value}")
+
+
+def flag_name(name: str) -> str:
+    """The name as a person writes it."""
+    return name.replace("_", "-")
+
+
+def types_of(kind: type[Options]) -> dict[str, tuple[Any, bool]]:
+    """For each option the type of its values, and whether None is one too."""
+    hints = typing.get_type_hints(kind)
+    found = {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        optional = isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
+        kinds = [t for t in typing.get_args(hint) if t is not type(None)] if optional else [hint]
+        found[field.name] = (kinds[0], optional)
+    return found
+
+
+def read_config(kind: type[Options], path: Path) -> dict[str, Any]:
     """The values of a YAML file, by the flags' names with - or _."""
     import yaml
 
@@ -151,30 +135,35 @@ def read_config(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise CommandError(f"--config {path} must hold 'name: value' lines")
-    return check_values({str(name): value for name, value in content.items()}, str(path))
+    return check_values(kind, {str(name): value for name, value in content.items()}, str(path))
 
 
-def check_values(values: dict[str, Any], where: str) -> dict[str, Any]:
+def check_values(kind: type[Options], values: dict[str, Any], where: str) -> dict[str, Any]:
     """The same values with _ in their names and of the right types.
 
     Raises:
         CommandError: an unknown name or a value of another type; ``where`` is named.
     """
+    known = types_of(kind)
     checked = {}
     for given, value in values.items():
         name = given.replace("-", "_")
-        if name not in _NAMES:
+        if name not in known:
             raise CommandError(f"{where}: unknown key {given!r}")
-        checked[name] = _convert(name, value, where)
+        checked[name] = _convert(name, value, where, *known[name])
     return checked
 
 
 def combine(
-    flags: dict[str, Any], config: dict[str, Any], saved: dict[str, Any] | None
-) -> TrainOptions:
+    kind: type[Kind],
+    flags: dict[str, Any],
+    config: dict[str, Any],
+    saved: dict[str, Any] | None,
+) -> Kind:
     """One set of options: flags win over the file, the file over a saved run, that over defaults.
 
     Args:
+        kind: the command's table.
         flags: those that were given.
         config: the file's values.
         saved: the values of the run to resume, which the others must not contradict.
@@ -187,30 +176,30 @@ def combine(
         for name, value in asked.items():
             was = saved.get(name)
             was = tuple(was) if isinstance(was, list) else was
-            if name not in _MAY_CHANGE and value != was:
-                flag = name.replace("_", "-")
+            if name not in kind.MAY_CHANGE and value != was:
                 raise CommandError(
-                    f"the run in {flags['out']} has {flag} {was}, which --resume cannot change "
-                    f"to {value}"
+                    f"the run in {flags['out']} has {flag_name(name)} {was}, which --resume "
+                    f"cannot change to {value}"
                 )
         asked = {**saved, **asked}
-    for name in ("scenario", "out"):
-        if name not in asked:
-            raise CommandError(f"--{name} is missing")
-    asked["hidden"] = tuple(asked["hidden"]) if asked.get("hidden") else None
-    return TrainOptions(**asked)
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING and field.name not in asked:
+            raise CommandError(f"--{flag_name(field.name)} is missing")
+    lists = {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
+    return kind(**{**asked, **lists})
 
 
-def _convert(name: str, value: Any, where: str) -> Any:
+def _convert(name: str, value: Any, where: str, wanted: Any, optional: bool) -> Any:
     """A value of the option's type. YAML reads 1e-3 as text and 32 as a number; both are meant."""
-    kind = _NAMES[name]
-    optional = isinstance(kind, types.UnionType) and type(None) in typing.get_args(kind)
     if value is None and optional:
         return None
-    wanted = next(t for t in typing.get_args(kind) if t is not type(None)) if optional else kind
     try:
-        if name == "hidden":
-            return parse_hidden(value)
+        if wanted == tuple[int, ...]:
+            return parse_widths(value)
+        if wanted is bool:
+            if not isinstance(value, bool):
+                raise ValueError
+            return value
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
         if wanted is int:
@@ -219,21 +208,19 @@ def _convert(name: str, value: Any, where: str) -> Any:
             return int(value)
         return float(value) if wanted is float else str(value)
     except (ValueError, TypeError):
-        meant = {int: "a whole number", float: "a number", str: "text"}
+        meant = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         text = meant.get(wanted, "widths such as 200,200")
-        raise CommandError(
-            f"{where}: {name.replace('_', '-')} must be {text}, got {value!r}"
-        ) from None
+        raise CommandError(f"{where}: {flag_name(name)} must be {text}, got {value!r}") from None
 
 
-def parse_hidden(value: Any) -> tuple[int, ...]:
+def parse_widths(value: Any) -> tuple[int, ...]:
     """Widths from "200,200", 200 or a list."""
     if isinstance(value, str):
         value = value.split(",")
     parts = value if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(part, (bool, float)) for part in parts):
-        raise TypeError(f"hidden must be whole numbers, got {value!r}")
+        raise TypeError(f"widths must be whole numbers, got {value!r}")
     widths = tuple(int(part) for part in parts)
     if not widths or min(widths) < 1:
-        raise ValueError(f"hidden must be widths of at least 1, got {value!r}")
+        raise ValueError(f"widths must be at least 1, got {value!r}")
     return widths

@@ -1,0 +1,72 @@
+"""Folders that a command makes, and the config.json that makes a folder a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from maskcl.cli.options import CommandError
+
+CONFIG = "config.json"
+
+# What config.json holds beside the options: the method, and what its network was made from.
+_BESIDE = ("method", "made_from")
+
+
+def check_new(directory: Path) -> None:
+    """Whether a folder of that name can be made; writes nothing.
+
+    Raises:
+        CommandError: it exists, or there is no place for it.
+    """
+    if directory.exists() or directory.is_symlink():
+        hint = " (--resume goes on with it)" if (directory / CONFIG).is_file() else ""
+        raise CommandError(f"{directory} exists already{hint}")
+    above = directory.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise CommandError(f"{directory} cannot be made: {above} is not a folder to write in")
+
+
+def config_of(method: str, options: dict[str, Any], made_from: dict[str, Any]) -> dict[str, Any]:
+    """The content of a run's config.json."""
+    return {"method": method, **options, "made_from": made_from}
+
+
+def read_config_of(directory: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """A run's method, its options, and what its network was made from.
+
+    Raises:
+        CommandError: the folder holds no run, or its config.json cannot be read.
+    """
+    path = directory / CONFIG
+    if not path.is_file():
+        raise CommandError(f"{directory} holds no run: {path} does not exist")
+    try:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{path} cannot be read: {error}") from None
+    if not isinstance(saved, dict) or "scenario" not in saved or "format" in saved:
+        raise CommandError(f"{path} is not a run's configuration")
+    options = {name: value for name, value in saved.items() if name not in _BESIDE}
+    # Runs of before there was a choice are HAT's.
+    return saved.get("method", "hat"), options, saved.get("made_from", {})
+
+
+def read_saved(directory: Path, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the run in a folder and what its network was made from, for ``--resume``.
+
+    Raises:
+        CommandError: there is no run, or one of another method.
+    """
+    if not (directory / CONFIG).is_file():
+        raise CommandError(f"{directory} holds no run that --resume could go on with")
+    found, options, made_from = read_config_of(directory)
+    if found != method:
+        raise CommandError(
+            f"{directory} holds a run of {found}: `maskcl train {found} --resume` goes on with it"
+        )
+    return options, made_from

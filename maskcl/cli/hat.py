@@ -1,0 +1,105 @@
+"""``maskcl train hat``: its options, its network, its part of result.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import maskcl
+from maskcl import metrics, models, report
+from maskcl.cli.common import MethodCommand, TrainOptions, build_model, seeded_weights, table
+from maskcl.cli.options import option
+from maskcl.methods import HAT
+
+if TYPE_CHECKING:
+    from maskcl.nn import HATNetwork
+    from maskcl.result import Result
+    from maskcl.scenarios import Scenario
+
+_hat = functools.partial(option, panel="HAT")
+_HAT = HAT()
+
+# Adam's are larger than usual: within a task of a few hundred steps the embeddings must cross zero
+# for a gate to close. SGD's is the paper's.
+LEARNING_RATES = {"sgd": 0.05, "adam": 0.005, "adamw": 0.005}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HATOptions(TrainOptions):
+    """Hard attention to the task (Serra et al. 2018)."""
+
+    NAME = "hat"
+    METHOD = HAT
+
+    model: str = option(f"{', '.join(models.NAMES)}.", "mlp", choices=models.NAMES)
+    hidden: tuple[int, ...] | None = option("Widths of the mlp.", None, shown="200,200")
+    dropout: float | None = option("Of the mlp.", None, shown="0", at_least=0, below=1)
+    lr: float | None = option("Learning rate.", None, shown=table(LEARNING_RATES), above=0)
+    s_max: float = _hat("Largest scale of the gates.", _HAT.s_max)
+    sparsity: float = _hat("Weight c of the sparsity term.", _HAT.sparsity)
+    schedule: str = _hat("linear, cosine, exponential, constant.", _HAT.schedule)
+    init: str = _hat("Of embeddings: normal, uniform, dense.", _HAT.init)
+    protection: str = _hat("exact, min (the paper's).", _HAT.protection)
+    rule: str = _hat("hat, const, adahat, random.", _HAT.rule)
+    rule_value: float | None = _hat("Number of const and adahat.", _HAT.rule_value)
+    compensation: str = _hat("exact, recipe, none.", _HAT.compensation)
+    embedding_clamp: float = _hat("Largest |embedding|.", _HAT.embedding_clamp)
+    cosh_clamp: float = _hat("Largest |s e| compensated.", _HAT.cosh_clamp)
+    clip: float | None = _hat("Largest norm of the gradient.", _HAT.clip, shown="none")
+
+    def __post_init__(self) -> None:
+        self._complete("lr", LEARNING_RATES.get(self.optimizer))
+        super().__post_init__()
+
+
+def prepare(options: HATOptions, scenario: Scenario) -> tuple[HATNetwork, dict[str, Any]]:
+    """The model converted for the scenario's tasks; nothing else decides about it.
+
+    Raises:
+        CommandError: the model does not fit the scenario's inputs.
+    """
+    outputs, shape = scenario.classes_per_task, scenario.input_shape
+    with seeded_weights(options.seed):
+        model = build_model(
+            options.model, shape, outputs[0], hidden=options.hidden, dropout=options.dropout
+        )
+        net = maskcl.nn.to_hat(
+            model,
+            scenario.num_tasks,
+            torch.zeros(2, *shape),
+            classes=outputs if scenario.setting.head == "task" else None,
+            init=options.init,
+        )
+    return net, {}
+
+
+def finish(
+    options: HATOptions, net: HATNetwork, result: Result, made: dict[str, Any], directory: Path
+) -> dict[str, Any]:
+    """HAT's part of result.json."""
+    masks = torch.stack([net.hard_mask(task) for task in range(net.num_tasks)]).cpu().numpy()
+    spans = {name: (span.start, span.stop) for name, span in net.units.items()}
+    return {
+        "capacity": result.capacity,
+        "protected": result.protected,
+        "protected_share": _protected_share(net, result.protected[-1]),
+        "mask_bytes": metrics.mask_bytes(masks),
+        "masks": report.encode_masks(masks, spans),
+    }
+
+
+def _protected_share(net: HATNetwork, shares: dict[str, float]) -> float:
+    """Share of all shared parameters' elements that are protected after the last task."""
+    protection = net.protection()
+    sizes = {
+        name: parameter.numel()
+        for name, parameter in zip(protection.names, protection.parameters, strict=True)
+    }
+    return sum(shares[name] * sizes[name] for name in shares) / sum(sizes.values())
+
+
+COMMAND = MethodCommand(HATOptions, prepare, finish)
