@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <array>
 #include <optional>
 #include <string>
 #include <vector>
@@ -155,10 +156,19 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
   return true;
 }
 
+// Fresh memory in the order of `like`.
+inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(like),         from(std::optional<ScalarType>(dtype)), from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt),                     from(std::nullopt)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // `a` with the memory order of the dense tensor `like`; itself where it has it already.
 inline Tensor in_order_of(const Tensor& a, const Tensor& like) {
   if (same_strides(a, like)) return a;
-  Tensor out = torch::stable::empty_like(like);
+  Tensor out = empty_like(like, a.scalar_type());
   torch::stable::copy_(out, a);
   return out;
 }

@@ -333,11 +333,27 @@ MASKCL_HD uint32_t order_key(float x, bool magnitude) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+MASKCL_HD uint64_t order_key(double x, bool magnitude) {
+  if (x != x) return ~uint64_t{0};
+  uint64_t bits;
+  memcpy(&bits, &x, 8);
+  if (magnitude) return bits & ~(uint64_t{1} << 63);
+  return bits >> 63 ? ~bits : bits | uint64_t{1} << 63;
+}
+
 MASKCL_HD float value_of_key(uint32_t key, bool magnitude) {
   uint32_t bits = magnitude ? key : (key & 0x80000000u ? key & 0x7fffffffu : ~key);
   if (key == 0xffffffffu) bits = 0x7fc00000u;
   float x;
   memcpy(&x, &bits, 4);
+  return x;
+}
+
+MASKCL_HD double value_of_key(uint64_t key, bool magnitude) {
+  uint64_t bits = magnitude ? key : (key >> 63 ? key & ~(uint64_t{1} << 63) : ~key);
+  if (key == ~uint64_t{0}) bits = uint64_t{0x7ff8} << 48;
+  double x;
+  memcpy(&x, &bits, 8);
   return x;
 }
 

@@ -1,4 +1,4 @@
-// What the CUDA kernels share beyond csrc/common.h: stream and launch, 16-byte vectors, block sums.
+// What the CUDA kernels share beyond csrc/common.h: stream and launch, scalars, 16-byte vectors, block sums.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -36,11 +36,44 @@ inline void check_cuda(const char* op, const char* name, const Tensor& tensor, c
                " is not on the device of the first argument, cuda:", like.get_device_index());
 }
 
+// a / b and a % b; in 32 bits where they fit, which is several times cheaper.
+struct Division {
+  int64_t quotient, remainder;
+  __device__ __forceinline__ Division(int64_t a, int64_t b) {
+    if (((a | b) >> 31) == 0) {
+      const uint32_t q = static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+      quotient = q;
+      remainder = static_cast<uint32_t>(a) - q * static_cast<uint32_t>(b);
+    } else {
+      quotient = a / b;
+      remainder = a - quotient * b;
+    }
+  }
+};
+
+// A 0-d tensor read where it lives: on the device by the kernel, on the host before the launch. Neither waits.
+template <typename T>
+struct Scalar {
+  const T* on_device;
+  T on_host;
+  __device__ T get() const { return on_device ? *on_device : on_host; }
+};
+
+// `typed` keeps a converted copy alive until the launch.
+template <typename T>
+Scalar<T> scalar_of(const char* op, const char* name, const Tensor& value, const Tensor& like, Tensor& typed) {
+  MASKCL_CHECK(value.numel() == 1, op, ": ", name, " has ", value.numel(), " elements, wanted 1");
+  if (value.is_cuda()) check_cuda(op, name, value, like);
+  typed = to_dtype(value, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
+  const T* data = static_cast<const T*>(typed.const_data_ptr());
+  return value.is_cuda() ? Scalar<T>{data, T(0)} : Scalar<T>{nullptr, *data};
+}
+
 // --- vectors --------------------------------------------------------------------------------------------------------
 
-// V elements of T as one load or store of up to 16 bytes.
+// V elements of T: one load or store where they are 16 bytes or fewer, else one for each 16 bytes.
 template <typename T, int V>
-struct alignas(sizeof(T) * V) Vector {
+struct alignas(sizeof(T) * V < 16 ? sizeof(T) * V : 16) Vector {
   T at[V];
 };
 
@@ -58,6 +91,32 @@ template <int V, typename T>
 __device__ __forceinline__ void store(T* to, const Vector<T, V>& value) {
   *reinterpret_cast<Vector<T, V>*>(to) = value;
 }
+
+// Grid-stride: calls body<V>(at) for every V elements of `count`, and body<1>(at) for each of those left over.
+template <int V, typename F>
+__device__ __forceinline__ void for_vectors(int64_t count, F&& body) {
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * V, whole = count / V * V;
+  for (int64_t at = thread * V; at < whole; at += step) body.template operator()<V>(at);
+  if constexpr (V > 1)
+    if (whole + thread < count) body.template operator()<1>(whole + thread);
+}
+
+// An unsigned type of an element's size, for kernels that move elements and do no arithmetic.
+template <size_t Size>
+struct BitsOf;
+template <>
+struct BitsOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct BitsOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct BitsOf<8> {
+  using type = uint64_t;
+};
 
 // --- sums -----------------------------------------------------------------------------------------------------------
 

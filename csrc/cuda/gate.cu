@@ -4,24 +4,6 @@
 namespace maskcl::gpu {
 namespace {
 
-// A 0-d tensor read where it lives: on the device by the kernel, on the host before the launch. Neither waits.
-template <typename T>
-struct Scalar {
-  const T* on_device;
-  T on_host;
-  __device__ T get() const { return on_device ? *on_device : on_host; }
-};
-
-// `typed` keeps a converted copy alive until the launch.
-template <typename T>
-Scalar<T> scalar_of(const char* op, const char* name, const Tensor& value, const Tensor& like, Tensor& typed) {
-  MASKCL_CHECK(value.numel() == 1, op, ": ", name, " has ", value.numel(), " elements, wanted 1");
-  if (value.is_cuda()) check_cuda(op, name, value, like);
-  typed = to_dtype(value, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
-  const T* data = static_cast<const T*>(typed.const_data_ptr());
-  return value.is_cuda() ? Scalar<T>{data, T(0)} : Scalar<T>{nullptr, *data};
-}
-
 template <typename E, typename T>
 __global__ void __launch_bounds__(kThreads)
 gate_kernel(const E* embedding, Scalar<T> scale, T* mask, int64_t units) {

@@ -353,21 +353,6 @@ void for_dtypes(const char* op, const std::vector<Tensor>& tensors, Fill&& fill,
   }
 }
 
-template <size_t Size>
-struct BitsOf;
-template <>
-struct BitsOf<2> {
-  using type = uint16_t;
-};
-template <>
-struct BitsOf<4> {
-  using type = uint32_t;
-};
-template <>
-struct BitsOf<8> {
-  using type = uint64_t;
-};
-
 }  // namespace
 
 void clamp_grads_(const std::vector<Tensor>& grads, const std::vector<Tensor>& out_tasks,

@@ -20,21 +20,6 @@ struct Parameters {
   bool from_output;
 };
 
-// a / b and a % b; in 32 bits where they fit, which is several times cheaper.
-struct Division {
-  int64_t quotient, remainder;
-  __device__ __forceinline__ Division(int64_t a, int64_t b) {
-    if (((a | b) >> 31) == 0) {
-      const uint32_t q = static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
-      quotient = q;
-      remainder = static_cast<uint32_t>(a) - q * static_cast<uint32_t>(b);
-    } else {
-      quotient = a / b;
-      remainder = a - quotient * b;
-    }
-  }
-};
-
 // --- forward --------------------------------------------------------------------------------------------------------
 
 // A vector lies in one channel where inner > 1 (inner is a multiple of V), else in V neighbouring ones. x may be y.
