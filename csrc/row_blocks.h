@@ -2,31 +2,34 @@
 // multiplied while it is still in the cache that it was written to.
 #pragma once
 
+#if defined(__CUDACC__)
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
+#else
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#endif
+
 #include <algorithm>
-#include <array>
 
 #include "common.h"
 
 namespace maskcl {
 
-// aten's products with a given output, through the dispatcher: the device's own library.
-inline void call_with_out(const char* op, const char* overload, std::array<StableIValue, 3> stack) {
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, overload, stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // the returned reference is ours to drop
-}
+// The device's own library, by the C functions that every torch from 2.11 on has (the dispatcher's stable call has no
+// scalars, hence no addmm). out [M, N] has unit stride along N.
+#if defined(__CUDACC__)
+#define MASKCL_PRODUCT(name) aoti_torch_cuda_##name
+#else
+#define MASKCL_PRODUCT(name) aoti_torch_cpu_##name
+#endif
 
-// out = a b, out [M, N] with unit stride along N
+// out = a b
 inline void matmul_out(const Tensor& a, const Tensor& b, const Tensor& out) {
-  using torch::stable::detail::from;
-  call_with_out("aten::mm", "out", {from(a), from(b), from(out)});
+  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(mm_out)(out.get(), a.get(), b.get()));
 }
 
 // out += a b
 inline void matmul_add(const Tensor& a, const Tensor& b, const Tensor& out) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 5> stack{from(out), from(a), from(b), from(1.0), from(1.0)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::addmm_", "", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);
+  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(addmm_out)(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
 }
 
 inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
@@ -68,10 +71,10 @@ Tensor linear_by_blocks(const Tensor& x, const Tensor& weight, const std::option
 }
 
 // For each block of rows: dx += g[:, rows] M[rows], where dx is wanted, and G[rows] = g[:, rows]^T x handed to
-// use(first, count, G), where `product` is: its rows of it are written into `product`, or into a scratch where it has none.
+// use(first, count, G), where it is wanted: written into `product`'s rows, or into a scratch where that is null.
 template <typename Fill, typename Use>
 void linear_backward_by_blocks(const Tensor& grad, const Tensor& x, const Tensor& weight, int64_t bytes,
-                               std::optional<Tensor> dx, bool want_product, const std::optional<Tensor>& product,
+                               const Tensor* dx, bool want_product, const Tensor* product,
                                const Fill& fill, const Use& use) {
   const int64_t outs = weight.size(0), rows = rows_in_block(weight, bytes);
   if (dx && outs == 0) torch::stable::zero_(*dx);

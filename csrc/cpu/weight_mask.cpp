@@ -286,10 +286,8 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
       if (want_scores)
         score_grad_into<T, S>(const_data<T>(product), from + offset, score + offset, data<S>(dscores) + offset, size, p);
     };
-    const std::optional<Tensor> product =
-        want_scores && std::is_same_v<T, S> ? std::optional<Tensor>(dscores) : std::nullopt;
-    linear_backward_by_blocks(grad, x, w, kBlockBytes, want_x ? std::optional<Tensor>(dx) : std::nullopt,
-                              want_weight || want_scores, product, fill, use);
+    linear_backward_by_blocks(grad, x, w, kBlockBytes, want_x ? &dx : nullptr, want_weight || want_scores,
+                              want_scores && std::is_same_v<T, S> ? &dscores : nullptr, fill, use);
   });
   if (s.scalar_type() != scores_in.scalar_type()) dscores = torch::stable::to(dscores, scores_in.scalar_type());
   return {dx, dweight, dscores};

@@ -197,7 +197,7 @@ def packed_embedding(index: Tensor, weight: Tensor, words: Tensor) -> Tensor:
         index's shape and D, in weight's dtype.
 
     Raises:
-        IndexError: an index is out of range (on the CPU).
+        IndexError, RuntimeError: an index is out of range (on the CPU).
         TypeError, ValueError: an argument is not as above.
     """
     op = "packed_embedding"

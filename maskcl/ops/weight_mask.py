@@ -101,7 +101,7 @@ def soft_mask(scores: Tensor, threshold: float = 0.0, *, scale: float = 1.0) -> 
 
 
 def kth_largest(values: Tensor, k: int, *, magnitude: bool = False) -> Tensor:
-    """The exact k-th largest of any number of values (``torch.quantile`` stops at 16 million).
+    """The exact k-th largest of any number of values.
 
     Equivalent to ``values.flatten().sort(descending=True).values[k - 1]``. Has no gradient.
 
@@ -248,6 +248,10 @@ def check_pair(op: str, weight: Tensor, scores: Tensor) -> None:
     _check.floating(op, "scores", scores)
     _check.same_shape(op, "scores", scores, "weight", weight)
     _check.same_device(op, "scores", scores, "weight", weight)
+    if scores.dtype not in (torch.float32, weight.dtype):
+        raise TypeError(
+            f"{op}: scores is {scores.dtype}, wanted torch.float32 or weight's {weight.dtype}"
+        )
 
 
 def linear_arguments(

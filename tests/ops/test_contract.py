@@ -30,7 +30,35 @@ def sample_inputs(name: str, dtype: torch.dtype, device: str, strided: bool) -> 
     unit = torch.rand(5, device=device)
     x, g = leaf(3, columns), leaf(3, columns).detach()
     lists = ([leaf(3, columns).detach()], [bits(3)], [bits(5)], [1])
+    weight, scores, rows = leaf(3, columns), leaf(3, columns, like=torch.float32), leaf(2, columns)
+    select = (None, "binary", 0.1, False, 1.0)
+    soft = (None, "soft", 0.1, False, 2.0)
+    words = ops.pack_mask(scores.detach(), ternary=True)
+    shape = list(scores.shape)
     return {
+        "weight_mask": (scores, *soft),
+        "masked_weight": (weight, scores, *select),
+        "masked_weight_backward": (g, weight, scores, *soft, True, True),
+        "kth_largest": (scores, 2, True),
+        "piggyback_linear": (rows, weight, scores, leaf(3), *select),
+        "piggyback_linear_backward": (
+            leaf(2, 6)[:, :3].detach(),
+            rows,
+            weight,
+            scores,
+            *select,
+            True,
+            True,
+            True,
+        ),
+        "pack_mask": (scores, True),
+        "pack_scores": (scores, torch.tensor(0.5, device=device), "topk", 0.0, False),
+        "unpack_mask": (words, shape, torch.float32),
+        "combine_words": (words, words.flip(0), "andnot"),
+        "popcount_words": (words,),
+        "packed_weight": (weight, words),
+        "packed_linear": (rows, weight, words[0], leaf(3)),
+        "packed_embedding": (torch.tensor([[2, 0]], device=device), weight, words),
         "hat_gate": (leaf(5), scale),
         "hat_gate_backward": (
             leaf(5, like=torch.float32),
@@ -69,6 +97,25 @@ def step(x, weight, bias, embedding, scale):
     hidden = ops.masked_linear(x, weight, mask, bias, activation="relu")
     hidden = ops.masked_activation(hidden, mask, activation="gelu")
     return hidden.square().sum() + ops.hat_sparsity(mask, mask.detach() > 0.5)
+
+
+def piggyback_step(x, weight, scores, words):
+    hidden = ops.piggyback_linear(x, weight, scores, levels="topk", density=0.5)
+    hidden = hidden @ ops.piggyback_weight(weight, scores, levels="ternary")
+    hidden = hidden * ops.soft_mask(scores.sum(0)) + ops.binarize(scores, 0.1).sum(0)
+    found = ops.xor_words(ops.pack_scores(scores), words)
+    hidden = ops.packed_linear(hidden, ops.packed_weight(weight, words), found)
+    return hidden.square().sum() + ops.popcount(found)
+
+
+def test_piggyback_compiles_to_one_graph_with_the_same_gradients(backend, device):
+    leaves = [torch.randn(*s, device=device).requires_grad_() for s in ((4, 6), (5, 6), (5, 6))]
+    words = ops.pack_mask(torch.rand(5, 6, device=device) > 0.5)
+    compiled = torch.compile(piggyback_step, fullgraph=True)
+    found = torch.autograd.grad(compiled(*leaves, words), leaves)
+    wanted = torch.autograd.grad(piggyback_step(*leaves, words), leaves)
+    for f, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(f, w)
 
 
 def step_inputs(device):
@@ -122,15 +169,20 @@ def test_torch_func_grad_and_vmap(backend, device):
         torch.func.vmap(lambda e: ops.hat_gate(e, 2.0))(torch.randn(2, 3, device=device))
 
 
-@pytest.mark.parametrize("op", ["hat_gate", "masked_activation", "masked_linear"])
+FIRST_ORDER = ["hat_gate", "masked_activation", "masked_linear", "piggyback_linear", "soft_mask"]
+
+
+@pytest.mark.parametrize("op", FIRST_ORDER)
 def test_double_backward_raises(backend, device, op):
     x, weight, _, e = step_inputs(device)[:4]
     y = {
         "hat_gate": lambda: ops.hat_gate(e, 2.0),
         "masked_activation": lambda: ops.masked_activation(x, e.detach().repeat(2)[:6].abs()),
         "masked_linear": lambda: ops.masked_linear(x, weight, e.detach().abs()),
+        "piggyback_linear": lambda: ops.piggyback_linear(x, weight, weight.detach()),
+        "soft_mask": lambda: ops.soft_mask(e),
     }[op]()
-    leaf = e if op == "hat_gate" else x
+    leaf = e if op in ("hat_gate", "soft_mask") else x
     (grad,) = torch.autograd.grad((y**2).sum(), leaf, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivative only"):
         grad.sum().backward()
@@ -163,7 +215,9 @@ def test_use_backend_is_undone_on_error():
     with contextlib.suppress(KeyError), backends.use_backend("reference"):
         assert backends.choose("hat_gate", "cpu", torch.float32) == "reference"
         raise KeyError
-    assert backends.choose("hat_gate", "cpu", torch.float32) == backends._AUTO["cpu"][0]
+    assert (
+        backends.choose("hat_gate", "cpu", torch.float32) == backends._order("hat_gate", "cpu")[0]
+    )
 
 
 def test_reasons_are_sentences():

@@ -1,0 +1,451 @@
+// Weight masks of one bit (ternary: two) a weight: packing, set operations, and weights and layers that read the bits.
+//
+// Bit i % 32 of word i // 32 is weight i in row-major order; a row of a weight may start inside a word.
+
+#include <algorithm>
+#include <vector>
+
+#include "../row_blocks.h"
+#include "parallel.h"
+
+namespace maskcl {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+constexpr int64_t kWord = 32;
+constexpr int64_t kBlockBytes = 8 << 20;  // of unpacked rows: half of a usual third-level cache
+constexpr int64_t kFewRows = 4;           // of x: up to here reading the weight once is the time, and a product call is not
+constexpr int kLanes = 16;
+
+int64_t words_for(int64_t count) { return (count + kWord - 1) / kWord; }
+
+// The planes of a mask; negative is null for a binary one.
+struct Planes {
+  const uint32_t* on;
+  const uint32_t* negative;
+};
+
+Planes planes_of(const Tensor& words) {
+  const auto* on = static_cast<const uint32_t*>(words.const_data_ptr());
+  return {on, words.dim() == 2 ? on + words.size(1) : nullptr};
+}
+
+// 32 bits from bit `index` on; those past `count` are 0.
+MASKCL_INLINE uint32_t word_at(const uint32_t* words, int64_t index, int64_t count) {
+  const int64_t word = index / kWord;
+  const int shift = static_cast<int>(index % kWord);
+  const uint64_t high = shift && (word + 1) * kWord < count ? words[word + 1] : 0;
+  return static_cast<uint32_t>((high << 32 | words[word]) >> shift);
+}
+
+template <int Bytes>
+struct bits;
+template <>
+struct bits<1> {
+  using type = uint8_t;
+};
+template <>
+struct bits<2> {
+  using type = uint16_t;
+};
+template <>
+struct bits<4> {
+  using type = uint32_t;
+};
+template <>
+struct bits<8> {
+  using type = uint64_t;
+};
+
+// --- loops, one copy an instruction set -----------------------------------------------------------------------------
+
+// Weights [begin, end) of `count`, as patterns of their bits.
+template <typename U>
+MASKCL_INLINE void select_range(const U* w, Planes planes, U* y, int64_t begin, int64_t end, int64_t count) {
+  for (int64_t i = begin; i < end; i += kWord) {
+    const uint32_t on = word_at(planes.on, i, count);
+    const uint32_t negative = planes.negative ? word_at(planes.negative, i, count) : 0;
+    const int64_t left = std::min(kWord, end - i);
+    if (left == kWord) {
+      MASKCL_VECTORIZE
+      for (uint32_t j = 0; j < kWord; ++j) y[i + j] = select_bits<U>(w[i + j], on >> j & 1, negative >> j & 1);
+    } else {
+      for (uint32_t j = 0; j < left; ++j) y[i + j] = select_bits<U>(w[i + j], on >> j & 1, negative >> j & 1);
+    }
+  }
+}
+
+// The words of elements [32 first, ..) of `count`.
+template <typename T>
+MASKCL_INLINE void pack_range(const T* mask, uint32_t* on, uint32_t* negative, int64_t first, int64_t last,
+                              int64_t count) {
+  for (int64_t word = first; word < last; ++word) {
+    const T* from = mask + word * kWord;
+    const int64_t left = std::min(kWord, count - word * kWord);
+    uint32_t some = 0, less = 0;
+    if (left == kWord) {
+      for (uint32_t j = 0; j < kWord; ++j) some |= static_cast<uint32_t>(from[j] != T(0)) << j;
+      if (negative)
+        for (uint32_t j = 0; j < kWord; ++j) less |= static_cast<uint32_t>(from[j] < T(0)) << j;
+    } else {
+      for (uint32_t j = 0; j < left; ++j) {
+        some |= static_cast<uint32_t>(from[j] != T(0)) << j;
+        less |= static_cast<uint32_t>(from[j] < T(0)) << j;
+      }
+    }
+    on[word] = some;
+    if (negative) negative[word] = less;
+  }
+}
+
+template <typename S, typename C>
+MASKCL_INLINE void pack_scores_range(const S* scores, uint32_t* on, uint32_t* negative, int64_t first, int64_t last,
+                                     int64_t count, Levels levels, C threshold) {
+  dispatch_levels(levels, [&]<Levels L>() __attribute__((always_inline)) {
+    if constexpr (L != Levels::soft) {
+      for (int64_t word = first; word < last; ++word) {
+        const S* from = scores + word * kWord;
+        const int64_t left = std::min(kWord, count - word * kWord);
+        uint32_t some = 0, less = 0;
+        if (left == kWord) {
+          for (uint32_t j = 0; j < kWord; ++j)
+            some |= static_cast<uint32_t>(level<L>(static_cast<C>(from[j]), threshold) != 0) << j;
+          if (negative)
+            for (uint32_t j = 0; j < kWord; ++j)
+              less |= static_cast<uint32_t>(level<L>(static_cast<C>(from[j]), threshold) < 0) << j;
+        } else {
+          for (uint32_t j = 0; j < left; ++j) {
+            const int value = level<L>(static_cast<C>(from[j]), threshold);
+            some |= static_cast<uint32_t>(value != 0) << j;
+            less |= static_cast<uint32_t>(value < 0) << j;
+          }
+        }
+        on[word] = some;
+        if (negative) negative[word] = less;
+      }
+    }
+  });
+}
+
+// Rows [begin, end) of the weight times `Rows` rows of x, all in float (double): each weight is read once.
+template <int Rows, typename T, typename U, typename C>
+MASKCL_INLINE void dot_rows(const T* x, const T* w, Planes planes, const T* bias, T* y, int64_t begin, int64_t end,
+                            int64_t ins, int64_t outs, int64_t count) {
+  for (int64_t o = begin; o < end; ++o) {
+    const T* row = w + o * ins;
+    C sums[Rows][kLanes] = {};
+    for (int64_t i = 0; i < ins; i += kWord) {
+      const uint32_t on = word_at(planes.on, o * ins + i, count);
+      const uint32_t negative = planes.negative ? word_at(planes.negative, o * ins + i, count) : 0;
+      const int64_t left = std::min(kWord, ins - i);
+      for (int64_t half = 0; half < left; half += kLanes) {
+        U from[kLanes] = {}, selected[kLanes];
+        T weights[kLanes];
+        const int64_t lanes = std::min<int64_t>(kLanes, left - half);
+        if (lanes == kLanes)
+          memcpy(from, row + i + half, sizeof from);
+        else
+          memcpy(from, row + i + half, lanes * sizeof(T));
+        for (uint32_t j = 0; j < kLanes; ++j) selected[j] = select_bits<U>(from[j], on >> (half + j) & 1, negative >> (half + j) & 1);
+        memcpy(weights, selected, sizeof weights);
+        for (int r = 0; r < Rows; ++r) {
+          const T* at = x + r * ins + i + half;
+          if (lanes == kLanes) {
+            for (int j = 0; j < kLanes; ++j) sums[r][j] += static_cast<C>(weights[j]) * static_cast<C>(at[j]);
+          } else {
+            for (int j = 0; j < lanes; ++j) sums[r][j] += static_cast<C>(weights[j]) * static_cast<C>(at[j]);
+          }
+        }
+      }
+    }
+    for (int r = 0; r < Rows; ++r) {
+      C sum = bias ? static_cast<C>(bias[o]) : C(0);
+      for (int j = 0; j < kLanes; ++j) sum += sums[r][j];
+      y[r * outs + o] = static_cast<T>(sum);
+    }
+  }
+}
+
+MASKCL_CLONES void run_select(const uint16_t* w, Planes p, uint16_t* y, int64_t begin, int64_t end, int64_t count) {
+  select_range(w, p, y, begin, end, count);
+}
+MASKCL_CLONES void run_select(const uint32_t* w, Planes p, uint32_t* y, int64_t begin, int64_t end, int64_t count) {
+  select_range(w, p, y, begin, end, count);
+}
+void run_select(const uint64_t* w, Planes p, uint64_t* y, int64_t begin, int64_t end, int64_t count) {
+  select_range(w, p, y, begin, end, count);
+}
+
+// Cloned functions cannot be templates, so each dtype names its own.
+#define MASKCL_FLOAT(CLONES, T, U, C)                                                                                  \
+  CLONES void run_pack_scores(const T* s, uint32_t* on, uint32_t* negative, int64_t first, int64_t last, int64_t count, \
+                              Levels levels, C threshold) {                                                            \
+    pack_scores_range<T, C>(s, on, negative, first, last, count, levels, threshold);                                   \
+  }                                                                                                                    \
+  CLONES void run_dot(const T* x, int64_t rows, const T* w, Planes planes, const T* bias, T* y, int64_t begin,         \
+                      int64_t end, int64_t ins, int64_t outs, int64_t count) {                                         \
+    if (rows == 1) return dot_rows<1, T, U, C>(x, w, planes, bias, y, begin, end, ins, outs, count);                   \
+    if (rows == 2) return dot_rows<2, T, U, C>(x, w, planes, bias, y, begin, end, ins, outs, count);                   \
+    if (rows == 3) return dot_rows<3, T, U, C>(x, w, planes, bias, y, begin, end, ins, outs, count);                   \
+    dot_rows<4, T, U, C>(x, w, planes, bias, y, begin, end, ins, outs, count);                                         \
+  }
+MASKCL_FLOAT(MASKCL_CLONES, float, uint32_t, float)
+MASKCL_FLOAT(MASKCL_CLONES, BFloat16, uint16_t, float)
+MASKCL_FLOAT(, Half, uint16_t, float)  // its conversions do not vectorise
+MASKCL_FLOAT(, double, uint64_t, double)  // for checks, not for speed
+
+#define MASKCL_PACK(CLONES, T)                                                                                        \
+  CLONES void run_pack(const T* mask, uint32_t* on, uint32_t* negative, int64_t first, int64_t last, int64_t count) { \
+    pack_range<T>(mask, on, negative, first, last, count);                                                            \
+  }
+MASKCL_PACK(MASKCL_CLONES, float)
+MASKCL_PACK(MASKCL_CLONES, uint8_t)
+MASKCL_PACK(MASKCL_CLONES, int8_t)
+MASKCL_PACK(, double)
+
+MASKCL_CLONES int64_t run_popcount(const uint32_t* words, int64_t count) {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += __builtin_popcount(words[i]);
+  return sum;
+}
+
+enum class Combine { both, either, differ, without };
+
+MASKCL_CLONES void run_combine(const uint32_t* a, const uint32_t* b, uint32_t* out, int64_t count, Combine how) {
+  switch (how) {
+    case Combine::both:
+      for (int64_t i = 0; i < count; ++i) out[i] = a[i] & b[i];
+      break;
+    case Combine::either:
+      for (int64_t i = 0; i < count; ++i) out[i] = a[i] | b[i];
+      break;
+    case Combine::differ:
+      for (int64_t i = 0; i < count; ++i) out[i] = a[i] ^ b[i];
+      break;
+    case Combine::without:
+      for (int64_t i = 0; i < count; ++i) out[i] = a[i] & ~b[i];
+      break;
+  }
+}
+
+// --- work division --------------------------------------------------------------------------------------------------
+
+Tensor empty_words(const Tensor& like, int64_t count, bool ternary) {
+  if (ternary) return torch::stable::new_empty(like, {2, words_for(count)}, ScalarType::Int);
+  return torch::stable::new_empty(like, {words_for(count)}, ScalarType::Int);
+}
+
+template <typename F>
+void by_words(const Tensor& out, int64_t count, const F& body) {
+  auto* on = static_cast<uint32_t*>(out.mutable_data_ptr());
+  uint32_t* negative = out.dim() == 2 ? on + out.size(1) : nullptr;
+  parallel(words_for(count), kWord, [&](int64_t first, int64_t last) { body(on, negative, first, last); });
+}
+
+Tensor pack_mask_cpu(const Tensor& mask, bool ternary) {
+  ScalarType dtype = mask.scalar_type();
+  const bool bytes = dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Char;
+  // Signs and zeros survive the conversion of any other dtype to float.
+  if (!bytes && dtype != ScalarType::Double) dtype = ScalarType::Float;
+  const Tensor m = to_dtype(mask, dtype), out = empty_words(mask, mask.numel(), ternary);
+  const int64_t count = m.numel();
+  const void* from = m.const_data_ptr();
+  by_words(out, count, [&](uint32_t* on, uint32_t* negative, int64_t first, int64_t last) {
+    if (dtype == ScalarType::Float) return run_pack(static_cast<const float*>(from), on, negative, first, last, count);
+    if (dtype == ScalarType::Double) return run_pack(static_cast<const double*>(from), on, negative, first, last, count);
+    if (dtype == ScalarType::Char) return run_pack(static_cast<const int8_t*>(from), on, negative, first, last, count);
+    run_pack(static_cast<const uint8_t*>(from), on, negative, first, last, count);
+  });
+  return out;
+}
+
+Tensor pack_scores_cpu(const Tensor& scores, const std::optional<Tensor>& kth, const std::string& levels,
+                       double threshold, bool inclusive) {
+  const Levels how = parse_levels(levels, inclusive);
+  MASKCL_CHECK(how != Levels::soft, "pack_scores: levels is 'soft', which has no bits");
+  if (how == Levels::topk) {
+    MASKCL_CHECK(kth.has_value(), "levels: 'topk' needs kth");
+    threshold = *static_cast<const double*>(to_dtype(*kth, ScalarType::Double).const_data_ptr());
+  }
+  const Tensor s = torch::stable::contiguous(scores);
+  const Tensor out = empty_words(s, s.numel(), how == Levels::ternary || how == Levels::ternary_symmetric);
+  dispatch_float(s.scalar_type(), "pack_scores", [&]<typename S>() {
+    const S* from = static_cast<const S*>(s.const_data_ptr());
+    by_words(out, s.numel(), [&](uint32_t* on, uint32_t* negative, int64_t first, int64_t last) {
+      run_pack_scores(from, on, negative, first, last, s.numel(), how, static_cast<compute_t<S>>(threshold));
+    });
+  });
+  return out;
+}
+
+template <typename T>
+void unpack(const Tensor& words, const Tensor& out) {
+  const Planes planes = planes_of(words);
+  T* to = static_cast<T*>(out.mutable_data_ptr());
+  const int64_t count = out.numel();
+  parallel(count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int on = planes.on[i / kWord] >> (i % kWord) & 1;
+      const int negative = planes.negative ? planes.negative[i / kWord] >> (i % kWord) & 1 : 0;
+      to[i] = static_cast<T>(on - 2 * (on & negative));
+    }
+  });
+}
+
+Tensor unpack_mask_cpu(const Tensor& words_in, std::vector<int64_t> shape, ScalarType dtype) {
+  const Tensor words = torch::stable::contiguous(words_in);
+  // Narrow results are made as bytes, other ones than the four floats as float, and converted.
+  const bool bytes = dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Char;
+  const bool direct = dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
+                      dtype == ScalarType::Half;
+  const ScalarType made = bytes ? ScalarType::Char : (direct ? dtype : ScalarType::Float);
+  const Tensor out = torch::stable::new_empty(words, shape, made);
+  if (bytes)
+    unpack<int8_t>(words, out);
+  else
+    dispatch_float(made, "unpack_mask", [&]<typename T>() { unpack<T>(words, out); });
+  return made == dtype ? out : torch::stable::to(out, dtype);
+}
+
+Tensor combine_words_cpu(const Tensor& a_in, const Tensor& b_in, const std::string& how) {
+  const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
+  MASKCL_CHECK(how == "and" || how == "or" || how == "xor" || how == "andnot", "how: found '", how,
+               "', wanted and, or, xor or andnot");
+  const Combine kind = how == "and"  ? Combine::both
+                       : how == "or" ? Combine::either
+                                     : (how == "xor" ? Combine::differ : Combine::without);
+  const Tensor out = torch::stable::empty_like(a);
+  const auto* left = static_cast<const uint32_t*>(a.const_data_ptr());
+  const auto* right = static_cast<const uint32_t*>(b.const_data_ptr());
+  auto* to = static_cast<uint32_t*>(out.mutable_data_ptr());
+  parallel(a.numel(), 1, [&](int64_t begin, int64_t end) {
+    run_combine(left + begin, right + begin, to + begin, end - begin, kind);
+  });
+  return out;
+}
+
+Tensor popcount_words_cpu(const Tensor& words_in) {
+  const Tensor words = torch::stable::contiguous(words_in);
+  std::vector<int64_t> shape;
+  for (int64_t d = 0; d + 1 < words.dim(); ++d) shape.push_back(words.size(d));
+  const Tensor out = torch::stable::new_empty(words, shape, ScalarType::Long);
+  const int64_t width = words.size(words.dim() - 1), rows = out.numel();
+  constexpr int64_t kPiece = 1 << 16;  // words: a long row is for several threads
+  const int64_t pieces = std::max<int64_t>(1, (width + kPiece - 1) / kPiece);
+  std::vector<int64_t> sums(rows * pieces, 0);
+  const auto* from = static_cast<const uint32_t*>(words.const_data_ptr());
+  parallel(rows * pieces, std::min(width, kPiece), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t first = (p % pieces) * kPiece;
+      sums[p] = run_popcount(from + (p / pieces) * width + first, std::min(kPiece, width - first));
+    }
+  });
+  auto* to = static_cast<int64_t*>(out.mutable_data_ptr());
+  for (int64_t r = 0; r < rows; ++r) {
+    to[r] = 0;
+    for (int64_t p = 0; p < pieces; ++p) to[r] += sums[r * pieces + p];
+  }
+  return out;
+}
+
+// Weights [first, first + count) of a contiguous weight into `out`, on several threads.
+template <typename U>
+void select_part(const void* weight, Planes planes, void* out, int64_t first, int64_t count, int64_t total) {
+  const U* w = static_cast<const U*>(weight);
+  U* y = static_cast<U*>(out) - first;
+  parallel(words_for(count), kWord, [&](int64_t begin, int64_t end) {
+    run_select(w, planes, y, first + begin * kWord, std::min(first + count, first + end * kWord), total);
+  });
+}
+
+void select_rows(const Tensor& weight, Planes planes, const Tensor& out, int64_t first, int64_t count) {
+  dispatch_float(weight.scalar_type(), "packed_weight", [&]<typename T>() {
+    using U = typename bits<sizeof(T)>::type;
+    select_part<U>(weight.const_data_ptr(), planes, out.mutable_data_ptr(), first, count, weight.numel());
+  });
+}
+
+Tensor packed_weight_cpu(const Tensor& weight, const Tensor& words_in) {
+  // Bits are in row-major order, so other orders take a copy.
+  const Tensor w = torch::stable::contiguous(weight), words = torch::stable::contiguous(words_in);
+  Tensor out = torch::stable::empty_like(weight);
+  const Tensor y = out.is_contiguous() ? out : torch::stable::empty_like(w);
+  expect_large_writes(y);
+  select_rows(w, planes_of(words), y, 0, w.numel());
+  if (!out.is_contiguous()) torch::stable::copy_(out, y);
+  return out;
+}
+
+template <typename T>
+Tensor few_rows(const Tensor& x, const Tensor& w, Planes planes, const std::optional<Tensor>& bias) {
+  const int64_t rows = x.size(0), ins = w.size(1), outs = w.size(0);
+  const Tensor y = torch::stable::new_empty(x, {rows, outs});
+  const T *from = static_cast<const T*>(x.const_data_ptr()), *weight = static_cast<const T*>(w.const_data_ptr());
+  const T* added = bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr;
+  T* to = static_cast<T*>(y.mutable_data_ptr());
+  parallel(outs, ins, [&](int64_t begin, int64_t end) {
+    run_dot(from, rows, weight, planes, added, to, begin, end, ins, outs, w.numel());
+  });
+  return y;
+}
+
+Tensor packed_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tensor& words_in,
+                         const std::optional<Tensor>& bias_in) {
+  const Tensor x = torch::stable::contiguous(x_in), w = torch::stable::contiguous(weight);
+  const Tensor words = torch::stable::contiguous(words_in);
+  std::optional<Tensor> bias;
+  if (bias_in) bias = torch::stable::contiguous(*bias_in);
+  const Planes planes = planes_of(words);
+  if (x.size(0) > 0 && x.size(0) <= kFewRows) {
+    Tensor y;
+    dispatch_float(x.scalar_type(), "packed_linear", [&]<typename T>() { y = few_rows<T>(x, w, planes, bias); });
+    return y;
+  }
+  const int64_t ins = w.size(1);
+  return linear_by_blocks(x, w, bias, kBlockBytes, [&](int64_t first, int64_t count, const Tensor& block) {
+    select_rows(w, planes, block, first * ins, count * ins);
+  });
+}
+
+Tensor packed_embedding_cpu(const Tensor& index_in, const Tensor& weight, const Tensor& words_in) {
+  const Tensor index = torch::stable::contiguous(index_in), w = torch::stable::contiguous(weight);
+  const Tensor words = torch::stable::contiguous(words_in);
+  std::vector<int64_t> shape;
+  for (int64_t d = 0; d < index.dim(); ++d) shape.push_back(index.size(d));
+  const int64_t rows = w.size(0), width = w.size(1);
+  shape.push_back(width);
+  const auto* at = static_cast<const int64_t*>(index.const_data_ptr());
+  for (int64_t i = 0; i < index.numel(); ++i)
+    MASKCL_CHECK(at[i] >= 0 && at[i] < rows, "packed_embedding: index holds ", at[i], ", wanted 0 to ", rows - 1);
+  const Tensor out = torch::stable::new_empty(w, shape);
+  const Planes planes = planes_of(words);
+  dispatch_float(w.scalar_type(), "packed_embedding", [&]<typename T>() {
+    using U = typename bits<sizeof(T)>::type;
+    const U* from = static_cast<const U*>(w.const_data_ptr());
+    U* to = static_cast<U*>(out.mutable_data_ptr());
+    parallel(index.numel(), width, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t row = at[i] * width;
+        run_select(from, planes, to + i * width - row, row, row + width, w.numel());
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(maskcl, CPU, m) {
+  m.impl("pack_mask", TORCH_BOX(&pack_mask_cpu));
+  m.impl("pack_scores", TORCH_BOX(&pack_scores_cpu));
+  m.impl("unpack_mask", TORCH_BOX(&unpack_mask_cpu));
+  m.impl("combine_words", TORCH_BOX(&combine_words_cpu));
+  m.impl("popcount_words", TORCH_BOX(&popcount_words_cpu));
+  m.impl("packed_weight", TORCH_BOX(&packed_weight_cpu));
+  m.impl("packed_linear", TORCH_BOX(&packed_linear_cpu));
+  m.impl("packed_embedding", TORCH_BOX(&packed_embedding_cpu));
+}
+
+}  // namespace maskcl
