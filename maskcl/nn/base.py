@@ -7,20 +7,24 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.frozen import freeze_norm
+from maskcl.nn.frozen import close_shortcuts, freeze_norm
 from maskcl.nn.heads import TaskHeads
 from maskcl.nn.norms import TaskNorm
 from maskcl.nn.piggyback import PIGGYBACK_LAYERS
 
 
 def freeze(model: nn.Module) -> None:
-    """Take gradients from all parameters, and training mode from norms that are not a task's."""
+    """Take gradients from all parameters, and training mode from norms that are not a task's.
+
+    Torch's transformer layers go without the shortcut that would not see the masks.
+    """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     own = {inner for m in model.modules() if isinstance(m, TaskNorm) for inner in m.modules()}
     for module in model.modules():
         if module not in own:
             freeze_norm(module)
+            close_shortcuts(module)
 
 
 def base_hash(model: nn.Module) -> str:

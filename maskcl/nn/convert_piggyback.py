@@ -18,11 +18,10 @@ from maskcl.nn.piggyback import (
     PiggybackConv2d,
     PiggybackConv3d,
     PiggybackEmbedding,
-    PiggybackLayer,
     PiggybackLinear,
-    check_levels,
 )
 from maskcl.nn.piggyback_network import PiggybackNetwork
+from maskcl.nn.weight_masks import PiggybackLayer, check_levels
 
 NORMS = ("frozen", "task")
 _CONVS: dict[type, type] = {
@@ -44,10 +43,11 @@ def to_piggyback(
     """Convert an ordinary model; it is copied and stays as it is.
 
     ``nn.Linear``, ``nn.Conv1d`` to ``3d`` and ``nn.Embedding`` (these very classes) become
-    piggyback layers with the same weights, which are frozen as all else is. Weights that two
-    layers share stay shared, with a mask for each layer. A forward that reads a layer's ``weight``
-    itself instead of calling the layer gets the base's. The same call gives the same network, so
-    that a ``state_dict`` fits in another process.
+    piggyback layers with the same weights, which are frozen as all else is (``nn.LSTM``,
+    ``nn.MultiheadAttention`` and subclasses among it). Weights that two layers share stay shared,
+    with a mask for each layer. A forward that reads a layer's ``weight`` itself instead of calling
+    the layer gets the base's. The same call gives the same network, so that a ``state_dict`` fits
+    in another process.
 
     Args:
         model: pretrained; no tracing and no example inputs are needed.
@@ -79,8 +79,6 @@ def to_piggyback(
             f"to_piggyback: {type(model).__name__} has no nn.Linear, nn.Conv1d to 3d or"
             " nn.Embedding to mask"
         )
-    for module in converted.modules():
-        _without_shortcuts(module)
     return PiggybackNetwork(converted, num_tasks, levels=levels)
 
 
@@ -168,11 +166,3 @@ def _swapped_layer(module: nn.Module, num_tasks: int, levels: str) -> nn.Module 
         setattr(new, name, parameter)
     new.words = new.words.new_zeros(new.words.shape, device=new.weight.device)
     return with_hooks(new, module)
-
-
-def _without_shortcuts(module: nn.Module) -> None:
-    """Keep transformer layers from reading their layers' weights past the masks in evaluation."""
-    if isinstance(module, nn.TransformerEncoderLayer):
-        module.activation_relu_or_gelu = 0
-    elif isinstance(module, nn.TransformerEncoder):
-        module.use_nested_tensor = False

@@ -1,4 +1,4 @@
-"""Norms that never leave evaluation mode: neither statistics nor affine of a frozen base change."""
+"""Ordinary modules kept from what would change a frozen base or read it past its masks."""
 
 from __future__ import annotations
 
@@ -33,10 +33,37 @@ def freeze_norm(module: nn.Module) -> None:
         module.eval()
 
 
-def thaw_norm(module: nn.Module) -> None:
-    """The ordinary norm again, in the mode that it is in."""
+def thaw_norm(module: nn.Module, mode: bool = False) -> None:
+    """An ordinary norm again, in training mode or not; other modules stay as they are."""
     if isinstance(module, FrozenNorm):
         module.__class__ = module._plain  # type: ignore[assignment]
+        module.train(mode)
+
+
+# What decides, in evaluation mode, that a module computes its children's part itself.
+_SHORTCUTS: dict[type[nn.Module], tuple[str, Any]] = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+}
+
+
+def close_shortcuts(module: nn.Module) -> None:
+    """Keep torch's transformer layers from reading their layers' weights instead of calling them.
+
+    In evaluation mode they would compute with the weights as they are, past every mask.
+    """
+    for kind, (name, off) in _SHORTCUTS.items():
+        if isinstance(module, kind) and not hasattr(module, _BEFORE):
+            setattr(module, _BEFORE, getattr(module, name))
+            setattr(module, name, off)
+
+
+def open_shortcuts(module: nn.Module) -> None:
+    """Undo ``close_shortcuts``."""
+    for kind, (name, _) in _SHORTCUTS.items():
+        if isinstance(module, kind) and hasattr(module, _BEFORE):
+            setattr(module, name, getattr(module, _BEFORE))
+            delattr(module, _BEFORE)
 
 
 def _frozen_class(plain: type[nn.Module]) -> type[nn.Module]:
@@ -52,3 +79,4 @@ def _empty(plain: type[nn.Module]) -> nn.Module:
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+_BEFORE = "_shortcut_before"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -10,25 +9,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from maskcl import ops
 from maskcl.nn.base import base_hash, freeze
 from maskcl.nn.frozen import freeze_norm, thaw_norm
-from maskcl.nn.piggyback import (
-    PIGGYBACK_LAYERS,
+from maskcl.nn.mask_words import check_all_words, differing_bits, off_shares
+from maskcl.nn.piggyback import PIGGYBACK_LAYERS
+from maskcl.nn.state import TaskAware
+from maskcl.nn.task_network import TaskNetwork, check_members, own_modules, own_parameters
+from maskcl.nn.weight_masks import (
+    NO_CUT,
     Cut,
     MaskState,
     PiggybackLayer,
     check_levels,
-    planes,
+    check_start,
 )
-from maskcl.nn.state import TaskAware
-from maskcl.nn.task_network import TaskNetwork, check_members, own_modules, own_parameters
 from maskcl.ops.weight_mask import selection
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-SPREADS = ("constant", "uniform")
 
 
 class PiggybackNetwork(TaskNetwork):
@@ -133,24 +131,20 @@ class PiggybackNetwork(TaskNetwork):
             ValueError: an argument is not as above; nothing has changed then.
         """
         self._check_open("begin_task", task)
+        caller = "PiggybackNetwork.begin_task"
         if self.training_task not in (None, task):
             other = self.training_task
             raise RuntimeError(
-                f"PiggybackNetwork.begin_task: task {other} is in training;"
+                f"{caller}: task {other} is in training;"
                 f" net.finish_task({other}) or net.forget_task({other}) first"
             )
         layers = self.layers.values()
         for layer in layers:
             probe = layer.weight.detach().flatten()[:1]
-            selection("begin_task", probe, threshold, self.levels, inclusive, density)
-        _check_start(init, spread)
+            selection(caller, probe, threshold, self.levels, inclusive, density)
+        check_start(caller, init, spread)
         for layer in layers:
-            layer.scores = layer.new_scores()
-            if spread == "uniform":
-                start = torch.empty(layer.scores.shape, dtype=layer.scores.dtype)
-                layer.scores.copy_(start.uniform_(-init, init, generator=generator))
-            else:
-                layer.scores.fill_(init)
+            layer.start_scores(init, spread, generator)
         self._state.cut = Cut(task, threshold, inclusive, density)
         for parameter in self.parameters():
             parameter.grad = None
@@ -222,16 +216,8 @@ class PiggybackNetwork(TaskNetwork):
                 f"PiggybackNetwork.set_words: task {task} is in training;"
                 f" net.forget_task({task}) gives it up"
             )
-        layers = self.layers
-        if words.keys() != layers.keys():
-            odd = ", ".join(map(repr, sorted(words.keys() ^ layers.keys())))
-            raise ValueError(
-                f"PiggybackNetwork.set_words: {odd} in only one of words and net.layers, wanted the"
-                " same names"
-            )
-        for name, layer in layers.items():
-            _check_words(name, words[name], layer)
-        self._record(task, {name: words[name] for name in layers})
+        check_all_words("PiggybackNetwork.set_words", words, self.layers)
+        self._record(task, words)
 
     def off(self, task: int) -> dict[str, float]:
         """Share of each layer's weights that a task's mask turns off; waits for the device.
@@ -241,14 +227,7 @@ class PiggybackNetwork(TaskNetwork):
         Raises:
             RuntimeError: the task is neither.
         """
-        layers, words = self.layers, self._words_now("off", task)
-        kept = [ops.popcount(words[name].view(planes(self.levels), -1)[0]) for name in layers]
-        counts = torch.stack(kept).tolist()
-        sizes = [layer.weight.numel() for layer in layers.values()]
-        return {
-            name: 1.0 - count / size if size else 0.0
-            for name, count, size in zip(layers, counts, sizes)
-        }
+        return off_shares(self._words_now("off", task), self.layers)
 
     def differing(self, first: int, second: int) -> float:
         """Share of all weights whose masks differ between two tasks; waits for the device.
@@ -257,14 +236,8 @@ class PiggybackNetwork(TaskNetwork):
             RuntimeError: a task is neither finished nor in training.
         """
         a, b = (self._words_now("differing", task) for task in (first, second))
-        counts = []
-        for name in a:
-            bits = ops.xor_words(a[name], b[name])
-            if bits.dim() == 2:  # ternary: another sign is a difference too
-                bits = ops.or_words(bits[0], bits[1])
-            counts.append(ops.popcount(bits))
         total = sum(layer.weight.numel() for layer in self.layers.values())
-        return int(torch.stack(counts).sum()) / max(total, 1)
+        return differing_bits(a, b) / max(total, 1)
 
     def base_hash(self) -> str:
         """sha256 of all that every task shares, in hexadecimal; masks fit no other base.
@@ -286,22 +259,13 @@ class PiggybackNetwork(TaskNetwork):
         return found
 
     def get_extra_state(self) -> Tensor:
-        """How the task in training is cut, for the ``state_dict``: float64 [4] on the CPU.
-
-        Its index (-1 where there is none), threshold, inclusive and density (NaN for None).
-        """
-        cut = self._state.cut
-        if cut is None:
-            return torch.tensor([-1.0, 0.0, 0.0, math.nan], dtype=torch.float64)
-        density = math.nan if cut.density is None else cut.density
-        numbers = [cut.task, cut.threshold, cut.inclusive, density]
-        return torch.tensor(numbers, dtype=torch.float64)
+        """How the task in training is cut, for the ``state_dict``: see ``Cut.numbers``."""
+        return (self._state.cut or NO_CUT).numbers()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take :meth:`get_extra_state`'s numbers over."""
-        task, threshold, inclusive, density = state.tolist()
-        cut = Cut(int(task), threshold, bool(inclusive), None if math.isnan(density) else density)
-        self._state.cut = None if task < 0 else cut
+        cut = Cut.of(state)
+        self._state.cut = None if cut == NO_CUT else cut
 
     def _new_state(self) -> MaskState:
         return MaskState()
@@ -324,9 +288,11 @@ class PiggybackNetwork(TaskNetwork):
         def follow() -> None:
             self._state.done = frozenset(torch.nonzero(self.finished).flatten().tolist())
             for task in range(self.num_tasks):
-                switch = freeze_norm if task in self._state.done else thaw_norm
                 for _, module in own_modules(self.model, task):
-                    switch(module)
+                    if task in self._state.done:
+                        freeze_norm(module)
+                    else:
+                        thaw_norm(module, self.training)
 
         self._state.kept("done", follow, (self.finished,))
 
@@ -380,28 +346,3 @@ def _after_loading(net: PiggybackNetwork, incompatible_keys: Any) -> None:
             f" {len(wanted)} for the task in training ({net.training_task})"
         )
     net._settle()
-
-
-def _check_start(init: float, spread: str) -> None:
-    if spread not in SPREADS:
-        raise ValueError(f"begin_task: spread is {spread!r}, wanted one of {', '.join(SPREADS)}")
-    is_number = isinstance(init, (int, float)) and math.isfinite(init)
-    if not is_number or (spread == "uniform" and init <= 0):
-        wanted = "a finite number above 0" if spread == "uniform" else "a finite number"
-        raise ValueError(f"begin_task: init is {init!r}, wanted {wanted} for {spread!r}")
-
-
-def _check_words(name: str, words: Tensor, layer: PiggybackLayer) -> None:
-    """Raise unless ``words`` are a mask of this layer with nothing beside it."""
-    where = f"set_words: words[{name!r}]"
-    wanted = list(layer.words_of(0).shape)
-    if not isinstance(words, Tensor) or words.dtype != torch.int32:
-        found = words.dtype if isinstance(words, Tensor) else type(words).__name__
-        raise TypeError(f"{where} is {found}, wanted torch.int32")
-    if list(words.shape) != wanted:
-        raise ValueError(f"{where} has shape {list(words.shape)}, wanted {wanted}")
-    spare = -layer.weight.numel() % 32
-    if spare and bool((words[..., -1] >> (32 - spare)).any()):
-        raise ValueError(f"{where} has bits past the weight's end, wanted 0 there")
-    if words.dim() == 2 and bool(ops.andnot_words(words[1], words[0]).any()):
-        raise ValueError(f"{where} has signs where its mask is 0, wanted 0 there")

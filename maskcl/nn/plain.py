@@ -13,6 +13,8 @@ from maskcl.nn.heads import TaskHeads
 from maskcl.nn.layers import HAT_LAYERS, HATLayer, HATLinear
 from maskcl.nn.network import HATNetwork
 from maskcl.nn.norms import TaskLayerNorm, TaskNorm
+from maskcl.nn.piggyback_network import PiggybackNetwork
+from maskcl.nn.plain_piggyback import plain_piggyback
 from maskcl.nn.state import Masked
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -39,21 +41,26 @@ class UnitMask(nn.Module):
         return input * self.mask.view(sizes).to(input.dtype)
 
 
-def to_plain(net: HATNetwork, task: int) -> nn.Module:
+def to_plain(net: HATNetwork | PiggybackNetwork, task: int) -> nn.Module:
     """One task's network as an ordinary module in evaluation mode, sharing nothing with ``net``.
 
     Its outputs are those of ``net`` under the task's hard mask, in evaluation mode: the same bits
     with relu and leaky_relu on the same device, and up to rounding where an op computes another
     activation or adds a bias in its own way. Closed units have weights and biases of 0; where an
-    activation does not keep 0 (sigmoid) a UnitMask follows it.
+    activation does not keep 0 (sigmoid) a UnitMask follows it. A PiggybackNetwork's layers become
+    ordinary ones with the masks multiplied into their weights.
 
     Args:
-        net: a HATNetwork.
-        task: finished (its recorded units) or not (embedding > 0).
+        net: a HATNetwork or a PiggybackNetwork.
+        task: finished (its recorded units or bits) or not (embedding > 0; of a PiggybackNetwork,
+            the one in training).
 
     Raises:
         ValueError: no such task.
+        RuntimeError: the task of a PiggybackNetwork is neither finished nor in training.
     """
+    if isinstance(net, PiggybackNetwork):
+        return plain_piggyback(net, task)
     return _Exporter(net, task).run()
 
 
