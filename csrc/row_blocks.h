@@ -42,6 +42,11 @@ inline Tensor columns_of(const Tensor& t, int64_t first, int64_t count) {
   return torch::stable::narrow(source, 1, first, count);
 }
 
+inline void fill_with_zeros(const Tensor& t) {
+  Tensor target = t;
+  torch::stable::zero_(target);
+}
+
 inline Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
 
 // Rows of a block of at most `bytes`, so that it and what is multiplied with it stay in the cache; a multiple of 32.
@@ -77,7 +82,7 @@ void linear_backward_by_blocks(const Tensor& grad, const Tensor& x, const Tensor
                                const Tensor* dx, bool want_product, const Tensor* product,
                                const Fill& fill, const Use& use) {
   const int64_t outs = weight.size(0), rows = rows_in_block(weight, bytes);
-  if (dx && outs == 0) torch::stable::zero_(*dx);
+  if (dx && outs == 0) fill_with_zeros(*dx);
   if (outs == 0 || weight.size(1) == 0) return;
   const bool own = want_product && !product;
   const Tensor scratch = torch::stable::new_empty(weight, {dx || own ? rows : 0, weight.size(1)});
