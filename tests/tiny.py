@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import TensorDataset
 
-from maskcl.nn import HATNetwork, to_hat
+from maskcl.nn import HATNetwork, PiggybackNetwork, to_hat, to_piggyback
+from maskcl.nn.task_network import TaskNetwork
 from maskcl.scenarios import Scenario, from_datasets
 
 SHAPE = (1, 6, 6)
@@ -107,6 +108,19 @@ def network(
     return to_hat(module, tasks, torch.zeros(2, *SHAPE), classes=classes)
 
 
+def piggyback(
+    model: Callable[[], nn.Module] | str = "mlp",
+    tasks: int = 5,
+    *,
+    levels: str = "binary",
+    norms: str = "frozen",
+) -> PiggybackNetwork:
+    """A Piggyback network on random weights from seed 0, with a head for each task."""
+    torch.manual_seed(0)
+    module = MODELS[model]() if isinstance(model, str) else model()
+    return to_piggyback(module, tasks, classes=[CLASSES] * tasks, levels=levels, norms=norms)
+
+
 def samples(task: int, count: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Noisy copies of two patterns that are the task's own; x [count, *SHAPE], y [count]."""
     generator = torch.Generator().manual_seed(1000 * seed + task)
@@ -123,7 +137,7 @@ def scenario(tasks: int = 5, *, setting: str = "task", count: int = 24) -> Scena
 
 
 @torch.no_grad()
-def logits(net: HATNetwork, task: int, x: Tensor) -> Tensor:
+def logits(net: TaskNetwork, task: int, x: Tensor) -> Tensor:
     """Logits with the task's hard mask."""
     training = net.training
     net.eval()
@@ -134,7 +148,7 @@ def logits(net: HATNetwork, task: int, x: Tensor) -> Tensor:
 
 
 def train_task(
-    net: HATNetwork,
+    net: TaskNetwork,
     method,
     task: int,
     optimizer_fn: OptimizerFn,
