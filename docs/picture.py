@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskcl import cli, models, report, scenarios
-from maskcl.report.figures import INK, MUTED, SERIES, SHADES, _rgb
+from maskcl.report.drawing import INK, MUTED, SERIES, SHADES, rgb
 
 EPOCHS, BATCH, RATE, SEED = 10, 16, 0.005, 0
 
@@ -79,9 +79,9 @@ def draw(result: dict, plain: np.ndarray, path: Path) -> None:
     name, (first, stop) = next(iter(result["masks"]["layers"].items()))
     part = masks[:, first:stop]
     part = part[:, np.lexsort(part[::-1])[::-1]]
-    picture = np.ones((*part.shape, 3)) * _rgb(SHADES[0])
+    picture = np.ones((*part.shape, 3)) * rgb(SHADES[0])
     for task, mask in enumerate(part):
-        picture[task, mask] = _rgb(SERIES[task])
+        picture[task, mask] = rgb(SERIES[task])
     right.imshow(picture, aspect="auto", interpolation="nearest")
     right.set_title(f"who uses the {stop - first} units of layer {name}")
     right.set_yticks(range(len(part)), [f"task {task + 1}" for task in range(len(part))])

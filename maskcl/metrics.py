@@ -11,7 +11,7 @@ is a square matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +163,21 @@ def mask_overlap(masks: ArrayLike) -> NDArray[np.float64]:
 def mask_bytes(masks: ArrayLike) -> int:
     """Bytes of one task's mask at one bit a unit. ``masks``: bool[T, U]."""
     return -(-np.asarray(masks).shape[1] // 8)
+
+
+def total_share(shares: Mapping[str, float], sizes: Mapping[str, int]) -> float:
+    """Share over all parts together, each counted by its size; 0 where all are empty.
+
+    The plain mean of the shares would weigh a layer of ten weights like one of a million.
+
+    Raises:
+        ValueError: the two do not name the same parts.
+    """
+    if shares.keys() != sizes.keys():
+        odd = ", ".join(sorted(shares.keys() ^ sizes.keys()))
+        raise ValueError(f"shares and sizes must name the same parts, only one has {odd}")
+    total = sum(sizes.values())
+    return sum(shares[name] * sizes[name] for name in sizes) / total if total else 0.0
 
 
 def all_metrics(

@@ -93,7 +93,7 @@ def test_report_says_what_was_measured(tmp_path):
 @pytest.mark.parametrize("tasks", [1, 2, 25])
 def test_every_figure_is_a_picture_for_few_and_many_tasks(tasks):
     drawn = figures.draw_all(made_up(tasks))
-    assert list(drawn) == ["accuracy", "accuracy_over_time", "capacity", "overlap", "masks"]
+    assert list(drawn) == ["accuracy", "accuracy_over_time", "overlap", "capacity", "masks"]
     for png in drawn.values():
         assert png[:8] == b"\x89PNG\r\n\x1a\n"
         width, height = struct.unpack(">2I", png[16:24])

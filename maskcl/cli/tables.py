@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from maskcl.report.compare import COLUMNS
-from maskcl.report.page import mean_share, number, percent, seconds
+from maskcl import report
+from maskcl.report.compare import COLUMNS, DESCRIBED
+from maskcl.report.text import number, seconds
 
 
 def grid(rows: Sequence[Sequence[str]]) -> str:
@@ -32,11 +33,8 @@ def accuracy_table(result: dict[str, Any]) -> str:
         for name, metric in result["metrics"].items()
         if metric["value"] is not None
     ]
-    facts = (
-        f"units used {percent(mean_share(result['capacity']))}, "
-        f"weights protected {percent(result['protected_share'])}, "
-        f"{result['parameters']:,} parameters, {seconds(sum(result['seconds']))}"
-    )
+    size, time = f"{result['parameters']:,} parameters", seconds(sum(result["seconds"]))
+    facts = ", ".join(part for part in (report.facts(result), size, time) if part)
     return "\n".join([grid(rows), "", "  ".join(defined), facts, result["summary"]])
 
 
@@ -44,11 +42,12 @@ def comparison(rows: Sequence[dict[str, str]]) -> str:
     """A line for each run; what is the same for all stands once, above."""
     runs = [row for row in rows if not row["run"].startswith("mean ")]
     same = [
-        name for name in COLUMNS[1:-5] if len(runs) > 1 and len({row[name] for row in rows}) == 1
+        name for name in DESCRIBED[1:] if len(runs) > 1 and len({row[name] for row in rows}) == 1
     ]
-    columns = [name for name in COLUMNS if name not in same]
+    # A column that only other methods have is left out.
+    columns = [name for name in COLUMNS if name not in same and any(row[name] for row in rows)]
     table = grid([columns, *([row[name] for name in columns] for row in rows)])
-    if not same:
+    shared = ", ".join(f"{name} {rows[0][name]}" for name in same if rows[0][name])
+    if not shared:
         return table
-    shared = ", ".join(f"{name} {rows[0][name]}" for name in same)
     return f"all runs: {shared}\n\n{table}"

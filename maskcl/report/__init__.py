@@ -9,12 +9,14 @@ from typing import Any
 from maskcl.report.compare import compare
 from maskcl.report.files import ReportError, read_result, write_atomic, write_result
 from maskcl.report.masks import decode_masks, encode_masks
+from maskcl.report.methods import facts
 
 __all__ = [
     "ReportError",
     "compare",
     "decode_masks",
     "encode_masks",
+    "facts",
     "read_result",
     "write_report",
     "write_result",

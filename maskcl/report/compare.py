@@ -6,63 +6,84 @@ import json
 import os
 import statistics
 from collections.abc import Iterable
-from typing import Any
 
 from maskcl.report.files import read_result
-from maskcl.report.page import mean_share, number, percent, seconds
+from maskcl.report.layout import Content
+from maskcl.report.methods import LAYOUTS, layout_of
+from maskcl.report.text import number, seconds
 
-COLUMNS = (
-    "run", "scenario", "setting", "tasks", "method", "model", "parameters", "epochs", "seed",
-    "ACC", "BWT", "used", "protected", "time",
+# What a run was, and what came out.
+DESCRIBED = (
+    "run", "scenario", "setting", "tasks", "method", "base", "model", "parameters", "epochs",
+    "seed",
 )  # fmt: skip
+MEASURED = (
+    "ACC", "BWT",
+    *(m.column for layout in LAYOUTS.values() for m in layout.measures if m.column is not None),
+    "time",
+)  # fmt: skip
+COLUMNS = (*DESCRIBED, *MEASURED)
 
-# What may differ between runs of one mean.
-_FREE = ("seed", "out", "data", "config", "resume", "device")
+# What may differ between runs of one mean. Of a base its content counts, not where it lies.
+_FREE = ("seed", "out", "data", "config", "resume", "device", "base")
 
 
 def compare(directories: Iterable[str | os.PathLike[str]]) -> list[dict[str, str]]:
     """A row for each run, and after them one for each set of runs that differ in the seed alone.
 
-    Values are text by the names of ``COLUMNS``. Means are given with the standard deviation
-    (n - 1) and the seeds.
+    Values are text by the names of ``COLUMNS``, empty where a run's method has no such figure.
+    Means are given with the standard deviation (n - 1) and the seeds.
 
     Raises:
         ReportError: a directory holds no readable result.
     """
     runs = [(os.fspath(directory), read_result(directory)) for directory in directories]
     rows = [_row(name, result) for name, result in runs]
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Content]] = {}
     for _, result in runs:
         groups.setdefault(_key(result), []).append(result)
     return rows + [_mean(results) for results in groups.values() if len(results) > 1]
 
 
-def _row(name: str, result: dict[str, Any]) -> dict[str, str]:
+def _row(name: str, result: Content) -> dict[str, str]:
     cut, config = result["scenario"], result["configuration"]
-    return {
+    row = dict.fromkeys(COLUMNS, "") | {
         "run": name,
         "scenario": cut["name"],
         "setting": cut["setting"],
         "tasks": str(cut["num_tasks"]),
         "method": result["method"],
+        "base": str(result["base"]["source"]) if "base" in result else "",
         "model": str(config["model"]),
         "parameters": f"{result['parameters']:,}",
         "epochs": str(config["epochs"]),
         "seed": str(config["seed"]),
         "ACC": number(result["metrics"]["ACC"]["value"], 4),
         "BWT": number(result["metrics"]["BWT"]["value"], 4),
-        "used": percent(mean_share(result["capacity"])),
-        "protected": percent(result["protected_share"]),
         "time": seconds(sum(result["seconds"])),
     }
+    for measure in layout_of(result).measures:
+        if measure.column is not None:
+            row[measure.column] = measure.show(measure.value(result))
+    return row
 
 
-def _key(result: dict[str, Any]) -> str:
+def _key(result: Content) -> str:
     config = {k: v for k, v in result["configuration"].items() if k not in _FREE}
-    return json.dumps([result["method"], config, result["scenario"]["classes"]], sort_keys=True)
+    parts = [result["method"], config, result["scenario"]["classes"], _base(result)]
+    return json.dumps(parts, sort_keys=True)
 
 
-def _mean(results: list[dict[str, Any]]) -> dict[str, str]:
+def _base(result: Content) -> list[str]:
+    """What tells one base from another; random ones differ by the seed, as they may."""
+    base = result.get("base")
+    if base is None:
+        return []
+    source = str(base["source"])
+    return [source] if source == "random" else [source, str(base["sha256"])]
+
+
+def _mean(results: list[Content]) -> dict[str, str]:
     row = _row("", results[0])
     seeds = sorted(result["configuration"]["seed"] for result in results)
     row["run"] = f"mean ± sd of {len(results)}"
@@ -74,7 +95,9 @@ def _mean(results: list[dict[str, Any]]) -> dict[str, str]:
         else:
             spread = statistics.stdev(values)
             row[name] = f"{number(statistics.mean(values), 4)} ± {spread:.4f}"
-    row["used"] = percent(statistics.mean(mean_share(r["capacity"]) or 0.0 for r in results))
-    row["protected"] = percent(statistics.mean(r["protected_share"] for r in results))
+    for measure in layout_of(results[0]).measures:
+        if measure.column is not None:
+            known = [v for r in results if (v := measure.value(r)) is not None]
+            row[measure.column] = measure.show(statistics.mean(known) if known else None)
     row["time"] = seconds(statistics.mean(sum(r["seconds"]) for r in results))
     return row

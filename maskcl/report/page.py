@@ -6,34 +6,12 @@ import base64
 from html import escape
 from typing import Any
 
-from maskcl.report.figures import matrix_of
+from maskcl.report.drawing import DPI
+from maskcl.report.figures import ACCURACY, OVER_TIME, matrix_of
+from maskcl.report.layout import Card, Content, Layout, Picture, Table
+from maskcl.report.methods import layout_of
+from maskcl.report.text import number, seconds
 from maskcl.scenarios.base import summary
-
-_FIGURES = {
-    "accuracy": (
-        "Accuracy matrix",
-        "Row: after training that task. Column: evaluated on that task, on its test set. A column "
-        "that keeps its number downwards has forgotten nothing. Empty cells were not measured.",
-    ),
-    "accuracy_over_time": (
-        "Accuracy over time",
-        "Each task from its own training on, and the mean over the tasks trained so far.",
-    ),
-    "capacity": (
-        "Capacity used and protected",
-        "Left: share of each layer's units that finished tasks use. Right: share of each weight's "
-        "elements that finished tasks protect; the rest is free for later tasks.",
-    ),
-    "overlap": (
-        "Mask overlap",
-        "Share of the column's task's units that the row's task uses too.",
-    ),
-    "masks": (
-        "Masks by layer",
-        "Coloured: the task uses the unit. Units are sorted by the tasks that use them, so a "
-        "column keeps its place within a layer only.",
-    ),
-}
 
 _METRICS = {
     "ACC": "mean accuracy of the final model over all tasks (AP)",
@@ -57,8 +35,8 @@ h2{font-size:18px;margin:0 0 4px}
 p{margin:0 0 12px;color:var(--muted)}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;margin:22px 0}
 .card,section{background:#fff;border:1px solid var(--line);border-radius:10px}
-.card{padding:14px 16px}
-.card b{display:block;font-size:25px;line-height:1.2;font-variant-numeric:tabular-nums}
+.card{padding:14px 12px;overflow-wrap:anywhere}
+.card b{display:block;font-size:20px;line-height:1.3;font-variant-numeric:tabular-nums}
 .card span{color:var(--muted);font-size:13px}
 section{padding:20px 22px;margin:16px 0;overflow-x:auto}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(430px,1fr));gap:16px}
@@ -75,12 +53,23 @@ code{font-family:ui-monospace,SFMono-Regular,Menlo,"DejaVu Sans Mono",monospace;
 """
 
 
-def page(result: dict[str, Any], figures: dict[str, bytes]) -> str:
+def page(result: Content, figures: dict[str, bytes]) -> str:
     """The whole page as text; ``figures`` are PNG bytes by name, as `figures.draw_all` gives."""
-    cut = result["scenario"]
-    parts = {name: _figure(name, png) for name, png in figures.items()}
-    title = f"{result['method'].upper()} on {cut['name']}"
-    config = result["configuration"]
+    cut, config, own = result["scenario"], result["configuration"], layout_of(result)
+    title = f"{own.title} on {cut['name']}"
+    beside = _picture(own.beside, figures) if own.beside is not None else ""
+    body = [
+        f'<div class="pair">{_picture(ACCURACY, figures)}{beside}</div>',
+        _picture(OVER_TIME, figures),
+        *(_picture(picture, figures) for picture in own.pictures),
+        *(_table(table, result) for table in own.tables),
+        _metrics(result),
+        _accuracy_table(result),
+        *(_details(heading, result[key]) for key, heading in own.details),
+        _details("Configuration", config),
+        _details("Environment", result["environment"]),
+        _details("Scenario", cut),
+    ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -88,43 +77,64 @@ def page(result: dict[str, Any], figures: dict[str, bytes]) -> str:
         f"<h1>{escape(title)}</h1>"
         f"<p>{escape(summary(cut))}.<br>Model {escape(str(config['model']))}, "
         f"{result['parameters']:,} parameters, {config['epochs']} epochs a task, "
-        f"{escape(str(config['optimizer']))}, seed {config['seed']}.</p>"
-        f"{_cards(result)}"
-        f'<div class="pair">{parts["accuracy"]}{parts["overlap"]}</div>'
-        f"{parts['accuracy_over_time']}{parts['capacity']}{parts['masks']}"
-        f"{_metrics(result)}{_accuracy_table(result)}"
-        f"{_details('Configuration', config)}{_details('Environment', result['environment'])}"
-        f"{_details('Scenario', cut)}"
-        "</main></body></html>\n"
+        f"{escape(str(config['optimizer']))}, seed {config['seed']}."
+        f"{_origin(own, result)}</p>"
+        f"{_cards(own, result)}{''.join(body)}</main></body></html>\n"
     )
 
 
-def _cards(result: dict[str, Any]) -> str:
-    values = [
-        ("mean accuracy", number(result["metrics"]["ACC"]["value"], 4)),
-        ("backward transfer", number(result["metrics"]["BWT"]["value"], 4)),
-        ("units used", percent(mean_share(result["capacity"]))),
-        ("weights protected", percent(result["protected_share"])),
-        ("a task's mask", f"{result['mask_bytes']:,} B"),
-        ("training time", seconds(sum(result["seconds"]))),
+def _origin(own: Layout, result: Content) -> str:
+    return f"<br>{escape(own.origin(result))}." if own.origin is not None else ""
+
+
+def _cards(own: Layout, result: Content) -> str:
+    cards = [
+        Card(number(result["metrics"]["ACC"]["value"], 4), "mean accuracy"),
+        Card(number(result["metrics"]["BWT"]["value"], 4), "backward transfer"),
+        *(Card(measure.show(measure.value(result)), measure.label) for measure in own.measures),
+        *(card(result) for card in own.cards),
+        Card(seconds(sum(result["seconds"])), "training time"),
     ]
-    cards = "".join(
-        f'<div class="card"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
-        for label, value in values
+    shown = "".join(
+        f'<div class="card"><b>{escape(card.value)}</b><span>{escape(card.label)}</span></div>'
+        for card in cards
     )
-    return f'<div class="cards">{cards}</div>'
+    return f'<div class="cards">{shown}</div>'
 
 
-def _figure(name: str, png: bytes) -> str:
-    title, caption = _FIGURES[name]
+def _picture(picture: Picture, figures: dict[str, bytes]) -> str:
+    png = figures[picture.name]
     data = base64.b64encode(png).decode()
+    # From the file's header. One scale for all, or a small picture's letters would be the largest.
+    width = round(int.from_bytes(png[16:20], "big") * 100 / DPI)
     return (
-        f"<section><h2>{title}</h2><p>{caption}</p>"
-        f'<img alt="{title}" src="data:image/png;base64,{data}"></section>'
+        f"<section><h2>{picture.title}</h2><p>{picture.caption}</p>"
+        f'<img alt="{picture.title}" width="{width}" src="data:image/png;base64,{data}"></section>'
     )
 
 
-def _metrics(result: dict[str, Any]) -> str:
+def _table(table: Table, result: Content) -> str:
+    head, *rows = table.rows(result)
+    # Numbers to the right, under their headings.
+    kinds = [
+        "" if any(_is_text(row[column]) for row in rows) else ' class="n"'
+        for column in range(len(head))
+    ]
+    lines = [("th", head), *(("td", row) for row in rows)]
+    body = "".join(
+        "<tr>"
+        + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells))
+        + "</tr>"
+        for tag, cells in lines
+    )
+    return f"<section><h2>{table.title}</h2><p>{table.caption}</p><table>{body}</table></section>"
+
+
+def _is_text(cell: str) -> bool:
+    return cell != "n/a" and not cell.replace(",", "").replace(".", "").isdigit()
+
+
+def _metrics(result: Content) -> str:
     rows = "".join(
         f'<tr><th>{escape(name)}</th><td class="n">{number(metric["value"], 4)}</td>'
         f'<td>{escape(_METRICS.get(name, ""))}'
@@ -136,7 +146,7 @@ def _metrics(result: dict[str, Any]) -> str:
     return f"<section><h2>Metrics</h2><table>{rows}</table></section>"
 
 
-def _accuracy_table(result: dict[str, Any]) -> str:
+def _accuracy_table(result: Content) -> str:
     matrix = matrix_of(result)
     cut = result["scenario"]
     head = "".join(f'<th class="n">on task {j + 1}</th>' for j in range(len(matrix)))
@@ -175,31 +185,3 @@ def _plain(value: Any) -> str:
 
 def _classes(labels: list[int]) -> str:
     return f"{labels[0]}-{labels[-1]}" if len(labels) > 2 else " ".join(map(str, labels))
-
-
-def mean_share(history: list[dict[str, float]]) -> float | None:
-    """Mean over the layers of the last entry, or None where nothing was recorded."""
-    if not history or not history[-1]:
-        return None
-    return sum(history[-1].values()) / len(history[-1])
-
-
-def number(value: float | None, digits: int) -> str:
-    """A figure for a person; n/a where there is none. -0.0 reads 0."""
-    if value is None or value != value:
-        return "n/a"
-    return f"{value + 0.0:.{digits}f}"
-
-
-def percent(value: float | None) -> str:
-    """A share in [0, 1] as a percentage."""
-    return "n/a" if value is None else f"{100 * value:.1f} %"
-
-
-def seconds(value: float) -> str:
-    """A duration for a person."""
-    if value < 100:
-        return f"{value:.1f} s"
-    minutes, rest = divmod(round(value), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,152 @@
+"""The report of a Piggyback run: weights off, bits that differ between tasks, mask files."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from maskcl.metrics import total_share
+from maskcl.report.drawing import heat_map, new_figure, shorten, square, square_map
+from maskcl.report.layout import Card, Content, Layout, Measure, Picture, Table
+from maskcl.report.text import byte_count, number, percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Beyond this many tasks or layers the cells of the map by layer are too small for numbers.
+MOST_COLUMNS, MOST_ROWS = 25, 80
+
+
+def off_by_layer(result: Content) -> Figure:
+    """Heat map of the share of weights off: a row a layer, the last one all of them together."""
+    sizes: dict[str, int] = result["masked_weights"]
+    names = list(sizes)
+    history = result["off"]
+    shares = [[after[name] for after in history] for name in names]
+    together = [total_share(after, sizes) for after in history]
+    values = 100 * np.array([*shares, together], dtype=np.float64)
+    rows, tasks = values.shape
+    numbered = tasks <= MOST_COLUMNS and rows <= MOST_ROWS
+    each = 0.27 if rows <= MOST_ROWS else max(0.04, 12 / rows)
+    thin = each < 0.14
+    # No lower than the bar's label is long.
+    figure, axes = new_figure(min(10.4, 4.0 + 0.62 * tasks), max(2.7, 1.1 + each * rows))
+    labels = [f"{shorten(name, 36)}  ({sizes[name]:,})" for name in names]
+    labels.append(f"all layers  ({sum(sizes.values()):,})")
+    step = -(-rows // MOST_ROWS)
+    # From the end, so that the last row keeps its name.
+    named = sorted(range(rows - 1, -1, -step))
+    axes.set_yticks(named, [labels[row] for row in named], fontsize=6.5 if thin else 8.5)
+    across = range(0, tasks, 1 if tasks <= MOST_COLUMNS else tasks // 12)
+    axes.set_xticks(list(across), [str(task + 1) for task in across])
+    size = 8.5 if tasks <= 15 else 6.5
+    heat_map(
+        axes, values, low=0, high=float(np.nanmax(values, initial=0.0)), digits=1,
+        label="percent of weights off", size=size if numbered else None,
+        line=0.3 if thin else 1, aspect="auto",
+    )  # fmt: skip
+    # The sum stands apart from the layers.
+    axes.axhline(rows - 1.5, color="white", linewidth=2 if thin else 5)
+    axes.set_xlabel("task")
+    return figure
+
+
+def differing(result: Content) -> Figure:
+    """Heat map [T, T] of the share of weights whose masks differ between two tasks."""
+    shares = 100 * np.array(result["differing"], dtype=np.float64)
+    figure, axes = square(len(shares))
+    high = float(np.nanmax(shares, initial=0.0))
+    square_map(axes, shares, low=0, high=high, label="percent of weights", digits=1)
+    axes.set_xlabel("task")
+    axes.set_ylabel("task")
+    return figure
+
+
+def mask_files(result: Content) -> list[list[str]]:
+    """Heading, a row for each task's file, their sum."""
+    weights = sum(result["masked_weights"].values())
+    rows = [
+        ["task", "file", "bytes", "masks", "head, norms", "bits a weight", "at 8 bits",
+         "at 32 bits"],
+    ]  # fmt: skip
+    files = result["mask_files"]
+    entries = [(str(f["task"] + 1), str(f["file"]), [f]) for f in files]
+    if len(files) > 1:
+        entries.append(("all", "", files))
+    for task, name, part in entries:
+        whole, words, own = (
+            sum(file[key] for file in part) for key in ("bytes", "words_bytes", "own_bytes")
+        )
+        count = weights * len(part)
+        bits = number(8 * (whole - own) / count, 3) if count else "n/a"
+        sizes = [f"{size:,}" for size in (whole, words, own)]
+        rows.append([task, name, *sizes, bits, f"{count:,}", f"{4 * count:,}"])
+    return rows
+
+
+def weights_off(result: Content) -> float | None:
+    """Mean over the tasks of the share of all masked weights that the task's mask turns off."""
+    shares = [total_share(after, result["masked_weights"]) for after in result["off"]]
+    return statistics.mean(shares) if shares else None
+
+
+def file_bytes(result: Content) -> float | None:
+    """Mean size of a task's file."""
+    sizes = [file["bytes"] for file in result["mask_files"]]
+    return statistics.mean(sizes) if sizes else None
+
+
+def base_card(result: Content) -> Card:
+    """The base's accuracy and what that is of, or its source alone where it was not scored."""
+    base = result["base"]
+    if base.get("accuracy") is None:
+        return Card(str(base["source"]), "base")
+    return Card(number(base["accuracy"], 4), f"accuracy of the base on {base['source']}")
+
+
+def origin(result: Content) -> str:
+    """The base in a sentence."""
+    base = result["base"]
+    known = base.get("accuracy")
+    reached = "" if known is None else f" (accuracy {number(known, 4)})"
+    return f"Base: {base['source']}{reached}, its SHA-256 begins with {str(base['sha256'])[:12]}"
+
+
+LAYOUT = Layout(
+    title="Piggyback",
+    measures=(
+        Measure("weights off", weights_off, percent, column="off"),
+        Measure("a task's file", file_bytes, byte_count, column="file"),
+    ),
+    cards=(base_card,),
+    origin=origin,
+    beside=Picture(
+        "differing",
+        "Masks that differ",
+        "Percent of all masked weights whose mask is not the same for the two tasks. 0 on the "
+        "diagonal; two masks drawn by chance, each with half of its weights off, differ in 50.",
+        differing,
+    ),
+    pictures=(
+        Picture(
+            "off",
+            "Weights off by layer and task",
+            "Percent of a layer's weights that the task's mask turns off. In brackets the number "
+            "of weights; the last row counts every weight once, whatever its layer.",
+            off_by_layer,
+        ),
+    ),
+    tables=(
+        Table(
+            "Mask files",
+            "Bytes of the files as they lie on the disk, and of the masks and of head and norms in "
+            "them. Bits a weight: the file less head and norms, so with its names, shapes and "
+            "hashes. Last, the bytes that the masks alone would take at 8 bits a weight, the "
+            "original code's format, and at 32, BeGin's.",
+            mask_files,
+        ),
+    ),
+    details=(("base", "Base"),),
+)

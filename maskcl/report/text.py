@@ -1,0 +1,29 @@
+"""Figures as text for a person."""
+
+from __future__ import annotations
+
+
+def number(value: float | None, digits: int) -> str:
+    """A figure for a person; n/a where there is none. -0.0 reads 0."""
+    if value is None or value != value:
+        return "n/a"
+    return f"{value + 0.0:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in [0, 1] as a percentage."""
+    return "n/a" if value is None else f"{100 * value:.1f} %"
+
+
+def byte_count(value: float | None) -> str:
+    """Bytes, to the byte: sizes here are compared, not admired."""
+    return "n/a" if value is None else f"{value:,.0f} B"
+
+
+def seconds(value: float) -> str:
+    """A duration for a person."""
+    if value < 100:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
