@@ -24,7 +24,8 @@ import threading
 import numpy as np
 import torch
 
-from maskcl.methods import HAT
+from maskcl.methods import HAT, Piggyback
+from maskcl.nn.task_network import TaskNetwork
 from maskcl.problems import Vision
 from maskcl.trainer import Callback, Result, Trainer
 from tests import tiny
@@ -35,6 +36,8 @@ CASES = {
     "adamw": (HAT(sparsity=0.3, clip=1.0), "conv", "adamw"),
     "dropout": (HAT(sparsity=0.3), "dropout", "adam"),
     "random": (HAT(sparsity=0.3, rule="random"), "mlp", "momentum"),
+    "piggyback": (Piggyback(lr=1e-2, head_lr=2e-2), "conv", "adamw"),
+    "scores": (Piggyback(levels="ternary", spread="uniform", lr=0.5), "dropout", "momentum"),
 }
 
 
@@ -71,7 +74,11 @@ def train(directory: str, case: str, *, callback: Callback | None = None) -> tup
     """The run from its start or its checkpoint to its end."""
     torch.set_num_threads(1)
     method, model, optimizer = CASES[case]
-    net = tiny.network(model, 3)
+    net: TaskNetwork
+    if isinstance(method, Piggyback):
+        net = tiny.piggyback(model, 3, levels=method.levels, norms="task")
+    else:
+        net = tiny.network(model, 3)
     trainer = Trainer(
         net,
         method,

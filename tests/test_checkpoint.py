@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from maskcl import checkpoint as ckpt
-from maskcl.methods import HAT
+from maskcl.methods import HAT, Piggyback
 from maskcl.problems import Vision
 from maskcl.randomness import rng_state, set_rng_state
 from maskcl.trainer import Callback, Trainer
@@ -275,7 +275,7 @@ class Stop(Callback):
 def trainer(directory, callback=None, **changed) -> Trainer:
     arguments = {"epochs": 3, "batch_size": 8, "seed": 3, "device": "cpu"} | changed
     return Trainer(
-        tiny.network("conv", 3),
+        arguments.pop("net", None) or tiny.network("conv", 3),
         arguments.pop("method", HAT(sparsity=0.3)),
         Vision(),
         tiny.scenario(3),
@@ -325,3 +325,67 @@ def test_an_existing_checkpoint_is_not_overwritten(tmp_path):
             other.fit(resume=True)
         assert all(torch.equal(v, state[k]) for k, v in other.net.state_dict().items())
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def piggyback(directory, callback=None, **changed) -> Trainer:
+    arguments = {"method": Piggyback(spread="uniform", lr=1e-2)} | changed
+    return trainer(directory, callback, net=tiny.piggyback("conv", 3, norms="task"), **arguments)
+
+
+@pytest.mark.parametrize("optimizer", list(tiny.OPTIMIZERS))
+@pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 2)])
+def test_piggyback_resumes_inside_a_task(at, optimizer, tmp_path):
+    """Scores, the optimizer's moments of them and the place in the run, bit for bit."""
+    make = tiny.OPTIMIZERS[optimizer]
+    whole = piggyback(None, optimizer_fn=make)
+    wanted = whole.fit()
+    with pytest.raises(KeyboardInterrupt):
+        piggyback(tmp_path, Stop(*at), optimizer_fn=make).fit()
+    second = piggyback(tmp_path, optimizer_fn=make)
+    found = second.fit(resume=True)
+    np.testing.assert_array_equal(found.matrix, wanted.matrix)
+    assert found.losses == wanted.losses
+    assert found.off == wanted.off
+    state = second.net.state_dict()
+    for name, tensor in whole.net.state_dict().items():
+        assert torch.equal(state[name].nan_to_num(), tensor.nan_to_num()), name
+
+
+def test_a_checkpoint_inside_a_task_holds_its_scores_and_a_last_one_only_masks(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        piggyback(tmp_path, Stop(1, 1)).fit()
+    path = tmp_path / "checkpoint.safetensors"
+    saved = ckpt.load_checkpoint(path)
+    names = {name for name in saved.tensors if name.endswith(".scores")}
+    assert len(names) == 3
+    assert saved.position == {"task": 1, "epoch": 1}
+    moments = [t.shape for n, t in saved.tensors.items() if n.endswith(".exp_avg")]
+    assert all(saved.tensors[name].shape in moments for name in names)
+    trained = piggyback(tmp_path)
+    trained.fit(resume=True)
+    saved = ckpt.load_checkpoint(path)
+    assert saved.position == {"task": 3, "epoch": 0}
+    assert not any(name.endswith(".scores") for name in saved.tensors)
+    fresh = piggyback(tmp_path)
+    fresh.fit(resume=True)  # trains nothing
+    x, _ = tiny.samples(0, seed=1)
+    for task in range(3):
+        assert torch.equal(tiny.logits(fresh.net, task, x), tiny.logits(trained.net, task, x))
+
+
+def test_a_piggyback_checkpoint_of_other_hyper_parameters_is_refused_by_name(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        piggyback(tmp_path, Stop(1, 1)).fit()
+    for changed, named in (
+        ({"method": Piggyback(spread="uniform", lr=2e-2)}, "method"),
+        ({"method": HAT()}, "method"),
+        ({"seed": 4}, "seed 3, this run has 4"),
+    ):
+        net = tiny.network("conv", 3) if isinstance(changed.get("method"), HAT) else None
+        other = trainer(tmp_path, net=net, **changed) if net else piggyback(tmp_path, **changed)
+        before = {k: v.clone() for k, v in other.net.state_dict().items()}
+        with pytest.raises(ckpt.CheckpointError, match=named):
+            other.fit(resume=True)
+        after = other.net.state_dict()
+        assert after.keys() == before.keys()
+        assert all(torch.equal(after[k].nan_to_num(), v.nan_to_num()) for k, v in before.items())

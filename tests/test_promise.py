@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskcl.methods import HAT
+from maskcl.methods import HAT, Piggyback
 from maskcl.problems import Vision
 from maskcl.trainer import Callback, Trainer
 from tests import tiny
@@ -118,5 +118,76 @@ def test_the_hooks_alone_keep_the_promise(model, optimizer):
         tiny.train_task(net, method, task, tiny.OPTIMIZERS[optimizer], steps=5)
         kept.append(tiny.logits(net, task, inputs[task]))
         assert depends_on_input(kept[task])
+        for old in range(task):
+            assert torch.equal(tiny.logits(net, old, inputs[old]), kept[old]), (old, task)
+
+
+# --- Piggyback: nothing that an earlier task reads is trained at all
+
+
+# Scores that start on both sides of the threshold: every task has another mask.
+PIGGYBACK = Piggyback(spread="uniform", lr=0.02)
+
+
+@pytest.mark.filterwarnings("ignore::maskcl.methods.PlanWarning")  # SGD's few steps are short
+@pytest.mark.parametrize("norms", ["frozen", "task"])
+@pytest.mark.parametrize("optimizer", list(tiny.OPTIMIZERS))
+@pytest.mark.parametrize("model", tiny.MODELS)
+def test_piggybacks_earlier_logits_are_equal_after_each_task(model, optimizer, norms):
+    net = tiny.piggyback(model, TASKS, norms=norms)
+    base = net.base_hash()
+    watch, matrix = run(net, PIGGYBACK, optimizer)
+    assert watch.moved == []
+    assert len(watch.logits) == TASKS
+    for old in range(TASKS):
+        assert (matrix[old:, old] == matrix[old, old]).all()
+    assert all(depends_on_input(out) for out in watch.logits)
+    assert net.base_hash() == base
+    assert min(net.differing(0, task) for task in range(1, TASKS)) > 0.1
+
+
+@pytest.mark.parametrize("levels", ["ternary", "ternary_symmetric", "topk"])
+def test_piggybacks_other_levels_keep_it_too(levels):
+    net = tiny.piggyback("residual", TASKS, levels=levels)
+    method = Piggyback(
+        levels=levels, spread="uniform", lr=0.02, density=0.5 if levels == "topk" else None
+    )
+    watch, _ = run(net, method, "adamw")
+    assert watch.moved == []
+    assert all(depends_on_input(out) for out in watch.logits)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_piggybacks_domains_have_a_mask_and_a_head_each(optimizer):
+    net = tiny.piggyback("mlp", TASKS)
+    watch, matrix = run(net, PIGGYBACK, optimizer, setting="domain")
+    assert watch.moved == []
+    below = np.tril(np.ones((TASKS, TASKS), dtype=bool))
+    assert np.isfinite(matrix[below]).all()
+    assert np.isnan(matrix[~below]).all()
+
+
+class Leaking(Piggyback):
+    """A step that also moves one frozen bias, by a little."""
+
+    def after_step(self, net, state):
+        with torch.no_grad():
+            net.layers["1"].bias[0] += 1e-3
+
+
+def test_a_base_that_moves_forgets():
+    """This part of the file can fail as well."""
+    watch, _ = run(tiny.piggyback("mlp", TASKS), Leaking(spread="uniform", lr=0.02), "adam")
+    assert (0, TASKS - 1) in watch.moved
+
+
+@pytest.mark.parametrize("optimizer", list(tiny.OPTIMIZERS))
+def test_piggybacks_hooks_alone_keep_the_promise(optimizer):
+    net = tiny.piggyback("conv", TASKS, norms="task")
+    inputs = [tiny.samples(t, seed=1)[0] for t in range(TASKS)]
+    kept: list[torch.Tensor] = []
+    for task in range(TASKS):
+        tiny.train_task(net, PIGGYBACK, task, tiny.OPTIMIZERS[optimizer], steps=5)
+        kept.append(tiny.logits(net, task, inputs[task]))
         for old in range(task):
             assert torch.equal(tiny.logits(net, old, inputs[old]), kept[old]), (old, task)

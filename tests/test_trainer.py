@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from maskcl.methods import HAT
+from maskcl.methods import HAT, Piggyback, PlanWarning
 from maskcl.problems import Vision
 from maskcl.result import Result
 from maskcl.trainer import Callback, Trainer
@@ -136,6 +136,103 @@ def test_free_capacity_counts_the_task_in_training():
     assert len(result.capacity) == len(result.protected) == TASKS
     assert result.capacity[-1] == trainer.net.capacity()
     assert all(b >= a for a, b in zip(result.capacity[0].values(), result.capacity[2].values()))
+
+
+def piggyback(**changed) -> Trainer:
+    """As `make`, with Piggyback on random weights."""
+    net = changed.pop("net", None) or tiny.piggyback("conv", TASKS, norms="task")
+    return make(net, **({"method": Piggyback()} | changed))
+
+
+@pytest.mark.parametrize("model", tiny.MODELS)
+def test_piggyback_learns(model):
+    trainer = piggyback(
+        net=tiny.piggyback(model, TASKS, norms="task"),
+        scenario=tiny.scenario(TASKS, count=64),
+        epochs=8,
+    )
+    base = trainer.net.base_hash()
+    result = trainer.fit()
+    assert np.diag(result.matrix).min() >= 0.9
+    assert trainer.net.base_hash() == base
+
+
+def test_piggybacks_measures_are_shares_of_weights():
+    trainer = piggyback()
+    result = trainer.fit()
+    assert result.off == [trainer.net.off(task) for task in range(TASKS)]
+    assert 0 < np.mean([list(off.values()) for off in result.off]) < 1
+    assert result.capacity == result.protected == []
+    assert Result.from_dict(result.to_dict()).off == result.off
+
+
+@pytest.mark.parametrize("setting", ["task", "domain"])
+def test_a_task_without_a_mask_yet_has_no_score(setting):
+    result = piggyback(scenario=tiny.scenario(TASKS, setting=setting)).fit()
+    below = np.tril(np.ones((TASKS, TASKS), dtype=bool))
+    assert np.isfinite(result.matrix[below]).all()
+    assert np.isnan(result.matrix[~below]).all()
+    assert np.isnan(result.untrained).all()
+
+
+def test_piggybacks_outlook_is_of_the_mask_in_training():
+    class Off(Callback):
+        seen: list[str] = []  # noqa: RUF012 (one test at a time)
+
+        def on_epoch_end(self, task, epoch, loss, accuracy, outlook):
+            assert trainer.net.training_task == task
+            assert outlook == trainer.method.outlook(trainer.net, task)
+            self.seen.append(outlook)
+
+    trainer = piggyback(callback=Off())
+    trainer.fit()
+    assert len(trainer.callback.seen) == 2 * TASKS
+    assert all(text.startswith("off ") for text in trainer.callback.seen)
+    assert len(set(trainer.callback.seen)) > 1
+
+
+def test_a_plan_that_cannot_work_is_told_of_before_it_starts():
+    class Stop(Callback):
+        def on_task_start(self, task, epochs, first_epoch):
+            raise KeyboardInterrupt
+
+    trainer = piggyback(method=Piggyback(lr=1e-5), callback=Stop())
+    steps = "1e-05 x 6 steps = 6e-05"  # 2 epochs of 24 samples, 8 a step
+    with pytest.warns(PlanWarning, match=steps), pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+
+
+def test_a_method_that_adds_nothing_to_the_loss_costs_nothing():
+    """The loss is the problem's own tensor, with no sum behind it."""
+
+    class Seen(Callback):
+        def on_step(self, task, epoch, batch, loss):
+            assert any(loss.data_ptr() == own.data_ptr() for own in kept)
+
+    class Keeping(Vision):
+        def loss(self, *args):
+            kept.append(super().loss(*args))
+            return kept[-1]
+
+    kept: list[torch.Tensor] = []
+    trainer = piggyback(callback=Seen(), epochs=1)
+    trainer.problem = Keeping()
+    trainer.fit()
+    assert len(kept) == 3 * TASKS
+
+
+def test_piggyback_in_bf16_keeps_float32_scores():
+    class Seen(Callback):
+        dtypes: set[torch.dtype] = set()  # noqa: RUF012 (one test at a time)
+
+        def on_step(self, task, epoch, batch, loss):
+            self.dtypes |= {s.dtype for s in trainer.net.scores()}
+
+    trainer = piggyback(precision="bf16", callback=Seen(), epochs=8)
+    result = trainer.fit()
+    assert Seen.dtypes == {torch.float32}
+    assert (result.matrix[2, :2] == np.diag(result.matrix)[:2]).all()
+    assert np.diag(result.matrix).mean() >= 0.8
 
 
 def state(trainer: Trainer) -> list[torch.Tensor]:
