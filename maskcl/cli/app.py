@@ -13,23 +13,26 @@ from rich.console import Console
 
 from maskcl import info as info_module
 from maskcl import report
-from maskcl.cli import hat
+from maskcl.cli import hat, masks, piggyback
 from maskcl.cli.common import MethodCommand
 from maskcl.cli.flags import command
 from maskcl.cli.folders import CONFIG, read_saved
 from maskcl.cli.options import CommandError, check_values, combine, read_config
+from maskcl.cli.pretrain import PretrainOptions, pretrain
 from maskcl.cli.tables import accuracy_table, comparison
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Masks for continual learning: train a sequence of tasks, see what is installed, compare.",
+    help="Masks for continual learning: pretrain a base, train a sequence of tasks, compare runs.",
 )
 train_app = typer.Typer(no_args_is_help=True, help="Train a sequence of tasks with a method.")
 app.add_typer(train_app, name="train")
+masks_app = typer.Typer(no_args_is_help=True, help="Piggyback's masks as files.")
+app.add_typer(masks_app, name="masks")
 
-METHODS = {made.options.NAME: made for made in (hat.COMMAND,)}
+METHODS = {made.options.NAME: made for made in (hat.COMMAND, piggyback.COMMAND)}
 
 
 @app.command("info")
@@ -44,6 +47,39 @@ def compare(
 ) -> None:
     """Compare finished runs in one table, with the mean over seeds."""
     print(comparison(report.compare(directories)))
+
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False)]
+File = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]
+
+
+@masks_app.command("export")
+def export_masks(
+    run: Run,
+    task: Annotated[int, typer.Option(help="Which, from 0.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New file.", show_default=False)],
+) -> None:
+    """Write the masks, head and norms of a run's finished task to a file."""
+    print(masks.export(run, task, out))
+
+
+@masks_app.command("import")
+def import_masks(
+    file: File,
+    run: Run,
+    task: Annotated[
+        int | None, typer.Option(help="Which, from 0 (default the file's).", show_default=False)
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="The task loses what it had.")] = False,
+) -> None:
+    """Put a file's masks into a finished run's checkpoint; its base must be the same."""
+    print(masks.import_(file, run, task, replace=replace))
+
+
+@masks_app.command("inspect")
+def inspect_masks(file: File) -> None:
+    """Say what a file of masks holds."""
+    print(masks.inspect(file))
 
 
 def run(arguments: list[str]) -> int:
@@ -70,8 +106,7 @@ def _train_command(method: MethodCommand) -> None:
         _train(method, flags, config, resume)
 
     kind = method.options
-    call = command(kind, run, kind.__doc__ or "", resumable=True)
-    train_app.command(kind.NAME)(call)
+    train_app.command(kind.NAME)(command(kind, run, kind.__doc__ or "", resumable=True))
 
 
 def _train(method: MethodCommand, given: dict[str, Any], config: str | None, resume: bool) -> None:
@@ -91,12 +126,29 @@ def _train(method: MethodCommand, given: dict[str, Any], config: str | None, res
     except KeyboardInterrupt:
         raise typer.Exit(_interrupted(Path(out), kind.NAME)) from None
     except (RuntimeError, OSError) as error:
-        # Diverged, or the disk is full: a sentence. Anything else is a defect: its traceback.
-        if isinstance(error, RuntimeError) and not str(error).startswith("Trainer: "):
-            raise
-        _say(f"the run failed: {str(error).removeprefix('Trainer: ')}")
-        raise typer.Exit(1) from None
+        raise typer.Exit(_failed(error, "Trainer: ")) from None
     print(f"\n{accuracy_table(result)}\n\nreport: {os.path.join(out, 'report.html')}")
+
+
+def _pretrain(given: dict[str, Any], config: str | None, resume: bool) -> None:
+    flags = check_values(PretrainOptions, given, "the command line")
+    values = read_config(PretrainOptions, Path(config)) if config is not None else {}
+    options = combine(PretrainOptions, flags, values, None)
+    try:
+        facts = pretrain(options, Console())
+    except (RuntimeError, OSError) as error:
+        raise typer.Exit(_failed(error, "train_backbone: ")) from None
+    print(
+        f"held-out accuracy {facts['accuracy']:.4f}, SHA-256 {facts['sha256']}\nbase: {options.out}"
+    )
+
+
+def _failed(error: Exception, whose: str) -> int:
+    """Diverged, or the disk is full: a sentence. Anything else is a defect: its traceback."""
+    if isinstance(error, RuntimeError) and not str(error).startswith(whose):
+        raise error
+    _say(f"the run failed: {str(error).removeprefix(whose)}")
+    return 1
 
 
 def _interrupted(directory: Path, method: str) -> int:
@@ -120,3 +172,6 @@ def _say(sentence: str) -> None:
 
 for _method in METHODS.values():
     _train_command(_method)
+app.command("pretrain")(
+    command(PretrainOptions, _pretrain, PretrainOptions.__doc__ or "", resumable=False)
+)

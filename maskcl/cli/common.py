@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +14,7 @@ from torch import nn
 from maskcl import models, scenarios
 from maskcl.cli.options import CommandError, Options, option
 from maskcl.methods import derive_seed
+from maskcl.pretrain import state_hash
 
 if TYPE_CHECKING:
     from maskcl.nn.task_network import TaskNetwork
@@ -97,14 +97,35 @@ class MethodCommand:
     Attributes:
         options: the table of options; its docstring is the command's help.
         prepare: (options, scenario) -> the network, and facts that config.json keeps of what it
-            was made from: a resumed run must find the same. Raises CommandError; writes nothing.
-        finish: (options, network, result, those facts, the run's folder) -> the method's part of
-            result.json; may write files into the folder.
+            was made from; a resumed run must find the same ``sha256`` among them. Raises
+            CommandError; writes nothing.
+        finish: the method's part of result.json; may write files into the folder.
     """
 
     options: type[TrainOptions]
     prepare: Callable[[Any, Scenario], tuple[TaskNetwork, dict[str, Any]]]
-    finish: Callable[[Any, Any, Result, dict[str, Any], Path], dict[str, Any]]
+    finish: Callable[[Trained], dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run whose last task is finished.
+
+    Attributes:
+        options: of the method's kind.
+        scenario: what was learned.
+        net: of the method's kind.
+        result: what was measured.
+        made_from: as ``prepare`` gave it.
+        directory: the run's folder.
+    """
+
+    options: Any
+    scenario: Scenario
+    net: Any
+    result: Result
+    made_from: dict[str, Any]
+    directory: Path
 
 
 @contextlib.contextmanager
@@ -138,9 +159,4 @@ def optimizer_factory(options: RunOptions, rate: float) -> Callable[[Any], torch
 
 def fingerprint(net: nn.Module) -> str:
     """SHA-256 of all parameters and buffers by name: equal for bit-identical networks."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        value = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return state_hash(net.state_dict())

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import maskcl
 from maskcl import metrics, models, report
-from maskcl.cli.common import MethodCommand, TrainOptions, build_model, seeded_weights, table
+from maskcl.cli.common import (
+    MethodCommand,
+    Trained,
+    TrainOptions,
+    build_model,
+    seeded_weights,
+    table,
+)
 from maskcl.cli.options import option
 from maskcl.methods import HAT
 
 if TYPE_CHECKING:
     from maskcl.nn import HATNetwork
-    from maskcl.result import Result
     from maskcl.scenarios import Scenario
 
 _hat = functools.partial(option, panel="HAT")
@@ -77,16 +82,15 @@ def prepare(options: HATOptions, scenario: Scenario) -> tuple[HATNetwork, dict[s
     return net, {}
 
 
-def finish(
-    options: HATOptions, net: HATNetwork, result: Result, made: dict[str, Any], directory: Path
-) -> dict[str, Any]:
+def finish(run: Trained) -> dict[str, Any]:
     """HAT's part of result.json."""
+    net: HATNetwork = run.net
     masks = torch.stack([net.hard_mask(task) for task in range(net.num_tasks)]).cpu().numpy()
     spans = {name: (span.start, span.stop) for name, span in net.units.items()}
     return {
-        "capacity": result.capacity,
-        "protected": result.protected,
-        "protected_share": _protected_share(net, result.protected[-1]),
+        "capacity": run.result.capacity,
+        "protected": run.result.protected,
+        "protected_share": _protected_share(net, run.result.protected[-1]),
         "mask_bytes": metrics.mask_bytes(masks),
         "masks": report.encode_masks(masks, spans),
     }

@@ -14,7 +14,7 @@ import numpy as np
 
 from maskcl import metrics, report, scenarios
 from maskcl.checkpoint import CheckpointError
-from maskcl.cli.common import MethodCommand, TrainOptions, fingerprint, optimizer_factory
+from maskcl.cli.common import MethodCommand, Trained, TrainOptions, fingerprint, optimizer_factory
 from maskcl.cli.environment import environment
 from maskcl.cli.folders import CONFIG, check_new, config_of, read_saved
 from maskcl.cli.options import CommandError
@@ -60,7 +60,7 @@ def train(
         raise CommandError(str(error)) from None
     content = {
         **_common(options, scenario, net, result),
-        **command.finish(options, net, result, made_from, directory),
+        **command.finish(Trained(options, scenario, net, result, made_from, directory)),
         "weights_sha256": fingerprint(net),
         "environment": environment(trainer.fabric.device),
     }
@@ -128,12 +128,11 @@ def _nulls(values: np.ndarray) -> Any:
 
 def _check_made_from(options: TrainOptions, made_from: dict[str, Any]) -> None:
     _, saved = read_saved(Path(options.out), options.NAME)
-    for name in saved.keys() | made_from.keys():
-        if saved.get(name) != made_from.get(name):
-            raise CommandError(
-                f"the run in {options.out} was made from {name} {saved.get(name)}, found "
-                f"{made_from.get(name)}"
-            )
+    was, found = saved.get("sha256"), made_from.get("sha256")
+    if was != found:
+        raise CommandError(
+            f"the run in {options.out} was made from weights with SHA-256 {was}, found {found}"
+        )
 
 
 def _load_scenario(options: TrainOptions) -> Scenario:

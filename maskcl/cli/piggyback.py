@@ -1,0 +1,205 @@
+"""``maskcl train piggyback``: its options, its network, its part of result.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import maskcl
+from maskcl import models, scenarios
+from maskcl.cli.common import (
+    MethodCommand,
+    Trained,
+    TrainOptions,
+    build_model,
+    fingerprint,
+    seeded_weights,
+    table,
+)
+from maskcl.cli.options import CommandError, option
+from maskcl.masks import export_masks
+from maskcl.methods import Piggyback
+from maskcl.pretrain import BaseError, read_base
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from maskcl.nn import PiggybackNetwork
+    from maskcl.scenarios import Scenario
+
+RANDOM = "random"
+
+_piggyback = functools.partial(option, panel="Piggyback")
+_DEFAULT = Piggyback()
+
+SCORE_RATES = {"sgd": 1.0, "adam": 1e-3, "adamw": 1e-3}
+HEAD_RATES = {"sgd": 0.05, "adam": 5e-3, "adamw": 5e-3}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PiggybackOptions(TrainOptions):
+    """One frozen network, a mask of its weights for each task (Mallya et al. 2018)."""
+
+    NAME = "piggyback"
+    METHOD = Piggyback
+    # A base may have moved: what counts is its content.
+    MAY_CHANGE = (*TrainOptions.MAY_CHANGE, "base")
+
+    base: str | None = option("Folder that maskcl pretrain made, or random.", None)
+    model: str | None = option(
+        f"Of a random base: {', '.join(models.NAMES)}.", None, shown="mlp", choices=models.NAMES
+    )
+    hidden: tuple[int, ...] | None = option("Of a random mlp, its widths.", None, shown="200,200")
+    lr: float | None = option("Learning rate of scores.", None, shown=table(SCORE_RATES), above=0)
+    head_lr: float | None = option(
+        "Learning rate of heads and norms.", None, shown=table(HEAD_RATES), above=0
+    )
+    norms: str | None = _piggyback(
+        "frozen, or task: norms of its own for each task, which it trains.",
+        None,
+        shown="frozen; with a random base task",
+        choices=("frozen", "task"),
+    )
+    levels: str = _piggyback("Of masks: binary, ternary, ternary_symmetric, topk.", _DEFAULT.levels)
+    threshold: float = _piggyback("A score above it keeps its weight.", _DEFAULT.threshold)
+    inclusive: bool = _piggyback("A score at the threshold does too.", _DEFAULT.inclusive)
+    density: float | None = _piggyback("Share of weights that topk keeps.", _DEFAULT.density)
+    init: float = _piggyback("Where scores start.", _DEFAULT.init)
+    spread: str = _piggyback("constant (all at init), uniform (in +-init).", _DEFAULT.spread)
+
+    def __post_init__(self) -> None:
+        if self.base is None:
+            raise CommandError(
+                "--base is missing: a folder made by `maskcl pretrain --scenario "
+                f"{self.scenario} --out BASE`, or random"
+            )
+        for name in ("model", "hidden"):
+            if self.base != RANDOM and getattr(self, name) is not None:
+                raise CommandError(
+                    f"{name} belongs to --base random, a pretrained base has its own"
+                )
+        if self.base == RANDOM:
+            self._complete("model", "mlp")
+        # The norms of a random base have seen no data.
+        self._complete("norms", "task" if self.base == RANDOM else "frozen")
+        self._complete("lr", SCORE_RATES.get(self.optimizer))
+        self._complete("head_lr", HEAD_RATES.get(self.optimizer))
+        super().__post_init__()
+
+
+def prepare(
+    options: PiggybackOptions, scenario: Scenario
+) -> tuple[PiggybackNetwork, dict[str, Any]]:
+    """The base converted for the scenario's tasks, and what the base is.
+
+    Raises:
+        CommandError: there is no such base, or it does not fit the scenario.
+    """
+    outputs = scenario.classes_per_task
+    with seeded_weights(options.seed):
+        if options.base == RANDOM:
+            model, made_from = _random_base(options, scenario)
+        else:
+            model, made_from = _pretrained_base(options, scenario)
+        net = maskcl.nn.to_piggyback(
+            model,
+            scenario.num_tasks,
+            classes=outputs,
+            levels=options.levels,
+            norms=options.norms or "frozen",
+        )
+    return net, made_from
+
+
+def _random_base(options: PiggybackOptions, scenario: Scenario) -> tuple[nn.Module, dict[str, Any]]:
+    name, shape, outputs = options.model or "mlp", scenario.input_shape, scenario.classes_per_task
+    model = build_model(name, shape, outputs[0], hidden=options.hidden)
+    return model, {
+        "model": name,
+        "hidden": options.hidden,
+        "input_shape": list(shape),
+        "outputs": outputs[0],
+        "source": RANDOM,
+        "trained_on": "nothing: random weights",
+        "accuracy": None,
+        "seed": options.seed,
+        "sha256": fingerprint(model),
+    }
+
+
+def _pretrained_base(
+    options: PiggybackOptions, scenario: Scenario
+) -> tuple[nn.Module, dict[str, Any]]:
+    try:
+        base = read_base(str(options.base))
+    except BaseError as error:
+        raise CommandError(f"--base: {error}; `maskcl pretrain` makes one") from None
+    facts = base.facts
+    if tuple(facts["input_shape"]) != scenario.input_shape:
+        raise CommandError(
+            f"--base: {options.base} takes inputs of shape {tuple(facts['input_shape'])}, "
+            f"{scenario.name} has {scenario.input_shape}"
+        )
+    # Which of the digits are test images depends on the seed: another seed's base has seen some.
+    of_digits = scenarios.images_of(options.scenario) == facts.get("images") == "digits"
+    if of_digits and facts["source"] == "rotated" and facts.get("seed") != options.seed:
+        raise CommandError(
+            f"--base: {options.base} was pretrained with seed {facts.get('seed')} and has seen "
+            f"test images of seed {options.seed}: pretrain one with --seed {options.seed}"
+        )
+    return base.model, {name: value for name, value in facts.items() if name not in _NOT_OF_RUN}
+
+
+_NOT_OF_RUN = ("format", "version", "environment")
+
+
+def finish(run: Trained) -> dict[str, Any]:
+    """Piggyback's part of result.json; writes a file with the masks of each task."""
+    net: PiggybackNetwork = run.net
+    tasks, base = range(net.num_tasks), run.made_from
+    shown = {name: base.get(name) for name in ("accuracy", "model", "hidden", "epochs", "seed")}
+    files = [_write_masks(run, task) for task in tasks]
+    return {
+        "base": {"source": base["trained_on"], **shown, "sha256": net.base_hash()},
+        "masked_weights": {name: layer.weight.numel() for name, layer in net.layers.items()},
+        "off": [net.off(task) for task in tasks],
+        "differing": [[net.differing(first, second) for second in tasks] for first in tasks],
+        "mask_files": files,
+        "configuration": {
+            **run.options.to_json(),
+            "model": base["model"],
+            "hidden": base["hidden"],
+        },
+    }
+
+
+def _write_masks(run: Trained, task: int) -> dict[str, Any]:
+    net: PiggybackNetwork = run.net
+    name = f"masks/task-{task}.safetensors"
+    path = Path(run.directory, name)
+    path.parent.mkdir(exist_ok=True)
+    facts = mask_facts(run.scenario.describe(), task, run.made_from)
+    size = export_masks(net, task, path, facts=facts)
+    return {
+        "task": task,
+        "file": name,
+        "bytes": size,
+        "words_bytes": sum(words.nbytes for words in net.words(task).values()),
+        "own_bytes": sum(tensor.nbytes for tensor in net.own_state(task).values()),
+    }
+
+
+def mask_facts(cut: dict[str, Any], task: int, made_from: dict[str, Any]) -> dict[str, Any]:
+    """What a task's file says besides its masks; ``cut`` is `Scenario.describe`'s."""
+    return {
+        "scenario": cut["name"],
+        "setting": cut["setting"],
+        "seed": cut["seed"],
+        "classes": cut["classes"][task],
+        "trained_on": made_from["trained_on"],
+    }
+
+
+COMMAND = MethodCommand(PiggybackOptions, prepare, finish)
