@@ -38,12 +38,14 @@ except ImportError as error:
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def check(op: str, name: str, tensor: Tensor) -> None:
+def check(
+    op: str, name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...] | None = DTYPES
+) -> None:
     """Raise before anything is written unless a kernel can run on ``tensor``.
 
     Raises:
         RuntimeError: Triton is absent, or the tensor is on the CPU and Triton is not interpreting.
-        TypeError: the dtype is not one of :data:`DTYPES`.
+        TypeError: the dtype is not one of ``dtypes`` (None: any will do).
     """
     if ABSENT is not None:
         raise RuntimeError(f"{op}: {ABSENT}; wanted triton installed, or another backend")
@@ -51,8 +53,8 @@ def check(op: str, name: str, tensor: Tensor) -> None:
         raise RuntimeError(
             f"{op}: {name} is on the CPU, wanted a GPU (or TRITON_INTERPRET=1 before Python starts)"
         )
-    if tensor.dtype not in DTYPES:
-        wanted = ", ".join(str(dtype) for dtype in DTYPES)
+    if dtypes is not None and tensor.dtype not in dtypes:
+        wanted = ", ".join(str(dtype) for dtype in dtypes)
         raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted one of {wanted}")
 
 

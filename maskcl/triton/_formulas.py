@@ -81,3 +81,44 @@ def activation_slope(z, a, slope, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "leaky_relu":
         d = tl.where(a > 0, 1.0, slope)
     return d
+
+
+@triton.jit
+def mask_value(s, kth, threshold, scale, LEVELS: tl.constexpr, INCLUSIVE: tl.constexpr):
+    """m(s) of float32 scores; comparisons with NaN are false, so that NaN gives 0 (soft: NaN)."""
+    if LEVELS == "soft":
+        m = sigmoid(scale * (s - threshold))
+    elif LEVELS == "topk":
+        m = tl.where(tl.abs(s) >= kth, 1.0, 0.0)
+    elif LEVELS == "ternary":
+        m = tl.where(s > threshold, 1.0, tl.where(s < 0, -1.0, 0.0))
+    elif LEVELS == "ternary_symmetric":
+        sign = tl.where(s > 0, 1.0, tl.where(s < 0, -1.0, 0.0))
+        m = tl.where(tl.abs(s) > threshold, sign, 0.0)
+    elif INCLUSIVE:
+        m = tl.where(s >= threshold, 1.0, 0.0)
+    else:
+        m = tl.where(s > threshold, 1.0, 0.0)
+    return m
+
+
+@triton.jit
+def masked(w, m, SOFT: tl.constexpr):
+    """W m in W's dtype: 0 where m is 0, whatever W is; other levels than soft do not multiply."""
+    if SOFT:
+        product = (w.to(tl.float32) * m).to(w.dtype)
+    elif w.dtype.primitive_bitwidth == 16:
+        sign = tl.where(m < 0, -0x8000, 0).to(tl.int16)
+        product = (w.to(tl.int16, bitcast=True) ^ sign).to(w.dtype, bitcast=True)
+    else:
+        product = tl.where(m < 0, -w, w)
+    return tl.where(m == 0, 0.0, product).to(w.dtype)
+
+
+@triton.jit
+def bit_value(on, negative, TERNARY: tl.constexpr):
+    """m of a weight, from words already shifted so that its bits are the lowest."""
+    m = (on & 1).to(tl.float32)
+    if TERNARY:
+        m = tl.where((negative & 1) != 0, -m, m)
+    return m

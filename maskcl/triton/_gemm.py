@@ -1,0 +1,253 @@
+"""Kernels: products with a masked weight that never lies in memory, and its gradient.
+
+The masked weight is the left operand, which Hopper's tensor cores take from registers: a tile of W
+and of its scores (or words of bits) is loaded, selected and multiplied. So the kernel computes a
+transpose, out[n, m] = sum over k of (W m)[m, k] x[n, k], where m is O forward and I
+(``TRANSPOSED``) for the gradient of x. Where there are few programs they split k, and the partial
+sums are added in a fixed order.
+"""
+
+from maskcl.triton._compat import tl, triton
+from maskcl.triton._formulas import bit_value, mask_value, masked, sigmoid_slope
+
+
+@triton.jit
+def _tile_of(program, m_tiles, n_tiles, GROUP: tl.constexpr):
+    """(m, n) of a program: GROUP tiles along m, then the next along n."""
+    in_group = GROUP * n_tiles
+    first = (program // in_group) * GROUP
+    size = tl.minimum(m_tiles - first, GROUP)
+    inside = program % in_group
+    return first + inside % size, inside // size
+
+
+@triton.jit
+def _shifted_words(
+    words_ptr,
+    m0,
+    k0,
+    m_end,
+    k_end,
+    columns,
+    TILE_M: tl.constexpr,
+    TILE_K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """The words of weights [TILE_M, TILE_K], shifted so that a weight's own bit is the lowest.
+
+    ``ALIGNED``: every row of W begins with a word, so that 32 neighbours share one load.
+    """
+    m = m0 + tl.arange(0, TILE_M).to(tl.int64)
+    k = k0 + tl.arange(0, TILE_K).to(tl.int64)
+    if ALIGNED:
+        shift = tl.arange(0, 32)
+        if TRANSPOSED:
+            w = m0 // 32 + tl.arange(0, TILE_M // 32).to(tl.int64)
+            live = (w * 32 < m_end)[:, None] & (k < k_end)[None, :]
+            at = k[None, :] * (columns // 32) + w[:, None]
+            word = tl.load(words_ptr + at, mask=live, other=0)
+            shifted = word[:, None, :] >> shift[None, :, None]
+        else:
+            w = k0 // 32 + tl.arange(0, TILE_K // 32).to(tl.int64)
+            live = (m < m_end)[:, None] & (w * 32 < k_end)[None, :]
+            at = m[:, None] * (columns // 32) + w[None, :]
+            word = tl.load(words_ptr + at, mask=live, other=0)
+            shifted = word[:, :, None] >> shift[None, None, :]
+        return tl.reshape(shifted, [TILE_M, TILE_K])
+    live = (m < m_end)[:, None] & (k < k_end)[None, :]
+    at = k[None, :] * columns + m[:, None] if TRANSPOSED else m[:, None] * columns + k[None, :]
+    return tl.load(words_ptr + (at >> 5), mask=live, other=0) >> (at & 31).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["rows", "k_each"])
+def _masked_product_kernel(
+    x_ptr,
+    weight_ptr,
+    source_ptr,
+    kth_ptr,
+    bias_ptr,
+    out_ptr,
+    rows,
+    m_end,
+    k_end,
+    columns,
+    plane,
+    k_each,
+    threshold,
+    scale,
+    LEVELS: tl.constexpr,
+    INCLUSIVE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    WIDE: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    TILE_K: tl.constexpr,
+):
+    """out[split, n, m] over k from split k_each on; LEVELS bits and bits2: ``source`` is words."""
+    m_tile, n_tile = _tile_of(
+        tl.program_id(0), tl.cdiv(m_end, TILE_M), tl.cdiv(rows, TILE_N), GROUP
+    )
+    split = tl.program_id(1)
+    m = (m_tile * TILE_M).to(tl.int64) + tl.arange(0, TILE_M)
+    n = (n_tile * TILE_N).to(tl.int64) + tl.arange(0, TILE_N)
+    kth = 0.0
+    if LEVELS == "topk":
+        kth = tl.load(kth_ptr).to(tl.float32)
+    acc = tl.zeros([TILE_M, TILE_N], tl.float32)
+    for k0 in range(split * k_each, tl.minimum((split + 1) * k_each, k_end), TILE_K):
+        k = k0 + tl.arange(0, TILE_K)
+        live = (m < m_end)[:, None] & (k < k_end)[None, :]
+        if TRANSPOSED:
+            at = k.to(tl.int64)[None, :] * columns + m[:, None]
+        else:
+            at = m[:, None] * columns + k[None, :]
+        w = tl.load(weight_ptr + at, mask=live, other=0.0)
+        if LEVELS == "bits" or LEVELS == "bits2":
+            on = _shifted_words(
+                source_ptr, m_tile * TILE_M, k0, m_end, k_end, columns,
+                TILE_M, TILE_K, TRANSPOSED, ALIGNED,
+            )  # fmt: skip
+            negative = on
+            if LEVELS == "bits2":
+                negative = _shifted_words(
+                    source_ptr + plane, m_tile * TILE_M, k0, m_end, k_end, columns,
+                    TILE_M, TILE_K, TRANSPOSED, ALIGNED,
+                )  # fmt: skip
+            chosen = bit_value(on, negative, LEVELS == "bits2")
+        else:
+            s = tl.load(source_ptr + at, mask=live, other=0.0).to(tl.float32)
+            chosen = mask_value(s, kth, threshold, scale, LEVELS, INCLUSIVE)
+        w = masked(w, chosen, LEVELS == "soft")
+        x_live = (k < k_end)[:, None] & (n < rows)[None, :]
+        x = tl.load(x_ptr + n[None, :] * k_end + k[:, None], mask=x_live, other=0.0)
+        if WIDE:
+            w, x = w.to(tl.float32), x.to(tl.float32)
+        acc = tl.dot(w, x, acc, input_precision="ieee")
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + m, mask=m < m_end, other=0.0).to(tl.float32)[:, None]
+    into = (split.to(tl.int64) * rows + n)[None, :] * m_end + m[:, None]
+    into_live = (m < m_end)[:, None] & (n < rows)[None, :]
+    tl.store(out_ptr + into, acc.to(out_ptr.dtype.element_ty), mask=into_live)
+
+
+@triton.jit(do_not_specialize=["rows", "k_each"])
+def _weight_grad_kernel(
+    grad_ptr,
+    x_ptr,
+    weight_ptr,
+    scores_ptr,
+    kth_ptr,
+    dweight_ptr,
+    dscores_ptr,
+    parts_ptr,
+    rows,
+    m_end,
+    n_end,
+    k_each,
+    threshold,
+    scale,
+    LEVELS: tl.constexpr,
+    INCLUSIVE: tl.constexpr,
+    WANT_WEIGHT: tl.constexpr,
+    WANT_SCORES: tl.constexpr,
+    PARTIAL: tl.constexpr,
+    WIDE: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_N: tl.constexpr,
+    TILE_K: tl.constexpr,
+):
+    """G = grad^T x [m, n], and G W and G m from the accumulator; ``PARTIAL``: parts of G alone."""
+    m_tile, n_tile = _tile_of(
+        tl.program_id(0), tl.cdiv(m_end, TILE_M), tl.cdiv(n_end, TILE_N), GROUP
+    )
+    split = tl.program_id(1)
+    m = (m_tile * TILE_M).to(tl.int64) + tl.arange(0, TILE_M)
+    n = (n_tile * TILE_N).to(tl.int64) + tl.arange(0, TILE_N)
+    acc = tl.zeros([TILE_M, TILE_N], tl.float32)
+    for k0 in range(split * k_each, tl.minimum((split + 1) * k_each, rows), TILE_K):
+        k = k0 + tl.arange(0, TILE_K).to(tl.int64)
+        g_live = (m < m_end)[:, None] & (k < rows)[None, :]
+        g = tl.load(grad_ptr + k[None, :] * m_end + m[:, None], mask=g_live, other=0.0)
+        x_live = (k < rows)[:, None] & (n < n_end)[None, :]
+        x = tl.load(x_ptr + k[:, None] * n_end + n[None, :], mask=x_live, other=0.0)
+        if WIDE:
+            g, x = g.to(tl.float32), x.to(tl.float32)
+        acc = tl.dot(g, x, acc, input_precision="ieee")
+    live = (m < m_end)[:, None] & (n < n_end)[None, :]
+    at = m[:, None] * n_end + n[None, :]
+    if PARTIAL:
+        tl.store(parts_ptr + split.to(tl.int64) * m_end * n_end + at, acc, mask=live)
+    else:
+        if WANT_WEIGHT or LEVELS == "soft":
+            s = tl.load(scores_ptr + at, mask=live, other=0.0).to(tl.float32)
+        if WANT_WEIGHT:
+            kth = 0.0
+            if LEVELS == "topk":
+                kth = tl.load(kth_ptr).to(tl.float32)
+            m_value = mask_value(s, kth, threshold, scale, LEVELS, INCLUSIVE)
+            dw = masked(acc, m_value, LEVELS == "soft")
+            tl.store(dweight_ptr + at, dw.to(dweight_ptr.dtype.element_ty), mask=live)
+        if WANT_SCORES:
+            ds = acc * tl.load(weight_ptr + at, mask=live, other=0.0).to(tl.float32)
+            if LEVELS == "soft":
+                ds *= scale * sigmoid_slope(scale * (s - threshold))
+            tl.store(dscores_ptr + at, ds.to(dscores_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _sum_splits_kernel(
+    parts_ptr, bias_ptr, out_ptr, splits, count, width, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = at < count
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in range(splits):
+        total += tl.load(parts_ptr + split.to(tl.int64) * count + at, mask=live, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + at % width, mask=live, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _masked_vector_kernel(
+    x_ptr,
+    weight_ptr,
+    bytes_ptr,
+    bias_ptr,
+    out_ptr,
+    m_end,
+    k_end,
+    plane,
+    HAS_BIAS: tl.constexpr,
+    TERNARY: tl.constexpr,
+    TILE_M: tl.constexpr,
+    TILE_K: tl.constexpr,
+):
+    """out[m] = sum over k of (W m)[m, k] x[k]; eight weights in a row, and their byte, a thread."""
+    m = tl.program_id(0).to(tl.int64) * TILE_M + tl.arange(0, TILE_M)
+    eighth = tl.arange(0, 8)
+    acc = tl.zeros([TILE_M, TILE_K // 8, 8], tl.float32)
+    for k0 in range(0, k_end, TILE_K):
+        b = k0 // 8 + tl.arange(0, TILE_K // 8)
+        live = (m < m_end)[:, None] & (b * 8 < k_end)[None, :]
+        at = m[:, None] * (k_end // 8) + b[None, :]
+        on = tl.load(bytes_ptr + at, mask=live, other=0)[:, :, None] >> eighth[None, None, :]
+        negative = on
+        if TERNARY:
+            byte = tl.load(bytes_ptr + plane + at, mask=live, other=0)
+            negative = byte[:, :, None] >> eighth[None, None, :]
+        at8 = (at * 8)[:, :, None] + eighth[None, None, :]
+        w = tl.load(weight_ptr + at8, mask=live[:, :, None], other=0.0)
+        k = (b * 8)[:, None] + eighth[None, :]
+        x = tl.load(x_ptr + k, mask=k < k_end, other=0.0).to(tl.float32)
+        chosen = bit_value(on, negative, TERNARY)
+        acc += masked(w, chosen, False).to(tl.float32) * x[None, :, :]
+    total = tl.sum(tl.sum(acc, 2), 1)
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + m, mask=m < m_end, other=0.0).to(tl.float32)
+    tl.store(out_ptr + m, total.to(out_ptr.dtype.element_ty), mask=m < m_end)
