@@ -160,3 +160,12 @@ def test_overlap_is_the_share_of_the_columns_task():
 def test_a_mask_takes_one_bit_a_unit():
     assert metrics.mask_bytes(np.zeros((3, 400), dtype=bool)) == 50
     assert metrics.mask_bytes(np.zeros((3, 401), dtype=bool)) == 51
+
+
+def test_total_share_counts_each_part_by_its_size():
+    # The plain mean would be .35.
+    assert metrics.total_share({"a": 0.5, "b": 0.2}, {"a": 10, "b": 90}) == pytest.approx(0.23)
+    assert metrics.total_share({"a": 0.5, "b": 0.0}, {"a": 4, "b": 0}) == 0.5
+    assert metrics.total_share({"a": 0.5}, {"a": 0}) == metrics.total_share({}, {}) == 0.0
+    with pytest.raises(ValueError, match="must name the same parts, only one has b, c"):
+        metrics.total_share({"a": 0.5, "b": 0.2}, {"a": 10, "c": 90})

@@ -1,68 +1,16 @@
 """A report from a made-up result: whole files, everything inside, and what it says."""
 
-import html.parser
 import json
 import struct
 
 import numpy as np
 import pytest
 
-from maskcl import metrics, report
+from maskcl import report
 from maskcl.report import figures, files
-from maskcl.report.page import number, seconds
-
-
-def made_up(tasks=3, seed=0, acc=0.97, epochs=2):
-    """A result of the form that the command line writes."""
-    matrix = np.full((tasks, tasks), np.nan)
-    for task in range(tasks):
-        matrix[task:, task] = acc
-    masks = np.zeros((tasks, 12), dtype=bool)
-    for task in range(tasks):
-        masks[task, task : task + 4] = True
-    spans = {"1": (0, 5), "3": (5, 12)}
-    used = [
-        {name: float(masks[: t + 1, a:b].any(axis=0).mean()) for name, (a, b) in spans.items()}
-        for t in range(tasks)
-    ]
-    return {
-        "format": "maskcl-result",
-        "method": "hat",
-        "scenario": {
-            "name": "split-<digits>", "setting": "task", "seed": seed, "source": "made up",
-            "num_tasks": tasks, "classes": [[2 * t, 2 * t + 1] for t in range(tasks)],
-            "outputs": [2] * tasks, "train_sizes": [30] * tasks, "test_sizes": [10] * tasks,
-            "input_shape": [1, 8, 8],
-        },
-        "configuration": {
-            "model": "mlp", "epochs": epochs, "optimizer": "adam", "seed": seed, "out": f"r{seed}",
-        },
-        "parameters": 1234,
-        "accuracy": [[None if np.isnan(v) else float(v) for v in row] for row in matrix],
-        "metrics": {k: m.to_json() for k, m in metrics.all_metrics(matrix).items()},
-        "capacity": used,
-        "protected": [{"1.weight": 0.1 * t, "1.bias": 0.5, "3.weight": 0.2} for t in range(tasks)],
-        "protected_share": 0.25,
-        "seconds": [1.0] * tasks,
-        "mask_bytes": 2,
-        "masks": report.encode_masks(masks, spans),
-        "environment": {"torch": "9.9"},
-    }  # fmt: skip
-
-
-class Links(html.parser.HTMLParser):
-    """Collects every address a page refers to, and its text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.addresses, self.words = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.addresses += [value for name, value in attributes if name in ("src", "href")]
-
-    def handle_data(self, data):
-        self.words.append(data)
+from maskcl.report.text import number, seconds
+from tests.results import Links
+from tests.results import hat_result as made_up
 
 
 def test_report_is_one_page_with_its_pictures_inside(tmp_path):

@@ -1,0 +1,97 @@
+"""Made-up results of the form that the command line writes, and what reads a page of them."""
+
+import html.parser
+
+import numpy as np
+
+from maskcl import metrics, report
+
+LAYERS = {"1": 64, "3": 1000, "heads.0": 6}
+
+
+def hat_result(tasks=3, seed=0, acc=0.97, epochs=2):
+    """A HAT run: T tasks, every accuracy ``acc``, layers "1" and "3" of 5 and 7 units."""
+    matrix = np.full((tasks, tasks), np.nan)
+    for task in range(tasks):
+        matrix[task:, task] = acc
+    masks = np.zeros((tasks, 12), dtype=bool)
+    for task in range(tasks):
+        masks[task, task : task + 4] = True
+    spans = {"1": (0, 5), "3": (5, 12)}
+    used = [
+        {name: float(masks[: t + 1, a:b].any(axis=0).mean()) for name, (a, b) in spans.items()}
+        for t in range(tasks)
+    ]
+    return {
+        "format": "maskcl-result",
+        "method": "hat",
+        "scenario": {
+            "name": "split-<digits>", "setting": "task", "seed": seed, "source": "made up",
+            "num_tasks": tasks, "classes": [[2 * t, 2 * t + 1] for t in range(tasks)],
+            "outputs": [2] * tasks, "train_sizes": [30] * tasks, "test_sizes": [10] * tasks,
+            "input_shape": [1, 8, 8],
+        },
+        "configuration": {
+            "model": "mlp", "epochs": epochs, "optimizer": "adam", "seed": seed, "out": f"r{seed}",
+        },
+        "parameters": 1234,
+        "accuracy": [[None if np.isnan(v) else float(v) for v in row] for row in matrix],
+        "metrics": {k: m.to_json() for k, m in metrics.all_metrics(matrix).items()},
+        "capacity": used,
+        "protected": [{"1.weight": 0.1 * t, "1.bias": 0.5, "3.weight": 0.2} for t in range(tasks)],
+        "protected_share": 0.25,
+        "seconds": [1.0] * tasks,
+        "mask_bytes": 2,
+        "masks": report.encode_masks(masks, spans),
+        "environment": {"torch": "9.9"},
+    }  # fmt: skip
+
+
+def piggyback_result(tasks=3, seed=0, acc=0.95, sizes=LAYERS, base=None, planes=1):
+    """A Piggyback run: layer i of n has (1 + i) / (2 n) of its weights off, plus 1 % a task."""
+    matrix = np.full((tasks, tasks), np.nan)
+    for task in range(tasks):
+        matrix[task:, task] = acc
+    words = planes * sum(4 * -(-size // 32) for size in sizes.values())
+    return {
+        "format": "maskcl-result",
+        "method": "piggyback",
+        "scenario": hat_result(tasks, seed)["scenario"],
+        "summary": "made up",
+        "configuration": {
+            "model": "mlp", "epochs": 2, "optimizer": "adam", "seed": seed, "out": f"p{seed}",
+            "base": f"/somewhere/{seed}",
+        },
+        "parameters": 1100,
+        "accuracy": [[None if np.isnan(v) else float(v) for v in row] for row in matrix],
+        "metrics": {k: m.to_json() for k, m in metrics.all_metrics(matrix).items()},
+        "base": base or {"source": "turned <digits>", "accuracy": 0.9712, "sha256": "ab" * 32},
+        "masked_weights": dict(sizes),
+        "off": [
+            {name: (1 + i) / (2 * len(sizes)) + 0.01 * task for i, name in enumerate(sizes)}
+            for task in range(tasks)
+        ],
+        "differing": [[0.01 * abs(i - j) * (i + j) for j in range(tasks)] for i in range(tasks)],
+        "mask_files": [
+            {"task": task, "file": f"masks/task-{task + 1}.safetensors",
+             "bytes": words + 600 + 80 + task, "words_bytes": words, "own_bytes": 80}
+            for task in range(tasks)
+        ],
+        "seconds": [1.0] * tasks,
+        "environment": {"torch": "9.9"},
+    }  # fmt: skip
+
+
+class Links(html.parser.HTMLParser):
+    """Collects every address a page refers to, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.addresses, self.words = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.words.append(data)
