@@ -16,8 +16,7 @@ using torch::headeronly::Half;
 
 constexpr int64_t kWord = 32;
 constexpr int64_t kBlockBytes = 8 << 20;  // of unpacked rows: half of a usual third-level cache
-constexpr int64_t kFewRows = 4;           // of x: up to here reading the weight once is the time, and a product call is not
-constexpr int kLanes = 16;
+constexpr int64_t kFewRows = 16;  // of x: up to here a product is the time of reading the weight
 
 int64_t words_for(int64_t count) { return (count + kWord - 1) / kWord; }
 
@@ -77,6 +76,21 @@ MASKCL_INLINE void select_range(const U* w, Planes planes, U* y, int64_t begin, 
   }
 }
 
+// Elements [begin, end) of a mask whose patterns of 1 and -1 are given; begin is a word's first.
+template <typename U>
+MASKCL_INLINE void unpack_range(Planes planes, U* y, int64_t begin, int64_t end, U one, U minus_one) {
+  const U turn = one ^ minus_one;
+  for (int64_t i = begin; i < end; i += kWord) {
+    const uint32_t on = planes.on[i / kWord], negative = planes.negative ? planes.negative[i / kWord] : 0;
+    U all[kWord];
+    for (uint32_t j = 0; j < kWord; ++j) {
+      const U turned = one ^ (turn & static_cast<U>(U(0) - static_cast<U>(negative >> j & 1)));
+      all[j] = turned & static_cast<U>(U(0) - static_cast<U>(on >> j & 1));
+    }
+    memcpy(y + i, all, sizeof(U) * std::min(kWord, end - i));
+  }
+}
+
 // The words of elements [32 first, ..) of `count`.
 template <typename T>
 MASKCL_INLINE void pack_range(const T* mask, uint32_t* on, uint32_t* negative, int64_t first, int64_t last,
@@ -129,42 +143,97 @@ MASKCL_INLINE void pack_scores_range(const S* scores, uint32_t* on, uint32_t* ne
   });
 }
 
-// Rows [begin, end) of the weight times `Rows` rows of x, all in float (double): each weight is read once.
-template <int Rows, typename T, typename U, typename C>
-MASKCL_INLINE void dot_rows(const T* x, const T* w, Planes planes, const T* bias, T* y, int64_t begin, int64_t end,
-                            int64_t ins, int64_t outs, int64_t count) {
-  for (int64_t o = begin; o < end; ++o) {
-    const T* row = w + o * ins;
-    C sums[Rows][kLanes] = {};
-    for (int64_t i = 0; i < ins; i += kWord) {
-      const uint32_t on = word_at(planes.on, o * ins + i, count);
-      const uint32_t negative = planes.negative ? word_at(planes.negative, o * ins + i, count) : 0;
-      const int64_t left = std::min(kWord, ins - i);
-      for (int64_t half = 0; half < left; half += kLanes) {
-        U from[kLanes] = {}, selected[kLanes];
-        T weights[kLanes];
-        const int64_t lanes = std::min<int64_t>(kLanes, left - half);
-        if (lanes == kLanes)
-          memcpy(from, row + i + half, sizeof from);
-        else
-          memcpy(from, row + i + half, lanes * sizeof(T));
-        for (uint32_t j = 0; j < kLanes; ++j) selected[j] = select_bits<U>(from[j], on >> (half + j) & 1, negative >> (half + j) & 1);
-        memcpy(weights, selected, sizeof weights);
-        for (int r = 0; r < Rows; ++r) {
-          const T* at = x + r * ins + i + half;
-          if (lanes == kLanes) {
-            for (int j = 0; j < kLanes; ++j) sums[r][j] += static_cast<C>(weights[j]) * static_cast<C>(at[j]);
-          } else {
-            for (int j = 0; j < lanes; ++j) sums[r][j] += static_cast<C>(weights[j]) * static_cast<C>(at[j]);
-          }
-        }
+// Eight lanes, which the compiler maps to what the instruction set has. (Vectors go by reference: by value they would
+// have another calling convention in each clone.)
+typedef float Floats __attribute__((vector_size(32)));
+typedef int32_t Ints __attribute__((vector_size(32)));
+typedef uint16_t Halves __attribute__((vector_size(16)));
+
+MASKCL_INLINE void load(const float* from, Floats& to) { memcpy(&to, from, sizeof to); }
+MASKCL_INLINE void load(const BFloat16* from, Floats& to) {
+  Halves upper;
+  memcpy(&upper, from, sizeof upper);
+  const Ints wide = __builtin_convertvector(upper, Ints) << 16;
+  memcpy(&to, &wide, sizeof to);
+}
+MASKCL_INLINE void load(const Half* from, Floats& to) {
+  for (int j = 0; j < 8; ++j) to[j] = static_cast<float>(from[j]);
+}
+
+template <typename T>
+MASKCL_INLINE float selected(T weight, uint32_t on, uint32_t negative) {
+  return on & 1 ? (negative & 1 ? -static_cast<float>(weight) : static_cast<float>(weight)) : 0.0f;
+}
+
+// Row o of the weight times `Rows` rows of x: each weight and each of its bits is read once.
+template <int Rows, bool Ternary, typename T>
+MASKCL_INLINE void dot_row(const T* x, const T* row, Planes planes, int64_t bit, int64_t ins, int64_t count, float* y) {
+  constexpr int kSums = Rows == 1 ? 4 : (Rows <= 4 ? 2 : 1);  // a lane's sum waits for the one before it
+  const Ints lanes = {31, 30, 29, 28, 27, 26, 25, 24};  // shifts that bring a lane's bit to the sign
+  Floats sums[Rows][kSums] = {};
+  float rest[Rows] = {};
+  int64_t i = 0;
+  for (; i + kWord <= ins; i += kWord) {
+    const uint32_t on = word_at(planes.on, bit + i, count);
+    const uint32_t negative = Ternary ? word_at(planes.negative, bit + i, count) : 0;
+    const Ints spread = Ints{} + static_cast<int32_t>(on), turned = Ints{} + static_cast<int32_t>(negative);
+    for (int q = 0; q < 4; ++q) {
+      Floats w;
+      load(row + i + 8 * q, w);
+      Ints pattern;
+      memcpy(&pattern, &w, sizeof w);
+      if (Ternary) pattern ^= (turned << (lanes - 8 * q)) & INT32_MIN;
+      pattern &= (spread << (lanes - 8 * q)) >> 31;
+      memcpy(&w, &pattern, sizeof w);
+      for (int r = 0; r < Rows; ++r) {
+        Floats at;
+        load(x + r * ins + i + 8 * q, at);
+        sums[r][q % kSums] += w * at;
       }
     }
-    for (int r = 0; r < Rows; ++r) {
-      C sum = bias ? static_cast<C>(bias[o]) : C(0);
-      for (int j = 0; j < kLanes; ++j) sum += sums[r][j];
-      y[r * outs + o] = static_cast<T>(sum);
+  }
+  if (i < ins) {
+    const uint32_t on = word_at(planes.on, bit + i, count);
+    const uint32_t negative = Ternary ? word_at(planes.negative, bit + i, count) : 0;
+    for (int j = 0; i + j < ins; ++j)
+      for (int r = 0; r < Rows; ++r)
+        rest[r] += selected(row[i + j], on >> j, negative >> j) * static_cast<float>(x[r * ins + i + j]);
+  }
+  for (int r = 0; r < Rows; ++r) {
+    for (int q = 1; q < kSums; ++q) sums[r][0] += sums[r][q];
+    for (int j = 0; j < 8; ++j) rest[r] += sums[r][0][j];
+    y[r] = rest[r];
+  }
+}
+
+// Rows [begin, end) of the weight times rows [first, first + Rows) of x.
+template <int Rows, typename T>
+MASKCL_INLINE void dot_rows(const T* x, const T* row, Planes planes, int64_t bit, int64_t ins, int64_t count, float* y) {
+  if (planes.negative)
+    dot_row<Rows, true>(x, row, planes, bit, ins, count, y);
+  else
+    dot_row<Rows, false>(x, row, planes, bit, ins, count, y);
+}
+
+// Rows [begin, end) of the weight times all rows of x, up to 8 at a time while the weight's is in the first-level cache.
+template <typename T>
+MASKCL_INLINE void dot_all(const T* x, int64_t rows, const T* w, Planes planes, const T* bias, T* y, int64_t begin,
+                           int64_t end, int64_t ins, int64_t outs, int64_t count) {
+  for (int64_t o = begin; o < end; ++o) {
+    float sums[kFewRows];
+    int64_t first = 0;
+    for (; rows - first >= 8; first += 8)
+      dot_rows<8>(x + first * ins, w + o * ins, planes, o * ins, ins, count, sums + first);
+    for (; rows - first >= 3; first += std::min<int64_t>(4, rows - first)) {
+      if (rows - first == 3)
+        dot_rows<3>(x + first * ins, w + o * ins, planes, o * ins, ins, count, sums + first);
+      else
+        dot_rows<4>(x + first * ins, w + o * ins, planes, o * ins, ins, count, sums + first);
     }
+    if (rows - first == 2) dot_rows<2>(x + first * ins, w + o * ins, planes, o * ins, ins, count, sums + first);
+    if (rows - first == 1) dot_rows<1>(x + first * ins, w + o * ins, planes, o * ins, ins, count, sums + first);
+    for (int64_t r = 0; r < rows; ++r)
+      y[r * outs + o] = static_cast<T>(sums[r] + (bias ? static_cast<float>(bias[o]) : 0.0f));
   }
 }
 
@@ -178,23 +247,34 @@ void run_select(const uint64_t* w, Planes p, uint64_t* y, int64_t begin, int64_t
   select_range(w, p, y, begin, end, count);
 }
 
+#define MASKCL_UNPACK(U)                                                                                      \
+  MASKCL_CLONES void run_unpack(Planes p, U* y, int64_t begin, int64_t end, U one, U minus_one) {             \
+    unpack_range<U>(p, y, begin, end, one, minus_one);                                                        \
+  }
+MASKCL_UNPACK(uint8_t)
+MASKCL_UNPACK(uint16_t)
+MASKCL_UNPACK(uint32_t)
+MASKCL_UNPACK(uint64_t)
+
 // Cloned functions cannot be templates, so each dtype names its own.
-#define MASKCL_FLOAT(CLONES, T, U, C)                                                                                  \
+#define MASKCL_SCORES(CLONES, T, C)                                                                                    \
   CLONES void run_pack_scores(const T* s, uint32_t* on, uint32_t* negative, int64_t first, int64_t last, int64_t count, \
                               Levels levels, C threshold) {                                                            \
     pack_scores_range<T, C>(s, on, negative, first, last, count, levels, threshold);                                   \
-  }                                                                                                                    \
+  }
+MASKCL_SCORES(MASKCL_CLONES, float, float)
+MASKCL_SCORES(MASKCL_CLONES, BFloat16, float)
+MASKCL_SCORES(, Half, float)  // its conversions do not vectorise
+MASKCL_SCORES(, double, double)  // for checks, not for speed
+
+#define MASKCL_DOT(CLONES, T)                                                                                          \
   CLONES void run_dot(const T* x, int64_t rows, const T* w, Planes planes, const T* bias, T* y, int64_t begin,         \
                       int64_t end, int64_t ins, int64_t outs, int64_t count) {                                         \
-    if (rows == 1) return dot_rows<1, T, U, C>(x, w, planes, bias, y, begin, end, ins, outs, count);                   \
-    if (rows == 2) return dot_rows<2, T, U, C>(x, w, planes, bias, y, begin, end, ins, outs, count);                   \
-    if (rows == 3) return dot_rows<3, T, U, C>(x, w, planes, bias, y, begin, end, ins, outs, count);                   \
-    dot_rows<4, T, U, C>(x, w, planes, bias, y, begin, end, ins, outs, count);                                         \
+    dot_all<T>(x, rows, w, planes, bias, y, begin, end, ins, outs, count);                                             \
   }
-MASKCL_FLOAT(MASKCL_CLONES, float, uint32_t, float)
-MASKCL_FLOAT(MASKCL_CLONES, BFloat16, uint16_t, float)
-MASKCL_FLOAT(, Half, uint16_t, float)  // its conversions do not vectorise
-MASKCL_FLOAT(, double, uint64_t, double)  // for checks, not for speed
+MASKCL_DOT(MASKCL_CLONES, float)
+MASKCL_DOT(MASKCL_CLONES, BFloat16)
+MASKCL_DOT(, Half)
 
 #define MASKCL_PACK(CLONES, T)                                                                                        \
   CLONES void run_pack(const T* mask, uint32_t* on, uint32_t* negative, int64_t first, int64_t last, int64_t count) { \
@@ -281,31 +361,36 @@ Tensor pack_scores_cpu(const Tensor& scores, const std::optional<Tensor>& kth, c
 }
 
 template <typename T>
-void unpack(const Tensor& words, const Tensor& out) {
+void unpack(const Tensor& words, const Tensor& out, T one, T minus_one) {
   const Planes planes = planes_of(words);
   T* to = static_cast<T*>(out.mutable_data_ptr());
   const int64_t count = out.numel();
-  parallel(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int on = planes.on[i / kWord] >> (i % kWord) & 1;
-      const int negative = planes.negative ? planes.negative[i / kWord] >> (i % kWord) & 1 : 0;
-      to[i] = static_cast<T>(on - 2 * (on & negative));
-    }
+  parallel(words_for(count), kWord, [&](int64_t first, int64_t last) {
+    run_unpack(planes, to, first * kWord, std::min(last * kWord, count), one, minus_one);
   });
 }
 
 Tensor unpack_mask_cpu(const Tensor& words_in, std::vector<int64_t> shape, ScalarType dtype) {
   const Tensor words = torch::stable::contiguous(words_in);
-  // Narrow results are made as bytes, other ones than the four floats as float, and converted.
+  // As wide as the dtype where it is a float or a byte; others are made as float and converted.
   const bool bytes = dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Char;
-  const bool direct = dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
-                      dtype == ScalarType::Half;
-  const ScalarType made = bytes ? ScalarType::Char : (direct ? dtype : ScalarType::Float);
+  const bool floating = dtype == ScalarType::Float || dtype == ScalarType::Double ||
+                        dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
+  const ScalarType made = bytes || floating ? dtype : ScalarType::Float;
   const Tensor out = torch::stable::new_empty(words, shape, made);
-  if (bytes)
-    unpack<int8_t>(words, out);
-  else
-    dispatch_float(made, "unpack_mask", [&]<typename T>() { unpack<T>(words, out); });
+  expect_large_writes(out);
+  if (bytes) {
+    unpack<uint8_t>(words, out, 1, 0xff);
+  } else {
+    dispatch_float(made, "unpack_mask", [&]<typename T>() {
+      using U = typename bits<sizeof(T)>::type;
+      const T one = static_cast<T>(1.0f), minus_one = static_cast<T>(-1.0f);
+      U on, negative;
+      memcpy(&on, &one, sizeof on);
+      memcpy(&negative, &minus_one, sizeof negative);
+      unpack<U>(words, out, on, negative);
+    });
+  }
   return made == dtype ? out : torch::stable::to(out, dtype);
 }
 
@@ -398,9 +483,11 @@ Tensor packed_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tensor&
   std::optional<Tensor> bias;
   if (bias_in) bias = torch::stable::contiguous(*bias_in);
   const Planes planes = planes_of(words);
-  if (x.size(0) > 0 && x.size(0) <= kFewRows) {
+  if (x.size(0) > 0 && x.size(0) <= kFewRows && x.scalar_type() != ScalarType::Double) {
     Tensor y;
-    dispatch_float(x.scalar_type(), "packed_linear", [&]<typename T>() { y = few_rows<T>(x, w, planes, bias); });
+    dispatch_float(x.scalar_type(), "packed_linear", [&]<typename T>() {
+      if constexpr (!std::is_same_v<T, double>) y = few_rows<T>(x, w, planes, bias);
+    });
     return y;
   }
   const int64_t ins = w.size(1);

@@ -89,11 +89,15 @@ MASKCL_MASK(, double, double)
 // untrained scores are, would otherwise each wait for the one before.
 MASKCL_CLONES void count_keys(const float* values, int64_t count, bool magnitude, uint32_t prefix, int shift, int bits,
                               int64_t* counts) {
+  constexpr int64_t kPiece = 256;
   const uint32_t digits = (1u << bits) - 1;
-  const bool all = shift + bits == 32;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint32_t key = order_key(values[i], magnitude);
-    if (all || key >> (shift + bits) == prefix) ++counts[(i & 3) * (digits + 1) + ((key >> shift) & digits)];
+  const int above = shift + bits;
+  uint32_t keys[kPiece];
+  for (int64_t first = 0; first < count; first += kPiece) {
+    const int64_t size = std::min(kPiece, count - first);
+    for (int64_t i = 0; i < size; ++i) keys[i] = order_key(values[first + i], magnitude);
+    for (int64_t i = 0; i < size; ++i)
+      if (above == 32 || keys[i] >> above == prefix) ++counts[(i & 3) * (digits + 1) + ((keys[i] >> shift) & digits)];
   }
 }
 
