@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks import bench_piggyback_step as piggyback
 from benchmarks.__main__ import commit, processor
 from benchmarks.bench_step import BATCH, NETWORKS, EagerHAT, maskcl_step, plain_step
 from benchmarks.conftest import device
@@ -33,6 +34,20 @@ def steps_of(network: str) -> dict[str, Callable[[], None]]:
     return {name: lambda step=step: step(x, y) for name, step in steps.items()}
 
 
+def piggyback_steps(layer: str) -> dict[str, Callable[[], None]]:
+    """The same step through an ordinary layer and through masked ones."""
+    build, shape = piggyback.LAYERS[layer]
+    x, grad = piggyback.inputs(shape, build)
+
+    def run(step):
+        x.grad = None
+        step(x, grad)
+
+    names = ["no mask", *(name for name in piggyback.NAMES if name != "no mask")]
+    steps = {name: piggyback.step_of(name, build) for name in names}
+    return {name: lambda step=step: run(step) for name, step in steps.items()}
+
+
 def seconds(function: Callable[[], None]) -> float:
     """Wall time of one call, the device's work included."""
     start = time.perf_counter()
@@ -48,16 +63,23 @@ def main(rounds: int) -> None:
     print(f"{processor()}, torch {torch.__version__}, {rounds} rounds, commit {commit()}")
     for network in NETWORKS:
         torch.manual_seed(0)
-        steps = steps_of(network)
-        for _ in range(3):
-            for step in steps.values():
-                step()
-        taken = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds)]
-        print(f"\n{network}, batch {BATCH}, SGD\n  {'':20}{'ms':>9}{'of no mask':>12}")
-        for name in steps:
-            milliseconds = statistics.median(t[name] for t in taken) * 1e3
-            ratio = statistics.median(t[name] / t["no mask"] for t in taken)
-            print(f"  {name:20}{milliseconds:9.2f}{ratio:12.3f}")
+        compare(f"{network}, batch {BATCH}, SGD", steps_of(network), rounds)
+    for layer in piggyback.LAYERS:
+        torch.manual_seed(0)
+        compare(f"Piggyback, {layer}, SGD", piggyback_steps(layer), rounds)
+
+
+def compare(title: str, steps: dict[str, Callable[[], None]], rounds: int) -> None:
+    """Time the steps in turn and print each one's median and its ratio to the unmasked step."""
+    for _ in range(3):
+        for step in steps.values():
+            step()
+    taken = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds)]
+    print(f"\n{title}\n  {'':24}{'ms':>9}{'of no mask':>12}")
+    for name in steps:
+        milliseconds = statistics.median(t[name] for t in taken) * 1e3
+        ratio = statistics.median(t[name] / t["no mask"] for t in taken)
+        print(f"  {name:24}{milliseconds:9.2f}{ratio:12.3f}")
 
 
 if __name__ == "__main__":
