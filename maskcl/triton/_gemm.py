@@ -22,42 +22,67 @@ def _tile_of(program, m_tiles, n_tiles, GROUP: tl.constexpr):
 
 
 @triton.jit
-def _shifted_words(
-    words_ptr,
+def _as_if_loaded(value, ptr, rows):
+    """``value``, in the compiler's eyes from memory, which is not read: rows is never negative.
+
+    What is computed from loads and constants alone is computed in the layout in which the tensor
+    cores take it. An arange or a scalar among it would send each tile of W through shared memory
+    once more.
+    """
+    zero = tl.zeros_like(value).to(tl.int32)
+    at = ptr.to(tl.pointer_type(value.dtype)) + zero
+    return tl.load(at, mask=zero + rows < 0, other=value)
+
+
+@triton.jit
+def _first_words(
     m0,
-    k0,
-    m_end,
-    k_end,
+    k_first,
     columns,
     TILE_M: tl.constexpr,
     TILE_K: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """The words of weights [TILE_M, TILE_K], shifted so that a weight's own bit is the lowest.
+    """Where the words of weights [m, k_first ..] are, counted in words or, not ALIGNED, in bits."""
+    m = m0 + tl.arange(0, TILE_M)
+    k = k_first + tl.arange(0, TILE_K)
+    if ALIGNED and TRANSPOSED:
+        word = m0 // 32 + tl.arange(0, TILE_M // 32)
+        at = k[None, :] * (columns // 32) + word[:, None]
+    elif ALIGNED:
+        word = k_first // 32 + tl.arange(0, TILE_K // 32)
+        at = m[:, None] * (columns // 32) + word[None, :]
+    elif TRANSPOSED:
+        at = k[None, :] * columns + m[:, None]
+    else:
+        at = m[:, None] * columns + k[None, :]
+    return at
 
-    ``ALIGNED``: every row of W begins with a word, so that 32 neighbours share one load.
-    """
-    m = m0 + tl.arange(0, TILE_M).to(tl.int64)
-    k = k0 + tl.arange(0, TILE_K).to(tl.int64)
+
+@triton.jit
+def _bits_of(
+    words_ptr,
+    at,
+    bit,
+    live,
+    TILE_M: tl.constexpr,
+    TILE_K: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Not 0 where the weight's bit is set, int32 [TILE_M, TILE_K]; ALIGNED: 32 share a load."""
     if ALIGNED:
-        shift = tl.arange(0, 32)
+        word = tl.load(words_ptr + at, mask=live, other=0)
         if TRANSPOSED:
-            w = m0 // 32 + tl.arange(0, TILE_M // 32).to(tl.int64)
-            live = (w * 32 < m_end)[:, None] & (k < k_end)[None, :]
-            at = k[None, :] * (columns // 32) + w[:, None]
-            word = tl.load(words_ptr + at, mask=live, other=0)
-            shifted = word[:, None, :] >> shift[None, :, None]
+            found = word[:, None, :] & bit[None, :, None]
         else:
-            w = k0 // 32 + tl.arange(0, TILE_K // 32).to(tl.int64)
-            live = (m < m_end)[:, None] & (w * 32 < k_end)[None, :]
-            at = m[:, None] * (columns // 32) + w[None, :]
-            word = tl.load(words_ptr + at, mask=live, other=0)
-            shifted = word[:, :, None] >> shift[None, None, :]
-        return tl.reshape(shifted, [TILE_M, TILE_K])
-    live = (m < m_end)[:, None] & (k < k_end)[None, :]
-    at = k[None, :] * columns + m[:, None] if TRANSPOSED else m[:, None] * columns + k[None, :]
-    return tl.load(words_ptr + (at >> 5), mask=live, other=0) >> (at & 31).to(tl.int32)
+            found = word[:, :, None] & bit[None, None, :]
+        found = tl.reshape(found, [TILE_M, TILE_K])
+    else:
+        word = tl.load(words_ptr + (at >> 5), mask=live, other=0)
+        found = (word >> (at & 31).to(tl.int32)) & 1
+    return found
 
 
 @triton.jit(do_not_specialize=["rows", "k_each"])
@@ -81,57 +106,90 @@ def _masked_product_kernel(
     HAS_BIAS: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     ALIGNED: tl.constexpr,
+    EVEN: tl.constexpr,
     WIDE: tl.constexpr,
     GROUP: tl.constexpr,
     TILE_M: tl.constexpr,
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
 ):
-    """out[split, n, m] over k from split k_each on; LEVELS bits and bits2: ``source`` is words."""
+    """out[split, n, m] over k_each k; LEVELS "bits" and "bits2" (ternary): the source is words.
+
+    ``ALIGNED``: every row of W begins with a word. ``EVEN``: the tiles of k are all full.
+    """
+    BITS: tl.constexpr = LEVELS == "bits" or LEVELS == "bits2"
     m_tile, n_tile = _tile_of(
         tl.program_id(0), tl.cdiv(m_end, TILE_M), tl.cdiv(rows, TILE_N), GROUP
     )
-    split = tl.program_id(1)
-    m = (m_tile * TILE_M).to(tl.int64) + tl.arange(0, TILE_M)
-    n = (n_tile * TILE_N).to(tl.int64) + tl.arange(0, TILE_N)
-    kth = 0.0
-    if LEVELS == "topk":
-        kth = tl.load(kth_ptr).to(tl.float32)
+    split = tl.program_id(1).to(tl.int64)
+    k_first = split * k_each
+    m0 = m_tile.to(tl.int64) * TILE_M
+    m = m0 + tl.arange(0, TILE_M)
+    n = n_tile.to(tl.int64) * TILE_N + tl.arange(0, TILE_N)
+    k = tl.arange(0, TILE_K)
+    m_live, n_live = (m < m_end)[:, None], (n < rows)[None, :]
+    x_tile = x_ptr + k_first + n[None, :] * k_end + k[:, None]
+    step = tl.full([], TILE_K, tl.int64)  # elements from a tile of W to the next
+    w_at = k_first + m[:, None] * columns + k[None, :]
+    if TRANSPOSED:
+        step = step * columns
+        w_at = (k_first + k)[None, :] * columns + m[:, None]
+    w_tile = weight_ptr + w_at
+    if BITS:
+        bit = _as_if_loaded(tl.full([32], 1, tl.int32) << tl.arange(0, 32), source_ptr, rows)
+        bits_at = _first_words(m0, k_first, columns, TILE_M, TILE_K, TRANSPOSED, ALIGNED)
+        bits_step = step // 32 if ALIGNED else step
+        word = m0 // 32 + tl.arange(0, TILE_M // 32)
+        bits_live = (word * 32 < m_end)[:, None] if ALIGNED and TRANSPOSED else m_live
+    else:
+        s_tile = source_ptr + w_at
+        bound = tl.zeros([TILE_M], tl.float32) + threshold
+        if LEVELS == "topk":
+            bound = tl.zeros([TILE_M], tl.float32) + tl.load(kth_ptr).to(tl.float32)
+        bound = _as_if_loaded(bound, source_ptr, rows)[:, None]
+        factor = _as_if_loaded(tl.zeros([TILE_M], tl.float32) + scale, source_ptr, rows)[:, None]
+
     acc = tl.zeros([TILE_M, TILE_N], tl.float32)
-    for k0 in range(split * k_each, tl.minimum((split + 1) * k_each, k_end), TILE_K):
-        k = k0 + tl.arange(0, TILE_K)
-        live = (m < m_end)[:, None] & (k < k_end)[None, :]
-        if TRANSPOSED:
-            at = k.to(tl.int64)[None, :] * columns + m[:, None]
-        else:
-            at = m[:, None] * columns + k[None, :]
-        w = tl.load(weight_ptr + at, mask=live, other=0.0)
-        if LEVELS == "bits" or LEVELS == "bits2":
-            on = _shifted_words(
-                source_ptr, m_tile * TILE_M, k0, m_end, k_end, columns,
-                TILE_M, TILE_K, TRANSPOSED, ALIGNED,
-            )  # fmt: skip
+    last = tl.minimum(k_first + k_each, k_end)
+    for k0 in range(k_first, last, TILE_K):
+        w_live, x_live = m_live, n_live
+        if not EVEN:
+            k_live = k < k_end - k0
+            w_live, x_live = m_live & k_live[None, :], n_live & k_live[:, None]
+        w = tl.load(w_tile, mask=w_live, other=0.0)
+        x = tl.load(x_tile, mask=x_live, other=0.0)
+        if BITS:
+            live = bits_live
+            if not EVEN and not ALIGNED:
+                live = w_live
+            elif not EVEN and TRANSPOSED:
+                live = bits_live & (k < k_end - k0)[None, :]
+            elif not EVEN:
+                live = bits_live & (tl.arange(0, TILE_K // 32) * 32 < k_end - k0)[None, :]
+            on = _bits_of(source_ptr, bits_at, bit, live, TILE_M, TILE_K, TRANSPOSED, ALIGNED)
             negative = on
             if LEVELS == "bits2":
-                negative = _shifted_words(
-                    source_ptr + plane, m_tile * TILE_M, k0, m_end, k_end, columns,
-                    TILE_M, TILE_K, TRANSPOSED, ALIGNED,
-                )  # fmt: skip
-            chosen = bit_value(on, negative, LEVELS == "bits2")
+                negative = _bits_of(
+                    source_ptr + plane, bits_at, bit, live, TILE_M, TILE_K, TRANSPOSED, ALIGNED
+                )
+            chosen = tl.where(on != 0, 1.0, 0.0)
+            if LEVELS == "bits2":
+                chosen = tl.where(negative != 0, -chosen, chosen)
+            bits_at += bits_step
         else:
-            s = tl.load(source_ptr + at, mask=live, other=0.0).to(tl.float32)
-            chosen = mask_value(s, kth, threshold, scale, LEVELS, INCLUSIVE)
+            s = tl.load(s_tile, mask=w_live, other=0.0).to(tl.float32)
+            chosen = mask_value(s, bound, bound, factor, LEVELS, INCLUSIVE)
+            s_tile += step
         w = masked(w, chosen, LEVELS == "soft")
-        x_live = (k < k_end)[:, None] & (n < rows)[None, :]
-        x = tl.load(x_ptr + n[None, :] * k_end + k[:, None], mask=x_live, other=0.0)
         if WIDE:
             w, x = w.to(tl.float32), x.to(tl.float32)
         acc = tl.dot(w, x, acc, input_precision="ieee")
+        w_tile += step
+        x_tile += TILE_K
     if HAS_BIAS:
         acc += tl.load(bias_ptr + m, mask=m < m_end, other=0.0).to(tl.float32)[:, None]
-    into = (split.to(tl.int64) * rows + n)[None, :] * m_end + m[:, None]
-    into_live = (m < m_end)[:, None] & (n < rows)[None, :]
-    tl.store(out_ptr + into, acc.to(out_ptr.dtype.element_ty), mask=into_live)
+    into = (split * rows + n)[None, :] * m_end + m[:, None]
+    tl.store(out_ptr + into, acc.to(out_ptr.dtype.element_ty), mask=m_live & n_live)
 
 
 @triton.jit(do_not_specialize=["rows", "k_each"])

@@ -85,14 +85,14 @@ def product_tiles(rows: int, element: int, source: int, shared: int) -> Tiles:
     return _staged(m, n, k, warps, (m + n) * k * element + m * k * source, shared)
 
 
-def grad_tiles(element: int, shared: int) -> Tiles:
-    """Tiles of the weight's gradient grad^T x."""
+def grad_tiles(element: int, plain: bool, shared: int) -> Tiles:
+    """Tiles of the weight's gradient grad^T x; ``plain``: nothing but G W is made of it."""
     if element == 4:
         m, n, k, warps = (64, 64, 32, 4)
     elif shared < LARGE_SHARED:
         m, n, k, warps = (128, 128, 32, 8)
     else:
-        m, n, k, warps = (128, 256, 64, 8)
+        m, n, k, warps = (128, 256 if plain else 128, 64, 8)
     return _staged(m, n, k, warps, (m + n) * k * element, shared)
 
 
@@ -169,6 +169,7 @@ def masked_product(
             HAS_BIAS=bias is not None and splits == 1,
             TRANSPOSED=transposed,
             ALIGNED=columns % 32 == 0,
+            EVEN=k_end % tiles.k == 0,
             WIDE=_wide(x),
             GROUP=GROUP,
             TILE_M=tiles.m,
@@ -221,7 +222,8 @@ def weight_gradient(
     float32 G is returned instead.
     """
     rows, (m_end, n_end) = x.shape[0], weight.shape
-    tiles = grad_tiles(x.element_size(), shared_bytes(x.device))
+    plain = dweight is None and source.levels != "soft"
+    tiles = grad_tiles(x.element_size(), plain, shared_bytes(x.device))
     programs = cdiv(m_end, tiles.m) * cdiv(n_end, tiles.n)
     splits, each = _splits(programs, rows, tiles.k)
     parts = weight.new_empty((splits, m_end, n_end) if splits > 1 else (1,), dtype=torch.float32)
