@@ -136,6 +136,8 @@ def _pretrain(given: dict[str, Any], config: str | None, resume: bool) -> None:
     options = combine(PretrainOptions, flags, values, None)
     try:
         facts = pretrain(options, Console())
+    except KeyboardInterrupt:
+        raise typer.Exit(_interrupted(Path(options.out))) from None
     except (RuntimeError, OSError) as error:
         raise typer.Exit(_failed(error, "train_backbone: ")) from None
     print(
@@ -151,9 +153,9 @@ def _failed(error: Exception, whose: str) -> int:
     return 1
 
 
-def _interrupted(directory: Path, method: str) -> int:
-    """Say how to go on; 130 as shells count an interrupt."""
-    if (directory / CONFIG).is_file():
+def _interrupted(directory: Path, method: str | None = None) -> int:
+    """Say how to go on with a run of the method; 130 as shells count an interrupt."""
+    if method is not None and (directory / CONFIG).is_file():
         line = f"maskcl train {method} --out {shlex.quote(str(directory))} --resume"
         _say(f"interrupted; to go on from the last whole epoch: {line}")
     else:
