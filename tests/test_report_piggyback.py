@@ -11,7 +11,7 @@ import pytest
 from maskcl import report
 from maskcl.cli.tables import accuracy_table, comparison
 from maskcl.report import figures, piggyback
-from tests.results import Links, hat_result, piggyback_result
+from tests.results import Links, hat_result, piggyback_result, pretrained
 
 MANY = {f"backbone.stages.{i // 40}.blocks.{i}.attention.out_proj": 1000 + i for i in range(130)}
 RESNET = {f"layer{1 + i // 6}.{i % 6}.downsample.0": 10**6 + i for i in range(23)}
@@ -32,8 +32,11 @@ def test_page_has_every_picture_inside_and_beside_it(tmp_path):
 def test_page_says_what_was_measured_and_on_which_base(tmp_path):
     words = words_of(piggyback_result(), tmp_path)
     assert "Piggyback on split-<digits>" in words
-    assert "Base: turned <digits> (accuracy 0.9712), its SHA-256 begins with abababababab." in words
-    assert "0.9712 accuracy of the base on turned <digits>" in words
+    assert (
+        "Base trained on turned <digits>, held-out accuracy 0.9712; "
+        "its SHA-256 begins with abababababab." in words
+    )
+    assert "0.9712 held-out accuracy of the base (rotated)" in words
     # 64 / 6 + 1000 / 3 + 6 / 2 of 1070 weights, and 1 % more for each of two later tasks.
     assert "33.4 % weights off" in words
     assert "821 B a task's file" in words
@@ -41,10 +44,10 @@ def test_page_says_what_was_measured_and_on_which_base(tmp_path):
 
 
 def test_a_random_base_needs_no_accuracy(tmp_path):
-    base = {"source": "random", "accuracy": None, "sha256": "cd" * 32}
+    base = pretrained(0, source="random", trained_on="nothing: random weights", accuracy=None)
     words = words_of(piggyback_result(base=base), tmp_path)
     assert "random base" in words
-    assert "Base: random, its SHA-256 begins with cdcdcdcdcdcd." in words
+    assert "Base trained on nothing: random weights; its SHA-256 begins with abababababab." in words
 
 
 def test_table_of_mask_files_is_of_real_sizes():
@@ -151,7 +154,7 @@ def test_different_methods_share_a_table(tmp_path):
     assert [row["protected"] for row in rows] == ["25.0 %", ""]
     assert [row["off"] for row in rows] == ["", "33.4 %"]
     assert [row["file"] for row in rows] == ["", "821 B"]
-    assert [row["base"] for row in rows] == ["", "turned <digits>"]
+    assert [row["base"] for row in rows] == ["", "rotated"]
     table = comparison(rows)
     assert table.startswith("all runs: scenario split-<digits>, setting task, tasks 3, model mlp")
     head, first, second = table.splitlines()[2:]
@@ -181,27 +184,18 @@ def test_columns_of_absent_methods_are_left_out(tmp_path):
 
 
 def test_mean_over_seeds_of_piggyback(tmp_path):
-    """The base may lie elsewhere, but must be the same one, or random like the seed."""
+    """A base of each seed's own will do, one that learned something else will not."""
     rows = save(
         tmp_path,
-        a=piggyback_result(seed=0, acc=0.90),
-        b=piggyback_result(seed=1, acc=0.94),
-        other=piggyback_result(
-            seed=2, base={"source": "turned <digits>", "accuracy": 0.5, "sha256": "ee" * 32}
-        ),
+        a=piggyback_result(seed=0, acc=0.90, base=pretrained(0, accuracy=0.91)),
+        b=piggyback_result(seed=1, acc=0.94, base=pretrained(1, "cd" * 32)),
+        longer=piggyback_result(seed=2, base=pretrained(2, epochs=6)),
+        other=piggyback_result(seed=3, base=pretrained(3, trained_on="noise")),
     )
-    assert [row["run"] for row in rows[3:]] == ["mean ± sd of 2"]
-    assert rows[3]["ACC"] == "0.9200 ± 0.0283"
-    assert rows[3]["seed"] == "0 1"
-    assert (rows[3]["off"], rows[3]["file"]) == ("33.4 %", "821 B")
-    random = [{"source": "random", "accuracy": None, "sha256": c * 64} for c in "ab"]
-    (tmp_path / "r").mkdir()
-    rows = save(
-        tmp_path / "r",
-        a=piggyback_result(seed=0, base=random[0]),
-        b=piggyback_result(seed=1, base=random[1]),
-    )
-    assert [row["seed"] for row in rows] == ["0", "1", "0 1"]
+    assert [row["run"] for row in rows[4:]] == ["mean ± sd of 2"]
+    assert rows[4]["ACC"] == "0.9200 ± 0.0283"
+    assert rows[4]["seed"] == "0 1"
+    assert (rows[4]["off"], rows[4]["file"]) == ("33.4 %", "821 B")
 
 
 def test_a_method_of_a_later_version_is_read_without_its_own_figures(tmp_path):

@@ -159,10 +159,10 @@ def finish(run: Trained) -> dict[str, Any]:
     """Piggyback's part of result.json; writes a file with the masks of each task."""
     net: PiggybackNetwork = run.net
     tasks, base = range(net.num_tasks), run.made_from
-    shown = {name: base.get(name) for name in ("accuracy", "model", "hidden", "epochs", "seed")}
+    kept = ("source", "trained_on", "accuracy", "model", "hidden", "epochs", "seed")
     files = [_write_masks(run, task) for task in tasks]
     return {
-        "base": {"source": base["trained_on"], **shown, "sha256": net.base_hash()},
+        "base": {**{name: base.get(name) for name in kept}, "sha256": net.base_hash()},
         "masked_weights": {name: layer.weight.numel() for name, layer in net.layers.items()},
         "off": [net.off(task) for task in tasks],
         "differing": [[net.differing(first, second) for second in tasks] for first in tasks],

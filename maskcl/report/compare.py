@@ -24,8 +24,9 @@ MEASURED = (
 )  # fmt: skip
 COLUMNS = (*DESCRIBED, *MEASURED)
 
-# What may differ between runs of one mean. Of a base its content counts, not where it lies.
+# What may differ between runs of one mean; a base may be pretrained with the run's own seed.
 _FREE = ("seed", "out", "data", "config", "resume", "device", "base")
+_FREE_IN_BASE = ("seed", "accuracy", "sha256")
 
 
 def compare(directories: Iterable[str | os.PathLike[str]]) -> list[dict[str, str]]:
@@ -70,17 +71,9 @@ def _row(name: str, result: Content) -> dict[str, str]:
 
 def _key(result: Content) -> str:
     config = {k: v for k, v in result["configuration"].items() if k not in _FREE}
-    parts = [result["method"], config, result["scenario"]["classes"], _base(result)]
+    base = {k: v for k, v in result.get("base", {}).items() if k not in _FREE_IN_BASE}
+    parts = [result["method"], config, result["scenario"]["classes"], base]
     return json.dumps(parts, sort_keys=True)
-
-
-def _base(result: Content) -> list[str]:
-    """What tells one base from another; random ones differ by the seed, as they may."""
-    base = result.get("base")
-    if base is None:
-        return []
-    source = str(base["source"])
-    return [source] if source == "random" else [source, str(base["sha256"])]
 
 
 def _mean(results: list[Content]) -> dict[str, str]:

@@ -99,19 +99,22 @@ def file_bytes(result: Content) -> float | None:
 
 
 def base_card(result: Content) -> Card:
-    """The base's accuracy and what that is of, or its source alone where it was not scored."""
+    """How well the base knew its own images, or what it is where it was not trained."""
     base = result["base"]
-    if base.get("accuracy") is None:
+    if base["accuracy"] is None:
         return Card(str(base["source"]), "base")
-    return Card(number(base["accuracy"], 4), f"accuracy of the base on {base['source']}")
+    return Card(number(base["accuracy"], 4), f"held-out accuracy of the base ({base['source']})")
 
 
 def origin(result: Content) -> str:
     """The base in a sentence."""
     base = result["base"]
-    known = base.get("accuracy")
-    reached = "" if known is None else f" (accuracy {number(known, 4)})"
-    return f"Base: {base['source']}{reached}, its SHA-256 begins with {str(base['sha256'])[:12]}"
+    scored = base["accuracy"] is not None
+    reached = f", held-out accuracy {number(base['accuracy'], 4)}" if scored else ""
+    return (
+        f"Base trained on {base['trained_on']}{reached}; "
+        f"its SHA-256 begins with {str(base['sha256'])[:12]}"
+    )
 
 
 LAYOUT = Layout(
