@@ -283,6 +283,7 @@ def test_scores_come_and_go_with_the_loaded_state(assign: bool) -> None:
     for name, words in net.words(1).items():
         assert torch.equal(words, source.words(1)[name])
     assert set(net.state_dict()) == set(before)
+    begin(net, 2)
     net.load_state_dict(before, assign=assign)
     assert net.training_task is None and net.scores() == [] and not net.finished.any()
     with net.task(0), pytest.raises(RuntimeError, match="task 0 is neither finished nor in"):
