@@ -128,8 +128,8 @@ LAYOUT = Layout(
     beside=Picture(
         "differing",
         "Masks that differ",
-        "Percent of all masked weights whose mask is not the same for the two tasks. 0 on the "
-        "diagonal; two masks drawn by chance, each with half of its weights off, differ in 50.",
+        "Percent of all masked weights whose mask is not the same for the two tasks. Binary masks "
+        "that turn off shares p and q independently of each other differ in p + q - 2pq.",
         differing,
     ),
     pictures=(
