@@ -16,9 +16,11 @@ from maskcl import backends, reference
 from maskcl.ops._library import STEM_OF
 from maskcl.reference.grad_clamp import AGGREGATIONS, RULES
 from maskcl.reference.masked_forward import ACTIVATIONS, FROM_OUTPUT
+from maskcl.reference.weight_mask import LEVELS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WEIGHTS = [((33, 65), 1), ((6, 4, 3, 3), 1), ((4, 1, 3, 3), 4), ((129,), 1), ((0, 4), 1)]
+PRODUCTS = [(1, 72, 9), (5, 13, 7), (8, 264, 40), (16, 520, 33), (40, 64, 24), (3, 0, 4)]
 
 
 def filled(shape, dtype):
@@ -68,18 +70,73 @@ def grad_clamp(dtype):
         yield "clamp_grads_soft_", grads, *sides, groups, rule
 
 
+def selections():
+    for levels in LEVELS:
+        yield torch.tensor(0.5) if levels == "topk" else None, levels, 0.1, False, 3.0
+
+
+def weight_mask(dtype):
+    for shape, _ in WEIGHTS:
+        w, g, s = filled(shape, dtype), filled(shape, dtype), torch.randn(shape)
+        for select in selections():
+            yield "weight_mask", s, *select
+            yield "masked_weight", w, s, *select
+            yield "masked_weight_backward", g, w, s, *select, True, True
+    for count, magnitude in itertools.product((1, 1000, 5001), (False, True)):
+        yield "kth_largest", filled((count,), dtype), (count + 1) // 2, magnitude
+    for batch, inputs, outputs in PRODUCTS:
+        x, g = filled((batch, inputs), dtype), filled((batch, outputs), dtype)
+        w, b = filled((outputs, inputs), dtype), filled(outputs, dtype)
+        s = torch.randn(outputs, inputs)
+        for select in selections():
+            yield "piggyback_linear", x, w, s, b, *select
+            yield "piggyback_linear_backward", g, x, w, s, *select, True, True, True
+
+
+def bitmask(dtype):
+    for shape, _ in WEIGHTS:
+        w, m = filled(shape, dtype), torch.randn(shape).round().to(dtype)
+        for select in list(selections())[:-1]:
+            yield "pack_scores", m, *select[:4]
+        for ternary in (False, True):
+            yield "pack_mask", m, ternary
+            words = reference.bitmask.pack_mask(m, ternary)
+            yield "unpack_mask", words, list(shape), torch.int8 if ternary else torch.bool
+            yield "unpack_mask", words, list(shape), dtype
+            yield "combine_words", words, words.flip(-1), "andnot"
+            yield "popcount_words", words
+            yield "packed_weight", w, words
+            if len(shape) == 2 and shape[0]:
+                yield "packed_embedding", torch.randint(shape[0], (5,)), w, words
+    for (batch, inputs, outputs), ternary in itertools.product(PRODUCTS, (False, True)):
+        x, w = filled((batch, inputs), dtype), filled((outputs, inputs), dtype)
+        words = reference.bitmask.pack_mask(torch.randn(outputs, inputs).round(), ternary)
+        for bias in (None, filled(outputs, dtype)):
+            yield "packed_linear", x, w, words, bias
+
+
+CASES = (gate, masked_forward, grad_clamp, weight_mask, bitmask)
+
+
 def outcome(function, arguments, device):
     """What ``function`` returns and what its arguments have become, on the CPU."""
     copies = tree_map(lambda a: a.clone().to(device) if isinstance(a, Tensor) else a, arguments)
     results = function(*copies)
-    return [t.cpu().float() for t in tree_leaves((results, copies)) if isinstance(t, Tensor)]
+    return [t.cpu() for t in tree_leaves((results, copies)) if isinstance(t, Tensor)]
+
+
+def compare(found, wanted, limit):
+    """Raise an AssertionError where they differ: floats by more than ``limit``, all else at all."""
+    for f, w in zip(found, wanted, strict=True):
+        close = limit if w.is_floating_point() else 0
+        torch.testing.assert_close(f, w, rtol=close, atol=close, equal_nan=True)
 
 
 def main(chosen: list[str]) -> int:
     """Run all, print what differs; 1 if anything does or nothing ran."""
     torch.manual_seed(0)
     calls, wrong, limits = 0, 0, {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-    for dtype, cases in itertools.product(limits, (gate, masked_forward, grad_clamp)):
+    for dtype, cases in itertools.product(limits, CASES):
         for name, *arguments in cases(dtype):
             wanted = outcome(getattr(getattr(reference, STEM_OF[name]), name), arguments, "cpu")
             for backend in chosen or ("cpp", "cuda", "triton"):
@@ -88,8 +145,7 @@ def main(chosen: list[str]) -> int:
                 op = getattr(torch.ops.maskcl, f"triton_{name}" if backend == "triton" else name)
                 found, calls = outcome(op, arguments, DEVICE), calls + 1
                 try:
-                    close = {"rtol": limits[dtype], "atol": limits[dtype]}
-                    torch.testing.assert_close(found, wanted, **close)
+                    compare(found, wanted, limits[dtype])
                 except AssertionError as error:
                     wrong += 1
                     print(f"{name}, {backend}, {dtype}: {str(error).splitlines()[0]}")
