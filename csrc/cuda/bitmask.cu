@@ -279,7 +279,8 @@ Tensor combine_words(const Tensor& a_in, const Tensor& b_in, const std::string& 
     const uint32_t *p = const_data<uint32_t>(a), *q = const_data<uint32_t>(b);
     uint32_t* to = static_cast<uint32_t*>(result.mutable_data_ptr());
     auto launch = [&]<int V>() {
-      combine_kernel<V><<<grid_for(ceil_div(count, V), 1 << 16), kThreads, 0, current_stream(a)>>>(p, q, to, count, how);
+      combine_kernel<V>
+          <<<grid_for(ceil_div(count, V), 1 << 16), kThreads, 0, current_stream(a)>>>(p, q, to, count, how);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     };
     if (aligned16(p) && aligned16(q) && aligned16(to))

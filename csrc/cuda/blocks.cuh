@@ -52,9 +52,17 @@ inline void linear_out(const Tensor& x, const Tensor& weight, const std::optiona
   TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(addmm_out)(out.get(), bias->get(), x.get(), factor.get(), 1.0, 1.0));
 }
 
+// Of the thread, while it lives: autograd, which the dispatcher's call goes through, has no part in these products.
+struct WithoutGrad {
+  const bool before = aoti_torch_grad_mode_is_enabled();
+  WithoutGrad() { aoti_torch_grad_mode_set_enabled(false); }
+  ~WithoutGrad() { aoti_torch_grad_mode_set_enabled(before); }
+};
+
 // out = a b with the sums in out's dtype: a float32 product of half-precision factors is never rounded to theirs.
 inline void wide_matmul_out(const Tensor& a, const Tensor& b, const Tensor& out) {
   if (a.scalar_type() == out.scalar_type()) return matmul_out(a, b, out);
+  const WithoutGrad guard;
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(a), from(b), from(out.scalar_type()), from(out)};
   TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));

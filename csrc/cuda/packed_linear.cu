@@ -30,11 +30,11 @@ __device__ __forceinline__ void finish(const Product<T>& p, int n, int64_t out, 
   p.y[n * p.outs + out] = static_cast<T>(sum);
 }
 
-// --- tensor cores: bfloat16 and float16 -------------------------------------------------------------------------------
+// --- tensor cores: bfloat16 and float16 -----------------------------------------------------------------------------
 
-// d += a b for a [16, 16], b [16, 8] in halves and d [16, 8] in float32, spread over a warp. With g = lane / 4 and
-// t = lane % 4: a0, a1, a2, a3 hold rows g, g + 8, g, g + 8 of a at columns 2t, 2t, 2t + 8, 2t + 8 and the next; b0, b1
-// hold column g of b at rows 2t and 2t + 8 and the next; d holds rows g, g, g + 8, g + 8 at columns 2t, 2t + 1, 2t, 2t + 1.
+// d += a b for a [16, 16] and b [16, 8] in halves, in pairs, and d [16, 8] in float32, spread over a warp. With
+// g = lane / 4 and t = lane % 4, a0 to a3 hold rows g, g + 8, g, g + 8 of a, from columns 2t, 2t, 2t + 8, 2t + 8 on; b0
+// and b1 hold column g of b, from rows 2t and 2t + 8 on; d holds rows g, g, g + 8, g + 8, columns 2t, 2t + 1, 2t, 2t + 1.
 template <typename T>
 __device__ __forceinline__ void multiply(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
                                          uint32_t b1) {
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) tensor_core_kernel(Product<T> p) {
   }
 }
 
-// --- every dtype ------------------------------------------------------------------------------------------------------
+// --- every dtype ----------------------------------------------------------------------------------------------------
 
 // A warp has `Outs` rows of the weight and walks along them, V columns a lane; rows past the last are read from the last.
 // x passes through shared memory, as float (double), a stretch of columns at a time. Batch is p.batch rounded up.

@@ -81,7 +81,8 @@ backward_kernel(const G* grad, const T* weight, const S* scores, T* dweight, S* 
     for (int k = 0; k < W; ++k) {
       C product = static_cast<C>(g.at[k]);
       if (weight) product *= static_cast<C>(w.at[k]);
-      if (soft) product *= static_cast<C>(maskcl::score_slope<Levels::soft>(static_cast<D>(s.at[k]), threshold, p.scale));
+      if (soft)
+        product *= static_cast<C>(maskcl::score_slope<Levels::soft>(static_cast<D>(s.at[k]), threshold, p.scale));
       s.at[k] = static_cast<S>(product);
     }
     store(dscores + at, s);
