@@ -31,19 +31,37 @@ def test_first_example_has_ten_lines_and_learns_without_forgetting():
     assert (matrix.diagonal() == matrix[-1]).all()
 
 
+def test_the_piggyback_example_goes_on_from_the_first(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
+    monkeypatch.chdir(tmp_path)
+    first, second, *rest = blocks("python")
+    assert len(rest) == 1
+    names = {}
+    exec(compile(first[: first.index("net =")], "README.md", "exec"), names)
+    names["run"] = {**README_RUN, "epochs": 2}
+    exec(compile(second, "README.md", "exec"), names)
+    matrix = names["result"].matrix
+    assert (matrix.diagonal() == matrix[-1]).all()
+    assert 0 < names["net"].differing(0, 4) < 1
+    assert (tmp_path / "task-0.safetensors").exists()
+
+
+README_RUN = {"optimizer_fn": lambda p: torch.optim.Adam(p, lr=0.005), "batch_size": 16}
+
+
 def test_the_loop_of_your_own_runs():
     """It ends with an assertion of its own: to_plain has the network's outputs."""
-    examples = blocks("python")
-    assert len(examples) == 2
     names = {}
     exec("import torch\nimport maskcl\nfrom maskcl import models", names)
-    exec(compile(examples[1], "README.md", "exec"), names)
+    exec(compile(blocks("python")[2], "README.md", "exec"), names)
     assert names["logits"].shape == (32, 2)
 
 
 def op_rows():
     found = re.findall(r"^\| `(\w+\(.*?\))` \| `(.*?)` \|$", TEXT, flags=re.MULTILINE)
-    assert len(found) == 10
+    found = [(call, formula.replace("\\|", "|")) for call, formula in found]  # | ends a cell
+    assert len(found) == 28
     return found
 
 
@@ -60,6 +78,8 @@ def arguments():
         "torch": torch, "F": F, "e": rand(6) - 0.5, "s": 3.0, "m": rand(6), "p": 0.25,
         "s_max": 400.0, "used": torch.tensor([True, False] * 3), "x": rand(4, 6) - 0.5,
         "b": rand(6) - 0.5, "w": rand(6, 6) - 0.5, "g": rand(6, 6), "saved": rand(6, 6),
+        "r": rand(6, 6) - 0.5, "q": rand(6, 6) > 0.5, "t": 0.1, "i": torch.tensor([5, 0, 2]),
+        "u": torch.randint(-9, 9, (5,)).int(), "v": torch.randint(-9, 9, (5,)).int(),
         "out": tasks(6), "inp": tasks(6), "a": rand(6), "c": rand(6),
     }  # fmt: skip
 
@@ -67,8 +87,9 @@ def arguments():
 @pytest.mark.parametrize(("call", "formula"), op_rows())
 def test_each_op_equals_the_formula_beside_it(call, formula):
     names = arguments()
-    expected = eval(formula, dict(names))
-    found = eval(call, {**names, **{name: getattr(ops, name) for name in ops.__all__}})
+    functions = {name: getattr(ops, name) for name in ops.__all__}
+    expected = eval(formula, {**names, **functions})
+    found = eval(call, {**names, **functions})
     if found is None:  # in place, on the first tensor of the first list
         found = names["w" if call.startswith("restore") else "g"]
         assert not torch.equal(found, arguments()["w" if call.startswith("restore") else "g"])
