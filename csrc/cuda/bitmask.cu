@@ -55,7 +55,10 @@ pack_mask_kernel(const T* mask, int64_t count, uint32_t* on, uint32_t* negative)
   constexpr bool half = std::is_same_v<T, BFloat16> || std::is_same_v<T, Half>;
   pack_words(mask, count, on, negative, [](T value) {
     const auto v = static_cast<std::conditional_t<half, float, T>>(value);
-    return v != 0 ? (v < 0 ? -1 : 1) : 0;
+    if constexpr (std::is_unsigned_v<T>)
+      return v != 0 ? 1 : 0;
+    else
+      return v != 0 ? (v < 0 ? -1 : 1) : 0;
   });
 }
 
