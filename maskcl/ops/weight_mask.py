@@ -292,8 +292,16 @@ class WeightMaskFunction(OpFunction):
     """m(scores); straight-through, or the sigmoid's slope for "soft"."""
 
     @staticmethod
-    def forward(scores: Tensor, *select: Any) -> Tensor:
-        return backends.select("weight_mask", scores)(scores, *select)
+    def forward(
+        scores: Tensor,
+        kth: Tensor | None,
+        levels: str,
+        threshold: float,
+        inclusive: bool,
+        scale: float,
+    ) -> Tensor:
+        run = backends.select("weight_mask", scores)
+        return run(scores, kth, levels, threshold, inclusive, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -314,8 +322,17 @@ class PiggybackWeightFunction(OpFunction):
     """W m(scores); keeps the weight, and the scores where something needs them."""
 
     @staticmethod
-    def forward(weight: Tensor, scores: Tensor, *select: Any) -> Tensor:
-        return backends.select("masked_weight", weight)(weight, scores, *select)
+    def forward(
+        weight: Tensor,
+        scores: Tensor,
+        kth: Tensor | None,
+        levels: str,
+        threshold: float,
+        inclusive: bool,
+        scale: float,
+    ) -> Tensor:
+        run = backends.select("masked_weight", weight)
+        return run(weight, scores, kth, levels, threshold, inclusive, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -341,10 +358,18 @@ class PiggybackLinearFunction(OpFunction):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | None, *select: Any
+        x: Tensor,
+        weight: Tensor,
+        scores: Tensor,
+        bias: Tensor | None,
+        kth: Tensor | None,
+        levels: str,
+        threshold: float,
+        inclusive: bool,
+        scale: float,
     ) -> Tensor:
         run = backends.select("piggyback_linear", x)
-        return run(x, weight, scores, bias, *select)
+        return run(x, weight, scores, bias, kth, levels, threshold, inclusive, scale)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -47,16 +47,22 @@ def mask_values(
 def select_weight(weight: Tensor, mask: Tensor) -> Tensor:
     """W m in W's dtype; where m is 0 the result is 0 whatever W is."""
     dtype = torch.promote_types(compute_dtype(weight.dtype), mask.dtype)
-    product = torch.where(mask == 0, 0.0, weight.to(dtype) * mask.to(dtype))
+    product = (weight.to(dtype) * mask.to(dtype)).to(weight.dtype)
+    # Fresh memory from the last call: Dynamo of 2.11 drops the gradient of an output that has two
+    # names, as copy_() and a to() that changes nothing give it.
+    selected = torch.where(mask == 0, 0.0, product)
+    if selected.stride() == weight.stride():
+        return selected
     # The weight's memory order, as the kernels' outputs have.
-    return torch.empty_like(weight).copy_(product)
+    return torch.empty_like(weight).copy_(selected)
 
 
 def weight_mask(
     scores: Tensor, kth: Tensor | None, levels: str, threshold: float, inclusive: bool, scale: float
 ) -> Tensor:
     """m(s) in the scores' dtype and shape."""
-    return mask_values(scores, kth, levels, threshold, inclusive, scale).to(scores.dtype)
+    mask = mask_values(scores, kth, levels, threshold, inclusive, scale)
+    return mask.to(scores.dtype, copy=True)  # fresh memory, as in select_weight
 
 
 def masked_weight(
