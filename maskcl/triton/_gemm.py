@@ -264,8 +264,10 @@ def _sum_splits_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = at < count
     total = tl.zeros([BLOCK], tl.float32)
-    for split in range(splits):
-        total += tl.load(parts_ptr + split.to(tl.int64) * count + at, mask=live, other=0.0)
+    part = parts_ptr + at
+    for _ in range(splits):
+        total += tl.load(part, mask=live, other=0.0)
+        part += count
     if HAS_BIAS:
         total += tl.load(bias_ptr + at % width, mask=live, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=live)

@@ -61,39 +61,54 @@ def shared_bytes(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)
 
 
-def _staged(m: int, n: int, k: int, warps: int, stage_bytes: int, shared: int) -> Tiles:
-    # The last 2 KiB are left to the barriers of the loads.
-    return Tiles(m, n, k, warps, max(2, min(4, (shared - 2048) // stage_bytes)))
+def _staged(
+    m: int, n: int, k: int, warps: int, stage_bytes: int, shared: int, most: int = 4
+) -> Tiles:
+    # 2 KiB are left to words and to the barriers of the loads.
+    return Tiles(m, n, k, warps, max(2, min(most, (shared - 2048) // stage_bytes)))
 
 
-def product_tiles(rows: int, element: int, source: int, shared: int) -> Tiles:
+def product_tiles(rows: int, element: int, source: int, regular: bool, shared: int) -> Tiles:
     """Tiles of x [rows, K] (W m)^T: bytes of an element of x and of one of the source (words: 0).
 
     A batch of up to 16 is bound by the memory that W is read from, so that many long tiles of few
-    rows of W are on their way; a large one by the tensor cores, which want large tiles.
+    rows of W are on their way; a large one by the tensor cores, which want large tiles. Rows that
+    are not ``regular`` are read element by element, which takes registers.
     """
     if element == 4:  # no tensor cores: products of float32 are exact to float32
-        m, n, k, warps = (32, 16, 64, 4) if rows <= 16 else (64, 64, 32, 4)
+        m, n, k, warps = (64 if regular else 32, 32, 32, 4)
+        if rows <= 16 and regular:
+            m, n, k, warps = (32, 16, 64, 4)
+    elif not regular:
+        m, n, k, warps = (64, 64, 32, 4)
     elif rows <= 16:
-        m, n, k, warps = (32, 16, 128 if source else 256, 4)
+        m, n, k, warps = (64, 16, 64, 4) if source else (32, 16, 128, 4)
     elif rows <= 64:
         m, n, k, warps = (64, 64, 64, 4)
     elif shared < LARGE_SHARED:
-        m, n, k, warps = (128, 128, 32, 8)
+        m, n, k, warps = (128, 64 if source else 128, 32, 8)
     else:
         m, n, k, warps = (128, 128 if source or rows <= 256 else 256, 64, 8)
-    return _staged(m, n, k, warps, (m + n) * k * element + m * k * source, shared)
+    most = 6 if rows <= 16 and regular and not source else 4
+    return _staged(m, n, k, warps, (m + n) * k * element + m * k * source, shared, most)
 
 
-def grad_tiles(element: int, plain: bool, shared: int) -> Tiles:
+def grad_tiles(element: int, regular: bool, plain: bool, shared: int) -> Tiles:
     """Tiles of the weight's gradient grad^T x; ``plain``: nothing but G W is made of it."""
     if element == 4:
-        m, n, k, warps = (64, 64, 32, 4)
+        m, n, k, warps = (64, 32, 32, 4)
+    elif not regular:
+        m, n, k, warps = (64, 64, 32, 8)
     elif shared < LARGE_SHARED:
-        m, n, k, warps = (128, 128, 32, 8)
+        m, n, k, warps = (128, 128 if plain else 64, 32, 8)
     else:
-        m, n, k, warps = (128, 256 if plain else 128, 64, 8)
+        m, n, k, warps = (128, 256 if plain else 64, 64, 8)
     return _staged(m, n, k, warps, (m + n) * k * element, shared)
+
+
+def _regular(*lengths: int) -> bool:
+    """Whether the compiler sees that rows of such lengths are aligned for wide loads."""
+    return all(length % 16 == 0 for length in lengths)
 
 
 def _splits(programs: int, length: int, tile: int) -> tuple[int, int]:
@@ -142,7 +157,8 @@ def masked_product(
         return out
     bits = source.levels in ("bits", "bits2")
     source_bytes = 0 if bits else source.tensor.element_size()
-    tiles = product_tiles(rows, x.element_size(), source_bytes, shared_bytes(x.device))
+    regular = _regular(columns, k_end)
+    tiles = product_tiles(rows, x.element_size(), source_bytes, regular, shared_bytes(x.device))
     programs = cdiv(m_end, tiles.m) * cdiv(rows, tiles.n)
     splits, each = _splits(programs, k_end, tiles.k)
     parts = out if splits == 1 else out.new_empty(splits, rows, m_end, dtype=torch.float32)
@@ -223,7 +239,8 @@ def weight_gradient(
     """
     rows, (m_end, n_end) = x.shape[0], weight.shape
     plain = dweight is None and source.levels != "soft"
-    tiles = grad_tiles(x.element_size(), plain, shared_bytes(x.device))
+    regular = _regular(m_end, n_end)
+    tiles = grad_tiles(x.element_size(), regular, plain, shared_bytes(x.device))
     programs = cdiv(m_end, tiles.m) * cdiv(n_end, tiles.n)
     splits, each = _splits(programs, rows, tiles.k)
     parts = weight.new_empty((splits, m_end, n_end) if splits > 1 else (1,), dtype=torch.float32)
