@@ -9,14 +9,20 @@ PROGRAM = """
 import sys
 sys.modules["triton"] = None  # import triton now raises ImportError
 import torch
-from maskcl.triton import DTYPES, gate, grad_clamp, masked_forward
+from maskcl.triton import DTYPES, bitmask, gate, grad_clamp, masked_forward, weight_mask
 assert torch.float64 not in DTYPES and torch.float32 in DTYPES
 x, m = torch.ones(2, 3), torch.ones(3)
 bits = torch.ones(2, 1, dtype=torch.int64)
+words = torch.ones(1, dtype=torch.int32)
+select = (None, "binary", 0.5, False, 1.0)
 calls = [
     lambda: gate.hat_gate(m, torch.tensor(1.0)),
     lambda: masked_forward.masked_activation(x, m, None, "relu", 0.0, 1),
     lambda: grad_clamp.clamp_grads_([x], [bits], [bits[:1]], [1], True, "hat", [], 0),
+    lambda: weight_mask.piggyback_linear(x, x, x, None, *select),
+    lambda: weight_mask.kth_largest(x, 1, False),
+    lambda: bitmask.pack_mask(x, False),
+    lambda: bitmask.packed_linear(x, x, words, None),
 ]
 for call in calls:
     try:
