@@ -165,75 +165,94 @@ MASKCL_INLINE float selected(T weight, uint32_t on, uint32_t negative) {
   return on & 1 ? (negative & 1 ? -static_cast<float>(weight) : static_cast<float>(weight)) : 0.0f;
 }
 
-// Row o of the weight times `Rows` rows of x: each weight and each of its bits is read once.
-template <int Rows, bool Ternary, typename T>
-MASKCL_INLINE void dot_row(const T* x, const T* row, Planes planes, int64_t bit, int64_t ins, int64_t count, float* y) {
-  constexpr int kSums = Rows == 1 ? 4 : (Rows <= 4 ? 2 : 1);  // a lane's sum waits for the one before it
+// y[o][r] = row o of the weight times row r of x: each weight and each of its bits is read once. Several rows of the
+// weight at once, as memory answers several readers faster than one; the first is at `w`, its bits start at `bit`.
+template <int Outs, int Rows, bool Ternary, typename T>
+MASKCL_INLINE void dot_tile(const T* x, const T* w, Planes planes, int64_t bit, int64_t ins, int64_t count, float* y) {
+  constexpr int kSums = Outs * Rows <= 4 ? 2 : 1;       // a lane's sum waits for the one before it
   const Ints lanes = {31, 30, 29, 28, 27, 26, 25, 24};  // shifts that bring a lane's bit to the sign
-  Floats sums[Rows][kSums] = {};
-  float rest[Rows] = {};
+  Floats sums[Outs][Rows][kSums] = {};
+  float rest[Outs][Rows] = {};
   int64_t i = 0;
   for (; i + kWord <= ins; i += kWord) {
-    const uint32_t on = word_at(planes.on, bit + i, count);
-    const uint32_t negative = Ternary ? word_at(planes.negative, bit + i, count) : 0;
-    const Ints spread = Ints{} + static_cast<int32_t>(on), turned = Ints{} + static_cast<int32_t>(negative);
-    for (int q = 0; q < 4; ++q) {
-      Floats w;
-      load(row + i + 8 * q, w);
-      Ints pattern;
-      memcpy(&pattern, &w, sizeof w);
-      if (Ternary) pattern ^= (turned << (lanes - 8 * q)) & INT32_MIN;
-      pattern &= (spread << (lanes - 8 * q)) >> 31;
-      memcpy(&w, &pattern, sizeof w);
-      for (int r = 0; r < Rows; ++r) {
-        Floats at;
-        load(x + r * ins + i + 8 * q, at);
-        sums[r][q % kSums] += w * at;
+    MASKCL_UNROLL
+    for (int o = 0; o < Outs; ++o) {
+      const int64_t at = bit + o * ins + i;
+      const Ints on = Ints{} + static_cast<int32_t>(word_at(planes.on, at, count));
+      const Ints negative = Ternary ? Ints{} + static_cast<int32_t>(word_at(planes.negative, at, count)) : Ints{};
+      MASKCL_UNROLL
+      for (int q = 0; q < 4; ++q) {
+        Floats weights;
+        load(w + o * ins + i + 8 * q, weights);
+        Ints pattern;
+        memcpy(&pattern, &weights, sizeof pattern);
+        if (Ternary) pattern ^= (negative << (lanes - 8 * q)) & INT32_MIN;
+        pattern &= (on << (lanes - 8 * q)) >> 31;
+        memcpy(&weights, &pattern, sizeof pattern);
+        MASKCL_UNROLL
+        for (int r = 0; r < Rows; ++r) {
+          Floats other;
+          load(x + r * ins + i + 8 * q, other);
+          sums[o][r][q % kSums] += weights * other;
+        }
       }
     }
   }
-  if (i < ins) {
-    const uint32_t on = word_at(planes.on, bit + i, count);
-    const uint32_t negative = Ternary ? word_at(planes.negative, bit + i, count) : 0;
+  for (int o = 0; o < Outs && i < ins; ++o) {
+    const uint32_t on = word_at(planes.on, bit + o * ins + i, count);
+    const uint32_t negative = Ternary ? word_at(planes.negative, bit + o * ins + i, count) : 0;
     for (int j = 0; i + j < ins; ++j)
       for (int r = 0; r < Rows; ++r)
-        rest[r] += selected(row[i + j], on >> j, negative >> j) * static_cast<float>(x[r * ins + i + j]);
+        rest[o][r] += selected(w[o * ins + i + j], on >> j, negative >> j) * static_cast<float>(x[r * ins + i + j]);
   }
-  for (int r = 0; r < Rows; ++r) {
-    for (int q = 1; q < kSums; ++q) sums[r][0] += sums[r][q];
-    for (int j = 0; j < 8; ++j) rest[r] += sums[r][0][j];
-    y[r] = rest[r];
-  }
-}
-
-// Rows [begin, end) of the weight times rows [first, first + Rows) of x.
-template <int Rows, typename T>
-MASKCL_INLINE void dot_rows(const T* x, const T* row, Planes planes, int64_t bit, int64_t ins, int64_t count, float* y) {
-  if (planes.negative)
-    dot_row<Rows, true>(x, row, planes, bit, ins, count, y);
-  else
-    dot_row<Rows, false>(x, row, planes, bit, ins, count, y);
-}
-
-// Rows [begin, end) of the weight times all rows of x, up to 8 at a time while the weight's is in the first-level cache.
-template <typename T>
-MASKCL_INLINE void dot_all(const T* x, int64_t rows, const T* w, Planes planes, const T* bias, T* y, int64_t begin,
-                           int64_t end, int64_t ins, int64_t outs, int64_t count) {
-  for (int64_t o = begin; o < end; ++o) {
-    float sums[kFewRows];
-    int64_t first = 0;
-    for (; rows - first >= 8; first += 8)
-      dot_rows<8>(x + first * ins, w + o * ins, planes, o * ins, ins, count, sums + first);
-    for (; rows - first >= 3; first += std::min<int64_t>(4, rows - first)) {
-      if (rows - first == 3)
-        dot_rows<3>(x + first * ins, w + o * ins, planes, o * ins, ins, count, sums + first);
-      else
-        dot_rows<4>(x + first * ins, w + o * ins, planes, o * ins, ins, count, sums + first);
+  MASKCL_UNROLL
+  for (int o = 0; o < Outs; ++o) {
+    MASKCL_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      Floats sum = sums[o][r][0];
+      if (kSums == 2) sum += sums[o][r][kSums - 1];
+      for (int j = 0; j < 8; ++j) rest[o][r] += sum[j];
+      y[o * kFewRows + r] = rest[o][r];
     }
-    if (rows - first == 2) dot_rows<2>(x + first * ins, w + o * ins, planes, o * ins, ins, count, sums + first);
-    if (rows - first == 1) dot_rows<1>(x + first * ins, w + o * ins, planes, o * ins, ins, count, sums + first);
-    for (int64_t r = 0; r < rows; ++r)
-      y[r * outs + o] = static_cast<T>(sums[r] + (bias ? static_cast<float>(bias[o]) : 0.0f));
+  }
+}
+
+template <int Outs, int Rows, typename T>
+MASKCL_INLINE void dot_rows(const T* x, const T* w, Planes planes, int64_t bit, int64_t ins, int64_t count, float* y) {
+  if (planes.negative)
+    dot_tile<Outs, Rows, true>(x, w, planes, bit, ins, count, y);
+  else
+    dot_tile<Outs, Rows, false>(x, w, planes, bit, ins, count, y);
+}
+
+// `Outs` rows of the weight times all rows of x, some at a time while the weight's are in the first-level cache.
+template <int Outs, typename T>
+MASKCL_INLINE void dot_all(const T* x, int64_t rows, const T* w, Planes planes, int64_t bit, int64_t ins, int64_t count,
+                           float* y) {
+  int64_t r = 0;
+  if constexpr (Outs == 1) {
+    for (; rows - r >= 8; r += 8) dot_rows<1, 8>(x + r * ins, w, planes, bit, ins, count, y + r);
+    for (; rows - r >= 4; r += 4) dot_rows<1, 4>(x + r * ins, w, planes, bit, ins, count, y + r);
+  }
+  for (; rows - r >= 2; r += 2) dot_rows<Outs, 2>(x + r * ins, w, planes, bit, ins, count, y + r);
+  if (r < rows) dot_rows<Outs, 1>(x + r * ins, w, planes, bit, ins, count, y + r);
+}
+
+// Rows [begin, end) of the weight times all rows of x.
+template <typename T>
+MASKCL_INLINE void dot_range(const T* x, int64_t rows, const T* w, Planes planes, const T* bias, T* y, int64_t begin,
+                             int64_t end, int64_t ins, int64_t outs, int64_t count) {
+  constexpr int64_t kOuts = 4;
+  float sums[kOuts * kFewRows];
+  for (int64_t o = begin; o < end;) {
+    const int64_t some = rows <= 3 && end - o >= kOuts ? kOuts : 1;
+    if (some == kOuts)
+      dot_all<kOuts>(x, rows, w + o * ins, planes, o * ins, ins, count, sums);
+    else
+      dot_all<1>(x, rows, w + o * ins, planes, o * ins, ins, count, sums);
+    for (int64_t k = 0; k < some; ++k, ++o)
+      for (int64_t r = 0; r < rows; ++r)
+        y[r * outs + o] = static_cast<T>(sums[k * kFewRows + r] + (bias ? static_cast<float>(bias[o]) : 0.0f));
   }
 }
 
@@ -270,7 +289,7 @@ MASKCL_SCORES(, double, double)  // for checks, not for speed
 #define MASKCL_DOT(CLONES, T)                                                                                          \
   CLONES void run_dot(const T* x, int64_t rows, const T* w, Planes planes, const T* bias, T* y, int64_t begin,         \
                       int64_t end, int64_t ins, int64_t outs, int64_t count) {                                         \
-    dot_all<T>(x, rows, w, planes, bias, y, begin, end, ins, outs, count);                                             \
+    dot_range<T>(x, rows, w, planes, bias, y, begin, end, ins, outs, count);                                           \
   }
 MASKCL_DOT(MASKCL_CLONES, float)
 MASKCL_DOT(MASKCL_CLONES, BFloat16)
