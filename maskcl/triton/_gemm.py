@@ -85,7 +85,7 @@ def _bits_of(
     return found
 
 
-@triton.jit(do_not_specialize=["rows", "k_each"])
+@triton.jit(do_not_specialize=["rows", "tiles_each"])
 def _masked_product_kernel(
     x_ptr,
     weight_ptr,
@@ -98,7 +98,7 @@ def _masked_product_kernel(
     k_end,
     columns,
     plane,
-    k_each,
+    tiles_each,
     threshold,
     scale,
     LEVELS: tl.constexpr,
@@ -113,16 +113,17 @@ def _masked_product_kernel(
     TILE_N: tl.constexpr,
     TILE_K: tl.constexpr,
 ):
-    """out[split, n, m] over k_each k; LEVELS "bits" and "bits2" (ternary): the source is words.
+    """out[split, n, m] over tiles_each tiles of k.
 
-    ``ALIGNED``: every row of W begins with a word. ``EVEN``: the tiles of k are all full.
+    LEVELS "bits" and "bits2" (ternary): the source is words. ``ALIGNED``: every row of W begins
+    with a word. ``EVEN``: the tiles of k are all full.
     """
     BITS: tl.constexpr = LEVELS == "bits" or LEVELS == "bits2"
     m_tile, n_tile = _tile_of(
         tl.program_id(0), tl.cdiv(m_end, TILE_M), tl.cdiv(rows, TILE_N), GROUP
     )
     split = tl.program_id(1).to(tl.int64)
-    k_first = split * k_each
+    k_first = split * tiles_each * TILE_K
     m0 = m_tile.to(tl.int64) * TILE_M
     m = m0 + tl.arange(0, TILE_M)
     n = n_tile.to(tl.int64) * TILE_N + tl.arange(0, TILE_N)
@@ -150,7 +151,7 @@ def _masked_product_kernel(
         factor = _as_if_loaded(tl.zeros([TILE_M], tl.float32) + scale, source_ptr, rows)[:, None]
 
     acc = tl.zeros([TILE_M, TILE_N], tl.float32)
-    last = tl.minimum(k_first + k_each, k_end)
+    last = tl.minimum(k_first + tiles_each * TILE_K, k_end)
     for k0 in range(k_first, last, TILE_K):
         w_live, x_live = m_live, n_live
         if not EVEN:
@@ -192,7 +193,7 @@ def _masked_product_kernel(
     tl.store(out_ptr + into, acc.to(out_ptr.dtype.element_ty), mask=m_live & n_live)
 
 
-@triton.jit(do_not_specialize=["rows", "k_each"])
+@triton.jit(do_not_specialize=["rows", "tiles_each"])
 def _weight_grad_kernel(
     grad_ptr,
     x_ptr,
@@ -205,7 +206,7 @@ def _weight_grad_kernel(
     rows,
     m_end,
     n_end,
-    k_each,
+    tiles_each,
     threshold,
     scale,
     LEVELS: tl.constexpr,
@@ -223,11 +224,12 @@ def _weight_grad_kernel(
     m_tile, n_tile = _tile_of(
         tl.program_id(0), tl.cdiv(m_end, TILE_M), tl.cdiv(n_end, TILE_N), GROUP
     )
-    split = tl.program_id(1)
+    split = tl.program_id(1).to(tl.int64)
+    k_first = split * tiles_each * TILE_K
     m = (m_tile * TILE_M).to(tl.int64) + tl.arange(0, TILE_M)
     n = (n_tile * TILE_N).to(tl.int64) + tl.arange(0, TILE_N)
     acc = tl.zeros([TILE_M, TILE_N], tl.float32)
-    for k0 in range(split * k_each, tl.minimum((split + 1) * k_each, rows), TILE_K):
+    for k0 in range(k_first, tl.minimum(k_first + tiles_each * TILE_K, rows), TILE_K):
         k = k0 + tl.arange(0, TILE_K).to(tl.int64)
         g_live = (m < m_end)[:, None] & (k < rows)[None, :]
         g = tl.load(grad_ptr + k[None, :] * m_end + m[:, None], mask=g_live, other=0.0)
@@ -239,7 +241,7 @@ def _weight_grad_kernel(
     live = (m < m_end)[:, None] & (n < n_end)[None, :]
     at = m[:, None] * n_end + n[None, :]
     if PARTIAL:
-        tl.store(parts_ptr + split.to(tl.int64) * m_end * n_end + at, acc, mask=live)
+        tl.store(parts_ptr + split * m_end * n_end + at, acc, mask=live)
     else:
         if WANT_WEIGHT or LEVELS == "soft":
             s = tl.load(scores_ptr + at, mask=live, other=0.0).to(tl.float32)

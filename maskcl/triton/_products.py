@@ -112,10 +112,11 @@ def _regular(*lengths: int) -> bool:
 
 
 def _splits(programs: int, length: int, tile: int) -> tuple[int, int]:
-    """Into how many parts, and of what length, a sum of ``length`` terms is cut."""
-    wanted = min(MAX_SPLITS, PROGRAMS // programs, cdiv(length, 4 * tile))
-    each = cdiv(cdiv(length, tile), max(1, wanted)) * tile
-    return max(1, cdiv(length, max(1, each))), each
+    """Into how many parts, and of how many tiles, a sum of ``length`` terms is cut."""
+    tiles = max(1, cdiv(length, tile))
+    wanted = min(MAX_SPLITS, PROGRAMS // programs, tiles // 4)
+    each = cdiv(tiles, max(1, wanted))
+    return cdiv(tiles, each), each
 
 
 def _wide(x: Tensor) -> bool:
