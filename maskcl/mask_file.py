@@ -203,7 +203,7 @@ def _check_words(path: Any, found: MaskFile) -> None:
     if found.shapes.keys() != found.words.keys():
         odd = sorted(found.shapes.keys() ^ found.words.keys())[0]
         raise MaskFileError(f"{path}: layer {odd} has a shape or words, wanted both")
-    for name, words in found.words.items():
+    for name, words in sorted(found.words.items()):
         count = math.prod(found.shapes[name])
         wanted = [-(-count // 32)]
         if PLANES[found.levels] == 2:

@@ -223,7 +223,7 @@ def bits_past_the_end(found):
     ("change", "said"),
     [
         (lambda f: {"levels": "soft"}, "levels is 'soft', wanted one of binary"),
-        (lambda f: {"levels": "ternary"}, "words of layer 4 are torch.int32 [6], wanted"),
+        (lambda f: {"levels": "ternary"}, "words of layer 1 are torch.int32 [18], wanted"),
         (lambda f: {"shapes": f.shapes | {"1": (16, 37)}}, "wanted torch.int32 [19] for 592"),
         (lambda f: {"shapes": f.shapes | {"1": (-16, -36, 2)}}, "[18], wanted torch.int32 [36]"),
         (lambda f: {"shapes": {"1": (16, 36)}}, "layer 4 has a shape or words, wanted both"),
