@@ -8,7 +8,7 @@ sums are added in a fixed order.
 """
 
 from maskcl.triton._compat import tl, triton
-from maskcl.triton._formulas import bit_value, mask_value, masked, sigmoid_slope
+from maskcl.triton._formulas import mask_value, masked, sigmoid_slope
 
 
 @triton.jit
@@ -273,43 +273,3 @@ def _sum_splits_kernel(
     if HAS_BIAS:
         total += tl.load(bias_ptr + at % width, mask=live, other=0.0).to(tl.float32)
     tl.store(out_ptr + at, total.to(out_ptr.dtype.element_ty), mask=live)
-
-
-@triton.jit
-def _masked_vector_kernel(
-    x_ptr,
-    weight_ptr,
-    bytes_ptr,
-    bias_ptr,
-    out_ptr,
-    m_end,
-    k_end,
-    plane,
-    HAS_BIAS: tl.constexpr,
-    TERNARY: tl.constexpr,
-    TILE_M: tl.constexpr,
-    TILE_K: tl.constexpr,
-):
-    """out[m] = sum over k of (W m)[m, k] x[k]; eight weights in a row, and their byte, a thread."""
-    m = tl.program_id(0).to(tl.int64) * TILE_M + tl.arange(0, TILE_M)
-    eighth = tl.arange(0, 8)
-    acc = tl.zeros([TILE_M, TILE_K // 8, 8], tl.float32)
-    for k0 in range(0, k_end, TILE_K):
-        b = k0 // 8 + tl.arange(0, TILE_K // 8)
-        live = (m < m_end)[:, None] & (b * 8 < k_end)[None, :]
-        at = m[:, None] * (k_end // 8) + b[None, :]
-        on = tl.load(bytes_ptr + at, mask=live, other=0)[:, :, None] >> eighth[None, None, :]
-        negative = on
-        if TERNARY:
-            byte = tl.load(bytes_ptr + plane + at, mask=live, other=0)
-            negative = byte[:, :, None] >> eighth[None, None, :]
-        at8 = (at * 8)[:, :, None] + eighth[None, None, :]
-        w = tl.load(weight_ptr + at8, mask=live[:, :, None], other=0.0)
-        k = (b * 8)[:, None] + eighth[None, :]
-        x = tl.load(x_ptr + k, mask=k < k_end, other=0.0).to(tl.float32)
-        chosen = bit_value(on, negative, TERNARY)
-        acc += masked(w, chosen, False).to(tl.float32) * x[None, :, :]
-    total = tl.sum(tl.sum(acc, 2), 1)
-    if HAS_BIAS:
-        total += tl.load(bias_ptr + m, mask=m < m_end, other=0.0).to(tl.float32)
-    tl.store(out_ptr + m, total.to(out_ptr.dtype.element_ty), mask=m < m_end)

@@ -7,18 +7,12 @@ from torch import Tensor
 
 from maskcl.triton import _compat
 from maskcl.triton._compat import OPTIONS, cdiv, on_device_of
-from maskcl.triton._gemm import (
-    _masked_product_kernel,
-    _masked_vector_kernel,
-    _sum_splits_kernel,
-    _weight_grad_kernel,
-)
+from maskcl.triton._gemm import _masked_product_kernel, _sum_splits_kernel, _weight_grad_kernel
 
 PROGRAMS = 128  # with fewer, multiprocessors idle, so that the sum is split among more
 MAX_SPLITS = 16
 GROUP = 8  # tiles along m in a row of programs, which share their x in the cache
 SUM_BLOCK = 1024
-VECTOR_TILE = 4096  # weights of a program's tile where x is one row
 # Shared memory that a program may have: of the smallest GPUs since capability 8.0, and of Hopper.
 SMALL_SHARED, LARGE_SHARED = 101376, 232448
 # Of GEMMs the multiply-add is one instruction: the order of the sum is the hardware's anyway.
@@ -86,7 +80,7 @@ def product_tiles(rows: int, element: int, source: int, regular: bool, shared: i
     elif rows <= 64:
         m, n, k, warps = (64, 64, 64, 4)
     elif shared < LARGE_SHARED:
-        m, n, k, warps = (128, 64 if source else 128, 32, 8)
+        m, n, k, warps = (64 if source else 128, 128, 32, 8)
     else:
         m, n, k, warps = (128, 128 if source or rows <= 256 else 256, 64, 8)
     most = 6 if rows <= 16 and regular and not source else 4
@@ -196,32 +190,6 @@ def masked_product(
         )
         if splits > 1:
             _sum_splits(parts, bias, out, splits)
-    return out
-
-
-def masked_vector(x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None) -> Tensor:
-    """x (W m)^T + bias for one row x [1, I], I a multiple of 32: W and its bits are read once."""
-    m_end, k_end = weight.shape
-    out = x.new_empty(1, m_end)
-    if m_end:
-        tall = 8 if m_end >= 16 * PROGRAMS else 2
-        octets = words.contiguous().view(torch.uint8)
-        with on_device_of(x):
-            _masked_vector_kernel[(cdiv(m_end, tall),)](
-                x.contiguous(),
-                weight.contiguous(),
-                octets,
-                out if bias is None else bias.contiguous(),
-                out,
-                m_end,
-                k_end,
-                octets.shape[-1],
-                HAS_BIAS=bias is not None,
-                TERNARY=words.dim() == 2,
-                TILE_M=tall,
-                TILE_K=VECTOR_TILE // tall,
-                **{**OPTIONS, **FUSION},
-            )
     return out
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, power_of_2, tl, triton
 from maskcl.triton._formulas import bit_value, mask_value, masked
-from maskcl.triton._products import from_words, masked_product, masked_vector
+from maskcl.triton._products import from_words, masked_product
+from maskcl.triton._vector import masked_vector
 from maskcl.triton.masked_forward import like
 
 WORDS = 32  # words of a program, of 32 weights each

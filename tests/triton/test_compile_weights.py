@@ -13,9 +13,9 @@ pytest.importorskip("triton.language", reason="Triton is not installed")
 from compiling import compile_all, compile_one, kernels, record
 
 from maskcl.reference.weight_mask import LEVELS
-from maskcl.triton import _kth, _products, bitmask, weight_mask
+from maskcl.triton import _kth, _products, _vector, bitmask, weight_mask
 
-MODULES = (weight_mask, bitmask, _products, _kth)
+MODULES = (weight_mask, bitmask, _products, _vector, _kth)
 # Shared memory of a program by compute capability.
 SHARED = {80: 166912, 86: _products.SMALL_SHARED, 90: _products.LARGE_SHARED}
 OUTS = INS = 4096
