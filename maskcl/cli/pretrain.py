@@ -49,7 +49,12 @@ class PretrainOptions(RunOptions):
     model: str = option(f"{', '.join(models.NAMES)}.", "mlp", choices=models.NAMES)
     hidden: tuple[int, ...] | None = option("Widths of the mlp.", None, shown="200,200")
     dropout: float | None = option("Of the mlp.", None, shown="0", at_least=0, below=1)
-    epochs: int | None = option("Over the source.", None, shown=table(EPOCHS), at_least=1)
+    epochs: int | None = option(
+        "Over the source.",
+        None,
+        shown=f"{EPOCHS['digits']}; MNIST, rotated {EPOCHS['mnist']}",
+        at_least=1,
+    )
     lr: float | None = option("Learning rate.", None, shown=table(LEARNING_RATES), above=0)
 
     def __post_init__(self) -> None:
