@@ -178,7 +178,7 @@ def read_base(directory: str | os.PathLike[str]) -> Base:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        first = (str(error).splitlines() + [""])[1].strip()  # of a line for each tensor
+        first = [*str(error).splitlines(), ""][1].strip()  # of a line for each tensor
         raise BaseError(f"{folder / WEIGHTS} does not fit its {CONFIG}: {first}") from None
     return Base(model.eval(), facts)
 
