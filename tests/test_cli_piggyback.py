@@ -76,7 +76,7 @@ def copy(finished, tmp_path):
 def test_pretrain_says_what_it_trained_on_and_writes_weights_and_facts(tmp_path, capsys):
     assert pretrain("--epochs", 2, "--out", tmp_path / "base", "--seed", 3) == 0
     out = capsys.readouterr().out
-    assert "split-digits's training images turned by 90, 180 or 270 degrees, never upright" in out
+    assert "training images of split-digits turned by 90, 180 or 270 degrees, never upright" in out
     assert "epoch 2/2 loss " in out
     facts = json_of(tmp_path / "base" / "config.json")
     assert f"held-out accuracy {facts['accuracy']:.4f}" in out

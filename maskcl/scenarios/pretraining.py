@@ -58,7 +58,7 @@ def rotated(name: str, images: Images, seed: int) -> Pretraining:
             f"{name}: {len(images.train)} training images are too few to hold out a tenth"
         )
     learned, measured = (Turned(images, images.train[rows], labels) for rows in (train, held_out))
-    words = f"{name}'s training images turned by 90, 180 or 270 degrees, never upright"
+    words = f"training images of {name} turned by 90, 180 or 270 degrees, never upright"
     shape = tuple(images.pixels.shape[1:])
     return Pretraining("rotated", words, learned, measured, classes, shape)
 
