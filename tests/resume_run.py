@@ -14,6 +14,7 @@ at fsync by itself.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -118,6 +119,10 @@ def child(directory: str, case: str, how: str) -> None:
 def main() -> None:
     directory, *kills = sys.argv[1:]
     os.fsync = lambda descriptor: None
+    with contextlib.suppress(ImportError):
+        from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # else a bar, whoever draws it, starts a thread
     with tempfile.TemporaryDirectory() as other:
         train(other, "adamw")
     threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else [""]

@@ -195,7 +195,9 @@ std::tuple<Tensor, Tensor> masked_weight_backward_cpu(const Tensor& grad, const 
   const Tensor s = in_order_of(scores_for(scores_in, g.scalar_type()), g), ds = torch::stable::empty_like(s);
   expect_large_writes(ds);
   Tensor w;
-  if (weight) w = in_order_of(weight->scalar_type() == g.scalar_type() ? *weight : torch::stable::to(*weight, g.scalar_type()), g);
+  if (weight) w = *weight;
+  if (weight && w.scalar_type() != g.scalar_type()) w = torch::stable::to(w, g.scalar_type());
+  if (weight) w = in_order_of(w, g);
   dispatch_pair("masked_weight_backward", g.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
     const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
     score_grad_into<T, S>(const_data<T>(g), weight ? const_data<T>(w) : nullptr, const_data<S>(s), data<S>(ds),
@@ -283,12 +285,13 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
     const auto fill = [&](int64_t first, int64_t count, const Tensor& block) {
       select_into<T, S>(from + first * ins, score + first * ins, data<T>(block), count * ins, p);
     };
-    // The product is written where it is used last: into the scores' gradient, and multiplied there, if it is of its dtype.
+    // The product is written where it is used last, into the scores' gradient, if it is of its dtype.
     const auto use = [&](int64_t first, int64_t count, const Tensor& product) {
       const int64_t offset = first * ins, size = count * ins;
       if (want_weight) select_into<T, S>(const_data<T>(product), score + offset, data<T>(dweight) + offset, size, p);
       if (want_scores)
-        score_grad_into<T, S>(const_data<T>(product), from + offset, score + offset, data<S>(dscores) + offset, size, p);
+        score_grad_into<T, S>(const_data<T>(product), from + offset, score + offset, data<S>(dscores) + offset, size,
+                              p);
     };
     linear_backward_by_blocks(grad, x, w, kBlockBytes, want_x ? &dx : nullptr, want_weight || want_scores,
                               want_scores && std::is_same_v<T, S> ? &dscores : nullptr, fill, use);
