@@ -17,7 +17,7 @@ from maskcl.triton import _kth, _products, _vector, bitmask, weight_mask
 
 MODULES = (weight_mask, bitmask, _products, _vector, _kth)
 # Shared memory of a program by compute capability.
-SHARED = {80: 166912, 86: _products.SMALL_SHARED, 90: _products.LARGE_SHARED}
+SHARED = {80: 166912, 90: _products.LARGE_SHARED}
 OUTS = INS = 4096
 
 
@@ -27,7 +27,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return record(monkeypatch, MODULES)
 
 
-@pytest.fixture(params=SHARED, ids=lambda capability: f"sm_{capability}")
+@pytest.fixture(params=(80, 90), ids=lambda capability: f"sm_{capability}")
 def capability(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """One of the GPUs, whose shared memory the tiles depend on."""
     monkeypatch.setattr(_products, "shared_bytes", lambda device: SHARED[request.param])
