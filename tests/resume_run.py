@@ -123,6 +123,8 @@ def main() -> None:
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # else a bar, whoever draws it, starts a thread
+        # Its own lock is a semaphore that all forks share: one killed inside keeps it for good.
+        tqdm.set_lock(threading.RLock())
     with tempfile.TemporaryDirectory() as other:
         train(other, "adamw")
     threads = os.listdir("/proc/self/task") if os.path.isdir("/proc/self/task") else [""]
