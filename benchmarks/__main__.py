@@ -2,7 +2,8 @@
 
 Each row is a median of one process run; "ratio" is its time over maskcl's, "of memcpy" the rate at
 which the op's least bytes moved over the rate of a copy in the same group. --save writes the rows,
-with machine, torch, dtype, shape and commit, to benchmarks/results/.
+with machine, torch, dtype, shape and commit, to benchmarks/results/; groups that this run did not
+time keep the rows that they have there.
 """
 
 from __future__ import annotations
@@ -85,6 +86,14 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"  {row['name']:32}{numbers}{ratio:>9}{share:>11}")
 
 
+def earlier(path: Path, groups: set[str]) -> list[dict[str, str]]:
+    """The rows of a saved table that are not of these groups."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["group"] not in groups]
+
+
 def main(arguments: list[str]) -> int:
     """Run, print, and with --save keep the rows."""
     save = "--save" in arguments
@@ -116,9 +125,11 @@ def main(arguments: list[str]) -> int:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         target = ROOT / "benchmarks/results" / f"{device}.csv"
         target.parent.mkdir(exist_ok=True)
+        kept = earlier(target, {row["group"] for row in rows})
         with target.open("w", newline="") as file:
             writer = csv.DictWriter(file, [*COLUMNS, *facts])
             writer.writeheader()
+            writer.writerows(kept)
             for row in rows:
                 numbers = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
                 writer.writerow({**numbers, **facts})
