@@ -45,6 +45,22 @@ void dispatch_float(ScalarType dtype, const char* op, F&& body) {
   }
 }
 
+// An unsigned type of an element's size, for what moves elements and does no arithmetic.
+template <size_t Size>
+struct BitsOf;
+template <>
+struct BitsOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct BitsOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct BitsOf<8> {
+  using type = uint64_t;
+};
+
 inline ScalarType compute_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }

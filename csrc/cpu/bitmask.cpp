@@ -1,62 +1,15 @@
-// Weight masks of one bit (ternary: two) a weight: packing, set operations, and weights and layers that read the bits.
-//
-// Bit i % 32 of word i // 32 is weight i in row-major order; a row of a weight may start inside a word.
+// Weight masks of one bit (ternary: two) a weight: packing, set operations, and weights that are read through the bits.
 
 #include <algorithm>
 #include <vector>
 
-#include "../row_blocks.h"
-#include "parallel.h"
+#include "words.h"
 
 namespace maskcl {
 namespace {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
-
-constexpr int64_t kWord = 32;
-constexpr int64_t kBlockBytes = 8 << 20;  // of unpacked rows: half of a usual third-level cache
-constexpr int64_t kFewRows = 16;  // of x: up to here a product is the time of reading the weight
-
-int64_t words_for(int64_t count) { return (count + kWord - 1) / kWord; }
-
-// The planes of a mask; negative is null for a binary one.
-struct Planes {
-  const uint32_t* on;
-  const uint32_t* negative;
-};
-
-Planes planes_of(const Tensor& words) {
-  const auto* on = static_cast<const uint32_t*>(words.const_data_ptr());
-  return {on, words.dim() == 2 ? on + words.size(1) : nullptr};
-}
-
-// 32 bits from bit `index` on; those past `count` are 0.
-MASKCL_INLINE uint32_t word_at(const uint32_t* words, int64_t index, int64_t count) {
-  const int64_t word = index / kWord;
-  const int shift = static_cast<int>(index % kWord);
-  const uint64_t high = shift && (word + 1) * kWord < count ? words[word + 1] : 0;
-  return static_cast<uint32_t>((high << 32 | words[word]) >> shift);
-}
-
-template <int Bytes>
-struct bits;
-template <>
-struct bits<1> {
-  using type = uint8_t;
-};
-template <>
-struct bits<2> {
-  using type = uint16_t;
-};
-template <>
-struct bits<4> {
-  using type = uint32_t;
-};
-template <>
-struct bits<8> {
-  using type = uint64_t;
-};
 
 // --- loops, one copy an instruction set -----------------------------------------------------------------------------
 
@@ -91,22 +44,21 @@ MASKCL_INLINE void unpack_range(Planes planes, U* y, int64_t begin, int64_t end,
   }
 }
 
-// The words of elements [32 first, ..) of `count`.
-template <typename T>
-MASKCL_INLINE void pack_range(const T* mask, uint32_t* on, uint32_t* negative, int64_t first, int64_t last,
-                              int64_t count) {
+// Words [first, last) of `count` elements whose levels, negative, 0 or positive, are level_at(i).
+template <typename F>
+MASKCL_INLINE void pack_words(uint32_t* on, uint32_t* negative, int64_t first, int64_t last, int64_t count,
+                              const F& level_at) {
   for (int64_t word = first; word < last; ++word) {
-    const T* from = mask + word * kWord;
-    const int64_t left = std::min(kWord, count - word * kWord);
+    const int64_t from = word * kWord, left = std::min(kWord, count - from);
     uint32_t some = 0, less = 0;
     if (left == kWord) {
-      for (uint32_t j = 0; j < kWord; ++j) some |= static_cast<uint32_t>(from[j] != T(0)) << j;
+      for (uint32_t j = 0; j < kWord; ++j) some |= static_cast<uint32_t>(level_at(from + j) != 0) << j;
       if (negative)
-        for (uint32_t j = 0; j < kWord; ++j) less |= static_cast<uint32_t>(from[j] < T(0)) << j;
+        for (uint32_t j = 0; j < kWord; ++j) less |= static_cast<uint32_t>(level_at(from + j) < 0) << j;
     } else {
       for (uint32_t j = 0; j < left; ++j) {
-        some |= static_cast<uint32_t>(from[j] != T(0)) << j;
-        less |= static_cast<uint32_t>(from[j] < T(0)) << j;
+        some |= static_cast<uint32_t>(level_at(from + j) != 0) << j;
+        less |= static_cast<uint32_t>(level_at(from + j) < 0) << j;
       }
     }
     on[word] = some;
@@ -118,142 +70,11 @@ template <typename S, typename C>
 MASKCL_INLINE void pack_scores_range(const S* scores, uint32_t* on, uint32_t* negative, int64_t first, int64_t last,
                                      int64_t count, Levels levels, C threshold) {
   dispatch_levels(levels, [&]<Levels L>() __attribute__((always_inline)) {
-    if constexpr (L != Levels::soft) {
-      for (int64_t word = first; word < last; ++word) {
-        const S* from = scores + word * kWord;
-        const int64_t left = std::min(kWord, count - word * kWord);
-        uint32_t some = 0, less = 0;
-        if (left == kWord) {
-          for (uint32_t j = 0; j < kWord; ++j)
-            some |= static_cast<uint32_t>(level<L>(static_cast<C>(from[j]), threshold) != 0) << j;
-          if (negative)
-            for (uint32_t j = 0; j < kWord; ++j)
-              less |= static_cast<uint32_t>(level<L>(static_cast<C>(from[j]), threshold) < 0) << j;
-        } else {
-          for (uint32_t j = 0; j < left; ++j) {
-            const int value = level<L>(static_cast<C>(from[j]), threshold);
-            some |= static_cast<uint32_t>(value != 0) << j;
-            less |= static_cast<uint32_t>(value < 0) << j;
-          }
-        }
-        on[word] = some;
-        if (negative) negative[word] = less;
-      }
-    }
+    if constexpr (L != Levels::soft)
+      pack_words(on, negative, first, last, count, [=](int64_t i) __attribute__((always_inline)) {
+        return level<L>(static_cast<C>(scores[i]), threshold);
+      });
   });
-}
-
-// Eight lanes, which the compiler maps to what the instruction set has. (Vectors go by reference: by value they would
-// have another calling convention in each clone.)
-typedef float Floats __attribute__((vector_size(32)));
-typedef int32_t Ints __attribute__((vector_size(32)));
-typedef uint16_t Halves __attribute__((vector_size(16)));
-
-MASKCL_INLINE void load(const float* from, Floats& to) { memcpy(&to, from, sizeof to); }
-MASKCL_INLINE void load(const BFloat16* from, Floats& to) {
-  Halves upper;
-  memcpy(&upper, from, sizeof upper);
-  const Ints wide = __builtin_convertvector(upper, Ints) << 16;
-  memcpy(&to, &wide, sizeof to);
-}
-MASKCL_INLINE void load(const Half* from, Floats& to) {
-  for (int j = 0; j < 8; ++j) to[j] = static_cast<float>(from[j]);
-}
-
-template <typename T>
-MASKCL_INLINE float selected(T weight, uint32_t on, uint32_t negative) {
-  return on & 1 ? (negative & 1 ? -static_cast<float>(weight) : static_cast<float>(weight)) : 0.0f;
-}
-
-// y[o][r] = row o of the weight times row r of x: each weight and each of its bits is read once. Several rows of the
-// weight at once, as memory answers several readers faster than one; the first is at `w`, its bits start at `bit`.
-template <int Outs, int Rows, bool Ternary, typename T>
-MASKCL_INLINE void dot_tile(const T* x, const T* w, Planes planes, int64_t bit, int64_t ins, int64_t count, float* y) {
-  constexpr int kSums = Outs * Rows <= 4 ? 2 : 1;       // a lane's sum waits for the one before it
-  const Ints lanes = {31, 30, 29, 28, 27, 26, 25, 24};  // shifts that bring a lane's bit to the sign
-  Floats sums[Outs][Rows][kSums] = {};
-  float rest[Outs][Rows] = {};
-  int64_t i = 0;
-  for (; i + kWord <= ins; i += kWord) {
-    MASKCL_UNROLL
-    for (int o = 0; o < Outs; ++o) {
-      const int64_t at = bit + o * ins + i;
-      const Ints on = Ints{} + static_cast<int32_t>(word_at(planes.on, at, count));
-      const Ints negative = Ternary ? Ints{} + static_cast<int32_t>(word_at(planes.negative, at, count)) : Ints{};
-      MASKCL_UNROLL
-      for (int q = 0; q < 4; ++q) {
-        Floats weights;
-        load(w + o * ins + i + 8 * q, weights);
-        Ints pattern;
-        memcpy(&pattern, &weights, sizeof pattern);
-        if (Ternary) pattern ^= (negative << (lanes - 8 * q)) & INT32_MIN;
-        pattern &= (on << (lanes - 8 * q)) >> 31;
-        memcpy(&weights, &pattern, sizeof pattern);
-        MASKCL_UNROLL
-        for (int r = 0; r < Rows; ++r) {
-          Floats other;
-          load(x + r * ins + i + 8 * q, other);
-          sums[o][r][q % kSums] += weights * other;
-        }
-      }
-    }
-  }
-  for (int o = 0; o < Outs && i < ins; ++o) {
-    const uint32_t on = word_at(planes.on, bit + o * ins + i, count);
-    const uint32_t negative = Ternary ? word_at(planes.negative, bit + o * ins + i, count) : 0;
-    for (int j = 0; i + j < ins; ++j)
-      for (int r = 0; r < Rows; ++r)
-        rest[o][r] += selected(w[o * ins + i + j], on >> j, negative >> j) * static_cast<float>(x[r * ins + i + j]);
-  }
-  MASKCL_UNROLL
-  for (int o = 0; o < Outs; ++o) {
-    MASKCL_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-      Floats sum = sums[o][r][0];
-      if (kSums == 2) sum += sums[o][r][kSums - 1];
-      for (int j = 0; j < 8; ++j) rest[o][r] += sum[j];
-      y[o * kFewRows + r] = rest[o][r];
-    }
-  }
-}
-
-template <int Outs, int Rows, typename T>
-MASKCL_INLINE void dot_rows(const T* x, const T* w, Planes planes, int64_t bit, int64_t ins, int64_t count, float* y) {
-  if (planes.negative)
-    dot_tile<Outs, Rows, true>(x, w, planes, bit, ins, count, y);
-  else
-    dot_tile<Outs, Rows, false>(x, w, planes, bit, ins, count, y);
-}
-
-// `Outs` rows of the weight times all rows of x, some at a time while the weight's are in the first-level cache.
-template <int Outs, typename T>
-MASKCL_INLINE void dot_all(const T* x, int64_t rows, const T* w, Planes planes, int64_t bit, int64_t ins, int64_t count,
-                           float* y) {
-  int64_t r = 0;
-  if constexpr (Outs == 1) {
-    for (; rows - r >= 8; r += 8) dot_rows<1, 8>(x + r * ins, w, planes, bit, ins, count, y + r);
-    for (; rows - r >= 4; r += 4) dot_rows<1, 4>(x + r * ins, w, planes, bit, ins, count, y + r);
-  }
-  for (; rows - r >= 2; r += 2) dot_rows<Outs, 2>(x + r * ins, w, planes, bit, ins, count, y + r);
-  if (r < rows) dot_rows<Outs, 1>(x + r * ins, w, planes, bit, ins, count, y + r);
-}
-
-// Rows [begin, end) of the weight times all rows of x.
-template <typename T>
-MASKCL_INLINE void dot_range(const T* x, int64_t rows, const T* w, Planes planes, const T* bias, T* y, int64_t begin,
-                             int64_t end, int64_t ins, int64_t outs, int64_t count) {
-  constexpr int64_t kOuts = 4;
-  float sums[kOuts * kFewRows];
-  for (int64_t o = begin; o < end;) {
-    const int64_t some = rows <= 3 && end - o >= kOuts ? kOuts : 1;
-    if (some == kOuts)
-      dot_all<kOuts>(x, rows, w + o * ins, planes, o * ins, ins, count, sums);
-    else
-      dot_all<1>(x, rows, w + o * ins, planes, o * ins, ins, count, sums);
-    for (int64_t k = 0; k < some; ++k, ++o)
-      for (int64_t r = 0; r < rows; ++r)
-        y[r * outs + o] = static_cast<T>(sums[k * kFewRows + r] + (bias ? static_cast<float>(bias[o]) : 0.0f));
-  }
 }
 
 MASKCL_CLONES void run_select(const uint16_t* w, Planes p, uint16_t* y, int64_t begin, int64_t end, int64_t count) {
@@ -286,18 +107,9 @@ MASKCL_SCORES(MASKCL_CLONES, BFloat16, float)
 MASKCL_SCORES(, Half, float)  // its conversions do not vectorise
 MASKCL_SCORES(, double, double)  // for checks, not for speed
 
-#define MASKCL_DOT(CLONES, T)                                                                                          \
-  CLONES void run_dot(const T* x, int64_t rows, const T* w, Planes planes, const T* bias, T* y, int64_t begin,         \
-                      int64_t end, int64_t ins, int64_t outs, int64_t count) {                                         \
-    dot_range<T>(x, rows, w, planes, bias, y, begin, end, ins, outs, count);                                           \
-  }
-MASKCL_DOT(MASKCL_CLONES, float)
-MASKCL_DOT(MASKCL_CLONES, BFloat16)
-MASKCL_DOT(, Half)
-
 #define MASKCL_PACK(CLONES, T)                                                                                        \
   CLONES void run_pack(const T* mask, uint32_t* on, uint32_t* negative, int64_t first, int64_t last, int64_t count) { \
-    pack_range<T>(mask, on, negative, first, last, count);                                                            \
+    pack_words(on, negative, first, last, count, [=](int64_t i) __attribute__((always_inline)) { return mask[i]; });  \
   }
 MASKCL_PACK(MASKCL_CLONES, float)
 MASKCL_PACK(MASKCL_CLONES, uint8_t)
@@ -353,7 +165,8 @@ Tensor pack_mask_cpu(const Tensor& mask, bool ternary) {
   const void* from = m.const_data_ptr();
   by_words(out, count, [&](uint32_t* on, uint32_t* negative, int64_t first, int64_t last) {
     if (dtype == ScalarType::Float) return run_pack(static_cast<const float*>(from), on, negative, first, last, count);
-    if (dtype == ScalarType::Double) return run_pack(static_cast<const double*>(from), on, negative, first, last, count);
+    if (dtype == ScalarType::Double)
+      return run_pack(static_cast<const double*>(from), on, negative, first, last, count);
     if (dtype == ScalarType::Char) return run_pack(static_cast<const int8_t*>(from), on, negative, first, last, count);
     run_pack(static_cast<const uint8_t*>(from), on, negative, first, last, count);
   });
@@ -402,7 +215,7 @@ Tensor unpack_mask_cpu(const Tensor& words_in, std::vector<int64_t> shape, Scala
     unpack<uint8_t>(words, out, 1, 0xff);
   } else {
     dispatch_float(made, "unpack_mask", [&]<typename T>() {
-      using U = typename bits<sizeof(T)>::type;
+      using U = typename BitsOf<sizeof(T)>::type;
       const T one = static_cast<T>(1.0f), minus_one = static_cast<T>(-1.0f);
       U on, negative;
       memcpy(&on, &one, sizeof on);
@@ -454,7 +267,7 @@ Tensor popcount_words_cpu(const Tensor& words_in) {
   return out;
 }
 
-// Weights [first, first + count) of a contiguous weight into `out`, on several threads.
+// Weights [first, first + count) of a contiguous weight into `out`.
 template <typename U>
 void select_part(const void* weight, Planes planes, void* out, int64_t first, int64_t count, int64_t total) {
   const U* w = static_cast<const U*>(weight);
@@ -464,12 +277,16 @@ void select_part(const void* weight, Planes planes, void* out, int64_t first, in
   });
 }
 
+}  // namespace
+
 void select_rows(const Tensor& weight, Planes planes, const Tensor& out, int64_t first, int64_t count) {
   dispatch_float(weight.scalar_type(), "packed_weight", [&]<typename T>() {
-    using U = typename bits<sizeof(T)>::type;
+    using U = typename BitsOf<sizeof(T)>::type;
     select_part<U>(weight.const_data_ptr(), planes, out.mutable_data_ptr(), first, count, weight.numel());
   });
 }
+
+namespace {
 
 Tensor packed_weight_cpu(const Tensor& weight, const Tensor& words_in) {
   // Bits are in row-major order, so other orders take a copy.
@@ -480,39 +297,6 @@ Tensor packed_weight_cpu(const Tensor& weight, const Tensor& words_in) {
   select_rows(w, planes_of(words), y, 0, w.numel());
   if (!out.is_contiguous()) torch::stable::copy_(out, y);
   return out;
-}
-
-template <typename T>
-Tensor few_rows(const Tensor& x, const Tensor& w, Planes planes, const std::optional<Tensor>& bias) {
-  const int64_t rows = x.size(0), ins = w.size(1), outs = w.size(0);
-  const Tensor y = torch::stable::new_empty(x, {rows, outs});
-  const T *from = static_cast<const T*>(x.const_data_ptr()), *weight = static_cast<const T*>(w.const_data_ptr());
-  const T* added = bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr;
-  T* to = static_cast<T*>(y.mutable_data_ptr());
-  parallel(outs, ins, [&](int64_t begin, int64_t end) {
-    run_dot(from, rows, weight, planes, added, to, begin, end, ins, outs, w.numel());
-  });
-  return y;
-}
-
-Tensor packed_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tensor& words_in,
-                         const std::optional<Tensor>& bias_in) {
-  const Tensor x = torch::stable::contiguous(x_in), w = torch::stable::contiguous(weight);
-  const Tensor words = torch::stable::contiguous(words_in);
-  std::optional<Tensor> bias;
-  if (bias_in) bias = torch::stable::contiguous(*bias_in);
-  const Planes planes = planes_of(words);
-  if (x.size(0) > 0 && x.size(0) <= kFewRows && x.scalar_type() != ScalarType::Double) {
-    Tensor y;
-    dispatch_float(x.scalar_type(), "packed_linear", [&]<typename T>() {
-      if constexpr (!std::is_same_v<T, double>) y = few_rows<T>(x, w, planes, bias);
-    });
-    return y;
-  }
-  const int64_t ins = w.size(1);
-  return linear_by_blocks(x, w, bias, kBlockBytes, [&](int64_t first, int64_t count, const Tensor& block) {
-    select_rows(w, planes, block, first * ins, count * ins);
-  });
 }
 
 Tensor packed_embedding_cpu(const Tensor& index_in, const Tensor& weight, const Tensor& words_in) {
@@ -528,7 +312,7 @@ Tensor packed_embedding_cpu(const Tensor& index_in, const Tensor& weight, const 
   const Tensor out = torch::stable::new_empty(w, shape);
   const Planes planes = planes_of(words);
   dispatch_float(w.scalar_type(), "packed_embedding", [&]<typename T>() {
-    using U = typename bits<sizeof(T)>::type;
+    using U = typename BitsOf<sizeof(T)>::type;
     const U* from = static_cast<const U*>(w.const_data_ptr());
     U* to = static_cast<U*>(out.mutable_data_ptr());
     parallel(index.numel(), width, [&](int64_t begin, int64_t end) {
@@ -550,7 +334,6 @@ STABLE_TORCH_LIBRARY_IMPL(maskcl, CPU, m) {
   m.impl("combine_words", TORCH_BOX(&combine_words_cpu));
   m.impl("popcount_words", TORCH_BOX(&popcount_words_cpu));
   m.impl("packed_weight", TORCH_BOX(&packed_weight_cpu));
-  m.impl("packed_linear", TORCH_BOX(&packed_linear_cpu));
   m.impl("packed_embedding", TORCH_BOX(&packed_embedding_cpu));
 }
 

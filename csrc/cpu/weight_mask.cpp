@@ -5,18 +5,14 @@
 #include <numeric>
 #include <vector>
 
-#include "../row_blocks.h"
 #include "parallel.h"
+#include "row_blocks.h"
 
 namespace maskcl {
 namespace {
 
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
-
-// Of masked rows: a small block stays near the core; with many rows of x, which each block's product reads and packs
-// again, a few large ones are faster.
-int64_t block_bytes(const Tensor& x) { return x.size(0) < 128 ? 4 << 20 : 16 << 20; }
 
 // --- loops, one copy an instruction set -----------------------------------------------------------------------------
 
@@ -258,7 +254,7 @@ Tensor piggyback_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tens
   Tensor y;
   dispatch_pair("piggyback_linear", w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
     const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
-    y = linear_by_blocks(x, w, bias, block_bytes(x), [&](int64_t first, int64_t count, const Tensor& block) {
+    y = linear_by_blocks(x, w, bias, [&](int64_t first, int64_t count, const Tensor& block) {
       select_into<T, S>(const_data<T>(w) + first * ins, const_data<S>(s) + first * ins, data<T>(block), count * ins, p);
     });
   });
@@ -295,7 +291,7 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
         score_grad_into<T, S>(const_data<T>(product), from + offset, score + offset, data<S>(dscores) + offset, size,
                               p);
     };
-    linear_backward_by_blocks(grad, x, w, block_bytes(x), want_x ? &dx : nullptr, want_weight || want_scores,
+    linear_backward_by_blocks(grad, x, w, want_x ? &dx : nullptr, want_weight || want_scores,
                               want_scores && std::is_same_v<T, S> ? &dscores : nullptr, fill, use);
   });
   if (s.scalar_type() != scores_in.scalar_type()) dscores = torch::stable::to(dscores, scores_in.scalar_type());

@@ -4,7 +4,7 @@
 
 #include <array>
 
-#include "../row_blocks.h"
+#include "../products.h"
 #include "common.cuh"
 
 namespace maskcl::gpu {

@@ -102,22 +102,6 @@ __device__ __forceinline__ void for_vectors(int64_t count, F&& body) {
     if (whole + thread < count) body.template operator()<1>(whole + thread);
 }
 
-// An unsigned type of an element's size, for kernels that move elements and do no arithmetic.
-template <size_t Size>
-struct BitsOf;
-template <>
-struct BitsOf<2> {
-  using type = uint16_t;
-};
-template <>
-struct BitsOf<4> {
-  using type = uint32_t;
-};
-template <>
-struct BitsOf<8> {
-  using type = uint64_t;
-};
-
 // --- sums -----------------------------------------------------------------------------------------------------------
 
 // The sum over a warp, in every lane; the order is fixed.

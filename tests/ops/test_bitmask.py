@@ -177,6 +177,23 @@ def test_packed_linear_shapes_strides_and_weights_that_are_not_finite(backend, d
         assert_close(y, x.double() @ masked.double().t(), torch.float32, 4)
 
 
+def test_packed_linear_has_the_same_bits_on_any_number_of_threads(backend, device):
+    """37 rows fall into groups of four in another way on two threads than on one."""
+    weight, mask = torch.randn(37, 3000, device=device), signed((37, 3000), device)
+    words = ops.pack_mask(mask, ternary=True)
+    threads = torch.get_num_threads()
+    try:
+        for batch in range(1, 17):
+            x = torch.randn(batch, 3000, device=device)
+            found = []
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                found.append(ops.packed_linear(x, weight, words))
+            assert torch.equal(*found), batch
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_packed_embedding(backend, device):
     for dtype in DTYPES:
         for width in (1, 7, 32, 40):

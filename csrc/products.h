@@ -1,0 +1,51 @@
+// Matrix products by the device's own library, and the parts of matrices that blocked products are made of.
+#pragma once
+
+#if defined(__CUDACC__)
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
+#else
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#endif
+
+#include <algorithm>
+
+#include "common.h"
+
+namespace maskcl {
+
+// The device's own library, by the C functions that every torch from 2.11 on has (the dispatcher's stable call has no
+// scalars, hence no addmm). out [M, N] has unit stride along N.
+#if defined(__CUDACC__)
+#define MASKCL_PRODUCT(name) aoti_torch_cuda_##name
+#else
+#define MASKCL_PRODUCT(name) aoti_torch_cpu_##name
+#endif
+
+// out = a b
+inline void matmul_out(const Tensor& a, const Tensor& b, const Tensor& out) {
+  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(mm_out)(out.get(), a.get(), b.get()));
+}
+
+// out += a b
+inline void matmul_add(const Tensor& a, const Tensor& b, const Tensor& out) {
+  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(addmm_out)(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+}
+
+inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
+  Tensor source = t;
+  return torch::stable::narrow(source, 0, first, count);
+}
+
+inline Tensor columns_of(const Tensor& t, int64_t first, int64_t count) {
+  Tensor source = t;
+  return torch::stable::narrow(source, 1, first, count);
+}
+
+inline void fill_with_zeros(const Tensor& t) {
+  Tensor target = t;
+  torch::stable::zero_(target);
+}
+
+inline Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
+
+}  // namespace maskcl
