@@ -20,6 +20,13 @@ from maskcl.ops.grad_clamp import (
     protected_fraction,
     restore_protected_,
 )
+from maskcl.ops.importance import (
+    linear_importance,
+    linear_importance_,
+    mas_accumulate_,
+    mas_penalty,
+    mas_penalty_grads_,
+)
 from maskcl.ops.masked_forward import masked_activation, masked_linear
 from maskcl.ops.weight_mask import (
     binarize,
@@ -42,6 +49,11 @@ __all__ = [
     "hat_scale",
     "hat_sparsity",
     "kth_largest",
+    "linear_importance",
+    "linear_importance_",
+    "mas_accumulate_",
+    "mas_penalty",
+    "mas_penalty_grads_",
     "masked_activation",
     "masked_linear",
     "or_words",

@@ -64,6 +64,15 @@ SIGNATURES = {
         "packed_linear(Tensor x, Tensor weight, Tensor words, Tensor? bias) -> Tensor",
         "packed_embedding(Tensor index, Tensor weight, Tensor words) -> Tensor",
     ),
+    "importance": (
+        "mas_accumulate_(Tensor(a!)[] importances, Tensor[] grads, float weight, float decay,"
+        " bool square) -> ()",
+        "mas_penalty(Tensor[] params, Tensor[] anchors, Tensor[] importances) -> Tensor",
+        "mas_penalty_grads_(Tensor(a!)[] grads, Tensor[] params, Tensor[] anchors,"
+        " Tensor[] importances, Tensor? scale, float strength, bool add) -> Tensor",
+        "linear_importance_(Tensor(a!) importance, Tensor x, Tensor grad_out, float weight,"
+        " bool square) -> ()",
+    ),
 }
 STEM_OF = {line.split("(")[0]: stem for stem, lines in SIGNATURES.items() for line in lines}
 
