@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
 #include <string>
@@ -169,6 +170,21 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
   if (a.dim() != b.dim()) return false;
   for (int64_t d = 0; d < a.dim(); ++d)
     if (a.size(d) != b.size(d) || (a.size(d) != 1 && a.stride(d) != b.stride(d))) return false;
+  return true;
+}
+
+// Whether the elements lie side by side, in whatever order of the dimensions.
+inline bool is_dense(const Tensor& x) {
+  if (x.is_contiguous() || x.numel() == 0) return true;
+  std::vector<int64_t> dims;
+  for (int64_t d = 0; d < x.dim(); ++d)
+    if (x.size(d) != 1) dims.push_back(d);
+  std::sort(dims.begin(), dims.end(), [&](int64_t a, int64_t b) { return x.stride(a) < x.stride(b); });
+  int64_t expected = 1;
+  for (const int64_t d : dims) {
+    if (x.stride(d) != expected) return false;
+    expected *= x.size(d);
+  }
   return true;
 }
 

@@ -366,4 +366,18 @@ MASKCL_HD U select_bits(U weight, uint32_t on, uint32_t negative) {
   return (weight ^ static_cast<U>(static_cast<U>(negative) << sign)) & static_cast<U>(U(0) - static_cast<U>(on));
 }
 
+// --- importance -----------------------------------------------------------------------------------------------------
+
+// What a sample's gradient adds: |g| for MAS, g^2 for Fisher information.
+template <bool Square, typename T>
+MASKCL_HD T importance_size(T g) {
+  return Square ? g * g : abs_(g);
+}
+
+// Half of the penalty's slope; times p - anchor it is the penalty itself.
+template <typename T>
+MASKCL_HD T penalty_pull(T omega, T p, T anchor) {
+  return omega * (p - anchor);
+}
+
 }  // namespace maskcl

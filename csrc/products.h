@@ -26,9 +26,14 @@ inline void matmul_out(const Tensor& a, const Tensor& b, const Tensor& out) {
   TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(mm_out)(out.get(), a.get(), b.get()));
 }
 
-// out += a b
-inline void matmul_add(const Tensor& a, const Tensor& b, const Tensor& out) {
-  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(addmm_out)(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+// out += weight a b
+inline void matmul_add(const Tensor& a, const Tensor& b, const Tensor& out, double weight = 1.0) {
+  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(addmm_out)(out.get(), out.get(), a.get(), b.get(), 1.0, weight));
+}
+
+// out[n] = a[n] b[n]
+inline void batched_matmul_out(const Tensor& a, const Tensor& b, const Tensor& out) {
+  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(bmm_out)(out.get(), a.get(), b.get()));
 }
 
 inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {

@@ -1,0 +1,337 @@
+// Importances and their penalty: one pass over a whole model in one parallel region.
+//
+// The list is cut into chunks of one tensor each. Sums are taken by chunk, then over chunks in order, so that they do not
+// depend on the number of threads.
+
+#include "../products.h"
+#include "parallel.h"
+
+namespace maskcl {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+constexpr int64_t kChunk = 16384;  // elements of a unit of work
+constexpr int64_t kBlock = 1024;   // elements whose sum over samples stays in the nearest cache
+
+// --- loops ----------------------------------------------------------------------------------------------------------
+
+template <bool Square, typename T, typename C>
+MASKCL_INLINE void accumulate_loop(C* omega, const T* g, int64_t count, C weight, C decay) {
+  MASKCL_VECTORIZE
+  for (int64_t i = 0; i < count; ++i)
+    omega[i] = decay * omega[i] + weight * importance_size<Square>(static_cast<C>(g[i]));
+}
+
+// total[i] += size of g[i]
+template <bool Square, typename T, typename C>
+MASKCL_INLINE void add_sizes_loop(C* total, const T* g, int64_t count) {
+  MASKCL_VECTORIZE
+  for (int64_t i = 0; i < count; ++i) total[i] += importance_size<Square>(static_cast<C>(g[i]));
+}
+
+// out[i] = size of x[i], in the dtype of importances
+template <bool Square, typename T, typename C>
+MASKCL_INLINE void sizes_loop(C* out, const T* x, int64_t count) {
+  MASKCL_VECTORIZE
+  for (int64_t i = 0; i < count; ++i) out[i] = importance_size<Square>(static_cast<C>(x[i]));
+}
+
+template <typename T, typename C>
+MASKCL_INLINE C penalty_loop(const T* p, const T* anchor, const C* omega, int64_t count) {
+  C even = C(0), odd = C(0);
+  const int64_t half = count / 2;
+  MASKCL_SUM(even, odd)
+  for (int64_t i = 0; i < half; ++i) {
+    const C a = static_cast<C>(p[i]), b = static_cast<C>(p[half + i]);
+    const C x = static_cast<C>(anchor[i]), y = static_cast<C>(anchor[half + i]);
+    even += penalty_pull(omega[i], a, x) * (a - x);
+    odd += penalty_pull(omega[half + i], b, y) * (b - y);
+  }
+  if (count % 2) {
+    const C a = static_cast<C>(p[count - 1]), x = static_cast<C>(anchor[count - 1]);
+    even += penalty_pull(omega[count - 1], a, x) * (a - x);
+  }
+  return even + odd;
+}
+
+template <bool Add, typename T, typename C>
+MASKCL_INLINE C penalty_grads_loop(T* g, const T* p, const T* anchor, const C* omega, int64_t count, C factor) {
+  C sum = C(0), unused = C(0);
+  MASKCL_VECTORIZE
+  MASKCL_SUM(sum, unused)
+  for (int64_t i = 0; i < count; ++i) {
+    const C a = static_cast<C>(p[i]), x = static_cast<C>(anchor[i]);
+    const C pull = penalty_pull(omega[i], a, x);
+    g[i] = static_cast<T>((Add ? static_cast<C>(g[i]) : C(0)) + factor * pull);
+    sum += pull * (a - x);
+  }
+  return sum;
+}
+
+// Cloned functions cannot be templates.
+#define MASKCL_IMPORTANCE(T, C)                                                                                     \
+  MASKCL_CLONES void run_accumulate(C* omega, const T* g, int64_t count, C weight, C decay, bool square) {          \
+    square ? accumulate_loop<true>(omega, g, count, weight, decay)                                                  \
+           : accumulate_loop<false>(omega, g, count, weight, decay);                                                \
+  }                                                                                                                 \
+  MASKCL_CLONES void run_add_sizes(C* total, const T* g, int64_t count, bool square) {                              \
+    square ? add_sizes_loop<true>(total, g, count) : add_sizes_loop<false>(total, g, count);                        \
+  }                                                                                                                 \
+  MASKCL_CLONES void run_sizes(C* out, const T* x, int64_t count, bool square) {                                    \
+    square ? sizes_loop<true>(out, x, count) : sizes_loop<false>(out, x, count);                                    \
+  }                                                                                                                 \
+  MASKCL_CLONES C run_penalty(const T* p, const T* anchor, const C* omega, int64_t count) {                         \
+    return penalty_loop(p, anchor, omega, count);                                                                   \
+  }                                                                                                                 \
+  MASKCL_CLONES C run_penalty_grads(T* g, const T* p, const T* anchor, const C* omega, int64_t count, C factor,     \
+                                    bool add) {                                                                     \
+    return add ? penalty_grads_loop<true>(g, p, anchor, omega, count, factor)                                       \
+               : penalty_grads_loop<false>(g, p, anchor, omega, count, factor);                                     \
+  }
+MASKCL_IMPORTANCE(float, float)
+MASKCL_IMPORTANCE(double, double)
+MASKCL_IMPORTANCE(BFloat16, float)
+MASKCL_IMPORTANCE(Half, float)
+
+// --- lists ----------------------------------------------------------------------------------------------------------
+
+// Tensors that are written: where one does not lie in the order asked for, a copy that finish() writes back.
+class Written {
+ public:
+  Tensor in_order(const Tensor& original, const Tensor& like) {
+    const Tensor used = in_order_of(original, like);
+    if (!same_strides(original, like)) copies_.emplace_back(original, used);
+    return used;
+  }
+  void finish() {
+    for (auto& [original, copy] : copies_) torch::stable::copy_(original, copy);
+  }
+
+ private:
+  std::vector<std::pair<Tensor, Tensor>> copies_;
+};
+
+// What gives the order in which an entry's tensors are walked.
+Tensor order_from(const Tensor& x) { return is_dense(x) ? x : torch::stable::contiguous(x); }
+
+struct Chunk {
+  int64_t tensor, begin, end;
+};
+
+std::vector<Chunk> cut(const std::vector<Tensor>& tensors) {
+  std::vector<Chunk> chunks;
+  for (size_t t = 0; t < tensors.size(); ++t)
+    for (int64_t at = 0, count = tensors[t].numel(); at < count; at += kChunk)
+      chunks.push_back({static_cast<int64_t>(t), at, std::min(at + kChunk, count)});
+  return chunks;
+}
+
+void check_lists(const char* op, const std::vector<Tensor>& tensors, const std::vector<Tensor>& others) {
+  MASKCL_CHECK(tensors.size() == others.size(), op, ": found lists of ", tensors.size(), " and ", others.size(),
+               " tensors, wanted one length");
+}
+
+template <typename T>
+const T* data_of(const Tensor& x) {
+  return static_cast<const T*>(x.const_data_ptr());
+}
+
+template <typename T>
+T* writable(const Tensor& x) {
+  return static_cast<T*>(x.mutable_data_ptr());
+}
+
+// --- importances ----------------------------------------------------------------------------------------------------
+
+// omega[begin, end) += weight times the sum over `samples` of sizes of g[n * stride + begin, ...).
+template <typename T, typename C>
+void accumulate_samples(C* omega, const T* g, int64_t samples, int64_t stride, int64_t begin, int64_t end, C weight,
+                        C decay, bool square) {
+  C total[kBlock];
+  for (int64_t at = begin; at < end; at += kBlock) {
+    const int64_t count = std::min(kBlock, end - at);
+    std::fill_n(total, count, C(0));
+    for (int64_t n = 0; n < samples; ++n) run_add_sizes(total, g + n * stride + at, count, square);
+    run_accumulate(omega + at, total, count, weight, decay, false);
+  }
+}
+
+void mas_accumulate_cpu(const std::vector<Tensor>& importances, const std::vector<Tensor>& grads, double weight,
+                        double decay, bool square) {
+  check_lists("mas_accumulate_", importances, grads);
+  Written written;
+  std::vector<Tensor> omegas, gradients;
+  for (size_t t = 0; t < importances.size(); ++t) {
+    const bool sampled = grads[t].dim() > importances[t].dim();
+    const Tensor order = sampled ? torch::stable::contiguous(importances[t]) : order_from(importances[t]);
+    omegas.push_back(written.in_order(importances[t], order));
+    gradients.push_back(sampled ? torch::stable::contiguous(grads[t]) : in_order_of(grads[t], order));
+  }
+  const std::vector<Chunk> chunks = cut(omegas);
+  parallel(chunks.size(), kChunk, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c) {
+      const auto [t, begin, end] = chunks[c];
+      const Tensor &omega = omegas[t], &grad = gradients[t];
+      const int64_t size = omega.numel(), samples = grad.numel() / size;
+      const bool sampled = grad.dim() > omega.dim();
+      dispatch_float(grad.scalar_type(), "mas_accumulate_", [&]<typename T>() {
+        using C = compute_t<T>;
+        const C w = static_cast<C>(weight), d = static_cast<C>(decay);
+        const T* g = data_of<T>(grad);
+        if (sampled)
+          accumulate_samples(writable<C>(omega), g, samples, size, begin, end, w, d, square);
+        else
+          run_accumulate(writable<C>(omega) + begin, g + begin, end - begin, w, d, square);
+      });
+    }
+  });
+  written.finish();
+}
+
+// --- penalty --------------------------------------------------------------------------------------------------------
+
+// Calls body<T>(chunk) -> the chunk's part of the penalty, in parallel; returns their sum, 0-d.
+template <typename F>
+Tensor sum_chunks(const char* op, const std::vector<Tensor>& params, const Tensor& like, const F& body) {
+  const std::vector<Chunk> chunks = cut(params);
+  std::vector<double> parts(chunks.size());
+  parallel(chunks.size(), kChunk, [&](int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; ++c)
+      dispatch_float(params[chunks[c].tensor].scalar_type(), op,
+                     [&]<typename T>() { parts[c] = body.template operator()<T>(chunks[c]); });
+  });
+  double total = 0;
+  for (const double part : parts) total += part;
+  return torch::stable::full({}, total, like.scalar_type(), std::nullopt, like.device());
+}
+
+// Parameters, anchors and importances of a list, entry by entry in one order of memory.
+struct Anchored {
+  std::vector<Tensor> params, anchors, omegas;
+
+  Anchored(const char* op, const std::vector<Tensor>& p, const std::vector<Tensor>& a, const std::vector<Tensor>& o) {
+    check_lists(op, p, a);
+    check_lists(op, p, o);
+    MASKCL_CHECK(!p.empty(), op, ": found no tensors, wanted at least one");
+    for (size_t t = 0; t < p.size(); ++t) {
+      params.push_back(order_from(p[t]));
+      anchors.push_back(in_order_of(a[t], params[t]));
+      omegas.push_back(in_order_of(o[t], params[t]));
+    }
+  }
+};
+
+Tensor mas_penalty_cpu(const std::vector<Tensor>& params, const std::vector<Tensor>& anchors,
+                       const std::vector<Tensor>& importances) {
+  const char* op = "mas_penalty";
+  const Anchored list(op, params, anchors, importances);
+  return sum_chunks(op, list.params, importances[0], [&]<typename T>(const Chunk& c) -> double {
+    using C = compute_t<T>;
+    return run_penalty(data_of<T>(list.params[c.tensor]) + c.begin, data_of<T>(list.anchors[c.tensor]) + c.begin,
+                       data_of<C>(list.omegas[c.tensor]) + c.begin, c.end - c.begin);
+  });
+}
+
+Tensor mas_penalty_grads_cpu(const std::vector<Tensor>& grads, const std::vector<Tensor>& params,
+                             const std::vector<Tensor>& anchors, const std::vector<Tensor>& importances,
+                             const std::optional<Tensor>& scale, double strength, bool add) {
+  const char* op = "mas_penalty_grads_";
+  check_lists(op, params, grads);
+  const Anchored list(op, params, anchors, importances);
+  double factor = 2 * strength;
+  if (scale) factor *= *data_of<double>(to_dtype(*scale, ScalarType::Double));
+  Written written;
+  std::vector<Tensor> gradients;
+  for (size_t t = 0; t < grads.size(); ++t) gradients.push_back(written.in_order(grads[t], list.params[t]));
+  const Tensor value =
+      sum_chunks(op, list.params, importances[0], [&]<typename T>(const Chunk& c) -> double {
+        using C = compute_t<T>;
+        return run_penalty_grads(writable<T>(gradients[c.tensor]) + c.begin,
+                                 data_of<T>(list.params[c.tensor]) + c.begin,
+                                 data_of<T>(list.anchors[c.tensor]) + c.begin,
+                                 data_of<C>(list.omegas[c.tensor]) + c.begin, c.end - c.begin,
+                                 static_cast<C>(factor), add);
+      });
+  written.finish();
+  return value;
+}
+
+// --- linear_importance ----------------------------------------------------------------------------------------------
+
+// |x| or x^2 of contiguous x, in the dtype of importances.
+void write_sizes(const Tensor& x, const Tensor& out, bool square) {
+  dispatch_float(x.scalar_type(), "linear_importance_", [&]<typename T>() {
+    const T* from = data_of<T>(x);
+    auto* to = writable<compute_t<T>>(out);
+    parallel(x.numel(), 1, [&](int64_t begin, int64_t end) {
+      run_sizes(to + begin, from + begin, end - begin, square);
+    });
+  });
+}
+
+// Samples at a time: enough for the product to be long, few enough for their sizes to stay in cache.
+int64_t rows_at_a_time(int64_t samples, int64_t row_bytes) {
+  constexpr int64_t kBytes = 16 << 20, kLeast = 256;
+  return std::min(samples, std::max(kLeast, kBytes / std::max<int64_t>(1, row_bytes)));
+}
+
+// omega += weight |g|^T |x|
+void add_outer_sizes(const Tensor& omega, const Tensor& x, const Tensor& g, double weight, bool square) {
+  const int64_t samples = x.size(0), ins = x.size(1), outs = g.size(1);
+  const int64_t rows = rows_at_a_time(samples, (ins + outs) * omega.element_size());
+  const Tensor a = torch::stable::new_empty(omega, {rows, outs}), b = torch::stable::new_empty(omega, {rows, ins});
+  for (int64_t first = 0; first < samples; first += rows) {
+    const int64_t count = std::min(rows, samples - first);
+    const Tensor sizes_g = rows_of(a, 0, count), sizes_x = rows_of(b, 0, count);
+    write_sizes(rows_of(g, first, count), sizes_g, square);
+    write_sizes(rows_of(x, first, count), sizes_x, square);
+    matmul_add(transposed(sizes_g), sizes_x, omega, weight);
+  }
+}
+
+// omega += weight sum_n |g[n]^T x[n]|: a few samples' products at a time, made positive while in cache.
+void add_sample_products(const Tensor& omega, const Tensor& x, const Tensor& g, double weight, bool square) {
+  constexpr int64_t kBytes = 4 << 20;
+  const int64_t samples = x.size(0), bytes = omega.numel() * omega.element_size();
+  const int64_t most = std::min(samples, std::max<int64_t>(1, kBytes / bytes));
+  const Tensor scratch = torch::stable::new_empty(omega, {most, omega.size(0), omega.size(1)});
+  for (int64_t first = 0; first < samples; first += most) {
+    const int64_t count = std::min(most, samples - first);
+    const Tensor products = rows_of(scratch, 0, count);
+    const Tensor gs = to_dtype(rows_of(g, first, count), omega.scalar_type());
+    batched_matmul_out(torch::stable::transpose(gs, 1, 2), to_dtype(rows_of(x, first, count), omega.scalar_type()),
+                       products);
+    mas_accumulate_cpu({omega}, {products}, weight, 1.0, square);
+  }
+}
+
+void linear_importance_cpu(const Tensor& importance, const Tensor& x, const Tensor& grad_out, double weight,
+                           bool square) {
+  MASKCL_CHECK(x.scalar_type() == grad_out.scalar_type() && x.dim() == grad_out.dim() && x.dim() >= 2 && x.dim() <= 3,
+               "linear_importance_: x and grad_out differ in dtype or dimensions, wanted [N, *] or [N, P, *] of one");
+  if (importance.numel() == 0 || x.numel() == 0 || grad_out.numel() == 0) return;
+  Written written;
+  const Tensor omega = written.in_order(importance, torch::stable::contiguous(importance));
+  const Tensor xs = torch::stable::contiguous(x), gs = torch::stable::contiguous(grad_out);
+  const bool positions = x.dim() == 3 && x.size(1) > 1;
+  if (positions) {
+    add_sample_products(omega, xs, gs, weight, square);
+  } else {
+    add_outer_sizes(omega, torch::stable::view(xs, {x.size(0), omega.size(1)}),
+                    torch::stable::view(gs, {x.size(0), omega.size(0)}), weight, square);
+  }
+  written.finish();
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(maskcl, CPU, m) {
+  m.impl("mas_accumulate_", TORCH_BOX(&mas_accumulate_cpu));
+  m.impl("mas_penalty", TORCH_BOX(&mas_penalty_cpu));
+  m.impl("mas_penalty_grads_", TORCH_BOX(&mas_penalty_grads_cpu));
+  m.impl("linear_importance_", TORCH_BOX(&linear_importance_cpu));
+}
+
+}  // namespace maskcl
