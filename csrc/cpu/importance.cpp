@@ -40,27 +40,19 @@ MASKCL_INLINE void sizes_loop(C* out, const T* x, int64_t count) {
 
 template <typename T, typename C>
 MASKCL_INLINE C penalty_loop(const T* p, const T* anchor, const C* omega, int64_t count) {
-  C even = C(0), odd = C(0);
-  const int64_t half = count / 2;
-  MASKCL_SUM(even, odd)
-  for (int64_t i = 0; i < half; ++i) {
-    const C a = static_cast<C>(p[i]), b = static_cast<C>(p[half + i]);
-    const C x = static_cast<C>(anchor[i]), y = static_cast<C>(anchor[half + i]);
-    even += penalty_pull(omega[i], a, x) * (a - x);
-    odd += penalty_pull(omega[half + i], b, y) * (b - y);
+  C sum = C(0);
+  MASKCL_SUM(sum)
+  for (int64_t i = 0; i < count; ++i) {
+    const C a = static_cast<C>(p[i]), x = static_cast<C>(anchor[i]);
+    sum += penalty_pull(omega[i], a, x) * (a - x);
   }
-  if (count % 2) {
-    const C a = static_cast<C>(p[count - 1]), x = static_cast<C>(anchor[count - 1]);
-    even += penalty_pull(omega[count - 1], a, x) * (a - x);
-  }
-  return even + odd;
+  return sum;
 }
 
 template <bool Add, typename T, typename C>
 MASKCL_INLINE C penalty_grads_loop(T* g, const T* p, const T* anchor, const C* omega, int64_t count, C factor) {
-  C sum = C(0), unused = C(0);
-  MASKCL_VECTORIZE
-  MASKCL_SUM(sum, unused)
+  C sum = C(0);
+  MASKCL_SUM(sum)
   for (int64_t i = 0; i < count; ++i) {
     const C a = static_cast<C>(p[i]), x = static_cast<C>(anchor[i]);
     const C pull = penalty_pull(omega[i], a, x);

@@ -26,8 +26,9 @@
 // Wholly unroll the next loop, which is short: its arrays are then registers.
 #define MASKCL_UNROLL MASKCL_PRAGMA(GCC unroll 8)
 
-// The next loop adds into these two: they may be added in any order, so that lanes add on their own.
-#define MASKCL_SUM(a, b) MASKCL_PRAGMA(omp simd reduction(+ : a, b))
+// The next loop adds into these: they may be added in any order, so that lanes add on their own. Else its iterations do
+// not depend on each other.
+#define MASKCL_SUM(...) MASKCL_PRAGMA(omp simd reduction(+ : __VA_ARGS__))
 
 #if defined(__linux__)
 #include <sys/mman.h>
