@@ -59,6 +59,10 @@ def sample_inputs(name: str, dtype: torch.dtype, device: str, strided: bool) -> 
         "packed_weight": (weight, words),
         "packed_linear": (rows, weight, words[0], leaf(3)),
         "packed_embedding": (torch.tensor([[2, 0]], device=device), weight, words),
+        "mas_accumulate_": ([scores.detach()], [g], 0.5, 0.9, True),
+        "mas_penalty": ([weight], [g], [scores.detach()]),
+        "mas_penalty_grads_": ([g], [weight], [g.clone()], [scores.detach()], scale, 0.5, True),
+        "linear_importance_": (torch.zeros(5, 5, device=device), x, g, 1.0, False),
         "hat_gate": (leaf(5), scale),
         "hat_gate_backward": (
             leaf(5, like=torch.float32),
