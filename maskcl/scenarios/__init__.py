@@ -48,6 +48,8 @@ def load(
     seed: int = 0,
     tasks: int | None = None,
     setting: str | Setting | None = None,
+    padding: int = 0,
+    normalise: tuple[float, float] | None = None,
 ) -> Scenario:
     """Build a scenario by name.
 
@@ -58,6 +60,9 @@ def load(
         tasks: number of tasks; None for the scenario's own.
         setting: "task", "domain" or "class"; None for the scenario's own (split: task,
             permuted: domain).
+        padding: black pixels added on every side of each image.
+        normalise: (mean, std) of pixels between 0 and 1, frame included, to take out of each
+            pixel; None leaves them between 0 and 1.
 
     Raises:
         ScenarioError: with one sentence, whatever is wrong.
@@ -72,7 +77,8 @@ def load(
     chosen = find_setting(
         default_setting if setting is None else setting, ("task", "domain", "class"), name
     )
-    return cut(name, _images(name, data, seed), chosen, seed, count)
+    images = sources.prepared(_images(name, data, seed), padding, normalise)
+    return cut(name, images, chosen, seed, count)
 
 
 def images_of(name: str) -> str:

@@ -19,6 +19,8 @@ class ImageSet(Dataset):
         rows: int64[n], which images.
         labels: int64[n] local labels, or None for a test set's inputs.
         permutation: int64[H*W], where each pixel comes from, the same in every channel.
+        mean: taken from every pixel after scaling.
+        std: what the rest is divided by.
     """
 
     def __init__(
@@ -28,12 +30,16 @@ class ImageSet(Dataset):
         rows: Tensor,
         labels: Tensor | None = None,
         permutation: Tensor | None = None,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
     ) -> None:
         self._images = images
         self._full_scale = full_scale
         self._rows = rows
         self._labels = labels
         self._permutation = permutation
+        self._mean, self._std = mean, std
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -47,6 +53,8 @@ class ImageSet(Dataset):
     def take(self, indices: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """A whole batch with one indexing: x float32[B, C, H, W], and y int64[B] where labelled."""
         pixels = self._images[self._rows[indices]].to(torch.float32) / self._full_scale
+        if (self._mean, self._std) != (0.0, 1.0):
+            pixels = (pixels - self._mean) / self._std
         if self._permutation is not None:
             pixels = pixels.flatten(2)[:, :, self._permutation].reshape(pixels.shape)
         return pixels if self._labels is None else (pixels, self._labels[indices])

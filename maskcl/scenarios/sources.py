@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
+import math
 import tempfile
 import zlib
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maskcl.scenarios.base import ScenarioError
@@ -28,6 +31,8 @@ class Images:
         test: int64 rows of the test set.
         full_scale: pixel value that becomes 1.0.
         source: in words, for the report.
+        mean: taken from every pixel after scaling.
+        std: what the rest is divided by.
     """
 
     pixels: Tensor
@@ -36,6 +41,8 @@ class Images:
     test: Tensor
     full_scale: float
     source: str
+    mean: float = 0.0
+    std: float = 1.0
 
 
 def digits(seed: int) -> Images:
@@ -60,6 +67,33 @@ def digits(seed: int) -> Images:
         full_scale=16.0,
         source="scikit-learn digits, 8x8, a fifth of each class held out for test by the seed",
     )
+
+
+def prepared(
+    images: Images, padding: int = 0, normalise: tuple[float, float] | None = None
+) -> Images:
+    """The same images with a black frame, and with a mean and a standard deviation to take out.
+
+    Args:
+        images: kept as they are.
+        padding: pixels of value 0 added on every side.
+        normalise: (mean, std) of pixels between 0 and 1: (x - mean) / std of the framed image.
+
+    Raises:
+        ScenarioError: a negative padding, or no positive std.
+    """
+    if padding < 0:
+        raise ScenarioError(f"padding must be at least 0, got {padding}")
+    mean, std = (0.0, 1.0) if normalise is None else normalise
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise ScenarioError(f"normalise wants a mean and a positive std, got {mean} and {std}")
+    source, pixels = images.source, images.pixels
+    if padding:
+        pixels = F.pad(pixels, (padding,) * 4)
+        source += f", framed to {pixels.shape[2]}x{pixels.shape[3]}"
+    if normalise is not None:
+        source += f", mean {mean:g} and standard deviation {std:g} taken out"
+    return dataclasses.replace(images, pixels=pixels, source=source, mean=mean, std=std)
 
 
 def stratified_split(labels: Tensor, test_share: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -87,9 +87,14 @@ def _task(
         if label < len(lookup):
             lookup[label] = local
     labels = lookup[images.labels]
+
+    def part(rows: Tensor, of: Tensor | None) -> ImageSet:
+        scale, mean, std = images.full_scale, images.mean, images.std
+        return ImageSet(images.pixels, scale, rows, of, order, mean=mean, std=std)
+
     return Task(
         classes=classes,
-        train=ImageSet(images.pixels, images.full_scale, train, labels[train], order),
-        inputs=ImageSet(images.pixels, images.full_scale, test, None, order),
+        train=part(train, labels[train]),
+        inputs=part(test, None),
         labels=labels[test],
     )

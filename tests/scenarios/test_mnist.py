@@ -65,6 +65,27 @@ def test_idx_files_are_found_read_and_left_alone(tmp_path, content, where, compr
     assert after == before
 
 
+def test_images_are_framed_and_normalised_only_where_asked(tmp_path, content):
+    write(tmp_path / "data", content, compress=False)
+    plain = scenarios.load("split-mnist", data=tmp_path / "data")
+    made = scenarios.load("split-mnist", data=tmp_path / "data", padding=2, normalise=(0.1, 0.25))
+    assert made.input_shape == (1, 8, 8)
+    rows = torch.arange(8)
+    (x, y), (small, same) = made.train_set(1).take(rows), plain.train_set(1).take(rows)
+    assert torch.equal(y, same)
+    assert torch.equal(x[..., 2:6, 2:6], (small - 0.1) / 0.25)
+    frame = torch.ones(8, 8, dtype=torch.bool)
+    frame[2:6, 2:6] = False
+    assert torch.equal(x[:, 0, frame], torch.full((8, 48), -0.1) / 0.25)
+    # Test images are prepared alike, and the source says so.
+    assert made.test_inputs(1).take(rows[:1]).min() == x.min()
+    assert "framed to 8x8, mean 0.1 and standard deviation 0.25 taken out" in made.source
+    assert "framed" not in plain.source
+    for wrong in ({"padding": -1}, {"normalise": (0.1, 0.0)}):
+        with pytest.raises(ScenarioError, match=next(iter(wrong))):
+            scenarios.load("split-mnist", data=tmp_path / "data", **wrong)
+
+
 def test_truncated_and_wrong_files_are_named(tmp_path, content):
     write(tmp_path / "data", content, compress=False)
     path = tmp_path / "data" / FILES[0]
