@@ -1,9 +1,11 @@
 """Modules that many tasks share through masks: tensors in, tensors out."""
 
 from maskcl.nn.convert import to_hat
+from maskcl.nn.convert_importance import to_importance
 from maskcl.nn.convert_piggyback import to_piggyback
 from maskcl.nn.errors import ConversionError
-from maskcl.nn.heads import TaskHeads
+from maskcl.nn.heads import GrowingHead, TaskHeads
+from maskcl.nn.importance_network import ImportanceNetwork
 from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
 from maskcl.nn.network import HATNetwork
 from maskcl.nn.norms import (
@@ -27,11 +29,13 @@ from maskcl.nn.task_network import TaskNetwork
 
 __all__ = [
     "ConversionError",
+    "GrowingHead",
     "HATConv1d",
     "HATConv2d",
     "HATConv3d",
     "HATLinear",
     "HATNetwork",
+    "ImportanceNetwork",
     "PiggybackConv1d",
     "PiggybackConv2d",
     "PiggybackConv3d",
@@ -47,6 +51,7 @@ __all__ = [
     "TaskLayerNorm",
     "TaskNetwork",
     "to_hat",
+    "to_importance",
     "to_piggyback",
     "to_plain",
 ]

@@ -6,12 +6,12 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from maskcl.nn.convert import conv_options, replace_modules, task_norm, with_hooks
 from maskcl.nn.errors import ConversionError
-from maskcl.nn.heads import TaskHeads
+from maskcl.nn.heads import TaskHeads, find_output, head_like
 from maskcl.nn.piggyback import (
     PIGGYBACK_LAYERS,
     PiggybackConv1d,
@@ -66,8 +66,8 @@ def to_piggyback(
     """
     _check_arguments(model, num_tasks, classes, head, levels, norms)
     holder = nn.ModuleList([copy.deepcopy(model)])
-    last = None if classes is None else _head(holder[0], head)
-    heads = None if classes is None or last is None else _heads(last, classes)
+    last = None if classes is None else find_output("to_piggyback", holder[0], head)
+    heads = None if classes is None or last is None else head_like(TaskHeads, last, classes)
 
     def change(module: nn.Module) -> nn.Module | None:
         return heads if module is last else _swapped(module, num_tasks, levels, norms)
@@ -115,28 +115,6 @@ def _check_arguments(
                 raise ConversionError(
                     f"{where} has {option}=True, which scores have no gradient for: set it to False"
                 )
-
-
-def _head(model: nn.Module, name: str | None) -> nn.Linear:
-    """The layer that heads replace."""
-    linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
-    name = name if name is not None else next(reversed(linear), None)
-    if name is None or name not in linear:
-        found = ", ".join(map(repr, linear)) or "none"
-        wanted = "a model with one" if name is None else f"{name!r} among them"
-        raise ConversionError(
-            f"to_piggyback: classes puts heads in the place of an nn.Linear, found {found}, wanted"
-            f" {wanted}"
-        )
-    return linear[name]
-
-
-def _heads(last: nn.Linear, classes: Sequence[int]) -> TaskHeads:
-    weight: Tensor = last.weight
-    has_bias = last.bias is not None
-    heads = TaskHeads(last.in_features, classes, has_bias, device=weight.device, dtype=weight.dtype)
-    heads.training = last.training
-    return heads
 
 
 def _swapped(module: nn.Module, num_tasks: int, levels: str, norms: str) -> nn.Module | None:

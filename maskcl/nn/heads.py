@@ -1,4 +1,4 @@
-"""Output layers, one a task."""
+"""Output layers: one a task, or one that gains classes from task to task."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from maskcl.nn.errors import ConversionError
 from maskcl.nn.state import TaskAware
 
 
@@ -53,3 +54,86 @@ class TaskHeads(TaskAware):
         """Logits of the active task."""
         _, task = self._active()
         return self.heads[task](input)
+
+
+class GrowingHead(TaskAware):
+    """One ``nn.Linear`` for all tasks, whose active task sees the classes up to its own.
+
+    The outputs of later tasks' classes do not exist for it: none is masked with a large number that
+    a norm or a softmax would have to leave out.
+
+    Args:
+        in_features: of the layer.
+        classes: for each task, the number of classes seen by its end; never falls.
+        bias, device, dtype: as for ``nn.Linear``.
+
+    Shape: [.., in_features] -> [.., classes[task]].
+
+    Raises:
+        ValueError: classes is not as above.
+        RuntimeError: (forward) it belongs to no network, or no task is active.
+    """
+
+    _network = "ImportanceNetwork"
+
+    def __init__(
+        self,
+        in_features: int,
+        classes: Sequence[int],
+        bias: bool = True,
+        *,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        counts = list(classes)
+        if not counts or counts[0] < 1 or counts != sorted(counts):
+            raise ValueError(
+                f"GrowingHead: classes is {counts}, wanted for each task the number of classes"
+                " seen by its end, from 1 and never falling"
+            )
+        self.classes = counts
+        self.linear = nn.Linear(in_features, counts[-1], bias, device=device, dtype=dtype)
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks it has numbers of classes for."""
+        return len(self.classes)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Logits of the classes seen by the end of the active task."""
+        _, task = self._active()
+        return self.linear(input)[..., : self.classes[task]]
+
+    def extra_repr(self) -> str:
+        """Numbers of classes."""
+        return f"classes={self.classes}"
+
+
+def find_output(caller: str, model: nn.Module, name: str | None) -> nn.Linear:
+    """The ``nn.Linear`` (that very class) of this name, or the model's last.
+
+    Raises:
+        ConversionError: there is none.
+    """
+    linear = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
+    name = name if name is not None else next(reversed(linear), None)
+    if name is None or name not in linear:
+        found = ", ".join(map(repr, linear)) or "none"
+        wanted = "a model with one" if name is None else f"{name!r} among them"
+        raise ConversionError(
+            f"{caller}: classes puts heads in the place of an nn.Linear, found {found}, wanted"
+            f" {wanted}"
+        )
+    return linear[name]
+
+
+def head_like(
+    kind: type[TaskHeads] | type[GrowingHead], last: nn.Linear, classes: Sequence[int]
+) -> TaskHeads | GrowingHead:
+    """A head for the place of ``last``: its inputs, bias, device, dtype and mode; new weights."""
+    weight: Tensor = last.weight
+    options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+    head = kind(last.in_features, classes, last.bias is not None, **options)
+    head.train(last.training)
+    return head

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from maskcl.nn.activations import keeps_zero, module_of
 from maskcl.nn.convert import FusedActivation, conv_options, replace_modules
 from maskcl.nn.heads import TaskHeads
+from maskcl.nn.importance_network import ImportanceNetwork
 from maskcl.nn.layers import HAT_LAYERS, HATLayer, HATLinear
 from maskcl.nn.network import HATNetwork
 from maskcl.nn.norms import TaskLayerNorm, TaskNorm
 from maskcl.nn.piggyback_network import PiggybackNetwork
+from maskcl.nn.plain_importance import plain_importance
 from maskcl.nn.plain_piggyback import plain_piggyback
 from maskcl.nn.state import Masked
 
@@ -41,17 +43,18 @@ class UnitMask(nn.Module):
         return input * self.mask.view(sizes).to(input.dtype)
 
 
-def to_plain(net: HATNetwork | PiggybackNetwork, task: int) -> nn.Module:
+def to_plain(net: HATNetwork | PiggybackNetwork | ImportanceNetwork, task: int) -> nn.Module:
     """One task's network as an ordinary module in evaluation mode, sharing nothing with ``net``.
 
     Its outputs are those of ``net`` under the task's hard mask, in evaluation mode: the same bits
     with relu and leaky_relu on the same device, and up to rounding where an op computes another
     activation or adds a bias in its own way. Closed units have weights and biases of 0; where an
     activation does not keep 0 (sigmoid) a UnitMask follows it. A PiggybackNetwork's layers become
-    ordinary ones with the masks multiplied into their weights.
+    ordinary ones with the masks multiplied into their weights; an ImportanceNetwork's are as they
+    are, with the task's head.
 
     Args:
-        net: a HATNetwork or a PiggybackNetwork.
+        net: a HATNetwork, a PiggybackNetwork or an ImportanceNetwork.
         task: finished (its recorded units or bits) or not (embedding > 0; of a PiggybackNetwork,
             the one in training).
 
@@ -61,6 +64,8 @@ def to_plain(net: HATNetwork | PiggybackNetwork, task: int) -> nn.Module:
     """
     if isinstance(net, PiggybackNetwork):
         return plain_piggyback(net, task)
+    if isinstance(net, ImportanceNetwork):
+        return plain_importance(net, task)
     return _Exporter(net, task).run()
 
 

@@ -76,8 +76,8 @@ class TaskAware(nn.Module):
         if state is None:
             raise RuntimeError(
                 f"{type(self).__name__} belongs to no network: wrap the model in a maskcl.nn."
-                f"{self._network or 'HATNetwork or PiggybackNetwork'}, or convert an ordinary one"
-                " with to_hat or to_piggyback"
+                f"{self._network or 'HATNetwork, PiggybackNetwork or ImportanceNetwork'}, or"
+                " convert an ordinary one with to_hat, to_piggyback or to_importance"
             )
         if state.task is None:
             raise RuntimeError(

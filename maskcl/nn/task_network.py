@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TaskNetwork(nn.Module):
-    """Base of HATNetwork and PiggybackNetwork.
+    """Base of HATNetwork, PiggybackNetwork and ImportanceNetwork.
 
     Args:
         model: taken over, not copied.
@@ -51,7 +51,7 @@ class TaskNetwork(nn.Module):
         raise NotImplementedError
 
     def finish_task(self, task: int) -> None:
-        """Record the task's masks, and freeze all that is its own."""
+        """Record that the task is trained, and its masks; freeze all that is its own."""
         raise NotImplementedError
 
     def forget_task(self, task: int) -> None:

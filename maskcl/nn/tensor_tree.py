@@ -1,0 +1,64 @@
+"""Buffers that carry the names of a model's parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TensorTree(nn.Module):
+    """A buffer for each name; dots in a name are levels, so that the ``state_dict`` has the names.
+
+    Args:
+        tensors: by name; taken over, not copied.
+        wide: the buffers stay float32 (float64 under ``double()``) where the network around them
+            is cast to half precision.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, wide: bool = False) -> None:
+        super().__init__()
+        self._wide = wide
+        inner: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            first, _, rest = name.partition(".")
+            if rest:
+                inner.setdefault(first, {})[rest] = tensor
+            else:
+                self.register_buffer(first, tensor)
+        for name, below in inner.items():
+            self.add_module(name, TensorTree(below, wide=wide))
+
+    def of(self, name: str) -> Tensor:
+        """The buffer of this name."""
+        tensor = owner_of(self, name)._buffers[name.rpartition(".")[2]]
+        assert tensor is not None
+        return tensor
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        if not self._wide:
+            return super()._apply(fn, recurse)
+
+        def keep(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            wanted = torch.float64 if new.dtype == torch.float64 else torch.float32
+            return new if new.dtype == wanted else tensor.to(new.device, wanted)
+
+        # Each level below does the same to its own.
+        for child in self.children():
+            child._apply(fn)
+        return super()._apply(keep, recurse=False)
+
+
+def owner_of(module: nn.Module, name: str) -> nn.Module:
+    """The module below ``module`` that holds the parameter or buffer of this name.
+
+    ``get_submodule`` without its checks, for what is looked up in every step.
+    """
+    for part in name.split(".")[:-1]:
+        child = module._modules[part]
+        assert child is not None
+        module = child
+    return module
