@@ -61,7 +61,7 @@ def test_the_loop_of_your_own_runs():
 def op_rows():
     found = re.findall(r"^\| `(\w+\(.*?\))` \| `(.*?)` \|$", TEXT, flags=re.MULTILINE)
     found = [(call, formula.replace("\\|", "|")) for call, formula in found]  # | ends a cell
-    assert len(found) == 28
+    assert len(found) == 33
     return found
 
 
@@ -79,6 +79,7 @@ def arguments():
         "s_max": 400.0, "used": torch.tensor([True, False] * 3), "x": rand(4, 6) - 0.5,
         "b": rand(6) - 0.5, "w": rand(6, 6) - 0.5, "g": rand(6, 6), "saved": rand(6, 6),
         "r": rand(6, 6) - 0.5, "q": rand(6, 6) > 0.5, "t": 0.1, "i": torch.tensor([5, 0, 2]),
+        "d": rand(4, 6) - 0.5, "k": rand(6, 6),
         "u": torch.randint(-9, 9, (5,)).int(), "v": torch.randint(-9, 9, (5,)).int(),
         "out": tasks(6), "inp": tasks(6), "a": rand(6), "c": rand(6),
     }  # fmt: skip
@@ -90,9 +91,10 @@ def test_each_op_equals_the_formula_beside_it(call, formula):
     functions = {name: getattr(ops, name) for name in ops.__all__}
     expected = eval(formula, {**names, **functions})
     found = eval(call, {**names, **functions})
-    if found is None:  # in place, on the first tensor of the first list
-        found = names["w" if call.startswith("restore") else "g"]
-        assert not torch.equal(found, arguments()["w" if call.startswith("restore") else "g"])
+    if found is None:  # in place, on the first tensor
+        written = re.match(r"\w+\(\[?(\w+)", call)[1]
+        found = names[written]
+        assert not torch.equal(found, arguments()[written])
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected))
 
 
