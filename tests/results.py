@@ -7,6 +7,7 @@ import numpy as np
 from maskcl import metrics, report
 
 LAYERS = {"1": 64, "3": 1000, "heads.0": 6}
+HELD = {"1.weight": 400, "1.bias": 100, "3.weight": 500}
 
 
 def hat_result(tasks=3, seed=0, acc=0.97, epochs=2):
@@ -86,6 +87,40 @@ def pretrained(seed, sha256="ab" * 32, **other):
     """What a result says about a base that was trained before."""
     base = {"source": "rotated", "trained_on": "turned <digits>", "accuracy": 0.9712, "epochs": 5}
     return {**base, "seed": seed, "sha256": sha256, **other}
+
+
+def mas_result(tasks=3, seed=0, method="mas", sizes=HELD, forgets=0.01, strength=2.0):
+    """A MAS or EWC run: parameter i has importance 10^-i times the tasks; the last task moves it i.
+
+    Every task's accuracy falls by ``forgets`` with each later task; the first has no drift.
+    """
+    matrix = np.full((tasks, tasks), np.nan)
+    for task in range(tasks):
+        matrix[task:, task] = 0.98 - forgets * np.arange(tasks - task)
+    own = {"labels": "data"} if method == "ewc" else {"norm": "sum"}
+    return {
+        "format": "maskcl-result",
+        "method": method,
+        "scenario": hat_result(tasks, seed)["scenario"],
+        "summary": "made up",
+        "configuration": {
+            "model": "mlp", "epochs": 2, "optimizer": "adam", "seed": seed, "out": f"m{seed}",
+            "strength": strength, "reduction": "sample", **own,
+        },
+        "parameters": 1600,
+        "accuracy": [[None if np.isnan(v) else float(v) for v in row] for row in matrix],
+        "metrics": {k: m.to_json() for k, m in metrics.all_metrics(matrix).items()},
+        "regularised": dict(sizes),
+        "importance": [
+            {name: (task + 1) * 10.0**-i for i, name in enumerate(sizes)} for task in range(tasks)
+        ],
+        "drift": [
+            {name: 0.001 * i for i, name in enumerate(sizes)} if task else {}
+            for task in range(tasks)
+        ],
+        "seconds": [1.0] * tasks,
+        "environment": {"torch": "9.9"},
+    }  # fmt: skip
 
 
 class Links(html.parser.HTMLParser):

@@ -17,11 +17,11 @@ DESCRIBED = (
     "run", "scenario", "setting", "tasks", "method", "base", "model", "parameters", "epochs",
     "seed",
 )  # fmt: skip
-MEASURED = (
-    "ACC", "BWT",
-    *(m.column for layout in LAYOUTS.values() for m in layout.measures if m.column is not None),
-    "time",
-)  # fmt: skip
+# Methods share columns.
+_OWN = dict.fromkeys(
+    m.column for layout in LAYOUTS.values() for m in layout.measures if m.column is not None
+)
+MEASURED = ("ACC", "BWT", *_OWN, "time")
 COLUMNS = (*DESCRIBED, *MEASURED)
 
 # What may differ between runs of one mean; a base may be pretrained with the run's own seed.

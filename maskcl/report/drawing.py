@@ -22,6 +22,8 @@ SERIES = (
 DPI = 150
 # Beyond this many tasks the cells of a square heat map are too small for numbers.
 MOST_NUMBERED = 12
+# Beyond this many tasks or layers the cells of a map by layer are too small for numbers.
+MOST_COLUMNS, MOST_ROWS = 25, 80
 
 
 def square(tasks: int) -> tuple[Figure, Any]:
@@ -81,6 +83,41 @@ def heat_map(
     bar.outline.set_visible(False)
     if size is not None:
         _numbers(axes, values, (low + high) / 2, digits, size)
+
+
+def layer_map(
+    values: NDArray[np.float64], labels: Sequence[str], *, low: float, high: float, label: str,
+    digits: int,
+) -> tuple[Figure, Axes]:  # fmt: skip
+    """Heat map [layers, tasks]; the last row, of all layers together, stands apart.
+
+    Args:
+        values: one row a label; NaN stays white.
+        labels: of the rows; where they are very many, of some.
+        low: as for `heat_map`.
+        high: likewise.
+        label: likewise.
+        digits: likewise.
+    """
+    rows, tasks = values.shape
+    numbered = tasks <= MOST_COLUMNS and rows <= MOST_ROWS
+    each = 0.27 if rows <= MOST_ROWS else max(0.04, 12 / rows)
+    thin = each < 0.14
+    # No lower than the bar's label is long.
+    figure, axes = new_figure(min(10.4, 4.0 + 0.62 * tasks), max(2.7, 1.1 + each * rows))
+    step = -(-rows // MOST_ROWS)
+    # From the end, so that the last row keeps its name.
+    named = sorted(range(rows - 1, -1, -step))
+    axes.set_yticks(named, [labels[row] for row in named], fontsize=6.5 if thin else 8.5)
+    across = range(0, tasks, 1 if tasks <= MOST_COLUMNS else tasks // 12)
+    axes.set_xticks(list(across), [str(task + 1) for task in across])
+    size = 8.5 if tasks <= 15 else 6.5
+    heat_map(
+        axes, values, low=low, high=high, label=label, digits=digits,
+        size=size if numbered else None, line=0.3 if thin else 1, aspect="auto",
+    )  # fmt: skip
+    axes.axhline(rows - 1.5, color="white", linewidth=2 if thin else 5)
+    return figure, axes
 
 
 def _numbers(

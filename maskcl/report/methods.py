@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from maskcl.report import hat, piggyback
+from maskcl.report import hat, importance, piggyback
 from maskcl.report.layout import Content, Layout
 
-LAYOUTS = {"hat": hat.LAYOUT, "piggyback": piggyback.LAYOUT}
+LAYOUTS = {
+    "hat": hat.LAYOUT,
+    "piggyback": piggyback.LAYOUT,
+    "mas": importance.MAS,
+    "ewc": importance.EWC,
+}
 
 
 def layout_of(result: Content) -> Layout:

@@ -131,7 +131,13 @@ def _table(table: Table, result: Content) -> str:
 
 
 def _is_text(cell: str) -> bool:
-    return cell != "n/a" and not cell.replace(",", "").replace(".", "").isdigit()
+    if cell == "n/a":
+        return False
+    try:
+        float(cell.replace(",", "").removesuffix(" %"))
+    except ValueError:
+        return True
+    return False
 
 
 def _metrics(result: Content) -> str:

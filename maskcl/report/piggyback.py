@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from maskcl.metrics import total_share
-from maskcl.report.drawing import heat_map, new_figure, shorten, square, square_map
+from maskcl.report.drawing import layer_map, shorten, square, square_map
 from maskcl.report.layout import Card, Content, Layout, Measure, Picture, Table
 from maskcl.report.text import byte_count, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# Beyond this many tasks or layers the cells of the map by layer are too small for numbers.
-MOST_COLUMNS, MOST_ROWS = 25, 80
 
 
 def off_by_layer(result: Content) -> Figure:
@@ -27,28 +24,12 @@ def off_by_layer(result: Content) -> Figure:
     shares = [[after[name] for after in history] for name in names]
     together = [total_share(after, sizes) for after in history]
     values = 100 * np.array([*shares, together], dtype=np.float64)
-    rows, tasks = values.shape
-    numbered = tasks <= MOST_COLUMNS and rows <= MOST_ROWS
-    each = 0.27 if rows <= MOST_ROWS else max(0.04, 12 / rows)
-    thin = each < 0.14
-    # No lower than the bar's label is long.
-    figure, axes = new_figure(min(10.4, 4.0 + 0.62 * tasks), max(2.7, 1.1 + each * rows))
     labels = [f"{shorten(name, 36)}  ({sizes[name]:,})" for name in names]
     labels.append(f"all layers  ({sum(sizes.values()):,})")
-    step = -(-rows // MOST_ROWS)
-    # From the end, so that the last row keeps its name.
-    named = sorted(range(rows - 1, -1, -step))
-    axes.set_yticks(named, [labels[row] for row in named], fontsize=6.5 if thin else 8.5)
-    across = range(0, tasks, 1 if tasks <= MOST_COLUMNS else tasks // 12)
-    axes.set_xticks(list(across), [str(task + 1) for task in across])
-    size = 8.5 if tasks <= 15 else 6.5
-    heat_map(
-        axes, values, low=0, high=float(np.nanmax(values, initial=0.0)), digits=1,
-        label="percent of weights off", size=size if numbered else None,
-        line=0.3 if thin else 1, aspect="auto",
-    )  # fmt: skip
-    # The sum stands apart from the layers.
-    axes.axhline(rows - 1.5, color="white", linewidth=2 if thin else 5)
+    high = float(np.nanmax(values, initial=0.0))
+    figure, axes = layer_map(
+        values, labels, low=0, high=high, label="percent of weights off", digits=1
+    )
     axes.set_xlabel("task")
     return figure
 

@@ -27,3 +27,8 @@ def seconds(value: float) -> str:
     minutes, rest = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def scientific(value: float | None) -> str:
+    """A figure whose power of ten matters."""
+    return "n/a" if value is None or value != value else f"{value:.2e}"
