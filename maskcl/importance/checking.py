@@ -1,0 +1,119 @@
+"""Samples measured alone beside the same samples measured together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from maskcl.importance.exact import Exact, Known, add_uses, uses_of
+from maskcl.importance.per_sample import alone
+from maskcl.importance.recording import Record
+from maskcl.importance.samples import Samples
+from maskcl.importance.subject import Subject
+from maskcl.ops import mas_accumulate_
+
+_MOST = 3  # samples that are measured alone
+# How far apart, of the largest number, two orders of the same sums may be.
+_TOLERANCE = {torch.float64: 1e-7, torch.float32: 3e-3}
+_HALF_TOLERANCE = 5e-2
+_INSTEAD = 'reduction="batch" measures such a model'
+
+
+def refuse_mixing(model: nn.Module) -> None:
+    """Raise where a module is known to mix the samples of a batch.
+
+    Raises:
+        RuntimeError: it names the module.
+    """
+    for name, module in model.named_modules():
+        label = f"{name or 'the model'} ({type(module).__name__})"
+        if isinstance(module, _BatchNorm) and module.running_mean is None:
+            raise RuntimeError(
+                f"estimate: {label} normalises by the statistics of the batch, in evaluation too,"
+                f" so a sample's gradient depends on the others; {_INSTEAD}"
+            )
+        if any(base.__name__ == "MessagePassing" for base in type(module).__mro__):
+            raise RuntimeError(
+                f"estimate: {label} passes messages between rows, so an output's gradient belongs"
+                f" to many nodes; {_INSTEAD}"
+            )
+
+
+def check(exact: Exact, batch: Any, labels: Tensor | None, count: int) -> None:
+    """Compare the first samples together with each alone, and choose the parameters' layouts.
+
+    A parameter that no layout makes equal is measured in the slow way from then on. Nothing is
+    compared where the batch cannot be taken apart.
+
+    Raises:
+        RuntimeError: an output depends on the other samples of its batch.
+    """
+    subject, size = exact.subject, min(count, _MOST)
+    if not Samples(batch, count).tensors:
+        return
+    part, some = Samples((batch, labels), count).rows(0, size)
+    with torch.no_grad():
+        together, _ = subject.outputs(part)
+    if together.shape[0] != size:
+        return  # rows of the batch are not samples
+    apart: list[Tensor] = []
+    wanted = {p: torch.zeros_like(subject.omegas[p]) for p in exact.known}
+    for found in alone(subject, Samples((part, some), size), list(wanted), outputs=apart):
+        mas_accumulate_(list(wanted.values()), found, square=subject.square)
+    _compare_outputs(together, torch.cat(apart))
+    records = exact.record(part, some)[0]
+    noise = _noise(together.dtype, list(wanted.values()), subject.square)
+    for parameter, known in list(exact.known.items()):
+        if not _choose_layout(known, records, size, wanted[parameter], noise, subject):
+            exact.forget(parameter)
+
+
+def _compare_outputs(together: Tensor, apart: Tensor) -> None:
+    finite = together[together.isfinite()]
+    tolerance = _TOLERANCE.get(together.dtype, _HALF_TOLERANCE)
+    scale = float(finite.abs().max()) if finite.numel() else 1.0
+    if together.shape != apart.shape or not torch.allclose(
+        together, apart, rtol=tolerance, atol=tolerance * scale, equal_nan=True
+    ):
+        raise RuntimeError(
+            "estimate: the outputs of a sample are not the same alone as among others, so the rows"
+            " of a batch mix (or the model draws random numbers) and a sample has no gradient of"
+            f" its own; {_INSTEAD}"
+        )
+
+
+def _noise(dtype: torch.dtype, importances: list[Tensor], square: bool) -> float:
+    """What rounding leaves of a gradient that is 0, as of a bias in front of a norm."""
+    if not importances:
+        return 0.0
+    largest = float(torch.stack([omega.max() for omega in importances if omega.numel()]).max())
+    return (32 * torch.finfo(dtype).eps) ** (2 if square else 1) * largest
+
+
+def _choose_layout(
+    known: Known,
+    records: list[Record],
+    size: int,
+    wanted: Tensor,
+    noise: float,
+    subject: Subject,
+) -> bool:
+    """Keep the first layout under which the rules find what single samples gave."""
+    # Of one sample alone, every layout is right.
+    for layout in known.layouts if size > 1 else ["first"]:
+        known.layout = layout
+        uses = uses_of(known, records, size)
+        if uses is None:
+            continue
+        found = torch.zeros_like(wanted)
+        if uses:
+            add_uses(found, uses, subject)
+        tolerance = _TOLERANCE.get(known.parameter.dtype, _HALF_TOLERANCE)
+        # A number that is not finite is the estimate's to refuse.
+        error, scale = (found - wanted).abs().max(), wanted.abs().max()
+        if not bool(error > tolerance * scale + noise):
+            return True
+    return False

@@ -1,0 +1,204 @@
+"""Importances of a model's parameters over a set of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.importance.checking import check as compare_alone
+from maskcl.importance.checking import refuse_mixing
+from maskcl.importance.exact import Exact
+from maskcl.importance.objective import Objective
+from maskcl.importance.per_sample import gradients_of
+from maskcl.importance.quiet import quiet, requiring
+from maskcl.importance.subject import Forward, Subject, plain_forward
+from maskcl.ops import mas_accumulate_
+
+_CHOICES = {
+    "kind": ("mas", "fisher"),
+    "labels": ("data", "predicted", "sampled"),
+    "reduction": ("sample", "batch"),
+    "norm": ("sum", "mean"),
+}
+
+
+def estimate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    kind: str = "mas",
+    labels: str = "data",
+    reduction: str = "sample",
+    norm: str = "sum",
+    forward: Forward | None = None,
+    parameters: Iterable[str] | None = None,
+    memory: int = 256 << 20,
+    generator: torch.Generator | None = None,
+    check: bool = True,
+) -> dict[str, Tensor]:
+    """Mean over samples of |dF/dW| (MAS) or (d log p/dW)^2 (Fisher information, EWC).
+
+    The exact mean over samples, whatever the batches: for linear layers, convolutions, embeddings
+    and norms from the layers' inputs and the gradients of their outputs, at about the price of one
+    backward; for parameters of other modules (attention, recurrent, your own) by torch.func's
+    gradients of single samples in chunks, or where that has no rule one sample at a time.
+
+    The model is in evaluation mode inside and as it was after, as are ``requires_grad``, ``.grad``
+    and the random generators. Recurrent layers on a GPU run without cuDNN, which has no gradient of
+    them in evaluation mode. Where torch.distributed is initialised every process gives its share of
+    the batches, and all get the mean over all of them.
+
+    Args:
+        model: any module; its parameters' device is where the batches are.
+        batches: of samples. Tensors, or tuples, lists and dicts of them, with samples in the first
+            dimension can be taken apart; what cannot costs one backward a sample where a layer is
+            not known, and is not checked.
+        kind: "mas": F is the squared norm of the outputs (Aljundi et al. 2018, eq. 2 and 4).
+            "fisher": F is log p(y|x) of the outputs' softmax (Kirkpatrick et al. 2017).
+        labels: y of "fisher": the data's, the model's "predicted" class, or "sampled" from the
+            model's softmax, which is the Fisher information proper.
+        reduction: "sample", or "batch": the number of samples times |the gradient of a batch's mean
+            F| (its square), for models whose rows mix. It depends on the batches and is smaller.
+        norm: of "mas", the "sum" or the "mean" of the squared outputs of a sample.
+        forward: model, batch -> (outputs [N, ...], targets [N] or None). By default a batch is x or
+            (x, y) and the outputs are model(x). Fisher: logits [N, C, ...], targets [N, ...].
+            Outputs whose square is infinite (masked logits) are left out.
+        parameters: names; by default all that require a gradient.
+        memory: bytes that gradients of single samples and unfolded inputs may take.
+        generator: of sampled labels; by default the global one, which is put back.
+        check: compare the first samples of the first batch with the same samples alone.
+
+    Returns:
+        Name -> importance of the parameter's shape, float32 (float64).
+
+    Raises:
+        TypeError, ValueError: an argument, or what ``forward`` returns, is not as above.
+        RuntimeError: the samples of a batch mix, so that exact importances do not exist; an
+            importance is not finite; a layer's input was changed in place after it was read.
+    """
+    given = {"kind": kind, "labels": labels, "reduction": reduction, "norm": norm}
+    _check_choices(given)
+    if memory <= 0:
+        raise ValueError(f"estimate: memory is {memory}, wanted more than 0 bytes")
+    wanted = _wanted(model, parameters)
+    device = next(iter(wanted.values())).device
+    names = {p: name for name, p in reversed(wanted.items())}
+    subject = Subject(
+        model,
+        forward or plain_forward,
+        Objective(kind, labels, norm, generator),
+        names,
+        {p: _zeros(p) for p in names},
+        memory,
+    )
+    with quiet(model, device):
+        run = _sum_of_batches if reduction == "batch" else _sum_of_samples
+        count = run(subject, batches, check)
+    total = _share(list(subject.omegas.values()), count)
+    if total == 0:
+        raise ValueError("estimate: batches hold no sample, wanted at least one")
+    _check_finite(subject)
+    for omega in subject.omegas.values():
+        omega.div_(total)
+    return {name: subject.omegas[p] for name, p in wanted.items()}
+
+
+def _sum_of_samples(subject: Subject, batches: Iterable[Any], check: bool) -> int:
+    """Exact; the number of samples."""
+    refuse_mixing(subject.model)
+    exact, total = Exact(subject), 0
+    for batch in batches:
+        records, labels, count = exact.record(batch)
+        if check and count:
+            compare_alone(exact, batch, labels, count)
+            check = count == 1  # which has nothing to mix with
+        exact.finish(batch, records, labels, count)
+        total += count
+    return total
+
+
+def _sum_of_batches(subject: Subject, batches: Iterable[Any], check: bool) -> int:
+    """N |the gradient of the mean of F|, batch by batch; the number of samples."""
+    total = 0
+    with requiring(subject.omegas) as params:
+        for batch in batches:
+            outputs, targets = subject.outputs(batch)
+            count = outputs.shape[0]
+            if not count:
+                continue
+            labels = subject.objective.choose(outputs, targets)
+            value = subject.objective.values(outputs, labels).mean()
+            found = gradients_of(value, params)
+            omegas = list(subject.omegas.values())
+            mas_accumulate_(omegas, found, float(count), square=subject.square)
+            total += count
+    return total
+
+
+def _share(sums: list[Tensor], count: int) -> int:
+    """Add up the sums of all processes, in place and in one message; the number of samples."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count
+    dtype = torch.float64 if sums[0].dtype == torch.float64 else torch.float32
+    flat = torch.cat(
+        [*(s.flatten().to(dtype) for s in sums), sums[0].new_tensor([count], dtype=dtype)]
+    )
+    distributed.all_reduce(flat)
+    parts = flat[:-1].split([s.numel() for s in sums])
+    for total, part in zip(sums, parts, strict=True):
+        total.copy_(part.view_as(total))
+    return round(float(flat[-1]))
+
+
+def _check_choices(given: dict[str, str]) -> None:
+    for name, value in given.items():
+        if value not in _CHOICES[name]:
+            wanted = " or ".join(repr(choice) for choice in _CHOICES[name])
+            raise ValueError(f"estimate: {name} is {value!r}, wanted {wanted}")
+    only = {"labels": "fisher", "norm": "mas"}
+    for name, kind in only.items():
+        if given["kind"] != kind and given[name] != _CHOICES[name][0]:
+            raise ValueError(
+                f"estimate: {name} is {given[name]!r}, which kind {given['kind']!r} has not;"
+                f" wanted {_CHOICES[name][0]!r}"
+            )
+
+
+def _wanted(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, Tensor]:
+    """The parameters to measure, by name."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    if parameters is None:
+        found: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if not found:
+            raise ValueError("estimate: no parameter of the model requires a gradient")
+    else:
+        if isinstance(parameters, str):
+            raise TypeError("estimate: parameters is a str, wanted names in a list")
+        names = list(parameters)
+        unknown = [n for n in names if n not in every]
+        if unknown or not names:
+            named = repr(unknown[0]) if unknown else "no name"
+            raise ValueError(f"estimate: parameters hold {named}, wanted names of the model's")
+        found = {n: every[n] for n in names}
+    for name, p in found.items():
+        if not p.is_floating_point():
+            raise TypeError(f"estimate: {name} is {p.dtype}, wanted a floating parameter")
+    return found
+
+
+def _zeros(parameter: Tensor) -> Tensor:
+    wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    return torch.zeros(parameter.shape, dtype=wide, device=parameter.device)
+
+
+def _check_finite(subject: Subject) -> None:
+    finite = torch.stack([omega.isfinite().all() for omega in subject.omegas.values()]).tolist()
+    for fine, parameter in zip(finite, subject.omegas, strict=True):
+        if not fine:
+            raise RuntimeError(
+                f"estimate: the importance of {subject.names[parameter]} is not finite"
+            )

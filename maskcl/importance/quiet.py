@@ -1,0 +1,67 @@
+"""A model in evaluation mode for one pass, and put back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.randomness import rng_state, set_rng_state
+
+
+@contextlib.contextmanager
+def quiet(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluation mode, no parameter that requires a gradient, submodules that are really called.
+
+    The mode of every submodule, ``requires_grad`` of every parameter, the state of every random
+    generator and torch's switches are put back at the end, whatever happens inside.
+    """
+    modes = {module: module.training for module in model.modules()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    random = rng_state(device)
+    with _switches(model, device), torch.enable_grad():
+        try:
+            model.eval()
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+            model.train(modes[model])
+            for module, mode in modes.items():
+                module.training = mode
+            set_rng_state(device, *random)
+
+
+@contextlib.contextmanager
+def requiring(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """The parameters, which require a gradient inside."""
+    listed = list(parameters)
+    try:
+        yield [p.requires_grad_(True) for p in listed]
+    finally:
+        for p in listed:
+            p.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _switches(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Torch's shortcuts past the submodules, or past autograd in evaluation mode, off inside."""
+    with contextlib.ExitStack() as stack:
+        # Transformer layers and attention would read their children's weights instead of calling.
+        stack.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+        )
+        torch.backends.mha.set_fastpath_enabled(False)
+        # Compiled code was traced without the hooks. What is compiled has imported the compiler.
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        # cuDNN has no gradient of an RNN in evaluation mode.
+        if device.type == "cuda" and any(isinstance(m, nn.RNNBase) for m in model.modules()):
+            stack.callback(setattr, torch.backends.cudnn, "enabled", torch.backends.cudnn.enabled)
+            torch.backends.cudnn.enabled = False
+        yield
