@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 from maskcl import backends, masks, nn, ops
 
 if TYPE_CHECKING:
+    from maskcl.methods.ewc import EWC
     from maskcl.methods.hat import HAT
+    from maskcl.methods.mas import MAS
     from maskcl.methods.piggyback import Piggyback
     from maskcl.trainer import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["HAT", "Piggyback", "Trainer", "backends", "masks", "nn", "ops"]
+__all__ = ["EWC", "HAT", "MAS", "Piggyback", "Trainer", "backends", "masks", "nn", "ops"]
 
 _LATE = {
+    "EWC": "maskcl.methods.ewc",
     "HAT": "maskcl.methods.hat",
+    "MAS": "maskcl.methods.mas",
     "Piggyback": "maskcl.methods.piggyback",
     "Trainer": "maskcl.trainer",
 }

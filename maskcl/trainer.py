@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from maskcl import checkpoint as ckpt
 from maskcl.accelerator import make_fabric
-from maskcl.methods import Method, derive_seed
+from maskcl.methods import Method, TaskData, derive_seed
 from maskcl.ops import epoch_progress
 from maskcl.problems import Problem
 from maskcl.randomness import rng_state, seeded, set_rng_state
@@ -72,7 +72,7 @@ class Trainer:
 
     Args:
         net: the network; its weights' initialisation is the caller's.
-        method: for example ``HAT()`` or ``Piggyback()``; ``net`` is a network of its kind.
+        method: for example ``HAT()`` or ``MAS()``; ``net`` is a network of its kind.
         problem: for example ``Vision()``.
         scenario: the tasks; it keeps the test labels and scores predictions.
         optimizer_fn: parameter groups -> a new optimizer; called once a task. Any class of
@@ -126,6 +126,7 @@ class Trainer:
         self.seed, self.callback = seed, callback or Callback()
         self.directory = None if directory is None else Path(directory)
         self.fabric = fabric or make_fabric(device, precision)
+        self._latest: int | None = None  # task begun last
 
     @property
     def checkpoint_path(self) -> Path | None:
@@ -172,6 +173,7 @@ class Trainer:
 
     def _train_task(self, task: int, first_epoch: int, saved: ckpt.Checkpoint | None) -> None:
         running = self._begin_task(task, saved)
+        self._latest = task
         self.callback.on_task_start(task, self.epochs, first_epoch)
         for epoch in range(first_epoch, self.epochs):
             start = time.perf_counter()
@@ -246,7 +248,7 @@ class Trainer:
         self.callback.on_epoch_end(task, epoch, loss, accuracy, outlook)
 
     def _end_task(self, run: _Running) -> None:
-        self.method.end_task(self.net, run.state)
+        self.method.end_task(self.net, run.state, self._task_data(run))
         if run.guard is not None:
             run.guard.remove()
         self.result.matrix[run.task] = self._scores(trained=run.task)
@@ -262,17 +264,43 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, task: int) -> float:
-        """Score on a task's test data in [0, 1], with its hard mask."""
+        """Score on a task's test data in [0, 1], with its hard mask.
+
+        Where the setting hides the task at test, the network is as the latest task sees it: a
+        growing head chooses among all classes so far.
+        """
         inputs = self.scenario.test_inputs(task)
         was_training = self.net.training
         self.net.eval()
-        with self.net.task(task), self.fabric.autocast():
+        active = task if self.setting.task_id_at_test else self._active()
+        with self.net.task(active), self.fabric.autocast():
             predictions = [
                 self.problem.predict(self.net, self.fabric.to_device(batch))
                 for batch in self.problem.test_batches(inputs, max(self.batch_size, 512))
             ]
         self.net.train(was_training)
         return float(self.scenario.score(task, torch.cat(predictions).cpu()))
+
+    def _active(self) -> int:
+        """The latest task: the one begun last here, else the last one finished, else the first."""
+        if self._latest is not None:
+            return self._latest
+        finished = torch.nonzero(self.net.finished).flatten().tolist()
+        return finished[-1] if finished else 0
+
+    def _task_data(self, run: _Running) -> TaskData:
+        """This process's share of all of a task's training samples, none left out, in order."""
+        order = list(range(self.fabric.global_rank, len(run.dataset), self.fabric.world_size))
+
+        def batches() -> Iterator[Any]:
+            for batch in self.problem.train_batches(run.dataset, order, self.batch_size):
+                yield self.fabric.to_device(batch)
+
+        def forward(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+            outputs, target, _ = self.problem.forward(module, batch)
+            return outputs, target
+
+        return TaskData(batches, forward)
 
     def _order(self, task: int, epoch: int, count: int) -> list[int]:
         """This process's samples of an epoch, in order."""

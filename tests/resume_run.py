@@ -25,7 +25,7 @@ import threading
 import numpy as np
 import torch
 
-from maskcl.methods import HAT, Piggyback
+from maskcl.methods import HAT, MAS, Piggyback
 from maskcl.nn.task_network import TaskNetwork
 from maskcl.problems import Vision
 from maskcl.trainer import Callback, Result, Trainer
@@ -39,6 +39,7 @@ CASES = {
     "random": (HAT(sparsity=0.3, rule="random"), "mlp", "momentum"),
     "piggyback": (Piggyback(lr=1e-2, head_lr=2e-2), "conv", "adamw"),
     "scores": (Piggyback(levels="ternary", spread="uniform", lr=0.5), "dropout", "momentum"),
+    "mas": (MAS(strength=0.1, decay=0.9), "dropout", "adamw"),
 }
 
 
@@ -78,6 +79,8 @@ def train(directory: str, case: str, *, callback: Callback | None = None) -> tup
     net: TaskNetwork
     if isinstance(method, Piggyback):
         net = tiny.piggyback(model, 3, levels=method.levels, norms="task")
+    elif isinstance(method, MAS):
+        net = tiny.importance(model, 3)
     else:
         net = tiny.network(model, 3)
     trainer = Trainer(

@@ -10,9 +10,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import TensorDataset
 
-from maskcl.nn import HATNetwork, PiggybackNetwork, to_hat, to_piggyback
+from maskcl.methods import TaskData
+from maskcl.nn import (
+    HATNetwork,
+    ImportanceNetwork,
+    PiggybackNetwork,
+    to_hat,
+    to_importance,
+    to_piggyback,
+)
 from maskcl.nn.task_network import TaskNetwork
 from maskcl.scenarios import Scenario, from_datasets
+from maskcl.settings import TIME
 
 SHAPE = (1, 6, 6)
 CLASSES = 2
@@ -121,6 +130,19 @@ def piggyback(
     return to_piggyback(module, tasks, classes=[CLASSES] * tasks, levels=levels, norms=norms)
 
 
+def importance(
+    model: Callable[[], nn.Module] | str = "mlp", tasks: int = 5, *, setting: str = "task"
+) -> ImportanceNetwork:
+    """A network with importances from seed 0, with the output layer that the setting wants."""
+    torch.manual_seed(0)
+    module = MODELS[model]() if isinstance(model, str) else model()
+    if setting in ("domain", "time"):
+        return to_importance(module, tasks)
+    growing = setting == "class"
+    classes = [CLASSES * (task + 1) if growing else CLASSES for task in range(tasks)]
+    return to_importance(module, tasks, classes=classes, growing=growing)
+
+
 def samples(task: int, count: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Noisy copies of two patterns that are the task's own; x [count, *SHAPE], y [count]."""
     generator = torch.Generator().manual_seed(1000 * seed + task)
@@ -132,8 +154,17 @@ def samples(task: int, count: int = 24, seed: int = 0) -> tuple[Tensor, Tensor]:
 def scenario(tasks: int = 5, *, setting: str = "task", count: int = 24) -> Scenario:
     """Tasks of `samples`; the test set repeats 16 of the training samples."""
     data = [samples(t, count) for t in range(tasks)]
+    if setting == "class":
+        data = [(x, y + CLASSES * t) for t, (x, y) in enumerate(data)]
     pairs = [(TensorDataset(x, y), TensorDataset(x[:16], y[:16])) for x, y in data]
-    return from_datasets(pairs, setting=setting)
+    made = from_datasets(pairs, setting="domain" if setting == "time" else setting)
+    return Scenario(made.name, TIME, 0, made._tasks, SHAPE) if setting == "time" else made
+
+
+def task_data(task: int, *, shift: int = 0) -> TaskData:
+    """All of a task's `samples` in one batch; ``shift`` is added to the labels."""
+    x, y = samples(task)
+    return TaskData(lambda: [(x, y + shift)], lambda net, batch: (net(batch[0]), batch[1]))
 
 
 @torch.no_grad()
@@ -179,5 +210,5 @@ def train_task(
     if guard is not None:
         guard.remove()
     if finish:
-        method.end_task(net, state)
+        method.end_task(net, state, task_data(task))
     return losses

@@ -1,15 +1,22 @@
 """Methods: hyper-parameters, a state, and a few hooks that any training loop can call."""
 
-from maskcl.methods.base import Method, PlanWarning, derive_seed
+from maskcl.methods.base import Method, PlanWarning, TaskData, derive_seed
+from maskcl.methods.ewc import EWC
 from maskcl.methods.hat import HAT, HATState
+from maskcl.methods.mas import MAS
 from maskcl.methods.piggyback import Piggyback, PiggybackState
+from maskcl.methods.quadratic import QuadraticState
 
 __all__ = [
+    "EWC",
     "HAT",
     "HATState",
+    "MAS",
     "Method",
     "Piggyback",
     "PiggybackState",
     "PlanWarning",
+    "QuadraticState",
+    "TaskData",
     "derive_seed",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl.settings import Setting
@@ -13,6 +15,19 @@ from maskcl.settings import Setting
 
 class PlanWarning(UserWarning):
     """What is about to be trained, or was, cannot have learned a mask; the message says why."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task's training samples, for a method that looks at them once more when the task ends.
+
+    Attributes:
+        batches: each call goes through all samples of this process once, on the network's device.
+        forward: (network, batch) -> outputs [N, ...] and their targets [N], or None for targets.
+    """
+
+    batches: Callable[[], Iterable[Any]]
+    forward: Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 
 
 class Method(Protocol):
@@ -23,7 +38,8 @@ class Method(Protocol):
     ``after_step``.
 
     Attributes:
-        later_tasks_defined: whether a task that was not trained yet has a mask to be scored with.
+        later_tasks_defined: whether a task that was not trained yet can be scored: it has a mask,
+            or needs none.
     """
 
     later_tasks_defined: ClassVar[bool]
@@ -63,12 +79,12 @@ class Method(Protocol):
         """After the optimizer's step."""
         ...
 
-    def end_task(self, net: Any, state: Any) -> None:
-        """After the last step of a task."""
+    def end_task(self, net: Any, state: Any, data: TaskData | None = None) -> None:
+        """After the last step of a task; ``data`` for methods that measure on it."""
         ...
 
     def measure(self, net: Any, task: int) -> dict[str, dict[str, float]]:
-        """After ``end_task``: shares in [0, 1] by name and part of the network."""
+        """After ``end_task``: numbers by name and part of the network."""
         ...
 
     def outlook(self, net: Any, task: int) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl.methods.base import derive_seed, hidden_task_reasons
+from maskcl.methods.base import TaskData, derive_seed, hidden_task_reasons
 from maskcl.ops import hat_scale
 from maskcl.optim.guard import Guard, guard
 from maskcl.settings import Setting
@@ -181,7 +181,7 @@ class HAT:
         """Bound the task's embedding, so that every gate can still be reached by the gradient."""
         net.embeddings[state.task].clamp_(-self.embedding_clamp, self.embedding_clamp)
 
-    def end_task(self, net: HATNetwork, state: HATState) -> None:
+    def end_task(self, net: HATNetwork, state: HATState, data: TaskData | None = None) -> None:
         """Record which units the task uses; from here on they are protected."""
         net.finish_task(state.task)
 

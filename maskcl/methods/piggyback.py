@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from maskcl import ops
 from maskcl.methods import crossing
-from maskcl.methods.base import PlanWarning, derive_seed, hidden_task_reasons
+from maskcl.methods.base import PlanWarning, TaskData, derive_seed, hidden_task_reasons
 from maskcl.settings import Setting
 
 if TYPE_CHECKING:
@@ -186,7 +186,9 @@ class Piggyback:
     def after_step(self, net: PiggybackNetwork, state: PiggybackState) -> None:
         """Nothing."""
 
-    def end_task(self, net: PiggybackNetwork, state: PiggybackState) -> None:
+    def end_task(
+        self, net: PiggybackNetwork, state: PiggybackState, data: TaskData | None = None
+    ) -> None:
         """Keep the task's mask as bits and drop the scores.
 
         Warns (`PlanWarning`) if the mask is the one that the task started with, bit for bit.

@@ -1,0 +1,83 @@
+"""EWC, elastic weight consolidation (Kirkpatrick et al. 2017), and its online form, as hooks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from maskcl.methods.base import TaskData, derive_seed
+from maskcl.methods.mas import REDUCTIONS
+from maskcl.methods.quadratic import Quadratic, QuadraticState
+
+if TYPE_CHECKING:
+    from maskcl.nn import ImportanceNetwork
+
+
+@dataclass(frozen=True)
+class EWC(Quadratic):
+    """Hyper-parameters of EWC and the hooks that apply them.
+
+    After each task, the importance of a parameter is its Fisher information F, the mean over the
+    task's training samples of (d log p/dW)^2. Each step of later tasks is charged
+    strength * sum_t sum F_t (W - W_t)^2, W_t being the parameters after task t (eq. 3).
+
+    Online EWC (Schwarz et al. 2018) is ``decay`` below 1 with ``anchors="last"``.
+
+    Args:
+        strength: half the paper's lambda. It goes with ``reduction`` and ``labels``: other
+            importances are of another size, and want another strength.
+        reduction: ``sample``, the mean of squared gradients, whatever the batch size; ``batch``,
+            the squared mean gradient of each batch, as some implementations compute it.
+        labels: whose probability p is: ``data``, the training labels; ``predicted``, the likeliest
+            class; ``sampled``, drawn from the network's own distribution, which alone gives the
+            Fisher information itself.
+        decay: factor of earlier tasks' importances when a task's are added.
+        anchors: ``each``: every task pulls to where the parameters were after it, in one anchor
+            that has the same gradient; ``last``: all pull to where they were after the last task.
+        heads: whether an output layer that tasks share is held too. A task's own head never moves
+            after its task.
+
+    Raises:
+        ValueError: a value is outside its range; the message names it.
+    """
+
+    strength: float = 100.0
+    reduction: str = "sample"
+    labels: str = "data"
+    decay: float = 1.0
+    anchors: str = "each"
+    heads: bool = False
+
+    def __post_init__(self) -> None:
+        labels = ("data", "predicted", "sampled")
+        self._check(reduction=REDUCTIONS, labels=labels, anchors=("each", "last"))
+
+    @property
+    def _anchors(self) -> str:
+        return "mean" if self.anchors == "each" else "last"
+
+    def _estimate(
+        self, net: ImportanceNetwork, state: QuadraticState, data: TaskData, names: list[str]
+    ) -> dict[str, Tensor]:
+        from maskcl.importance import estimate
+
+        generator = None
+        if self.labels == "sampled":
+            # Each process has samples of its own, and draws of its own for them.
+            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+            seed = derive_seed("labels", state.seed, state.task, rank)
+            generator = torch.Generator(net.finished.device).manual_seed(seed)
+        return estimate(
+            net,
+            data.batches(),
+            kind="fisher",
+            labels=self.labels,
+            reduction=self.reduction,
+            forward=data.forward,
+            parameters=names,
+            generator=generator,
+        )

@@ -1,0 +1,218 @@
+"""What MAS and EWC have in common: a quadratic penalty for leaving what earlier tasks need."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from maskcl import ops
+from maskcl.methods.base import PlanWarning, TaskData
+from maskcl.settings import Setting
+
+if TYPE_CHECKING:
+    from maskcl.nn import ImportanceNetwork
+
+
+class Quadratic:
+    """Base of the methods that add strength * sum Omega (W - W*)^2 to the loss.
+
+    The penalty's gradient is added to the parameters' gradients between backward and the
+    optimizer's step, in one pass and with no graph: to an optimizer it is a part of the gradient
+    like any other, to a clipping of gradients between the two as well.
+    """
+
+    later_tasks_defined: ClassVar[bool] = True
+
+    strength: float
+    decay: float
+    heads: bool
+
+    def begin_task(self, net: ImportanceNetwork, task: int, *, seed: int = 0) -> QuadraticState:
+        """Start ``task``: all that tasks share trains, its own head and norms too, nothing else.
+
+        Build the optimizer after this, from ``parameter_groups(net, task)``.
+
+        Raises:
+            RuntimeError: the task is finished.
+            TypeError: the network keeps no importances.
+        """
+        if not hasattr(net, "consolidate"):
+            raise TypeError(
+                f"{self._name}: net is a {type(net).__name__}, wanted an ImportanceNetwork"
+                " (maskcl.nn.to_importance makes one of an ordinary model)"
+            )
+        net.begin_task(task)
+        anchored = bool(net.finished.any())
+        penalty = torch.zeros((), device=net.finished.device)
+        return QuadraticState(task, anchored, net.names(heads=self.heads), penalty, seed)
+
+    def parameter_groups(self, net: ImportanceNetwork, task: int) -> list[dict[str, Any]]:
+        """All that the task trains, in one group."""
+        return [{"params": net.task_parameters(task)}]
+
+    def check_plan(
+        self, net: ImportanceNetwork, state: QuadraticState, optimizer: Optimizer, steps: int
+    ) -> None:
+        """Nothing that could be told beforehand."""
+
+    def protect(self, optimizer: Optimizer, net: ImportanceNetwork, state: QuadraticState) -> None:
+        """None: what earlier tasks need may move, at a price."""
+
+    def before_step(self, net: ImportanceNetwork, state: QuadraticState, progress: float) -> None:
+        """Nothing."""
+
+    def loss_term(self, net: ImportanceNetwork, state: QuadraticState) -> float:
+        """0.0: the penalty needs no graph; see ``after_backward``."""
+        return 0.0
+
+    @torch.no_grad()
+    def after_backward(self, net: ImportanceNetwork, state: QuadraticState) -> None:
+        """Add the penalty's gradient to the gradients; its value is then in ``state.penalty``.
+
+        A parameter that the backward did not reach has the penalty's gradient alone. Nothing
+        happens in the first task, and with a strength of 0.
+        """
+        if not state.anchored or self.strength == 0:
+            return
+        parameters, anchors, importances = net.anchored(state.names)
+        grads = []
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            grads.append(parameter.grad)
+        state.penalty = ops.mas_penalty_grads_(
+            grads, parameters, anchors, importances, self.strength
+        )
+
+    def after_step(self, net: ImportanceNetwork, state: QuadraticState) -> None:
+        """Nothing."""
+
+    def end_task(
+        self, net: ImportanceNetwork, state: QuadraticState, data: TaskData | None = None
+    ) -> None:
+        """Measure what matters to the task, add it to the earlier ones', anchor all shared weights.
+
+        Warns (`PlanWarning`) if nothing matters: the task will not be kept.
+
+        Args:
+            net: the network.
+            state: of the task.
+            data: the task's training samples, in evaluation as in training; where processes share
+                the work, this one's.
+
+        Raises:
+            RuntimeError: there is no data.
+        """
+        if data is None:
+            raise RuntimeError(
+                f"{self._name}.end_task: data is None, wanted a TaskData: importances are measured"
+                " on the task's training samples"
+            )
+        with net.task(state.task):
+            found = self._estimate(net, state, data, [f"model.{name}" for name in state.names])
+        new = {name: found[f"model.{name}"] for name in state.names}
+        net.consolidate(state.task, new, decay=self.decay, anchors=self._anchors)
+        net.finish_task(state.task)
+        if new and not bool(torch.stack([t.any() for t in new.values()]).any()):
+            warnings.warn(
+                f"{self._name}: task {state.task}: all importances are 0, so the penalty does not"
+                " hold what it has learned",
+                PlanWarning,
+                stacklevel=2,
+            )
+
+    def measure(self, net: ImportanceNetwork, task: int) -> dict[str, dict[str, float]]:
+        """``importance``: by parameter, the mean over its elements of the sum over tasks.
+
+        ``drift``: by parameter, the root mean square of its distance from its anchor when the task
+        ended; empty for the first task, which has no anchors.
+        """
+        names = net.names(heads=self.heads)
+        return {"importance": net.mean_importance(names), "drift": net.drift(task, names)}
+
+    @torch.no_grad()
+    def outlook(self, net: ImportanceNetwork, task: int) -> str:
+        """The penalty that the parameters would be charged now."""
+        lists = net.anchored(net.names(heads=self.heads))
+        return f"penalty {self.strength * float(ops.mas_penalty(*lists)):.3g}"
+
+    def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
+        """Empty: the penalty needs to know no task and no label at test."""
+        return []
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    @property
+    def _anchors(self) -> str:
+        """Where the penalty holds parameters; see ``ImportanceNetwork.consolidate``."""
+        return "last"
+
+    def _estimate(
+        self, net: ImportanceNetwork, state: QuadraticState, data: TaskData, names: list[str]
+    ) -> dict[str, Tensor]:
+        """Importances of the parameters of these names to the active task."""
+        raise NotImplementedError
+
+    def _check(self, **choices: tuple[str, ...]) -> None:
+        """Raise ValueError unless all hyper-parameters are in their ranges."""
+        self._check_number("strength", math.inf)
+        self._check_number("decay", 1.0)
+        if not isinstance(self.heads, bool):
+            raise ValueError(f"{self._name}: heads is {self.heads!r}, wanted True or False")
+        for name, wanted in choices.items():
+            found = getattr(self, name)
+            if found not in wanted:
+                raise ValueError(
+                    f"{self._name}: {name} is {found!r}, wanted one of {', '.join(wanted)}"
+                )
+
+    def _check_number(self, name: str, high: float) -> None:
+        value = getattr(self, name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if is_number and math.isfinite(value) and 0 <= value <= high:
+            return
+        wanted = "a finite number of at least 0" if high == math.inf else "a number from 0 to 1"
+        raise ValueError(f"{self._name}: {name} is {value!r}, wanted {wanted}")
+
+
+@dataclass
+class QuadraticState:
+    """What changes while one task is trained, apart from the network.
+
+    Attributes:
+        task: index of the task.
+        anchored: whether there are earlier tasks that the penalty holds.
+        names: of the parameters that it holds.
+        penalty: 0-d, the last step's term of the loss; reading it waits for the device.
+        seed: of the run.
+        scale: None; nothing here is soft.
+    """
+
+    task: int
+    anchored: bool
+    names: list[str] = field(repr=False)
+    penalty: Tensor
+    seed: int = 0
+    scale: None = None
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint needs besides the network: all the rest follows from it."""
+        return {"task": self.task, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take over `state_dict`'s numbers.
+
+        Raises:
+            ValueError: they are of another task.
+        """
+        if state["task"] != self.task:
+            raise ValueError(f"QuadraticState: found task {state['task']}, wanted {self.task}")
+        self.seed = state["seed"]
