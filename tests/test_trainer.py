@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from maskcl.methods import HAT, Piggyback, PlanWarning
+from maskcl.methods import EWC, HAT, MAS, Piggyback, PlanWarning
 from maskcl.problems import Vision
 from maskcl.result import Result
 from maskcl.trainer import Callback, Trainer
@@ -233,6 +233,129 @@ def test_piggyback_in_bf16_keeps_float32_scores():
     assert Seen.dtypes == {torch.float32}
     assert (result.matrix[2, :2] == np.diag(result.matrix)[:2]).all()
     assert np.diag(result.matrix).mean() >= 0.8
+
+
+def mas(setting: str = "task", tasks: int = TASKS, **changed) -> Trainer:
+    """As `make`, with MAS and the output layer of the setting."""
+    net = tiny.importance(changed.pop("model", "mlp"), tasks, setting=setting)
+    scenario = changed.pop("scenario", None) or tiny.scenario(tasks, setting=setting)
+    return make(net, scenario, **({"method": MAS(strength=0.05)} | changed))
+
+
+@pytest.mark.parametrize("method", [MAS(strength=0.05), EWC()], ids=["MAS", "EWC"])
+@pytest.mark.parametrize("setting", ["task", "domain", "class", "time"])
+def test_penalties_work_in_every_setting(method, setting):
+    trainer = mas(setting, method=method, epochs=6)
+    result = trainer.fit()
+    assert np.diag(result.matrix).min() >= 0.9
+    below = np.tril(np.ones((TASKS, TASKS), dtype=bool))
+    shared = setting in ("domain", "time")
+    assert np.isfinite(result.matrix[below]).all()
+    assert np.isfinite(result.matrix[~below]).all() == shared
+    assert np.isnan(result.matrix[~below]).all() == (not shared)
+    assert np.isfinite(result.untrained).all() == shared
+    names = trainer.net.names(heads=False)
+    assert [list(after) for after in result.measured("importance")] == [names] * TASKS
+    assert [list(after) for after in result.measured("drift")] == [[], names, names]
+    first, last = result.measured("importance")[0], result.measured("importance")[-1]
+    assert all(0 < first[name] <= last[name] for name in names)
+
+
+def test_mas_forgets_less_than_no_penalty():
+    means = []
+    for strength in (0.0, 0.1):
+        result = mas("domain", 8, method=MAS(strength), epochs=4).fit()
+        assert np.diag(result.matrix).min() >= 0.9
+        means.append(result.matrix[-1].mean())
+    assert means[1] > means[0] + 0.2
+
+
+@pytest.mark.parametrize("model", ["conv", "layernorm"])
+def test_mas_learns_with_norms_in_the_model(model):
+    scenario = tiny.scenario(TASKS, setting="class", count=64)
+    result = mas("class", model=model, scenario=scenario, method=MAS(0.01), epochs=6).fit()
+    assert np.diag(result.matrix).min() >= 0.9
+    assert result.measured("drift")[-1]
+
+
+def test_a_growing_head_chooses_among_all_classes_so_far():
+    seen = []
+
+    class Widths(Vision):
+        def predictions(self, logits):
+            if not torch.is_grad_enabled():
+                seen.append(logits.shape[1])
+            return super().predictions(logits)
+
+    class Between(Callback):
+        def on_epoch_end(self, task, epoch, loss, accuracy, outlook):
+            seen.clear()
+            trainer.evaluate(0)
+            assert seen == [2 * (task + 1)]
+
+        def on_task_end(self, task, scores):
+            seen.clear()
+            again = [trainer.evaluate(t) for t in range(task + 1)]
+            assert again == scores[: task + 1].tolist()
+            assert seen == [2 * (task + 1)] * (task + 1)
+
+    trainer = mas("class", callback=Between())
+    trainer.problem = Widths()
+    result = trainer.fit()
+    # Another trainer of the same network has only the record of what is finished.
+    other = make(trainer.net, tiny.scenario(TASKS, setting="class"), method=MAS())
+    assert [other.evaluate(t) for t in range(TASKS)] == result.matrix[-1].tolist()
+
+
+def test_where_the_task_is_told_at_test_its_head_is_used():
+    trainer = mas("task", epochs=4)
+    trainer.fit()
+    x = torch.stack([trainer.scenario.test_inputs(0)[i] for i in range(16)])
+    wanted = trainer.scenario.score(0, tiny.logits(trainer.net, 0, x).argmax(1))
+    assert trainer.evaluate(0) == wanted
+
+
+@pytest.mark.parametrize(("world", "rank"), [(1, 0), (2, 0), (2, 1), (7, 6)])
+def test_importances_see_every_training_sample_once(world, rank):
+    trainer = mas(scenario=tiny.scenario(TASKS, count=25))
+    dataset = trainer.scenario.train_set(1)
+
+    class Fabric:
+        world_size, global_rank = world, rank
+        to_device = staticmethod(lambda batch: batch)
+
+    class Run:
+        pass
+
+    trainer.fabric, run = Fabric(), Run()
+    run.dataset = dataset
+    data = trainer._task_data(run)
+    for _ in range(2):
+        found = torch.cat([x for x, _ in data.batches()])
+        assert torch.equal(found, torch.stack([dataset[i][0] for i in range(rank, 25, world)]))
+    with trainer.net.task(1):
+        outputs, targets = data.forward(trainer.net, next(iter(data.batches())))
+    assert outputs.shape == (len(targets), 2)
+
+
+def test_a_run_with_importances_resumes_at_a_tasks_end_too(tmp_path):
+    class Stop(Callback):
+        def on_task_start(self, task, epochs, first_epoch):
+            if task == 2:
+                raise KeyboardInterrupt
+
+    for setting in ("class", "task"):
+        folder = tmp_path / setting
+        with pytest.raises(KeyboardInterrupt):
+            mas(setting, method=EWC(labels="sampled"), directory=folder, callback=Stop()).fit()
+        resumed, whole = (
+            mas(setting, method=EWC(labels="sampled"), **more)
+            for more in ({"directory": folder}, {})
+        )
+        results = resumed.fit(resume=True), whole.fit()
+        assert equal(state(resumed), state(whole))
+        np.testing.assert_array_equal(results[0].matrix, results[1].matrix)
+        assert results[0].measures == results[1].measures
 
 
 def state(trainer: Trainer) -> list[torch.Tensor]:

@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -89,25 +86,7 @@ def test_embeddings_stay_within_the_clamp_after_each_step():
 
 def test_masks_are_in_the_state_dict_and_survive_a_new_process(tmp_path):
     nets = {model: trained(model, 2) for model in tiny.MODELS}
-    saved, found = str(tmp_path / "nets.pt"), str(tmp_path / "logits.pt")
-    torch.save({model: net.state_dict() for model, net in nets.items()}, saved)
-    code = f"""
-import torch
-from tests import tiny
-torch.set_num_threads({torch.get_num_threads()})
-x, _ = tiny.samples(0, seed=1)
-found = dict()
-for model, state in torch.load({saved!r}).items():
-    net = tiny.network(model, 3)
-    net.load_state_dict(state)
-    found[model] = [tiny.logits(net, task, x) for task in range(3)]
-torch.save(found, {found!r})
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(tiny.__file__).parents[1])
-    x, _ = tiny.samples(0, seed=1)
-    for model, logits in torch.load(found).items():
-        for task, out in enumerate(logits):
-            assert torch.equal(out, tiny.logits(nets[model], task, x)), (model, task)
+    tiny.assert_same_in_a_new_process(nets, "tiny.network(model, 3)", 3, tmp_path)
 
 
 def test_protection_is_right_at_once_after_loading():

@@ -6,9 +6,6 @@ from __future__ import annotations
 import copy
 import io
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -232,25 +229,7 @@ def test_the_mask_at_test_is_the_mask_that_trains():
 
 def test_masks_are_in_the_state_dict_and_survive_a_new_process(tmp_path):
     nets = {model: trained(model, 2) for model in tiny.MODELS}
-    saved, found = str(tmp_path / "nets.pt"), str(tmp_path / "logits.pt")
-    torch.save({model: net.state_dict() for model, net in nets.items()}, saved)
-    code = f"""
-import torch
-from tests import tiny
-torch.set_num_threads({torch.get_num_threads()})
-x, _ = tiny.samples(0, seed=1)
-found = dict()
-for model, state in torch.load({saved!r}).items():
-    net = tiny.piggyback(model, 3, norms="task")
-    net.load_state_dict(state)
-    found[model] = [tiny.logits(net, task, x) for task in range(2)]
-torch.save(found, {found!r})
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(tiny.__file__).parents[1])
-    x, _ = tiny.samples(0, seed=1)
-    for model, logits in torch.load(found).items():
-        for task, out in enumerate(logits):
-            assert torch.equal(out, tiny.logits(nets[model], task, x)), (model, task)
+    tiny.assert_same_in_a_new_process(nets, 'tiny.piggyback(model, 3, norms="task")', 2, tmp_path)
 
 
 def test_masks_head_and_norms_are_restored_together():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -176,6 +179,40 @@ def logits(net: TaskNetwork, task: int, x: Tensor) -> Tensor:
         out = net(x)
     net.train(training)
     return out.clone()
+
+
+LOAD = """
+import sys, torch
+from tests import tiny
+torch.set_num_threads({threads})
+x, _ = tiny.samples(0, seed=1)
+found = dict()
+for model, state in torch.load(sys.argv[1]).items():
+    net = {build}
+    net.load_state_dict(state); net.heads if False else None; [p.data.add_(1e-3) for p in net.parameters()]
+    found[model] = [tiny.logits(net, task, x) for task in range({tasks})]
+torch.save(found, sys.argv[2])
+"""
+
+
+def assert_same_in_a_new_process(
+    nets: Mapping[str, TaskNetwork], build: str, tasks: int, folder: Path
+) -> None:
+    """A fresh process that loads the state dicts has the same logits, bit for bit.
+
+    ``build``: an expression of ``model``, a name in ``nets``, that makes the network to load into.
+    """
+    saved, found = str(folder / "states.pt"), str(folder / "logits.pt")
+    torch.save({model: net.state_dict() for model, net in nets.items()}, saved)
+    code = LOAD.format(threads=torch.get_num_threads(), build=build, tasks=tasks)
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code, saved, found], check=True, cwd=root)
+    x, _ = samples(0, seed=1)
+    outs = torch.load(found)
+    assert outs.keys() == nets.keys()
+    for model, net in nets.items():
+        for task, out in enumerate(outs[model]):
+            assert torch.equal(out, logits(net, task, x)), (model, task)
 
 
 def train_task(

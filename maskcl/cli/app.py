@@ -13,7 +13,7 @@ from rich.console import Console
 
 from maskcl import info as info_module
 from maskcl import report
-from maskcl.cli import hat, masks, piggyback
+from maskcl.cli import hat, mas, masks, piggyback
 from maskcl.cli.common import MethodCommand
 from maskcl.cli.flags import command
 from maskcl.cli.folders import CONFIG, read_saved
@@ -32,7 +32,8 @@ app.add_typer(train_app, name="train")
 masks_app = typer.Typer(no_args_is_help=True, help="Piggyback's masks as files.")
 app.add_typer(masks_app, name="masks")
 
-METHODS = {made.options.NAME: made for made in (hat.COMMAND, piggyback.COMMAND)}
+_COMMANDS = (hat.COMMAND, piggyback.COMMAND, mas.MAS_COMMAND, mas.EWC_COMMAND)
+METHODS = {made.options.NAME: made for made in _COMMANDS}
 
 
 @app.command("info")

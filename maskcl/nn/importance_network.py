@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ class ImportanceNetwork(TaskNetwork):
     Attributes:
         finished: bool [T].
         drifts: float32 [T, P], for each task and shared parameter the root mean square of its
-            distance from its anchor at the task's end; NaN where there was no anchor yet.
+            distance from its anchor at the task's end; -1 where there was no anchor yet.
 
     Raises:
         ValueError: num_tasks or head is not as above, or the model has nothing that tasks share.
@@ -62,7 +61,7 @@ class ImportanceNetwork(TaskNetwork):
         zeros = {name: torch.zeros_like(p, dtype=_wide(p)) for name, p in shared.items()}
         self.importance = TensorTree(zeros, wide=True)
         shape = (num_tasks, len(shared))
-        drifts = torch.full(shape, math.nan, dtype=torch.float32, device=self._device())
+        drifts = torch.full(shape, -1.0, device=self._device(), dtype=torch.float32)
         self.register_buffer("drifts", drifts)
         for module in model.modules():
             if isinstance(module, TaskAware):
@@ -203,7 +202,7 @@ class ImportanceNetwork(TaskNetwork):
         """
         self._check_task("drift", task)
         row = dict(zip(self._names, self.drifts[task].tolist(), strict=True))
-        return {name: row[name] for name in names if not math.isnan(row[name])}
+        return {name: row[name] for name in names if row[name] >= 0}
 
     def _parameter(self, name: str) -> nn.Parameter:
         parameter = owner_of(self.model, name)._parameters[name.rpartition(".")[2]]

@@ -17,6 +17,11 @@ def sigmoid_slope(x):
 
 
 @triton.jit
+def size(x, SQUARE: tl.constexpr):
+    return x * x if SQUARE else tl.abs(x)
+
+
+@triton.jit
 def cosh(x):
     return 0.5 * (tl.exp(tl.abs(x)) + tl.exp(-tl.abs(x)))
 

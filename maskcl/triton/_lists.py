@@ -14,11 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, power_of_2, tl
+from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, power_of_2, tl, triton
 
 ROWS, COLUMNS = 16, 128  # a program's tile
 MAX_TENSORS = 512
-_ELEMENT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+ELEMENT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@triton.jit
+def entry_of(table_ptr, tensors, TENSORS: tl.constexpr):
+    """(the column of the tensor that this program works on, its number among that one's)."""
+    program = tl.program_id(0)
+    index = tl.arange(0, TENSORS)
+    first = tl.load(table_ptr + index, mask=index < tensors, other=0x7FFFFFFF)
+    tensor = tl.sum((first <= program).to(tl.int32), 0) - 1
+    entry = table_ptr + tensor
+    return entry, program - tl.load(entry)
+
+
+def on_device(entries: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    """The table of these columns, int64 [fields, columns], copied to ``device`` without waiting."""
+    fields = list(zip(*entries, strict=True))
+    table = torch.tensor(fields, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return table.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -154,10 +172,8 @@ class _Table:
         self.programs += groups * cdiv(rows.height, ROWS) * cdiv(rows.length, COLUMNS)
 
     def on(self, device: torch.device) -> Tensor:
-        """int64 [15, tensors] on ``device``, copied there without waiting."""
-        fields = list(zip(*self.entries, strict=True))
-        table = torch.tensor(fields, dtype=torch.int64, pin_memory=device.type == "cuda")
-        return table.to(device, non_blocking=True)
+        """int64 [15, tensors] on ``device``."""
+        return on_device(self.entries, device)
 
 
 def launch(kernel: Any, work: TensorList, **constants: Any) -> None:
@@ -178,7 +194,7 @@ def launch(kernel: Any, work: TensorList, **constants: Any) -> None:
                 kernel[(table.programs,)](
                     table.on(first.device),
                     len(table.entries),
-                    DTYPE=_ELEMENT[dtype],
+                    DTYPE=ELEMENT[dtype],
                     INDEX=tl.int32 if table.longest + COLUMNS < 1 << 31 else tl.int64,
                     TENSORS=power_of_2(len(table.entries)),
                     ROWS=ROWS,

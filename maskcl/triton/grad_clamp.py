@@ -9,7 +9,7 @@ import struct
 from torch import Tensor
 
 from maskcl.triton._compat import tl, triton
-from maskcl.triton._lists import TensorList, launch
+from maskcl.triton._lists import TensorList, entry_of, launch
 
 WRAP = 1 << 64
 GOLDEN = 0x9E3779B97F4A7C15
@@ -18,12 +18,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 @triton.jit
 def _tile(table_ptr, tensors, TENSORS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """(the tensor's entry, rows of the tile in its group, columns of the row, the group)."""
-    program = tl.program_id(0)
-    index = tl.arange(0, TENSORS)
-    first = tl.load(table_ptr + index, mask=index < tensors, other=0x7FFFFFFF)
-    tensor = tl.sum((first <= program).to(tl.int32), 0) - 1
-    entry = table_ptr + tensor
-    local = program - tl.load(entry)
+    entry, local = entry_of(table_ptr, tensors, TENSORS)
     height = tl.load(entry + 5 * tensors)
     length = tl.load(entry + 8 * tensors)
     blocks = tl.cdiv(length, COLUMNS)
