@@ -9,7 +9,8 @@ PROGRAM = """
 import sys
 sys.modules["triton"] = None  # import triton now raises ImportError
 import torch
-from maskcl.triton import DTYPES, bitmask, gate, grad_clamp, masked_forward, weight_mask
+from maskcl.triton import DTYPES, bitmask, gate, grad_clamp, importance, masked_forward
+from maskcl.triton import weight_mask
 assert torch.float64 not in DTYPES and torch.float32 in DTYPES
 x, m = torch.ones(2, 3), torch.ones(3)
 bits = torch.ones(2, 1, dtype=torch.int64)
@@ -23,6 +24,9 @@ calls = [
     lambda: weight_mask.kth_largest(x, 1, False),
     lambda: bitmask.pack_mask(x, False),
     lambda: bitmask.packed_linear(x, x, words, None),
+    lambda: importance.mas_accumulate_([x], [x], 1.0, 1.0, False),
+    lambda: importance.mas_penalty([x], [x], [x]),
+    lambda: importance.linear_importance_(x, x, x, 1.0, False),
 ]
 for call in calls:
     try:
