@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from maskcl.methods import EWC, HAT, MAS, Piggyback, PlanWarning
 from maskcl.problems import Vision
 from maskcl.result import Result
 from maskcl.trainer import Callback, Trainer
-from tests import tiny
+from tests import resume_run, tiny, two_processes
 
 TASKS = 3
 
@@ -338,6 +342,31 @@ def test_importances_see_every_training_sample_once(world, rank):
     assert outputs.shape == (len(targets), 2)
 
 
+def test_two_processes_train_and_measure_as_one(tmp_path):
+    """The gradients are of the same batches, and importances are means over all samples."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork")
+    root = str(Path(two_processes.__file__).parents[1])
+    environment = os.environ | resume_run.ONE_THREAD | {"PYTHONPATH": root}
+    command = [sys.executable, "-m", "tests.two_processes", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    threads = torch.get_num_threads()
+    try:
+        one = two_processes.train(None, 1)
+    finally:
+        torch.set_num_threads(threads)
+    (first, result), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    wanted = one.net.state_dict()
+    assert wanted["importance.1.weight"].any()
+    assert first.keys() == second.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(result["matrix"], one.result.matrix)
+    np.testing.assert_allclose(result["losses"], one.result.losses, rtol=1e-5)
+
+
 def test_a_run_with_importances_resumes_at_a_tasks_end_too(tmp_path):
     class Stop(Callback):
         def on_task_start(self, task, epochs, first_epoch):
@@ -511,9 +540,6 @@ def test_wrong_arguments_are_named(changed, message):
 
 
 def test_the_trainers_module_is_not_imported_by_maskcl():
-    import subprocess
-    import sys
-
     code = """
 import sys, maskcl
 print([m for m in ("lightning_fabric", "safetensors", "maskcl.trainer") if m in sys.modules])

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from maskcl.importance import estimate
 from maskcl.methods.base import TaskData, derive_seed
 from maskcl.methods.mas import REDUCTIONS
 from maskcl.methods.quadratic import Quadratic, QuadraticState
@@ -63,8 +64,6 @@ class EWC(Quadratic):
     def _estimate(
         self, net: ImportanceNetwork, state: QuadraticState, data: TaskData, names: list[str]
     ) -> dict[str, Tensor]:
-        from maskcl.importance import estimate
-
         generator = None
         if self.labels == "sampled":
             # Each process has samples of its own, and draws of its own for them.

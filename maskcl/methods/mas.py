@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from maskcl.importance import estimate
 from maskcl.methods.base import TaskData
 from maskcl.methods.quadratic import Quadratic, QuadraticState
 
@@ -52,8 +53,6 @@ class MAS(Quadratic):
     def _estimate(
         self, net: ImportanceNetwork, state: QuadraticState, data: TaskData, names: list[str]
     ) -> dict[str, Tensor]:
-        from maskcl.importance import estimate
-
         return estimate(
             net,
             data.batches(),
