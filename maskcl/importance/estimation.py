@@ -84,8 +84,12 @@ def estimate(
     if memory <= 0:
         raise ValueError(f"estimate: memory is {memory}, wanted more than 0 bytes")
     wanted = _wanted(model, parameters)
+    if not wanted:
+        return {}
     device = next(iter(wanted.values())).device
-    names = {p: name for name, p in reversed(wanted.items())}
+    names: dict[Tensor, str] = {}
+    for name, p in wanted.items():
+        names.setdefault(p, name)
     subject = Subject(
         model,
         forward or plain_forward,
@@ -180,9 +184,10 @@ def _wanted(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, Ten
             raise TypeError("estimate: parameters is a str, wanted names in a list")
         names = list(parameters)
         unknown = [n for n in names if n not in every]
-        if unknown or not names:
-            named = repr(unknown[0]) if unknown else "no name"
-            raise ValueError(f"estimate: parameters hold {named}, wanted names of the model's")
+        if unknown:
+            raise ValueError(
+                f"estimate: parameters hold {unknown[0]!r}, wanted names of the model's parameters"
+            )
         found = {n: every[n] for n in names}
     for name, p in found.items():
         if not p.is_floating_point():

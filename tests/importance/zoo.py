@@ -23,7 +23,7 @@ class Convs(nn.Module):
             nn.Conv2d(8, 8, (3, 5), padding="same", groups=8, dilation=(2, 1), bias=False),
             nn.GroupNorm(2, 8),
             nn.ReLU(inplace=True),
-            nn.Conv2d(8, 6, 2, padding=(1, 0), groups=2, padding_mode="circular"),
+            nn.Conv2d(8, 6, 2, padding=(1, 0), groups=2, padding_mode="circular", bias=False),
             nn.InstanceNorm2d(6, affine=True),
             nn.Conv2d(6, 5, 1),
             nn.Dropout(0.5),
@@ -167,7 +167,10 @@ def assert_same(found, wanted, tolerance=1e-10):
     assert list(found) == list(wanted)
     for name, value in wanted.items():
         error = (found[name].double() - value.double()).abs().max()
-        # A bias in front of a norm has a gradient of 0, to rounding.
-        assert error <= tolerance * value.double().abs().max() + 1e-3 * tolerance, (
-            f"{name}: {error}"
-        )
+        assert error <= tolerance * value.double().abs().max(), f"{name}: {error}"
+
+
+def exact_without_check(name):
+    """Names of parameters that need no comparison to be right."""
+    model, *_ = make(name)
+    return {n for n, _ in model.named_parameters() if not n.startswith("past")}
