@@ -50,9 +50,9 @@ def _steps(shape: Sequence[int], stride: Sequence[int]) -> list[int]:
 
 def _in_order_of(base: Tensor, tensor: Tensor) -> Tensor:
     """``tensor``, [*base's shape] or [N, *base's shape], in the order of the dense ``base``."""
-    lead = tensor.dim() - base.dim()
-    if tensor.stride() == base.stride():
+    if base.is_contiguous() and tensor.is_contiguous():
         return tensor
+    lead = tensor.dim() - base.dim()
     if _steps(base.shape, tensor.stride()[lead:]) == _steps(base.shape, base.stride()):
         return tensor
     stride = (base.numel(),) * lead + base.stride()

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from maskcl.triton._compat import OPTIONS, check, on_device_of, tl, triton
-from maskcl.triton._flat import SAMPLES, FlatList, flat_lists, flat_pointer, flat_range
+from maskcl.triton._flat import SAMPLES, TILE, FlatList, flat_lists, flat_pointer, flat_range
 from maskcl.triton._formulas import size
 from maskcl.triton._linear_importance import linear_importance_
 from maskcl.triton._lists import ELEMENT
 
 __all__ = ["linear_importance_", "mas_accumulate_", "mas_penalty", "mas_penalty_grads_"]
-
-SUMS = 1024  # partial sums added at a time
 
 
 @triton.jit
@@ -172,8 +170,7 @@ def mas_accumulate_(
     """importances[t] = decay importances[t] + weight sum_n |grads[t][n]| (g^2 where ``square``)."""
     _check("mas_accumulate_", importances, grads=grads)
     for work in flat_lists([importances, grads], typed=1, written=0):
-        device = importances[0].device
-        table, programs, tiles_each = work.schedule(device)
+        table, programs, tiles_each = work.schedule(importances[0].device)
         with on_device_of(importances[0]):
             _accumulate_kernel[(programs,)](
                 table,
@@ -221,7 +218,7 @@ def _penalty(
         )
         first_part += programs
         work.write_back()
-    _sum_kernel[(1,)](parts, out, first_part, BLOCK=SUMS, **OPTIONS)
+    _sum_kernel[(1,)](parts, out, first_part, BLOCK=TILE, **OPTIONS)
     return out
 
 
@@ -248,6 +245,5 @@ def mas_penalty_grads_(
     """
     _check("mas_penalty_grads_", importances, grads=grads, params=params, anchors=anchors)
     works = flat_lists([params, anchors, importances, grads], typed=0, written=3)
-    mode = "add" if add else "write"
     with on_device_of(params[0]):
-        return _penalty(works, params[0], scale, 2.0 * strength, mode)
+        return _penalty(works, params[0], scale, 2.0 * strength, "add" if add else "write")
