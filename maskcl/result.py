@@ -19,7 +19,7 @@ class Result:
         losses: for each task, the mean loss of each epoch.
         accuracies: for each task, the training accuracy of each epoch (soft masks, in [0, 1]).
         seconds: for each task, time in training and evaluation.
-        measures: after each task, what the method measures: name -> part of the network -> share.
+        measures: after each task, what the method measures: name -> part of the network -> number.
     """
 
     matrix: np.ndarray

@@ -38,7 +38,8 @@ class Setting:
 TASK = Setting("task", True, "task", "task", "class")
 CLASS = Setting("class", False, "seen", "growing", "class")
 # The domain of a test sample is known here, as HAT needs it to choose its mask. Where a benchmark
-# hides it, scores under this setting are not comparable with it.
+# hides it, HAT's and Piggyback's scores under this setting are not comparable with it; MAS and EWC
+# with one head for all domains make no use of it.
 DOMAIN = Setting("domain", True, "all", "shared", "domain")
 TIME = Setting("time", False, "all", "shared", "time")
 

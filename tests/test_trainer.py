@@ -342,6 +342,28 @@ def test_importances_see_every_training_sample_once(world, rank):
     assert outputs.shape == (len(targets), 2)
 
 
+def test_importances_are_measured_in_full_precision_under_autocast():
+    class Measuring(MAS):
+        def end_task(self, net, state, data=None):
+            dtypes.clear()
+            super().end_task(net, state, data)
+            assert dtypes == {torch.float32}
+            dtypes.add("measured")
+
+    class Training(Callback):
+        def on_step(self, task, epoch, batch, loss):
+            assert torch.bfloat16 in dtypes
+
+    dtypes: set = set()
+    trainer = mas(precision="bf16", epochs=6, method=Measuring(0.05), callback=Training())
+    layer = trainer.net.model[4]
+    layer.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
+    result = trainer.fit()
+    assert "measured" in dtypes
+    assert {o.dtype for o in trainer.net.importances.values()} == {torch.float32}
+    assert np.diag(result.matrix).min() >= 0.9
+
+
 def test_two_processes_train_and_measure_as_one(tmp_path):
     """The gradients are of the same batches, and importances are means over all samples."""
     if not hasattr(os, "fork"):
