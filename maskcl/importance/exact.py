@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.importance.layers import Call, Rule, Use, arrange, rules_of
+from maskcl.importance.layers import rules_of
 from maskcl.importance.per_sample import PerSample
 from maskcl.importance.recording import Record, recorded
+from maskcl.importance.rules import Call, Rule, Use, arrange
 from maskcl.importance.subject import Subject
 
 

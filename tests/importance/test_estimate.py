@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskcl import backends
-from maskcl.importance import estimate, layers, per_sample
+from maskcl.importance import estimate, per_sample, rules
 from maskcl.importance.exact import Exact
 from tests.importance import zoo
 from tests.importance.zoo import CLASSES, assert_same, batches, make, one_by_one
@@ -183,7 +183,7 @@ def test_memory_cuts_the_work_and_changes_nothing(name, monkeypatch):
     """No product of samples and no chunk of gradients is larger than the bound."""
     model, x, y = make(name)
     seen = []
-    for module in (layers, per_sample):
+    for module in (rules, per_sample):
         plain = module.mas_accumulate_
 
         def accumulate(omegas, grads, *args, _plain=plain, **kwargs):
