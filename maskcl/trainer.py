@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from maskcl import checkpoint as ckpt
 from maskcl.accelerator import make_fabric
 from maskcl.methods import Method, TaskData, derive_seed
+from maskcl.nn.heads import TaskHeads
 from maskcl.ops import epoch_progress
 from maskcl.problems import Problem
 from maskcl.randomness import rng_state, seeded, set_rng_state
@@ -120,6 +121,11 @@ class Trainer:
         if net.num_tasks < scenario.num_tasks:
             raise ValueError(
                 f"Trainer: net has {net.num_tasks} tasks, the scenario {scenario.num_tasks}"
+            )
+        if not self.setting.task_id_at_test and any(isinstance(m, TaskHeads) for m in net.modules()):
+            raise ValueError(
+                f"Trainer: net has a head for each task, and the {self.setting.name} setting does"
+                " not tell the task at test; wanted one head that all tasks share"
             )
         self.net, self.method, self.problem, self.scenario = net, method, problem, scenario
         self.optimizer_fn, self.epochs, self.batch_size = optimizer_fn, epochs, batch_size

@@ -553,6 +553,10 @@ def test_the_result_goes_through_json():
         ({"precision": "16"}, "precision is '16', wanted one of 32, bf16"),
         ({"scenario": tiny.scenario(4)}, "net has 3 tasks, the scenario 4"),
         ({"scenario": tiny.scenario(2, setting="class")}, "which the class setting does not tell"),
+        (
+            {"scenario": tiny.scenario(2, setting="time"), "method": MAS()},
+            "net has a head for each task, and the time setting does not tell",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(changed, message):
