@@ -3,6 +3,7 @@
 // The list is cut into chunks of one tensor each. Sums are taken by chunk, then over chunks in order, so that they do not
 // depend on the number of threads.
 
+#include "../lists.h"
 #include "../products.h"
 #include "parallel.h"
 
@@ -89,25 +90,6 @@ MASKCL_IMPORTANCE(Half, float)
 
 // --- lists ----------------------------------------------------------------------------------------------------------
 
-// Tensors that are written: where one does not lie in the order asked for, a copy that finish() writes back.
-class Written {
- public:
-  Tensor in_order(const Tensor& original, const Tensor& like) {
-    const Tensor used = in_order_of(original, like);
-    if (!same_strides(original, like)) copies_.emplace_back(original, used);
-    return used;
-  }
-  void finish() {
-    for (auto& [original, copy] : copies_) torch::stable::copy_(original, copy);
-  }
-
- private:
-  std::vector<std::pair<Tensor, Tensor>> copies_;
-};
-
-// What gives the order in which an entry's tensors are walked.
-Tensor order_from(const Tensor& x) { return is_dense(x) ? x : torch::stable::contiguous(x); }
-
 struct Chunk {
   int64_t tensor, begin, end;
 };
@@ -118,11 +100,6 @@ std::vector<Chunk> cut(const std::vector<Tensor>& tensors) {
     for (int64_t at = 0, count = tensors[t].numel(); at < count; at += kChunk)
       chunks.push_back({static_cast<int64_t>(t), at, std::min(at + kChunk, count)});
   return chunks;
-}
-
-void check_lists(const char* op, const std::vector<Tensor>& tensors, const std::vector<Tensor>& others) {
-  MASKCL_CHECK(tensors.size() == others.size(), op, ": found lists of ", tensors.size(), " and ", others.size(),
-               " tensors, wanted one length");
 }
 
 template <typename T>

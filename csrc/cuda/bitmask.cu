@@ -154,11 +154,6 @@ embedding_kernel(const int64_t* index, const U* weight, Bits bits, U* out, int64
 
 // --- host -----------------------------------------------------------------------------------------------------------
 
-template <typename T>
-const T* const_data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
 // Runs body<U>() for the unsigned type of an element's size.
 template <typename F>
 void dispatch_bytes(size_t bytes, F&& body) {

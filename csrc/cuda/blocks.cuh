@@ -59,14 +59,23 @@ struct WithoutGrad {
   ~WithoutGrad() { aoti_torch_grad_mode_set_enabled(before); }
 };
 
-// out = a b with the sums in out's dtype: a float32 product of half-precision factors is never rounded to theirs.
-inline void wide_matmul_out(const Tensor& a, const Tensor& b, const Tensor& out) {
-  if (a.scalar_type() == out.scalar_type()) return matmul_out(a, b, out);
+// `product` ("aten::mm", "aten::bmm") with the sums in out's dtype: what the C functions do not take.
+inline void product_of_halves(const char* product, const Tensor& a, const Tensor& b, const Tensor& out) {
   const WithoutGrad guard;
   using torch::stable::detail::from;
   std::array<StableIValue, 4> stack{from(a), from(b), from(out.scalar_type()), from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "dtype_out", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(product, "dtype_out", stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);  // the returned reference is ours to drop
+}
+
+// out = a b with the sums in out's dtype: a float32 product of half-precision factors is never rounded to theirs.
+inline void wide_matmul_out(const Tensor& a, const Tensor& b, const Tensor& out) {
+  a.scalar_type() == out.scalar_type() ? matmul_out(a, b, out) : product_of_halves("aten::mm", a, b, out);
+}
+
+// The same for out[n] = a[n] b[n].
+inline void wide_batched_matmul_out(const Tensor& a, const Tensor& b, const Tensor& out) {
+  a.scalar_type() == out.scalar_type() ? batched_matmul_out(a, b, out) : product_of_halves("aten::bmm", a, b, out);
 }
 
 // x M^T + b for M like `weight` [O, I]; fill(block, out) writes that block of M, contiguous, into `out`.

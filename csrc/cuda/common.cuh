@@ -24,6 +24,15 @@ inline cudaStream_t current_stream(const Tensor& on) {
   return static_cast<cudaStream_t>(stream);
 }
 
+template <typename T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+template <typename T>
+const T* const_data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Blocks of a grid-stride loop over n items: from the size alone, so that sums come out alike on every GPU.
@@ -34,6 +43,20 @@ inline unsigned grid_for(int64_t n, int64_t most = 4096) {
 inline void check_cuda(const char* op, const char* name, const Tensor& tensor, const Tensor& like) {
   MASKCL_CHECK(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), op, ": ", name,
                " is not on the device of the first argument, cuda:", like.get_device_index());
+}
+
+inline void check_same_shape(const char* op, const char* name, const Tensor& t, const Tensor& like,
+                             const char* of = "the first argument") {
+  check_cuda(op, name, t, like);
+  bool same = t.dim() == like.dim();
+  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == like.size(d);
+  MASKCL_CHECK(same, op, ": ", name, " has ", t.numel(), " elements in ", t.dim(), " dimensions, wanted the ",
+               like.numel(), " in ", like.dim(), " of ", of);
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType wanted) {
+  MASKCL_CHECK(t.scalar_type() == wanted, op, ": ", name, " has a tensor of ",
+               torch::headeronly::toString(t.scalar_type()), ", wanted ", torch::headeronly::toString(wanted));
 }
 
 // a / b and a % b; in 32 bits where they fit, which is several times cheaper.
@@ -100,6 +123,17 @@ __device__ __forceinline__ void for_vectors(int64_t count, F&& body) {
   for (int64_t at = thread * V; at < whole; at += step) body.template operator()<V>(at);
   if constexpr (V > 1)
     if (whole + thread < count) body.template operator()<1>(whole + thread);
+}
+
+// launch<V>(blocks) for the widest vectors that these pointers allow.
+template <int Widest, typename F>
+void launch_vectors(int64_t count, bool wide, std::initializer_list<const void*> pointers, F&& launch) {
+  if (count == 0) return;
+  if (wide && std::all_of(pointers.begin(), pointers.end(), aligned16))
+    launch.template operator()<Widest>(grid_for(ceil_div(count, Widest), 1 << 16));
+  else
+    launch.template operator()<1>(grid_for(count, 1 << 16));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 // --- sums -----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 // Protection of a whole model's gradients on a GPU: one launch for the list.
 //
-// The list travels by value in the kernel's parameters: no copy to the device, no synchronisation. A warp takes a segment
-// of a row. A row whose unit has no task ends there; for the others the in side decides element by element, and only
-// what is protected is touched: rules hat and restore write, and read nothing of the gradient.
-#include "common.cuh"
+// A warp takes a segment of a row. A row whose unit has no task ends there; for the others the in side decides element
+// by element, and only what is protected is touched: rules hat and restore write, and read nothing of the gradient.
+#include "table.cuh"
 
 namespace maskcl::gpu {
 namespace {
@@ -25,38 +24,10 @@ struct Entry {
   bool channels_last, vectorizes;
 
   __host__ __device__ __forceinline__ int64_t width() const { return columns * inner; }
+  int64_t blocks() const { return ceil_div(rows * ceil_div(width(), kSegment), kWarps); }
 };
-
-// CUDA 12.1 raised the parameters of a kernel from 4 KB to 32 KB; every driver of CUDA 13 knows it.
-constexpr int kSmallTable = 38;
-#if CUDART_VERSION >= 13000
-constexpr int kLargeTable = 300;
-#else
-constexpr int kLargeTable = kSmallTable;
-#endif
-
-template <int N>
-struct Table {
-  Entry entries[N];
-  int32_t count;
-};
-static_assert(sizeof(Table<kSmallTable>) <= 4096 - 16);
-static_assert(sizeof(Table<kLargeTable>) <= 32764 - 16);
 
 // --- device ---------------------------------------------------------------------------------------------------------
-
-template <int N>
-__device__ __forceinline__ const Entry& entry_of_block(const Table<N>& table) {
-  int low = 0, high = table.count - 1;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (table.entries[middle].first_block <= blockIdx.x)
-      low = middle;
-    else
-      high = middle - 1;
-  }
-  return table.entries[low];
-}
 
 // Calls body<V>(row, position) for every V elements of the warp's segment that start at `position` of `row`.
 template <int V, typename F>
@@ -112,7 +83,7 @@ __device__ __forceinline__ bool meets(const int64_t* out, const int64_t* in, int
 
 // B: an unsigned type of the element's size. Without `Restore` protected elements become 0, whatever was there.
 template <typename B, bool Restore, int N>
-__global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant__ Table<N> table, bool exact) {
+__global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant__ Table<Entry, N> table, bool exact) {
   const Entry& e = entry_of_block(table);
   const Place place(e);
   if (place.row >= e.rows) return;
@@ -149,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant_
 // Rules const, adahat and random: protected elements times their factor.
 template <typename T, int N>
 __global__ void __launch_bounds__(kThreads)
-scale_kernel(const __grid_constant__ Table<N> table, bool exact, Rule rule, uint64_t seed) {
+scale_kernel(const __grid_constant__ Table<Entry, N> table, bool exact, Rule rule, uint64_t seed) {
   using C = compute_t<T>;
   const Entry& e = entry_of_block(table);
   const Place place(e);
@@ -187,7 +158,8 @@ scale_kernel(const __grid_constant__ Table<N> table, bool exact, Rule rule, uint
 }
 
 template <typename T, int N>
-__global__ void __launch_bounds__(kThreads) soft_kernel(const __grid_constant__ Table<N> table, Aggregation how) {
+__global__ void __launch_bounds__(kThreads)
+soft_kernel(const __grid_constant__ Table<Entry, N> table, Aggregation how) {
   using C = compute_t<T>;
   const Entry& e = entry_of_block(table);
   const Place place(e);
@@ -309,50 +281,6 @@ class List {
   std::vector<std::pair<Tensor, Tensor>> copied_;
 };
 
-template <int N, typename F>
-void launch_table(const Entry* entries, size_t count, F&& launch) {
-  Table<N> table;
-  table.count = static_cast<int32_t>(count);
-  int64_t blocks = 0;
-  for (size_t k = 0; k < count; ++k) {
-    Entry& e = table.entries[k] = entries[k];
-    e.first_block = blocks;
-    blocks += ceil_div(e.rows * ceil_div(e.width(), kSegment), kWarps);
-  }
-  MASKCL_CHECK(blocks < (int64_t{1} << 31), "grad_clamp: the list needs ", blocks, " blocks, a GPU takes 2^31 - 1");
-  launch(table, static_cast<unsigned>(blocks));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-// Calls launch(table, blocks): once for up to kLargeTable tensors, with small parameters where these suffice.
-template <typename F>
-void launch_entries(const std::vector<Entry>& entries, F&& launch) {
-  for (size_t first = 0; first < entries.size(); first += kLargeTable) {
-    const size_t count = std::min<size_t>(entries.size() - first, kLargeTable);
-    if (count <= kSmallTable)
-      launch_table<kSmallTable>(entries.data() + first, count, launch);
-    else
-      launch_table<kLargeTable>(entries.data() + first, count, launch);
-  }
-}
-
-// Fills a table per dtype of the list, skipping empty tensors, and calls run<T>(entries).
-template <typename Fill, typename Run>
-void for_dtypes(const char* op, const std::vector<Tensor>& tensors, Fill&& fill, Run&& run) {
-  std::vector<bool> done(tensors.size());
-  for (size_t t = 0; t < tensors.size(); ++t) {
-    if (done[t]) continue;
-    const ScalarType dtype = tensors[t].scalar_type();
-    std::vector<Entry> entries;
-    for (size_t other = t; other < tensors.size(); ++other) {
-      if (tensors[other].scalar_type() != dtype) continue;
-      done[other] = true;
-      if (tensors[other].numel() > 0) fill(entries, other);
-    }
-    dispatch_float(dtype, op, [&]<typename T>() { run.template operator()<T>(entries); });
-  }
-}
-
 }  // namespace
 
 void clamp_grads_(const std::vector<Tensor>& grads, const std::vector<Tensor>& out_tasks,
@@ -368,13 +296,14 @@ void clamp_grads_(const std::vector<Tensor>& grads, const std::vector<Tensor>& o
   const DeviceGuard guard(grads[0].get_device_index());
   const cudaStream_t stream = current_stream(grads[0]);
   auto fill = [&](std::vector<Entry>& entries, size_t t) {
+    if (grads[t].numel() == 0) return;
     Entry e = list.entry(t);
     list.tasks(e, out_tasks[t], in_tasks[t]);
     e.value = rule == Rule::hat ? 0 : values[t];
     entries.push_back(e);
   };
-  for_dtypes(op, grads, fill, [&]<typename T>(const std::vector<Entry>& entries) {
-    launch_entries(entries, [&]<int N>(const Table<N>& table, unsigned blocks) {
+  for_dtypes<Entry>(op, grads, fill, [&]<typename T>(const std::vector<Entry>& entries) {
+    launch_entries(op, entries, [&]<int N>(const Table<Entry, N>& table, unsigned blocks) {
       if (rule == Rule::hat)
         select_kernel<typename BitsOf<sizeof(T)>::type, false, N><<<blocks, kThreads, 0, stream>>>(table, exact);
       else
@@ -396,13 +325,14 @@ void restore_protected_(const std::vector<Tensor>& params, const std::vector<Ten
   const DeviceGuard guard(params[0].get_device_index());
   const cudaStream_t stream = current_stream(params[0]);
   auto fill = [&](std::vector<Entry>& entries, size_t t) {
+    if (params[t].numel() == 0) return;
     Entry e = list.entry(t);
     list.restore_from(e, saved[t]);
     list.tasks(e, out_tasks[t], in_tasks[t]);
     entries.push_back(e);
   };
-  for_dtypes(op, params, fill, [&]<typename T>(const std::vector<Entry>& entries) {
-    launch_entries(entries, [&]<int N>(const Table<N>& table, unsigned blocks) {
+  for_dtypes<Entry>(op, params, fill, [&]<typename T>(const std::vector<Entry>& entries) {
+    launch_entries(op, entries, [&]<int N>(const Table<Entry, N>& table, unsigned blocks) {
       select_kernel<typename BitsOf<sizeof(T)>::type, true, N><<<blocks, kThreads, 0, stream>>>(table, exact);
     });
   });
@@ -421,13 +351,13 @@ void clamp_grads_soft_(const std::vector<Tensor>& grads, const std::vector<Tenso
   const DeviceGuard guard(grads[0].get_device_index());
   const cudaStream_t stream = current_stream(grads[0]);
   auto fill = [&](std::vector<Entry>& entries, size_t t) {
-    if (out_masks[t].numel() == 0 && in_masks[t].numel() == 0) return;
+    if (grads[t].numel() == 0 || (out_masks[t].numel() == 0 && in_masks[t].numel() == 0)) return;
     Entry e = list.entry(t);
     list.masks(e, out_masks[t], in_masks[t], compute_dtype(grads[t].scalar_type()));
     entries.push_back(e);
   };
-  for_dtypes(op, grads, fill, [&]<typename T>(const std::vector<Entry>& entries) {
-    launch_entries(entries, [&]<int N>(const Table<N>& table, unsigned blocks) {
+  for_dtypes<Entry>(op, grads, fill, [&]<typename T>(const std::vector<Entry>& entries) {
+    launch_entries(op, entries, [&]<int N>(const Table<Entry, N>& table, unsigned blocks) {
       soft_kernel<T, N><<<blocks, kThreads, 0, stream>>>(table, how);
     });
   });

@@ -102,26 +102,6 @@ void dispatch_pair(const char* op, ScalarType weight, ScalarType scores, F&& bod
   });
 }
 
-template <typename T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-template <typename T>
-const T* const_data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-// launch<V>(blocks) for the widest vectors that these pointers allow.
-template <int Widest, typename F>
-void launch_vectors(int64_t count, bool wide, std::initializer_list<const void*> pointers, F&& launch) {
-  if (count == 0) return;
-  if (wide && std::all_of(pointers.begin(), pointers.end(), aligned16))
-    launch.template operator()<Widest>(grid_for(ceil_div(count, Widest), 1 << 16));
-  else
-    launch.template operator()<1>(grid_for(count, 1 << 16));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
 template <typename T, typename S>
 void select_into(const T* weight, const S* scores, T* out, const Block& block, const Select<compute_t<S>>& p,
                  cudaStream_t stream) {
@@ -154,14 +134,6 @@ Tensor like_input(const Tensor& result, const Tensor& like) {
 
 Tensor in_dtype(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
-}
-
-void check_same_shape(const char* op, const char* name, const Tensor& t, const Tensor& like) {
-  check_cuda(op, name, t, like);
-  bool same = t.dim() == like.dim();
-  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == like.size(d);
-  MASKCL_CHECK(same, op, ": ", name, " has ", t.numel(), " elements in ", t.dim(), " dimensions, wanted the ",
-               like.numel(), " in ", like.dim(), " of the first argument");
 }
 
 void check_linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor& scores) {

@@ -107,7 +107,7 @@ class Matrix(Rule):
             pairs = [use.rule.columns(use.call, start, stop) for use in uses]
             x, dy = (torch.cat(side, -1) if len(side) > 1 else side[0] for side in zip(*pairs))
             dtype = _dtype(dy, omega)
-            _add_product(omega, x.to(dtype), dy.to(dtype), square, self.unfolds)
+            _add_product(omega, x.to(dtype), dy.to(dtype), square)
 
     def _samples_at_a_time(self, omega: Tensor, uses: Sequence[Use], memory: int) -> int:
         """As many as ``memory`` holds of unfolded inputs and gradients; of a convolution, fewer."""
@@ -122,15 +122,15 @@ class Matrix(Rule):
         return max(1, memory // (numbers * omega.element_size()))
 
 
-def _add_product(omega: Tensor, x: Tensor, dy: Tensor, square: bool, unfolded: bool) -> None:
+def _add_product(omega: Tensor, x: Tensor, dy: Tensor, square: bool) -> None:
     """omega += sum_n |dy[n] x[n]^T|, by groups."""
-    if x.shape[1] == 1 and x.shape[-1] == 1:
-        linear_importance_(omega.flatten(1), x[:, 0, :, 0], dy[:, 0, :, 0], square=square)
-    elif x.shape[1] == 1 and not unfolded:
-        linear_importance_(omega.flatten(1), x[:, 0].mT, dy[:, 0].mT, square=square)
-    else:  # positions last in memory, as a convolution has them, is how a product reads them best
+    if x.shape[1] > 1:
         products = dy.to(omega.dtype) @ x.to(omega.dtype).mT
         mas_accumulate_([omega], [products.view(-1, *omega.shape)], square=square)
+    elif x.shape[-1] == 1:
+        linear_importance_(omega.flatten(1), x[:, 0, :, 0], dy[:, 0, :, 0], square=square)
+    else:
+        linear_importance_(omega.flatten(1), x[:, 0].mT, dy[:, 0].mT, square=square)
 
 
 @dataclass(frozen=True)
