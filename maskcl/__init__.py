@@ -1,8 +1,8 @@
 """maskcl: one network, many tasks, through masks, at the speed of the memory bus.
 
 ``maskcl.ops`` holds the fused ops, ``maskcl.nn`` the modules that carry masks, ``maskcl.masks`` the
-files that masks travel in. The rest is imported when it is first named, so that ``import maskcl``
-needs torch and numpy only.
+files that masks travel in, ``maskcl.importance`` what measures parameters. What is not needed at
+once is imported when it is first named; ``import maskcl`` needs torch and numpy only.
 """
 
 import importlib
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from maskcl import backends, masks, nn, ops
 
 if TYPE_CHECKING:
+    from maskcl import importance
     from maskcl.methods.ewc import EWC
     from maskcl.methods.hat import HAT
     from maskcl.methods.mas import MAS
@@ -18,7 +19,18 @@ if TYPE_CHECKING:
     from maskcl.trainer import Trainer
 
 __version__ = "0.1.0"
-__all__ = ["EWC", "HAT", "MAS", "Piggyback", "Trainer", "backends", "masks", "nn", "ops"]
+__all__ = [
+    "EWC",
+    "HAT",
+    "MAS",
+    "Piggyback",
+    "Trainer",
+    "backends",
+    "importance",
+    "masks",
+    "nn",
+    "ops",
+]
 
 _LATE = {
     "EWC": "maskcl.methods.ewc",
@@ -30,6 +42,8 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "importance":
+        return importlib.import_module("maskcl.importance")
     if name not in _LATE:
         raise AttributeError(f"module 'maskcl' has no attribute {name!r}")
     return getattr(importlib.import_module(_LATE[name]), name)

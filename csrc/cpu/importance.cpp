@@ -260,18 +260,21 @@ void add_outer_sizes(const Tensor& omega, const Tensor& x, const Tensor& g, doub
   }
 }
 
-// omega += weight sum_n |g[n]^T x[n]|: a few samples' products at a time, made positive while in cache.
+// omega += weight sum_n |g[n]^T x[n]|: a few samples' products at a time, made positive while in cache. Products take rows
+// or columns, whichever lie side by side, so that nothing is copied but to convert it.
 void add_sample_products(const Tensor& omega, const Tensor& x, const Tensor& g, double weight, bool square) {
   constexpr int64_t kBytes = 4 << 20;
   const int64_t samples = x.size(0), bytes = omega.numel() * omega.element_size();
   const int64_t most = std::min(samples, std::max<int64_t>(1, kBytes / bytes));
   const Tensor scratch = torch::stable::new_empty(omega, {most, omega.size(0), omega.size(1)});
+  const auto wide = [sums = omega.scalar_type()](const Tensor& t) {
+    return t.scalar_type() == sums ? t : torch::stable::to(t, sums);
+  };
   for (int64_t first = 0; first < samples; first += most) {
     const int64_t count = std::min(most, samples - first);
     const Tensor products = rows_of(scratch, 0, count);
-    const Tensor gs = to_dtype(rows_of(g, first, count), omega.scalar_type());
-    batched_matmul_out(torch::stable::transpose(gs, 1, 2), to_dtype(rows_of(x, first, count), omega.scalar_type()),
-                       products);
+    Tensor gs = wide(rows_of(g, first, count));
+    batched_matmul_out(torch::stable::transpose(gs, 1, 2), wide(rows_of(x, first, count)), products);
     mas_accumulate_cpu({omega}, {products}, weight, 1.0, square);
   }
 }
@@ -283,11 +286,10 @@ void linear_importance_cpu(const Tensor& importance, const Tensor& x, const Tens
   if (importance.numel() == 0 || x.numel() == 0 || grad_out.numel() == 0) return;
   Written written;
   const Tensor omega = written.in_order(importance, torch::stable::contiguous(importance));
-  const Tensor xs = torch::stable::contiguous(x), gs = torch::stable::contiguous(grad_out);
-  const bool positions = x.dim() == 3 && x.size(1) > 1;
-  if (positions) {
-    add_sample_products(omega, xs, gs, weight, square);
+  if (x.dim() == 3 && x.size(1) > 1) {
+    add_sample_products(omega, x, grad_out, weight, square);
   } else {
+    const Tensor xs = torch::stable::contiguous(x), gs = torch::stable::contiguous(grad_out);
     add_outer_sizes(omega, torch::stable::view(xs, {x.size(0), omega.size(1)}),
                     torch::stable::view(gs, {x.size(0), omega.size(0)}), weight, square);
   }

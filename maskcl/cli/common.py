@@ -70,7 +70,10 @@ class TrainOptions(RunOptions):
 
     tasks: int | None = option("Number of tasks.", None, shown="the scenario's", at_least=1)
     setting: str | None = option(
-        "task, domain or class (mas, ewc).", None, shown="the scenario's", choices=("task", "domain", "class")
+        "task, domain or class (mas, ewc).",
+        None,
+        shown="the scenario's",
+        choices=("task", "domain", "class"),
     )
     epochs: int = option("For each task.", 10, at_least=1)
     lr: float | None = option("Learning rate.", None, above=0)

@@ -63,7 +63,10 @@ def _flag(field: dataclasses.Field[Any], kind: Any) -> Any:
         default = str(field.default)
     text = about.help if default is None else f"{about.help} (default {default})"
     if kind is bool:
-        return Annotated[bool | None, _shown(text, about.panel, f"--{flag_name(field.name)}")]
+        name = flag_name(field.name)
+        # What depends on other options can be turned off, too.
+        names = f"--{name}/--no-{name}" if field.default is None else f"--{name}"
+        return Annotated[bool | None, _shown(text, about.panel, names)]
     plain = kind if kind in (int, float, str) else str
     return Annotated[plain | None, _shown(text, about.panel)]
 

@@ -21,6 +21,7 @@ __all__ = [
     "Scenario",
     "ScenarioError",
     "Task",
+    "default_setting",
     "from_datasets",
     "images_of",
     "load",
@@ -79,6 +80,11 @@ def load(
     )
     images = sources.prepared(_images(name, data, seed), padding, normalise)
     return cut(name, images, chosen, seed, count)
+
+
+def default_setting(name: str) -> str | None:
+    """The setting of a scenario where none is asked for; None where no scenario has the name."""
+    return _TABLE[name][3] if name in _TABLE else None
 
 
 def images_of(name: str) -> str:
