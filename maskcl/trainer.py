@@ -122,7 +122,8 @@ class Trainer:
             raise ValueError(
                 f"Trainer: net has {net.num_tasks} tasks, the scenario {scenario.num_tasks}"
             )
-        if not self.setting.task_id_at_test and any(isinstance(m, TaskHeads) for m in net.modules()):
+        hidden = not self.setting.task_id_at_test
+        if hidden and any(isinstance(module, TaskHeads) for module in net.modules()):
             raise ValueError(
                 f"Trainer: net has a head for each task, and the {self.setting.name} setting does"
                 " not tell the task at test; wanted one head that all tasks share"
