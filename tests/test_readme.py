@@ -36,7 +36,7 @@ def test_the_piggyback_example_goes_on_from_the_first(tmp_path, monkeypatch):
     pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
     monkeypatch.chdir(tmp_path)
     first, second, *rest = blocks("python")
-    assert len(rest) == 1
+    assert len(rest) == 2
     names = {}
     exec(compile(first[: first.index("net =")], "README.md", "exec"), names)
     names["run"] = {**README_RUN, "epochs": 2}
@@ -47,6 +47,19 @@ def test_the_piggyback_example_goes_on_from_the_first(tmp_path, monkeypatch):
     assert (tmp_path / "task-0.safetensors").exists()
 
 
+def test_the_importance_example_goes_on_from_both():
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
+    first, second, third, _ = blocks("python")
+    names = {}
+    exec(compile(first[: first.index("net =")], "README.md", "exec"), names)
+    exec(compile(second[: second.index("net =")], "README.md", "exec"), names)
+    names["run"] = {**README_RUN, "epochs": 2}
+    exec(compile(third, "README.md", "exec"), names)
+    assert names["result"].matrix[-1].mean() > 0.8
+    assert names["importances"].keys() == dict(names["base"].named_parameters()).keys()
+
+
 README_RUN = {"optimizer_fn": lambda p: torch.optim.Adam(p, lr=0.005), "batch_size": 16}
 
 
@@ -54,7 +67,7 @@ def test_the_loop_of_your_own_runs():
     """It ends with an assertion of its own: to_plain has the network's outputs."""
     names = {}
     exec("import torch\nimport maskcl\nfrom maskcl import models", names)
-    exec(compile(blocks("python")[2], "README.md", "exec"), names)
+    exec(compile(blocks("python")[3], "README.md", "exec"), names)
     assert names["logits"].shape == (32, 2)
 
 
