@@ -1,0 +1,124 @@
+"""``maskcl train mas`` and ``maskcl train ewc``: options, network, their part of result.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import TYPE_CHECKING, Any
+
+import maskcl
+from maskcl import models, scenarios
+from maskcl.cli.common import (
+    MethodCommand,
+    Trained,
+    TrainOptions,
+    build_model,
+    seeded_weights,
+    table,
+)
+from maskcl.cli.options import option
+from maskcl.methods import EWC, MAS
+
+if TYPE_CHECKING:
+    from maskcl.nn import ImportanceNetwork
+    from maskcl.scenarios import Scenario
+
+_mas = functools.partial(option, panel="MAS")
+_ewc = functools.partial(option, panel="EWC")
+_MAS, _EWC = MAS(), EWC()
+
+LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
+
+_STRENGTH = "Of the penalty; it belongs to the importance's definition."
+_REDUCTION = "Of gradients: sample (mean of sizes), batch (size of means)."
+_DECAY = "Factor of earlier tasks' importances."
+_HEADS = "Hold a shared or growing output layer too."
+_HEADS_SHOWN = "in the domain setting"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuadraticOptions(TrainOptions):
+    """What both methods take."""
+
+    model: str = option(f"{', '.join(models.NAMES)}.", "mlp", choices=models.NAMES)
+    hidden: tuple[int, ...] | None = option("Widths of the mlp.", None, shown="200,200")
+    dropout: float | None = option("Of the mlp.", None, shown="0", at_least=0, below=1)
+    lr: float | None = option("Learning rate.", None, shown=table(LEARNING_RATES), above=0)
+
+    def __post_init__(self) -> None:
+        self._complete("lr", LEARNING_RATES.get(self.optimizer))
+        # One head that answers for all tasks alike is a part of what they need.
+        setting = self.setting or scenarios.default_setting(self.scenario)
+        self._complete("heads", setting == "domain")
+        super().__post_init__()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MASOptions(QuadraticOptions):
+    """Memory aware synapses (Aljundi et al. 2018): what matters to outputs is held by a penalty."""
+
+    NAME = "mas"
+    METHOD = MAS
+
+    strength: float = _mas(_STRENGTH, _MAS.strength)
+    reduction: str = _mas(_REDUCTION, _MAS.reduction)
+    norm: str = _mas("Of the outputs' squares: sum, mean.", _MAS.norm)
+    decay: float = _mas(_DECAY, _MAS.decay)
+    heads: bool | None = _mas(_HEADS, None, shown=_HEADS_SHOWN)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EWCOptions(QuadraticOptions):
+    """Elastic weight consolidation (Kirkpatrick et al. 2017): what the Fisher information holds."""
+
+    NAME = "ewc"
+    METHOD = EWC
+
+    strength: float = _ewc(_STRENGTH, _EWC.strength)
+    reduction: str = _ewc(_REDUCTION, _EWC.reduction)
+    labels: str = _ewc("Whose probability: data, predicted, sampled.", _EWC.labels)
+    decay: float = _ewc(_DECAY, _EWC.decay)
+    anchors: str = _ewc("Where tasks pull to: each (its own), last.", _EWC.anchors)
+    heads: bool | None = _ewc(_HEADS, None, shown=_HEADS_SHOWN)
+
+
+def prepare(
+    options: QuadraticOptions, scenario: Scenario
+) -> tuple[ImportanceNetwork, dict[str, Any]]:
+    """The model with the scenario's heads: one a task, a growing one, or its own.
+
+    Raises:
+        CommandError: the model does not fit the scenario's inputs.
+    """
+    outputs, head = scenario.classes_per_task, scenario.setting.head
+    with seeded_weights(options.seed):
+        model = build_model(
+            options.model,
+            scenario.input_shape,
+            outputs[0],
+            hidden=options.hidden,
+            dropout=options.dropout,
+        )
+        net = maskcl.nn.to_importance(
+            model,
+            scenario.num_tasks,
+            classes=None if head == "shared" else outputs,
+            growing=head == "growing",
+        )
+    return net, {}
+
+
+def finish(run: Trained) -> dict[str, Any]:
+    """What result.json holds of importances: numbers by parameter, after each task."""
+    net: ImportanceNetwork = run.net
+    parameters = dict(net.model.named_parameters())
+    held = net.names(heads=run.options.heads)
+    return {
+        "regularised": {name: parameters[name].numel() for name in held},
+        "importance": run.result.measured("importance"),
+        "drift": run.result.measured("drift"),
+    }
+
+
+MAS_COMMAND = MethodCommand(MASOptions, prepare, finish)
+EWC_COMMAND = MethodCommand(EWCOptions, prepare, finish)
