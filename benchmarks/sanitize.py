@@ -115,7 +115,24 @@ def bitmask(dtype):
             yield "packed_linear", x, w, words, bias
 
 
-CASES = (gate, masked_forward, grad_clamp, weight_mask, bitmask)
+def importance(dtype):
+    shapes = [shape for shape, _ in WEIGHTS] + [(5003,)]
+    params, anchors, grads = ([filled(s, dtype) for s in shapes] for _ in range(3))
+    omegas = [torch.rand(s) for s in shapes]
+    yield "mas_penalty", params, anchors, omegas
+    for scale, add in ((None, True), (torch.tensor(0.5), False)):
+        yield "mas_penalty_grads_", grads, params, anchors, omegas, scale, 2.0, add
+    for samples, square in itertools.product((None, 1, 3, 70), (False, True)):
+        given = grads if samples is None else [filled((samples, *s), dtype) for s in shapes]
+        yield "mas_accumulate_", omegas, given, 0.25, 0.5, square
+    for (batch, inputs, outputs), square in itertools.product(PRODUCTS, (False, True)):
+        omega = torch.rand(outputs, inputs)
+        for lead in ((batch,), (batch, 1), (batch, 6)):
+            x, g = filled((*lead, inputs), dtype), filled((*lead, outputs), dtype)
+            yield "linear_importance_", omega, x, g, 0.25, square
+
+
+CASES = (gate, masked_forward, grad_clamp, weight_mask, bitmask, importance)
 
 
 def outcome(function, arguments, device):
