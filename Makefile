@@ -4,11 +4,14 @@
 # make clean  remove what these made (not runs/)
 #
 # Variables: PYTHON=python3.12  TORCH="torch==2.13.0"  SECOND_TORCH=2.13.0 (test the same binary under another torch)
+#            JOBS=2 (processes that share the tests; 0: this one)  PYTEST="tests/ops -k gate" (more words for pytest)
 #            PIP_INDEX_URL, PIP_EXTRA_INDEX_URL as pip reads them (a CPU-only torch is a far smaller download)
 
 PYTHON ?= python3
 TORCH ?= torch>=2.11
 SECOND_TORCH ?=
+JOBS ?= 2
+PYTEST ?=
 VENV := .venv
 SECOND := .venv-second
 PY := $(VENV)/bin/python
@@ -74,7 +77,8 @@ types: $(VENV)/.stamp-test
 	$(VENV)/bin/mypy
 
 tests: $(VENV)/.stamp-test $(VENV)/.stamp-built $(if $(SECOND_TORCH),$(SECOND_STAMP))
-	$(if $(SECOND_TORCH),MASKCL_SECOND_PYTHON="$(CURDIR)/$(SECOND)/bin/python") $(PY) -m pytest $(PYTEST)
+	$(if $(SECOND_TORCH),MASKCL_SECOND_PYTHON="$(CURDIR)/$(SECOND)/bin/python") $(PY) -m pytest \
+	  -v -rs -n $(JOBS) --dist loadgroup --benchmark-disable $(PYTEST)
 
 gpu: $(VENV)/.stamp-test
 	PY=$(PY) bash benchmarks/gpu.sh

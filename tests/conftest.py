@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,23 @@ from maskcl import backends
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    """One thread, in child processes too: models are tiny, and a second only waits, at full load.
+
+    What may depend on their number says so: ``two_threads``, and all of tests/ops.
+    """
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that share a fixture of their module run in one process, which makes it once."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(fixture[-1].scope == "module" for fixture in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +40,15 @@ def _poisoned_memory_and_seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Where the number of threads may matter."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 # Every native backend with each device that it can run on; the reference is what they are tested

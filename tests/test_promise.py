@@ -157,6 +157,16 @@ def test_piggybacks_other_levels_keep_it_too(levels):
     assert all(depends_on_input(out) for out in watch.logits)
 
 
+def test_it_holds_on_two_threads(two_threads):
+    for net, method in (
+        (tiny.network("conv", TASKS), HAT(sparsity=0.05)),
+        (tiny.piggyback("conv", TASKS, norms="task"), PIGGYBACK),
+    ):
+        watch, _ = run(net, method, "adamw")
+        assert watch.moved == []
+        assert all(depends_on_input(out) for out in watch.logits)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_piggybacks_domains_have_a_mask_and_a_head_each(optimizer):
     net = tiny.piggyback("mlp", TASKS)
