@@ -19,6 +19,7 @@ from maskcl.cli.flags import command
 from maskcl.cli.folders import CONFIG, read_saved
 from maskcl.cli.options import CommandError, check_values, combine, read_config
 from maskcl.cli.pretrain import PretrainOptions, pretrain
+from maskcl.cli.reproduce import ReproduceOptions, reproduce
 from maskcl.cli.tables import accuracy_table, comparison
 
 app = typer.Typer(
@@ -33,6 +34,9 @@ masks_app = typer.Typer(no_args_is_help=True, help="Piggyback's masks as files."
 app.add_typer(masks_app, name="masks")
 
 _COMMANDS = (hat.COMMAND, piggyback.COMMAND, mas.MAS_COMMAND, mas.EWC_COMMAND)
+reproduce_app = typer.Typer(no_args_is_help=True, help="Run a published table again.")
+app.add_typer(reproduce_app, name="reproduce")
+
 METHODS = {made.options.NAME: made for made in _COMMANDS}
 
 
@@ -146,6 +150,22 @@ def _pretrain(given: dict[str, Any], config: str | None, resume: bool) -> None:
     )
 
 
+def _reproduce(given: dict[str, Any], config: str | None, resume: bool) -> None:
+    from maskcl.reproduce.mas_split_mnist import TABLE
+
+    flags = check_values(ReproduceOptions, given, "the command line")
+    values = read_config(ReproduceOptions, Path(config)) if config is not None else {}
+    options = combine(ReproduceOptions, flags, values, None)
+    try:
+        print(f"\n{reproduce(TABLE, options, Console())}")
+    except KeyboardInterrupt:
+        kept = "" if options.out is None else "; the same command goes on after the last whole run"
+        _say(f"interrupted{kept}")
+        raise typer.Exit(130) from None
+    except (RuntimeError, OSError) as error:
+        raise typer.Exit(_failed(error, "Trainer: ")) from None
+
+
 def _failed(error: Exception, whose: str) -> int:
     """Diverged, or the disk is full: a sentence. Anything else is a defect: its traceback."""
     if isinstance(error, RuntimeError) and not str(error).startswith(whose):
@@ -177,4 +197,7 @@ for _method in METHODS.values():
     _train_command(_method)
 app.command("pretrain")(
     command(PretrainOptions, _pretrain, PretrainOptions.__doc__ or "", resumable=False)
+)
+reproduce_app.command("mas-split-mnist")(
+    command(ReproduceOptions, _reproduce, ReproduceOptions.__doc__ or "", resumable=False)
 )

@@ -18,9 +18,9 @@ from maskcl.checkpoint import (
 from maskcl.cli.folders import read_config_of
 from maskcl.cli.options import CommandError
 from maskcl.cli.piggyback import mask_facts
-from maskcl.cli.tables import grid
 from maskcl.masks import MaskFile, MaskFileError, export_masks, import_masks, read_masks
 from maskcl.pretrain import BaseError, empty_model
+from maskcl.report.text import grid
 from maskcl.trainer import CHECKPOINT
 
 if TYPE_CHECKING:

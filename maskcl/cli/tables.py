@@ -7,18 +7,7 @@ from typing import Any
 
 from maskcl import report
 from maskcl.report.compare import COLUMNS, DESCRIBED
-from maskcl.report.text import number, seconds
-
-
-def grid(rows: Sequence[Sequence[str]]) -> str:
-    """Columns of equal width; the first is flush left, the others right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+from maskcl.report.text import grid, number, seconds
 
 
 def accuracy_table(result: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def number(value: float | None, digits: int) -> str:
     """A figure for a person; n/a where there is none. -0.0 reads 0."""
@@ -32,3 +34,15 @@ def seconds(value: float) -> str:
 def scientific(value: float | None) -> str:
     """A figure whose power of ten matters."""
     return "n/a" if value is None or value != value else f"{value:.2e}"
+
+
+def grid(rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
+    """Columns of equal width; the first ``words`` are flush left, the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        sized = list(zip(row, widths, strict=True))
+        cells = [cell.ljust(width) for cell, width in sized[:words]]
+        cells += [cell.rjust(width) for cell, width in sized[words:]]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
