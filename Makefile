@@ -76,9 +76,12 @@ lint: $(VENV)/.stamp-test
 types: $(VENV)/.stamp-test
 	$(VENV)/bin/mypy
 
+# A file's tests run in one process, which makes what they share once. -v: the header names the backends under test.
+# Processes and their threads share few cores: threads that wait must not spin.
 tests: $(VENV)/.stamp-test $(VENV)/.stamp-built $(if $(SECOND_TORCH),$(SECOND_STAMP))
+	OMP_WAIT_POLICY=passive \
 	$(if $(SECOND_TORCH),MASKCL_SECOND_PYTHON="$(CURDIR)/$(SECOND)/bin/python") $(PY) -m pytest \
-	  -v -rs -n $(JOBS) --dist loadgroup --benchmark-disable $(PYTEST)
+	  -v -rs -n $(JOBS) --dist loadfile --no-loadscope-reorder --benchmark-disable $(PYTEST)
 
 gpu: $(VENV)/.stamp-test
 	PY=$(PY) bash benchmarks/gpu.sh

@@ -109,6 +109,7 @@ def native_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel(folder, MASKCL_BUILD="1", MASKCL_CUDA="0", CXXFLAGS="-O0")
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_wheel_holds_the_library_its_record_and_no_sources(native_wheel: Path) -> None:
     with zipfile.ZipFile(native_wheel) as content:
