@@ -27,7 +27,7 @@ _mas = functools.partial(option, panel="MAS")
 _ewc = functools.partial(option, panel="EWC")
 _MAS, _EWC = MAS(), EWC()
 
-LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
+LEARNING_RATES = {"sgd": 0.05, "adam": 0.002, "adamw": 0.002}
 
 _STRENGTH = "Of the penalty; it belongs to the importance's definition."
 _REDUCTION = "Of gradients: sample (mean of sizes), batch (size of means)."

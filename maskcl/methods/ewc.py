@@ -30,7 +30,8 @@ class EWC(Quadratic):
 
     Args:
         strength: half the paper's lambda. It goes with ``reduction`` and ``labels``: other
-            importances are of another size, and want another strength.
+            importances are of another size, and want another strength. The default was chosen on
+            digits of 8x8 pixels.
         reduction: ``sample``, the mean of squared gradients, whatever the batch size; ``batch``,
             the squared mean gradient of each batch, as some implementations compute it.
         labels: whose probability p is: ``data``, the training labels; ``predicted``, the likeliest
@@ -46,7 +47,7 @@ class EWC(Quadratic):
         ValueError: a value is outside its range; the message names it.
     """
 
-    strength: float = 100.0
+    strength: float = 1000.0
     reduction: str = "sample"
     labels: str = "data"
     decay: float = 1.0

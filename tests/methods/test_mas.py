@@ -135,7 +135,7 @@ def test_a_parameter_out_of_the_losss_reach_is_pulled_back():
     layer = net.model[1]
     with torch.no_grad():
         layer.weight += 1.0
-    MAS().after_backward(net, state)
+    MAS(1.0).after_backward(net, state)
     omega = net.importances["1.weight"]
     torch.testing.assert_close(
         layer.weight.grad, 2 * omega * (layer.weight - net.anchors["1.weight"])
