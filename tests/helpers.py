@@ -1,8 +1,9 @@
-"""Assertions and inputs that the op tests share."""
+"""Assertions, inputs and processes that tests share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -43,3 +44,19 @@ def variants(x: Tensor) -> dict[str, Tensor]:
     if x.dim() == 4:
         found["channels_last"] = x.contiguous(memory_format=torch.channels_last)
     return found
+
+
+def in_two_processes(process: Callable[[int, str], None], folder: Path) -> None:
+    """``process(rank, folder)`` in two fresh processes; where one fails or hangs, neither stays."""
+    context = torch.multiprocessing.get_context("spawn")
+    children = [context.Process(target=process, args=(rank, str(folder))) for rank in range(2)]
+    try:
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(120)
+            assert child.exitcode == 0
+    finally:
+        for child in children:
+            if child.is_alive():
+                child.kill()

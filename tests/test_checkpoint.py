@@ -332,8 +332,10 @@ def piggyback(directory, callback=None, **changed) -> Trainer:
     return trainer(directory, callback, net=tiny.piggyback("conv", 3, norms="task"), **arguments)
 
 
-@pytest.mark.parametrize("optimizer", list(tiny.OPTIMIZERS))
-@pytest.mark.parametrize("at", [(0, 0), (0, 1), (1, 2)])
+@pytest.mark.parametrize(
+    ("at", "optimizer"),
+    [((0, 1), name) for name in tiny.OPTIMIZERS] + [((0, 0), "adamw"), ((1, 2), "adamw")],
+)
 def test_piggyback_resumes_inside_a_task(at, optimizer, tmp_path):
     """Scores, the optimizer's moments of them and the place in the run, bit for bit."""
     make = tiny.OPTIMIZERS[optimizer]

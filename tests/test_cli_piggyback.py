@@ -1,11 +1,7 @@
 """``maskcl pretrain``, ``maskcl train piggyback``, ``maskcl masks`` as a person uses them."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -42,6 +38,15 @@ def everything_in(folder):
         str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
         for p in folder.rglob("*")
     }
+
+
+def assert_only_said(sentence, capsys):
+    """One line of an error with the sentence in it, and nothing else."""
+    said = capsys.readouterr()
+    assert sentence in said.err
+    assert said.err.startswith("maskcl: ")
+    assert said.err.count("\n") == 1
+    assert said.out == ""
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +125,7 @@ def test_the_seed_decides_the_base(tmp_path, base):
 )
 def test_pretrain_refuses_bad_input_and_writes_nothing(tmp_path, capsys, arguments, sentence):
     assert pretrain("--out", tmp_path / "new" / "base", *arguments) == 2
-    said = capsys.readouterr()
-    assert sentence in said.err
-    assert said.err.startswith("maskcl: ")
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    assert_only_said(sentence, capsys)
     assert everything_in(tmp_path) == {}
 
 
@@ -291,11 +292,7 @@ def test_bad_input_gets_one_sentence_and_writes_nothing(
 ):
     arguments = [base if part == "BASE" else part for part in arguments]
     assert train(*SMALL, "--out", tmp_path / "new" / "run", *arguments) == 2
-    said = capsys.readouterr()
-    assert sentence in said.err
-    assert said.err.startswith("maskcl: ")
-    assert said.err.count("\n") == 1
-    assert said.out == ""
+    assert_only_said(sentence, capsys)
     assert everything_in(tmp_path) == {}
 
 
@@ -345,39 +342,13 @@ def test_a_file_that_says_yes_for_true_gets_one_sentence(tmp_path, base, capsys)
     assert "inclusive must be true or false, got 1" in capsys.readouterr().err
 
 
-# Kill and resume
-
-
-def start(*arguments):
-    command = [sys.executable, "-m", "maskcl.cli", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
-
-
-def wait_for(process, text):
-    """Read the run's lines until one holds the text."""
-    for line in process.stdout:
-        if text in line:
-            return
-    raise AssertionError(f"the run ended without {text!r}: {process.stderr.read()}")
+# Interrupt and resume
 
 
 def same_outcome(one, other):
     names = ("accuracy", "losses", "off", "differing", "weights_sha256", "metrics")
     found, wanted = json_of(one / "result.json"), json_of(other / "result.json")
     return all(found[name] == wanted[name] for name in names)
-
-
-def test_killed_inside_a_task_resumes_to_the_identical_result(tmp_path, base, finished):
-    run = tmp_path / "run"
-    process = start("train", "piggyback", *SMALL, "--base", base, "--out", run)
-    wait_for(process, "task 2/2 epoch 1/2")
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    assert not (run / "result.json").exists()
-    assert train("--out", run, "--resume") == 0
-    assert same_outcome(run, finished)
 
 
 @pytest.fixture

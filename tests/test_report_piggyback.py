@@ -105,8 +105,14 @@ def apart(texts, renderer):
     return not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-@pytest.mark.parametrize("sizes", [{"1": 9}, RESNET, MANY], ids=["one", "resnet", "many"])
-@pytest.mark.parametrize("tasks", [1, 15, 25, 60])
+ONE = {"1": 9}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tasks"),
+    [(ONE, 1), (ONE, 60), (RESNET, 1), (RESNET, 15), (RESNET, 25), (MANY, 1), (MANY, 60)],
+    ids=lambda value: str(len(value) if isinstance(value, dict) else value),
+)
 def test_labels_and_numbers_of_the_layers_stay_apart(sizes, tasks):
     figure = piggyback.off_by_layer(piggyback_result(tasks=tasks, sizes=sizes))
     figure.canvas.draw()

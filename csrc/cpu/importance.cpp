@@ -13,7 +13,7 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-constexpr int64_t kChunk = 16384;  // elements of a unit of work
+constexpr int64_t kChunk = 32768;  // elements of a unit of work
 constexpr int64_t kBlock = 1024;   // elements whose sum over samples stays in the nearest cache
 
 // --- loops ----------------------------------------------------------------------------------------------------------

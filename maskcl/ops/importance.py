@@ -45,6 +45,8 @@ def mas_accumulate_(
     op = "mas_accumulate_"
     _check_lengths(op, importances, "importances", grads=grads)
     for t, (omega, grad) in enumerate(zip(importances, grads, strict=True)):
+        if _fits(omega, (grad,), grads[0]):
+            continue
         _check_member(op, f"grads[{t}]", grad, importances[0])
         _check_importance(op, f"importances[{t}]", omega, f"grads[{t}]", grad)
         if grad.shape not in (omega.shape, (*grad.shape[:1], *omega.shape)):
@@ -191,6 +193,32 @@ def _check_lengths(op: str, tensors: Tensors, name: str, **lists: Tensors) -> No
             )
 
 
+_WIDE = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+
+
+def _fits(omega: Tensor, tensors: Sequence[Tensor], first: Tensor) -> bool:
+    """Whether nothing is wrong with an entry, asked briefly: lists are long and their op short.
+
+    What does not fit so, such as samples in front, is looked at once more, argument by argument.
+    """
+    for tensor in (omega, first, *tensors):
+        if not isinstance(tensor, Tensor):
+            return False
+    dtype, device, shape = tensors[0].dtype, first.device, omega.shape
+    wide = _WIDE.get(dtype)
+    if wide is not omega.dtype or wide is not _WIDE.get(first.dtype) or omega.device != device:
+        return False
+    for tensor in tensors:
+        if tensor.dtype is not dtype or tensor.shape != shape or tensor.device != device:
+            return False
+    return True
+
+
 def _check_member(op: str, name: str, tensor: Tensor, first: Tensor) -> None:
     """A floating tensor on the list's device."""
     _check.floating(op, name, tensor)
@@ -214,17 +242,20 @@ def _check_penalty(
     _check_lengths(op, params, "params", anchors=anchors, importances=importances, **more)
     like_params = {"anchors": anchors, **more}
     for t, param in enumerate(params):
+        tensors = (param, *(entries[t] for entries in like_params.values()))
+        if _fits(importances[t], tensors, params[0]):
+            continue
         _check_member(op, f"params[{t}]", param, params[0])
-        for name, tensors in like_params.items():
-            tensor = tensors[t]
+        for name, entries in like_params.items():
+            tensor = entries[t]
             _check.same_shape(op, f"{name}[{t}]", tensor, f"params[{t}]", param)
             _check.same_device(op, f"{name}[{t}]", tensor, f"params[{t}]", param)
             if tensor.dtype != param.dtype:
                 raise TypeError(
                     f"{op}: {name}[{t}] is {tensor.dtype}, wanted params[{t}]'s {param.dtype}"
                 )
-        _check.same_shape(op, f"importances[{t}]", importances[t], f"params[{t}]", param)
         _check_importance(op, f"importances[{t}]", importances[t], f"params[{t}]", param)
+        _check.same_shape(op, f"importances[{t}]", importances[t], f"params[{t}]", param)
 
 
 def _check_rows(op: str, x: Tensor, grad_out: Tensor) -> None:

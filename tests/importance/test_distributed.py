@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 
 from maskcl.importance import estimate
+from tests.helpers import in_two_processes
 from tests.importance.zoo import assert_same, batches, make
 
 KINDS = [{"kind": "mas"}, {"kind": "fisher"}]
@@ -27,13 +28,7 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path):
-    context = torch.multiprocessing.get_context("spawn")
-    children = [context.Process(target=_process, args=(i, str(tmp_path))) for i in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-        assert child.exitcode == 0
+    in_two_processes(_process, tmp_path)
     model, x, y = make("convs")
     for rank in range(2):
         found, empty = torch.load(tmp_path / f"{rank}.pt")

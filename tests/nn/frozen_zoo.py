@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskcl.nn import PiggybackNetwork, to_piggyback
 from tests.nn.zoo import MODELS, images
+from tests.tiny import logits as logits
 
 CLASSES = [2, 3, 4]
 
@@ -96,14 +97,3 @@ def train(
     if finish:
         net.finish_task(task)
     return step
-
-
-@torch.no_grad()
-def logits(net: PiggybackNetwork, task: int, x: Tensor) -> Tensor:
-    """Of a task, in evaluation mode; the mode is put back."""
-    mode = net.training
-    net.eval()
-    with net.task(task):
-        out = net(x)
-    net.train(mode)
-    return out.clone()

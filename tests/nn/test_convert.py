@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskcl.nn import ConversionError, HATConv2d, HATLinear, HATNetwork, TaskBatchNorm1d, to_hat
-from tests.nn.zoo import MODELS, Residual, images
+from tests.nn.zoo import MODELS, Residual, assert_restores, images
 
 
 class Two(nn.Module):
@@ -449,11 +449,4 @@ def test_batch_norm_over_positions_of_a_sequence_masks_before_it_mixes_units() -
     assert isinstance(net.model[1], TaskBatchNorm1d)
     assert net.topology.masks["1"][1] == 2
     net.finish_task(0)
-    x = torch.randn(3, 5, 4)
-    with torch.no_grad(), net.task(0):
-        before = net(x)
-        saved = net.protection().snapshot()
-        for parameter in net.protection().parameters:
-            parameter.normal_()
-        net.protection().restore_(saved)
-        assert torch.equal(net(x), before)
+    assert_restores(net, torch.randn(3, 5, 4))

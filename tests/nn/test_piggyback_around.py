@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from maskcl.nn import PiggybackNetwork
+from tests.helpers import in_two_processes
 from tests.nn.frozen_zoo import FROZEN, begin, frozen, logits, train
 from tests.nn.zoo import images
 
@@ -133,16 +134,8 @@ def _process(rank: int, folder: str) -> None:
 
 
 def test_two_processes_share_words_and_have_the_gradient_of_one(tmp_path: Path) -> None:
-    context = torch.multiprocessing.get_context("spawn")
-    children = [context.Process(target=_process, args=(i, str(tmp_path))) for i in range(2)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join(120)
-        assert child.exitcode == 0
+    in_two_processes(_process, tmp_path)
     net, x = frozen("conv", norms="task"), images(8)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     train(net, 0)
     begin(net, 1)
     net.eval()
@@ -153,4 +146,3 @@ def test_two_processes_share_words_and_have_the_gradient_of_one(tmp_path: Path) 
         assert found["hash"] == net.base_hash() and found["off"] == net.off(0)
         torch.testing.assert_close(found["logits"], logits(net, 0, x))
         torch.testing.assert_close(found["grads"], [p.grad for p in net.task_parameters(1)])
-    torch.set_num_threads(threads)

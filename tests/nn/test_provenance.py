@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maskcl.nn import HATNetwork, to_hat
-from tests.nn.zoo import MODELS, images
+from tests.nn.zoo import MODELS, assert_restores, images
 
 NAMES = list(MODELS)
 # Their outputs enter products, which the other factor closes too: more is protected than matters.
@@ -190,14 +190,7 @@ def test_a_layer_called_twice_reads_the_units_of_both_calls() -> None:
     net = to_hat(Twice(), 2, torch.randn(2, 4)).eval()
     assert feed(net, "again") == [list(range(6)), list(range(6, 12))]
     net.finish_task(0)
-    x = torch.randn(9, 4)
-    with torch.no_grad(), net.task(0):
-        before = net(x)
-        saved = net.protection().snapshot()
-        for parameter in net.protection().parameters:
-            parameter.normal_()
-        net.protection().restore_(saved)
-        assert torch.equal(net(x), before)
+    assert_restores(net, torch.randn(9, 4))
 
 
 def test_masks_wait_for_a_batch_norm_but_not_for_norms_that_mix_channels() -> None:

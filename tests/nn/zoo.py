@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskcl.nn import HATNetwork
+
 
 def mlp() -> nn.Module:
     return nn.Sequential(
@@ -186,3 +188,15 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def images(count: int, seed: int = 0) -> Tensor:
     """A batch that every model takes, [count, 1, 4, 4]."""
     return torch.randn(count, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def assert_restores(net: HATNetwork, x: Tensor) -> None:
+    """All that finished task 0 computes with is put back where every parameter has moved."""
+    with net.task(0):
+        before = net(x)
+        saved = net.protection().snapshot()
+        for parameter in net.protection().parameters:
+            parameter.normal_()
+        net.protection().restore_(saved)
+        assert torch.equal(net(x), before)

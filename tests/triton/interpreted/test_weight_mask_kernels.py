@@ -238,8 +238,9 @@ def test_every_tile(
 ) -> None:
     monkeypatch.setattr(_products, "shared_bytes", lambda device: shared)
     monkeypatch.setattr(_products, "PROGRAMS", 1)
-    for ins, outs in ((288, 160), (130, 150)):
-        _assert_linear(_linear_case(batch, ins, outs, torch.float16, rng), "ternary")
+    _assert_linear(_linear_case(batch, 288, 160, torch.float16, rng), "ternary")
+    if batch == 40:  # the tile of rows that are not aligned is the same for every batch
+        _assert_linear(_linear_case(batch, 130, 150, torch.float16, rng), "ternary")
 
 
 def test_sums_that_are_split(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
@@ -251,13 +252,14 @@ def test_sums_that_are_split(monkeypatch: pytest.MonkeyPatch, rng: torch.Generat
         add(parts, bias, out, splits)
 
     monkeypatch.setattr(_products, "_sum_splits", record)
-    monkeypatch.setattr(_products, "PROGRAMS", 1000)
-    case = _linear_case(260, 259, 258, torch.float16, rng)
-    _assert_linear(case, "soft")
-    assert split == [2, 2, 2]
-    monkeypatch.setattr(_products, "PROGRAMS", 1)
-    _assert_linear(case, "binary")
-    assert split == [2, 2, 2]
+    # In turn the sums of y, of dx and of the weight's gradients are long.
+    for sizes in ((70, 259, 66), (70, 66, 259), (260, 70, 66)):
+        case = _linear_case(*sizes, torch.float16, rng)
+        for programs, levels, wanted in ((1000, "soft", [2]), (1, "binary", [])):
+            monkeypatch.setattr(_products, "PROGRAMS", programs)
+            split.clear()
+            _assert_linear(case, levels)
+            assert split == wanted
 
 
 def test_a_batch_of_none_and_layers_of_none() -> None:
