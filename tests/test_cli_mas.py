@@ -61,7 +61,7 @@ def test_a_stronger_penalty_holds_more(finished, tmp_path):
 def test_ewc_has_options_of_its_own(tmp_path, capsys):
     own = ["--labels", "sampled", "--anchors", "last", "--decay", 0.9, "--epochs", 1]
     assert train("ewc", *SMALL, *own, "--out", tmp_path / "run") == 0
-    assert "strength 1000, mean importance" in capsys.readouterr().out
+    assert "strength 10000, mean importance" in capsys.readouterr().out
     result = result_of(tmp_path / "run")
     config = result["configuration"]
     assert result["method"] == "ewc"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import maskcl
 from maskcl import models, scenarios
@@ -27,7 +27,8 @@ _mas = functools.partial(option, panel="MAS")
 _ewc = functools.partial(option, panel="EWC")
 _MAS, _EWC = MAS(), EWC()
 
-LEARNING_RATES = {"sgd": 0.05, "adam": 0.002, "adamw": 0.002}
+MAS_RATES = {"sgd": 0.05, "adam": 0.002, "adamw": 0.002}
+EWC_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
 
 _STRENGTH = "Of the penalty; it belongs to the importance's definition."
 _REDUCTION = "Of gradients: sample (mean of sizes), batch (size of means)."
@@ -40,13 +41,15 @@ _HEADS_SHOWN = "in the domain setting"
 class QuadraticOptions(TrainOptions):
     """What both methods take."""
 
+    # By optimizer.
+    RATES: ClassVar[dict[str, float]]
+
     model: str = option(f"{', '.join(models.NAMES)}.", "mlp", choices=models.NAMES)
     hidden: tuple[int, ...] | None = option("Widths of the mlp.", None, shown="200,200")
     dropout: float | None = option("Of the mlp.", None, shown="0", at_least=0, below=1)
-    lr: float | None = option("Learning rate.", None, shown=table(LEARNING_RATES), above=0)
 
     def __post_init__(self) -> None:
-        self._complete("lr", LEARNING_RATES.get(self.optimizer))
+        self._complete("lr", self.RATES.get(self.optimizer))
         # One head that answers for all tasks alike is a part of what they need.
         setting = self.setting or scenarios.default_setting(self.scenario)
         self._complete("heads", setting == "domain")
@@ -59,7 +62,9 @@ class MASOptions(QuadraticOptions):
 
     NAME = "mas"
     METHOD = MAS
+    RATES = MAS_RATES
 
+    lr: float | None = option("Learning rate.", None, shown=table(MAS_RATES), above=0)
     strength: float = _mas(_STRENGTH, _MAS.strength)
     reduction: str = _mas(_REDUCTION, _MAS.reduction)
     norm: str = _mas("Of the outputs' squares: sum, mean.", _MAS.norm)
@@ -73,7 +78,9 @@ class EWCOptions(QuadraticOptions):
 
     NAME = "ewc"
     METHOD = EWC
+    RATES = EWC_RATES
 
+    lr: float | None = option("Learning rate.", None, shown=table(EWC_RATES), above=0)
     strength: float = _ewc(_STRENGTH, _EWC.strength)
     reduction: str = _ewc(_REDUCTION, _EWC.reduction)
     labels: str = _ewc("Whose probability: data, predicted, sampled.", _EWC.labels)

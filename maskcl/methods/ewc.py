@@ -47,7 +47,7 @@ class EWC(Quadratic):
         ValueError: a value is outside its range; the message names it.
     """
 
-    strength: float = 1000.0
+    strength: float = 10_000.0
     reduction: str = "sample"
     labels: str = "data"
     decay: float = 1.0
