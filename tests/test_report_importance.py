@@ -73,6 +73,8 @@ def test_importance_is_drawn_as_powers_of_ten_and_drift_in_thousandths():
     found = cells(axes)
     assert [found[row, 0] for row in range(4)] == ["0.0", "-1.0", "-2.0", "-0.4"]
     assert [found[row, 1] for row in range(4)] == ["0.3", "-0.7", "-1.7", "-0.1"]
+    result["importance"][0]["1.weight"] = 0.99
+    assert cells(importance.importance_by_layer(result).axes[0])[0, 0] == "0.0"  # not -0.0
     found = cells(importance.drift_by_layer(result).axes[0])
     assert found == {(0, 1): "0.0", (1, 1): "1.0", (2, 1): "2.0", (3, 1): "1.4"}
 

@@ -28,7 +28,7 @@ class MAS(Quadratic):
 
     Args:
         strength: lambda. It goes with ``reduction`` and ``norm``: other importances are of another
-            size, and want another strength. The default was chosen on digits of 8x8 pixels.
+            size, and want another strength. 1 is the paper's.
         reduction: ``sample``, the mean of |gradients| as the paper has it, whatever the batch size;
             ``batch``, |mean gradient| of each batch, as some implementations compute it: smaller,
             and smaller with larger batches, but defined where samples of a batch mix.
@@ -41,7 +41,7 @@ class MAS(Quadratic):
         ValueError: a value is outside its range; the message names it.
     """
 
-    strength: float = 0.03
+    strength: float = 1.0
     reduction: str = "sample"
     norm: str = "sum"
     decay: float = 1.0

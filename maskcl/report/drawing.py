@@ -126,7 +126,7 @@ def _numbers(
     for (i, j), value in np.ndenumerate(values):
         if np.isnan(value):
             continue
-        text = f"{value:.{digits}f}"
+        text = f"{round(float(value), digits) + 0.0:.{digits}f}"  # no -0.0
         text = text[1:] if text.startswith("0.") and digits == 3 else text
         color = "white" if value > middle else INK
         axes.text(j, i, text, ha="center", va="center", color=color, fontsize=size)
