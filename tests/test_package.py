@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STEMS = list(_library.SIGNATURES)
 MOST_SECONDS = 0.3
 
-# Runs in a fresh interpreter; tells what `import maskcl` costs beyond `import torch`, and does. Time
-# of the processor: what else the machine does is not the import's.
+# Runs in a fresh interpreter; tells what `import maskcl` costs beyond `import torch`, and does. The
+# processor's time: what else the machine does is not the import's.
 PROBE = """
 import json, sys, time
 import torch
