@@ -8,6 +8,7 @@ resume_run, and like it need `ONE_THREAD`.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import socket
 import sys
@@ -18,7 +19,7 @@ from lightning_fabric import Fabric
 from maskcl.methods import MAS
 from maskcl.problems import Vision
 from maskcl.trainer import Trainer
-from tests import tiny
+from tests import resume_run, tiny
 
 BATCH = 8  # of both together
 
@@ -42,6 +43,7 @@ def train(fabric: Fabric | None, processes: int) -> Trainer:
 
 
 def child(rank: int, directory: str) -> None:
+    faulthandler.dump_traceback_later(resume_run.SECONDS, exit=True)  # it waits for the other
     os.environ["LOCAL_RANK"] = str(rank)
     fabric = Fabric(accelerator="cpu", strategy="ddp", devices=2)
     fabric.launch()
