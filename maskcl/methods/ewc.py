@@ -40,8 +40,8 @@ class EWC(Quadratic):
         decay: factor of earlier tasks' importances when a task's are added.
         anchors: ``each``: every task pulls to where the parameters were after it, in one anchor
             that has the same gradient; ``last``: all pull to where they were after the last task.
-        heads: whether an output layer that tasks share is held too. A task's own head never moves
-            after its task.
+        heads: whether an output layer that tasks share is held too: without it a head that answers
+            for all tasks alike (domain, time) forgets. A task's own never moves after its task.
 
     Raises:
         ValueError: a value is outside its range; the message names it.

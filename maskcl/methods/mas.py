@@ -34,8 +34,8 @@ class MAS(Quadratic):
             and smaller with larger batches, but defined where samples of a batch mix.
         norm: ``sum`` over outputs of their squares, or their ``mean``.
         decay: factor of earlier tasks' importances when a task's are added; 1 is the paper's sum.
-        heads: whether an output layer that tasks share is held too. A task's own head never moves
-            after its task.
+        heads: whether an output layer that tasks share is held too: without it a head that answers
+            for all tasks alike (domain, time) forgets. A task's own never moves after its task.
 
     Raises:
         ValueError: a value is outside its range; the message names it.
