@@ -28,8 +28,8 @@ class Graph:
             raise TypeError(f"Graph: x is {found}, wanted a floating tensor")
         if x.dim() != 2 or x.layout not in (torch.strided, torch.sparse_csr):
             raise ValueError(
-                f"Graph: x has shape {list(x.shape)} and layout {x.layout}, wanted [nodes, features]"
-                " dense or sparse CSR"
+                f"Graph: x has shape {list(x.shape)} and layout {x.layout},"
+                " wanted [nodes, features], dense or sparse CSR"
             )
         if not isinstance(edge_index, Tensor) or edge_index.dtype != torch.int64:
             found = (
@@ -73,11 +73,8 @@ class Graph:
         return self._kept[kind]
 
     def __repr__(self) -> str:
-        return f"Graph(nodes={self.num_nodes}, features={self.num_features}, edges={self._size})"
-
-    @property
-    def _size(self) -> int:
-        return self.edge_index.shape[1]
+        size = self.edge_index.shape[1]
+        return f"Graph(nodes={self.num_nodes}, features={self.num_features}, edges={size})"
 
 
 def adjacency(
@@ -109,7 +106,7 @@ def adjacency(
 
 def csr(indices: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
     """Sparse CSR matrix of int64 [2, E] positions and their [E] values; equal positions add up."""
-    matrix = torch.sparse_coo_tensor(indices, values, size).coalesce()
+    matrix = torch.sparse_coo_tensor(indices, values, size, check_invariants=True).coalesce()
     with warnings.catch_warnings():
         # torch calls its CSR layout a beta; it is what has a fast product.
         warnings.filterwarnings("ignore", message=".*Sparse CSR.*")

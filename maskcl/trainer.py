@@ -218,7 +218,8 @@ class Trainer:
         totals = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
         self.callback.on_epoch_start(run.task, epoch, batches)
         net.train()
-        loader = problem.train_batches(run.dataset, order, self.batch_size)
+        chance = self._generator("batches", run.task, epoch)
+        loader = problem.train_batches(run.dataset, order, self.batch_size, chance)
         for i, batch in enumerate(loader):
             batch = self.fabric.to_device(batch)
             method.before_step(net, run.state, epoch_progress(i, batches))
@@ -300,7 +301,8 @@ class Trainer:
         order = list(range(self.fabric.global_rank, len(run.dataset), self.fabric.world_size))
 
         def batches() -> Iterator[Any]:
-            for batch in self.problem.train_batches(run.dataset, order, self.batch_size):
+            chance = self._generator("measuring", run.task)
+            for batch in self.problem.train_batches(run.dataset, order, self.batch_size, chance):
                 yield self.fabric.to_device(batch)
 
         def forward(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -311,13 +313,16 @@ class Trainer:
 
     def _order(self, task: int, epoch: int, count: int) -> list[int]:
         """This process's samples of an epoch, in order."""
-        generator = torch.Generator().manual_seed(derive_seed("shuffle", self.seed, task, epoch))
-        order = torch.randperm(count, generator=generator).tolist()
+        order = torch.randperm(count, generator=self._generator("shuffle", task, epoch)).tolist()
         world, rank = self.fabric.world_size, self.fabric.global_rank
         if count < world:
             raise ValueError(f"Trainer: task {task} has {count} training samples, wanted {world}")
         # Every process takes the same number of steps, or the gradients' exchange would hang.
         return order[rank : count - count % world : world]
+
+    def _generator(self, purpose: str, *parts: int) -> torch.Generator:
+        """Chance that depends on the seed, the purpose and these numbers alone."""
+        return torch.Generator().manual_seed(derive_seed(purpose, self.seed, *parts))
 
     def _save(self, run: _Running, position: tuple[int, int]) -> None:
         path = self.checkpoint_path
@@ -342,7 +347,7 @@ class Trainer:
         optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, 0))
         return {
             "method": {"name": type(method).__name__, **dataclasses.asdict(method)},
-            "problem": self.problem.name,
+            "problem": self.problem.describe(),
             "setting": self.setting.name,
             "scenario": self.scenario.describe(),
             "optimizer": {"name": type(optimizer).__name__, "groups": _describe(optimizer)},

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 
 class Problem(Protocol):
@@ -19,16 +19,20 @@ class Problem(Protocol):
     name: str
 
     def train_batches(
-        self, dataset: Dataset[Any], order: list[int], batch_size: int
+        self,
+        dataset: Any,
+        order: list[int],
+        batch_size: int,
+        generator: torch.Generator | None = None,
     ) -> Iterator[Any]:
-        """Batches of ``dataset``'s samples in the given order."""
+        """Batches of ``dataset``'s samples in the given order; chance comes from ``generator``."""
         ...
 
     def num_batches(self, num_samples: int, batch_size: int) -> int:
         """How many batches `train_batches` yields for that many samples."""
         ...
 
-    def test_batches(self, inputs: Dataset[Any], batch_size: int) -> Iterator[Any]:
+    def test_batches(self, inputs: Any, batch_size: int) -> Iterator[Any]:
         """Batches of inputs without labels, in the dataset's order."""
         ...
 
@@ -41,9 +45,13 @@ class Problem(Protocol):
         ...
 
     def predict(self, net: nn.Module, batch: Any) -> Tensor:
-        """Predictions for a test batch."""
+        """Predictions for a test batch, as the scenario scores them."""
         ...
 
     def predictions(self, logits: Tensor) -> Tensor:
-        """The predictions that these logits stand for."""
+        """The labels that these logits stand for."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """All that a result depends on, as a JSON object."""
         ...

@@ -6,33 +6,27 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
+from maskcl.problems.classification import Classification
 
-class Vision:
+
+class Vision(Classification):
     """Cross-entropy classification of samples ``(x, y)``, y the label inside its task."""
 
     name = "vision"
 
-    def num_batches(self, num_samples: int, batch_size: int) -> int:
-        """How many batches `train_batches` yields for that many samples."""
-        full, rest = divmod(num_samples, batch_size)
-        return full + int(rest > 1 or full == 0)
-
     def train_batches(
-        self, dataset: Dataset[Any], order: Sequence[int], batch_size: int
+        self,
+        dataset: Dataset[Any],
+        order: Sequence[int],
+        batch_size: int,
+        generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches ``(x[B, ...], y[B])`` of the samples in the given order.
-
-        A single sample that would be left over joins the batch before it: batch statistics of
-        one sample do not exist.
-        """
-        last = self.num_batches(len(order), batch_size) - 1
-        for i in range(last + 1):
-            stop = len(order) if i == last else (i + 1) * batch_size
-            yield _collect(dataset, order[i * batch_size : stop])
+        """Batches ``(x[B, ...], y[B])`` of the samples in the given order."""
+        for rows in self._parts(order, batch_size):
+            yield _collect(dataset, rows.tolist())
 
     def test_batches(self, inputs: Dataset[Any] | Tensor, batch_size: int) -> Iterator[Tensor]:
         """Batches ``x[B, ...]`` in order."""
@@ -41,27 +35,9 @@ class Vision:
             batch = _collect(inputs, range(first, min(first + batch_size, count)))
             yield batch[0] if isinstance(batch, (tuple, list)) else batch
 
-    def forward(
-        self, net: nn.Module, batch: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``(logits[B, classes], target[B], None)``."""
-        x, y = batch
-        return net(x), y, None
-
-    def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Cross-entropy, the mean over samples (weighted where ``weight[B]`` is given)."""
-        if weight is None:
-            return F.cross_entropy(logits, target)
-        losses = F.cross_entropy(logits, target, reduction="none")
-        return (losses * weight).sum() / weight.sum()
-
     def predict(self, net: nn.Module, batch: Tensor) -> Tensor:
         """Predicted labels int64[B] of inputs ``x[B, ...]``."""
-        return self.predictions(net(batch))
-
-    def predictions(self, logits: Tensor) -> Tensor:
-        """The class with the largest logit, int64[B]."""
-        return logits.argmax(dim=1)
+        return super().predict(net, (batch, None))
 
 
 def _collect(dataset: Any, indices: Sequence[int]) -> Any:
