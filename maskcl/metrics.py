@@ -1,8 +1,12 @@
 """Metrics of a sequence of tasks, from its accuracy matrix.
 
 ``M[i, j]`` is the score on task j after training task i: rows are time, the last row is the final
-model. Entries that were not measured are NaN; with one head a task, all above the diagonal.
+model. A score is an accuracy, or what else the scenario measures (AUROC, Hits@K): one kind in one
+matrix. Entries that were not measured are NaN; with one head a task, all above the diagonal.
 A metric that is undefined is NaN with a reason, never 0.
+
+AP, AF, INT and FWT are BeGin's as its code computes them. Its documents divide AF's sum, and
+FWT's, of T - 1 terms by T, and give AF the opposite sign.
 
 Every function leaves its arguments as they are. Those that take ``M`` raise ValueError unless it
 is a square matrix.
@@ -11,7 +15,7 @@ is a square matrix.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +36,13 @@ class Metric:
 
 
 ONE_TASK = "one task has nothing to forget or to transfer"
+NO_JOINT = "no joint training to compare with: --references trains it"
+NO_SCRATCH = "no training from scratch to compare with: --references trains it"
+NOT_BEFORE = "tasks were not scored before they were trained: a head or mask of theirs was missing"
 
 
 def average_performance(matrix: ArrayLike) -> Metric:
-    """ACC, also AP: mean over j of M[T-1, j] (Lopez-Paz and Ranzato 2017, eq. 2)."""
+    """ACC, BeGin's AP: mean over all T tasks j of M[T-1, j] (Lopez-Paz and Ranzato 2017, eq. 2)."""
     m = _matrix(matrix)
     return _known(m, [(len(m) - 1, j) for j in range(len(m))]) or _metric(m[-1].mean())
 
@@ -47,7 +54,10 @@ def average_incremental(matrix: ArrayLike) -> Metric:
 
 
 def backward_transfer(matrix: ArrayLike) -> Metric:
-    """BWT: mean over j < T-1 of M[T-1, j] - M[j, j]; negative is forgetting (Lopez-Paz 2017)."""
+    """BWT: mean over the T-1 tasks j < T-1 of M[T-1, j] - M[j, j]; negative is forgetting.
+
+    Lopez-Paz and Ranzato 2017, eq. 3.
+    """
     m = _matrix(matrix)
     last = len(m) - 1
     if last == 0:
@@ -57,7 +67,9 @@ def backward_transfer(matrix: ArrayLike) -> Metric:
 
 
 def forward_transfer(matrix: ArrayLike, untrained: ArrayLike | None) -> Metric:
-    """FWT: mean over j >= 1 of M[j-1, j] - b_j (Lopez-Paz and Ranzato 2017, eq. 4).
+    """FWT: mean over the T-1 tasks j >= 1 of M[j-1, j] - b_j; positive is a head start.
+
+    Lopez-Paz and Ranzato 2017, eq. 4. BeGin prints it in the domain setting.
 
     Args:
         matrix: M.
@@ -70,10 +82,34 @@ def forward_transfer(matrix: ArrayLike, untrained: ArrayLike | None) -> Metric:
         return Metric(math.nan, "the untrained model was not scored")
     before = _vector(untrained, len(m), "untrained")
     if any(math.isnan(m[j - 1, j]) for j in range(1, len(m))):
-        return Metric(math.nan, "tasks were not scored before they were trained")
+        return Metric(math.nan, NOT_BEFORE)
     if np.isnan(before[1:]).any():
         return Metric(math.nan, "the untrained model was not scored on every task")
     return _metric(np.mean([m[j - 1, j] - before[j] for j in range(1, len(m))]))
+
+
+def transfer_from_scratch(matrix: ArrayLike, scratch: ArrayLike | None) -> Metric:
+    """FTS: mean over the T-1 tasks j >= 1 of M[j, j] - scratch_j; positive is a gain.
+
+    Defined where FWT is not, with a head for each task. Wolczyk et al. 2021 (Continual World)
+    compare with training from scratch too, but areas under the curves of training, and divide by
+    1 minus the reference's; here they are the scores at the end of training, and nothing divides.
+
+    Args:
+        matrix: M.
+        scratch: [T], the score on task j of a fresh plain network trained on task j alone; None if
+            there is none.
+    """
+    m = _matrix(matrix)
+    if len(m) == 1:
+        return Metric(math.nan, ONE_TASK)
+    if scratch is None:
+        return Metric(math.nan, NO_SCRATCH)
+    reference = _vector(scratch, len(m), "scratch")
+    if np.isnan(reference[1:]).any():
+        return Metric(math.nan, "training from scratch was not scored on every task")
+    unknown = _known(m, [(j, j) for j in range(1, len(m))])
+    return unknown or _metric(np.mean(m.diagonal()[1:] - reference[1:]))
 
 
 def forgetting(matrix: ArrayLike) -> Metric:
@@ -91,21 +127,27 @@ def forgetting(matrix: ArrayLike) -> Metric:
 
 
 def average_forgetting(matrix: ArrayLike) -> Metric:
-    """AF as BeGin computes it: mean over j < T-1 of M[j, j] - M[T-1, j], which is -BWT."""
+    """AF, BeGin's: mean over the T-1 tasks j < T-1 of M[j, j] - M[T-1, j]; positive is forgetting.
+
+    It is -BWT.
+    """
     backward = backward_transfer(matrix)
     return Metric(-backward.value + 0.0, backward.reason)
 
 
 def intransigence(matrix: ArrayLike, joint: ArrayLike | None) -> Metric:
-    """INT: mean over j of joint_j - M[j, j] (Chaudhry et al. 2018).
+    """INT: mean over all T tasks j of joint_j - M[j, j]; positive is what was not learned.
+
+    Chaudhry et al. 2018 (Riemannian Walk), Intransigence measure; BeGin's.
 
     Args:
         matrix: M.
-        joint: [T], score on task j of a model trained on all tasks at once; None if there is none.
+        joint: [T], score on task j of a model trained on tasks 0 to j together; None if there is
+            none.
     """
     m = _matrix(matrix)
     if joint is None:
-        return Metric(math.nan, "no joint training to compare with")
+        return Metric(math.nan, NO_JOINT)
     reference = _vector(joint, len(m), "joint")
     if np.isnan(reference).any():
         return Metric(math.nan, "the joint model was not scored on every task")
@@ -122,11 +164,12 @@ def forgetting_ratio(
     Args:
         matrix: M; A_j = M[T-1, j].
         chance: [T], R_j, the score of a random classifier; None if not known.
-        joint: [T], J_j, the score of joint training; None if there is none.
+        joint: [T], J_j, score on task j of a model trained on all T tasks together; None if there
+            is none.
     """
     m = _matrix(matrix)
     if joint is None:
-        return Metric(math.nan, "no joint training to compare with")
+        return Metric(math.nan, NO_JOINT)
     if chance is None:
         return Metric(math.nan, "the score of a random classifier is not given")
     top, low = _vector(joint, len(m), "joint"), _vector(chance, len(m), "chance")
@@ -145,58 +188,35 @@ def average_accuracy_curve(matrix: ArrayLike) -> NDArray[np.float64]:
     return np.array([m[i, : i + 1].mean() for i in range(len(m))])
 
 
-def mask_overlap(masks: ArrayLike) -> NDArray[np.float64]:
-    """[T, T]: entry (i, j) is the share of task j's units that task i uses too.
-
-    Args:
-        masks: bool[T, U]. A column is NaN where task j uses no unit.
-    """
-    m = np.asarray(masks)
-    if m.ndim != 2 or m.dtype != np.bool_:
-        raise ValueError(f"masks must be bool[tasks, units], got {m.dtype}{list(m.shape)}")
-    shared = m.astype(np.float64) @ m.T.astype(np.float64)
-    counts = m.sum(axis=1).astype(np.float64)
-    counts[counts == 0] = np.nan
-    return shared / counts[None, :]
-
-
-def mask_bytes(masks: ArrayLike) -> int:
-    """Bytes of one task's mask at one bit a unit. ``masks``: bool[T, U]."""
-    return -(-np.asarray(masks).shape[1] // 8)
-
-
-def total_share(shares: Mapping[str, float], sizes: Mapping[str, int]) -> float:
-    """Share over all parts together, each counted by its size; 0 where all are empty.
-
-    The plain mean of the shares would weigh a layer of ten weights like one of a million.
-
-    Raises:
-        ValueError: the two do not name the same parts.
-    """
-    if shares.keys() != sizes.keys():
-        odd = ", ".join(sorted(shares.keys() ^ sizes.keys()))
-        raise ValueError(f"shares and sizes must name the same parts, only one has {odd}")
-    total = sum(sizes.values())
-    return sum(shares[name] * sizes[name] for name in sizes) / total if total else 0.0
-
-
 def all_metrics(
     matrix: ArrayLike,
     *,
     untrained: ArrayLike | None = None,
     chance: ArrayLike | None = None,
     joint: ArrayLike | None = None,
+    joint_last: ArrayLike | None = None,
+    scratch: ArrayLike | None = None,
 ) -> dict[str, Metric]:
-    """Every metric of this file by its short name; what is missing gives NaN and a reason."""
+    """Every metric of this file by its short name; what is missing gives NaN and a reason.
+
+    Args:
+        matrix: M.
+        untrained: [T], of `forward_transfer`.
+        chance: [T], of `forgetting_ratio`.
+        joint: [T], of `intransigence`.
+        joint_last: [T], the joint training that `forgetting_ratio` takes.
+        scratch: [T], of `transfer_from_scratch`.
+    """
     return {
         "ACC": average_performance(matrix),
         "AIA": average_incremental(matrix),
         "BWT": backward_transfer(matrix),
         "FWT": forward_transfer(matrix, untrained),
+        "FTS": transfer_from_scratch(matrix, scratch),
         "F": forgetting(matrix),
         "AF": average_forgetting(matrix),
         "INT": intransigence(matrix, joint),
-        "rho": forgetting_ratio(matrix, chance, joint),
+        "rho": forgetting_ratio(matrix, chance, joint_last),
     }
 
 

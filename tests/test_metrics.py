@@ -55,6 +55,28 @@ def test_forward_transfer_reads_the_entries_just_above_the_diagonal():
     assert metrics.forward_transfer(M, [NAN, 0.1, 0.05]).value == pytest.approx(expected)
 
 
+def test_transfer_from_scratch_reads_the_diagonal_but_its_first():
+    expected = ((0.70 - 0.6) + (0.95 - 0.99)) / 2
+    assert metrics.transfer_from_scratch(M, [0.2, 0.6, 0.99]).value == pytest.approx(expected)
+    # Nothing came before the first task.
+    found = metrics.transfer_from_scratch(LOWER, [NAN, 0.6, 0.99])
+    assert found.value == pytest.approx(expected)
+
+
+def test_begins_four_figures_by_hand():
+    """AP, AF, INT and FWT as BeGin's code has them: divisors T, T - 1, T, T - 1, and AF's sign."""
+    found = metrics.all_metrics(M, untrained=[0.3, 0.1, 0.05], joint=[0.99, 0.80, 0.90])
+    by_hand = {
+        "ACC": (0.50 + 0.60 + 0.95) / 3,
+        "AF": ((0.90 - 0.50) + (0.70 - 0.60)) / 2,
+        "INT": ((0.99 - 0.90) + (0.80 - 0.70) + (0.90 - 0.95)) / 3,
+        "FWT": ((0.15 - 0.10) + (0.35 - 0.05)) / 2,
+    }
+    for name, value in by_hand.items():
+        assert found[name].value == pytest.approx(value)
+    assert found["AF"].value > 0 > found["BWT"].value
+
+
 def test_intransigence_compares_the_diagonal_with_joint_training():
     expected = ((0.99 - 0.90) + (0.80 - 0.70) + (0.90 - 0.95)) / 3
     assert metrics.intransigence(M, [0.99, 0.80, 0.90]).value == pytest.approx(expected)
@@ -80,15 +102,16 @@ def test_the_lower_triangle_is_enough_except_for_forward_transfer():
         assert metrics.all_metrics(LOWER)[name] == metrics.all_metrics(M)[name]
     found = metrics.forward_transfer(LOWER, [0.1] * 3)
     assert math.isnan(found.value)
-    assert found.reason == "tasks were not scored before they were trained"
+    assert found.reason.startswith("tasks were not scored before they were trained")
 
 
 def test_one_task():
-    found = metrics.all_metrics([[0.8]], untrained=[0.1], chance=[0.1], joint=[0.9])
+    references = {"joint": [0.9], "joint_last": [0.9], "scratch": [0.9]}
+    found = metrics.all_metrics([[0.8]], untrained=[0.1], chance=[0.1], **references)
     assert found["ACC"].value == found["AIA"].value == pytest.approx(0.8)
     assert found["INT"].value == pytest.approx(0.1)
     assert found["rho"].value == pytest.approx(0.7 / 0.8 - 1)
-    for name in ("BWT", "FWT", "F", "AF"):
+    for name in ("BWT", "FWT", "FTS", "F", "AF"):
         assert math.isnan(found[name].value)
         assert found[name].reason == metrics.ONE_TASK
 
@@ -98,7 +121,10 @@ def test_every_undefined_metric_has_a_reason_and_every_defined_one_has_none():
         for metric in found.values():
             assert math.isnan(metric.value) == (metric.reason is not None)
     assert metrics.all_metrics(M)["FWT"].reason == "the untrained model was not scored"
-    assert metrics.all_metrics(M)["INT"].reason == "no joint training to compare with"
+    for name in ("INT", "FTS", "rho"):
+        assert "--references" in metrics.all_metrics(M)[name].reason
+    assert "scored on every task" in metrics.intransigence(M, [0.9, NAN, 0.9]).reason
+    assert "scored on every task" in metrics.transfer_from_scratch(M, [0.9, NAN, 0.9]).reason
     assert metrics.forgetting_ratio(M, None, [1.0] * 3).reason.startswith("the score of a random")
     assert "at chance on task 1" in metrics.forgetting_ratio(M, [0, 0.5, 0], [1, 0.5, 1]).reason
 
@@ -120,14 +146,13 @@ def test_undefined_is_null_in_json():
 
 def test_arguments_are_not_modified():
     m, untrained, joint = LOWER.copy(), np.array([0.1] * 3), np.array([0.99] * 3)
-    masks = np.array([[True, False], [True, True]])
-    kept = [a.copy() for a in (m, untrained, joint, masks)]
-    for array in (m, untrained, joint, masks):
+    kept = [a.copy() for a in (m, untrained, joint)]
+    for array in (m, untrained, joint):
         array.flags.writeable = False
-    metrics.all_metrics(m, untrained=untrained, chance=untrained, joint=joint)
+    references = {"joint": joint, "joint_last": joint, "scratch": joint}
+    metrics.all_metrics(m, untrained=untrained, chance=untrained, **references)
     metrics.average_accuracy_curve(m)
-    metrics.mask_overlap(masks)
-    for before, after in zip(kept, (m, untrained, joint, masks), strict=True):
+    for before, after in zip(kept, (m, untrained, joint), strict=True):
         np.testing.assert_array_equal(before, after)
 
 
@@ -145,27 +170,3 @@ def test_references_of_the_wrong_length_are_refused():
 def test_curve_is_each_rows_mean_up_to_the_diagonal():
     curve = metrics.average_accuracy_curve(LOWER)
     np.testing.assert_allclose(curve, [0.90, 0.75, 2.05 / 3])
-
-
-def test_overlap_is_the_share_of_the_columns_task():
-    masks = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 0, 0]], dtype=bool)
-    overlap = metrics.mask_overlap(masks)
-    np.testing.assert_allclose(overlap[0, :2], [1.0, 2 / 3])
-    np.testing.assert_allclose(overlap[1, :2], [2 / 4, 1.0])
-    assert np.isnan(overlap[:, 2]).all()
-    with pytest.raises(ValueError, match=r"masks must be bool\[tasks, units\], got int64"):
-        metrics.mask_overlap(np.array([[1, 0]]))
-
-
-def test_a_mask_takes_one_bit_a_unit():
-    assert metrics.mask_bytes(np.zeros((3, 400), dtype=bool)) == 50
-    assert metrics.mask_bytes(np.zeros((3, 401), dtype=bool)) == 51
-
-
-def test_total_share_counts_each_part_by_its_size():
-    # The plain mean would be .35.
-    assert metrics.total_share({"a": 0.5, "b": 0.2}, {"a": 10, "b": 90}) == pytest.approx(0.23)
-    assert metrics.total_share({"a": 0.5, "b": 0.0}, {"a": 4, "b": 0}) == 0.5
-    assert metrics.total_share({"a": 0.5}, {"a": 0}) == metrics.total_share({}, {}) == 0.0
-    with pytest.raises(ValueError, match="must name the same parts, only one has b, c"):
-        metrics.total_share({"a": 0.5, "b": 0.2}, {"a": 10, "c": 90})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import maskcl
-from maskcl import metrics, models, report
+from maskcl import mask_metrics, models, report
 from maskcl.cli.common import (
     MethodCommand,
     Trained,
@@ -91,7 +91,7 @@ def finish(run: Trained) -> dict[str, Any]:
         "capacity": run.result.capacity,
         "protected": run.result.protected,
         "protected_share": _protected_share(net, run.result.protected[-1]),
-        "mask_bytes": metrics.mask_bytes(masks),
+        "mask_bytes": mask_metrics.mask_bytes(masks),
         "masks": report.encode_masks(masks, spans),
     }
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskcl.metrics import mask_overlap
+from maskcl.mask_metrics import mask_overlap
 from maskcl.report.drawing import (
     INK,
     MOST_NUMBERED,
