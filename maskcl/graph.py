@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import torch
@@ -71,6 +72,22 @@ class Graph:
         if kind not in self._kept:
             self._kept[kind] = adjacency(self.edge_index, self.num_nodes, kind, self.x.dtype)
         return self._kept[kind]
+
+    @functools.cached_property
+    def incoming(self) -> tuple[Tensor, Tensor]:
+        """Senders by the node that receives: node i's are ``senders[offsets[i] : offsets[i + 1]]``.
+
+        ``(offsets int64 [N + 1], senders int64 [E])``, made once.
+        """
+        source, target = self.edge_index
+        count = torch.bincount(target, minlength=self.num_nodes)
+        return torch.cat([count.new_zeros(1), count.cumsum(0)]), source[target.argsort(stable=True)]
+
+    @functools.cached_property
+    def degree(self) -> Tensor:
+        """In-degrees with exactly one loop a node, as ``gcn`` counts: int64 [N], made once."""
+        source, target = self.edge_index
+        return torch.bincount(target[source != target], minlength=self.num_nodes) + 1
 
     def __repr__(self) -> str:
         size = self.edge_index.shape[1]
