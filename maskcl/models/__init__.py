@@ -7,16 +7,37 @@ them into the layer before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from maskcl.graph import Graph
 from maskcl.models.conv import conv
 from maskcl.models.mlp import mlp
 from maskcl.models.resnet import resnet18
 
-__all__ = ["NAMES", "build", "conv", "mlp", "resnet18"]
+if TYPE_CHECKING:
+    from maskcl.models.graph import GraphClassifier, LinkClassifier, NodeClassifier
+
+__all__ = [
+    "ENCODERS",
+    "GRAPH_PROBLEMS",
+    "NAMES",
+    "READOUTS",
+    "build",
+    "build_graph",
+    "conv",
+    "example_inputs",
+    "mlp",
+    "resnet18",
+]
 
 NAMES = ("mlp", "conv", "resnet18")
+ENCODERS = {"gcn": "gcn", "sage": "mean", "gin": "sum", "gat": "index"}
+"""Graph encoders, and the kind of ``Graph.edges`` that each takes."""
+GRAPH_PROBLEMS = ("node", "link", "graph")
+READOUTS = ("mean", "sum", "max")
 
 
 def build(
@@ -49,3 +70,70 @@ def build(
         option = "hidden" if hidden is not None else "dropout"
         raise ValueError(f"{option} belongs to the mlp, {name} has none")
     return conv(input_shape, classes) if name == "conv" else resnet18(input_shape, classes)
+
+
+def build_graph(
+    problem: str,
+    encoder: str,
+    features: int,
+    classes: int,
+    *,
+    hidden: Sequence[int] = (256, 256, 256),
+    dropout: float = 0.0,
+    norm: bool = False,
+    heads: int = 1,
+    readout: str = "mean",
+) -> NodeClassifier | LinkClassifier | GraphClassifier:
+    """A graph model by name: ``maskcl.models.graph`` has its parts.
+
+    Args:
+        problem: ``node``, ``link`` or ``graph``. Links and graphs have one hidden layer, of the
+            last width, between the encoder and the output layer, which is the last nn.Linear.
+        encoder: one of ``ENCODERS``.
+        features: F of the nodes' features.
+        classes: outputs; 1 for link prediction.
+        hidden: widths of the encoder's layers.
+        dropout: after each hidden layer, in [0, 1).
+        norm: BatchNorm1d after each convolution.
+        heads: of ``gat``, a divisor of every width; 1 for the others.
+        readout: of ``graph``: ``mean``, ``sum`` or ``max``.
+
+    Raises:
+        ValueError: an argument is not as above.
+        ImportError: torch_geometric is not installed.
+    """
+    from maskcl.models import graph  # imports torch_geometric
+
+    return graph.build(
+        problem,
+        encoder,
+        features,
+        classes,
+        hidden=hidden,
+        dropout=dropout,
+        norm=norm,
+        heads=heads,
+        readout=readout,
+    )
+
+
+def example_inputs(problem: str, adjacency: str, features: int) -> tuple[Tensor | int, ...]:
+    """Arguments of a graph model's forward, of three nodes: what ``to_hat`` traces it with.
+
+    Args:
+        problem: one of ``GRAPH_PROBLEMS``.
+        adjacency: the encoder's: ``index`` for edges int64 [2, 4], another for sparse CSR [3, 3].
+        features: F.
+
+    Raises:
+        ValueError: an argument is unknown.
+    """
+    x = torch.zeros(3, features)
+    edges = Graph(x, torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])).edges(adjacency)
+    if problem == "node":
+        return x, edges, torch.tensor([0, 2])
+    if problem == "link":
+        return x, edges, torch.tensor([[0, 1], [2, 0]])
+    if problem == "graph":
+        return x, edges, torch.tensor([0, 0, 1]), 2
+    raise ValueError(f"problem is {problem!r}, wanted one of {', '.join(GRAPH_PROBLEMS)}")
