@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from maskcl.scenarios import scores
 from maskcl.settings import Setting
+
+PROBLEMS = ("vision", "node", "link", "graph")
 
 
 class ScenarioError(ValueError):
@@ -27,9 +29,10 @@ class Task:
     """One task of a scenario.
 
     Attributes:
-        classes: the original class ids of this task, in the order of the local labels.
-        train: items (x float32, y int64 local label).
-        inputs: the test set's items, x alone.
+        classes: the original class ids of this task, in the order of the local labels. Of link
+            prediction: 0, no link, and 1, a link.
+        train: items (x float32, y int64 local label), or a NodeSet, LinkSet or GraphSet.
+        inputs: the test set's items, x alone, or a set without labels.
         labels: int64[N], the local labels of ``inputs``; only the scenario reads them.
     """
 
@@ -50,8 +53,18 @@ class Scenario:
         setting: where the task's identity and the labels come from (``maskcl.settings``).
         seed: what fixed the split or the permutations.
         tasks: at least one task; all share ``input_shape``.
-        input_shape: shape of one x, such as (1, 28, 28).
+        input_shape: shape of one x, such as (1, 28, 28); of graphs the features of a node, (64,).
         source: where the data came from, in words.
+        problem: "vision", "node", "link" or "graph".
+        metric: what ``score`` gives: "accuracy", of labels; or of scores of class 1 "auroc" or
+            "hits@K".
+        outputs: those a model needs at each task; None for one a class. 1 is a logit whose sign
+            tells two classes apart.
+        prediction: link prediction: the training pairs are links and have no labels.
+        detail: what else a figure depends on, in words and numbers: edges kept, split.
+
+    Raises:
+        ScenarioError: a task without examples, a metric that its test labels do not allow.
     """
 
     def __init__(
@@ -62,7 +75,15 @@ class Scenario:
         tasks: Sequence[Task],
         input_shape: tuple[int, ...],
         source: str = "",
+        *,
+        problem: str = "vision",
+        metric: str = "accuracy",
+        outputs: Sequence[int] | None = None,
+        prediction: bool = False,
+        detail: Mapping[str, Any] | None = None,
     ) -> None:
+        if problem not in PROBLEMS:
+            raise ScenarioError(f"{name}: problem is {problem!r}, wanted {', '.join(PROBLEMS)}")
         if not tasks:
             raise ScenarioError(f"{name}: a scenario needs at least one task, got none")
         for index, task in enumerate(tasks):
@@ -74,22 +95,32 @@ class Scenario:
                     f"{name}: task {index} has {length(task.inputs)} test inputs but "
                     f"{len(task.labels)} test labels"
                 )
+            reason = scores.metric_reasons(metric, task.labels)
+            if reason is not None:
+                raise ScenarioError(f"{name}: task {index}: {reason}")
+        if outputs is not None and len(outputs) != len(tasks):
+            raise ScenarioError(f"{name}: {len(tasks)} tasks, but outputs of {len(outputs)}")
         self.name = name
         self.setting = setting
         self.seed = seed
         self.num_tasks = len(tasks)
         self.input_shape = tuple(input_shape)
         self.source = source
+        self.problem = problem
+        self.metric = metric
+        self.prediction = prediction
+        self.detail = dict(detail or {})
+        self._outputs = None if outputs is None else list(outputs)
         self.classes = [list(task.classes) for task in tasks]
         self.sizes = [(length(task.train), length(task.inputs)) for task in tasks]
         self._tasks = list(tasks)
 
     @property
     def classes_per_task(self) -> list[int]:
-        """Outputs that a model needs at each task.
+        """Classes that a prediction chooses among at each task.
 
-        Task setting: the task's own classes. Domain: the classes that every domain shares.
-        Class: all classes seen so far.
+        Task setting: the task's own. Domain, time: those that all tasks share. Class: all seen so
+        far.
         """
         if self.setting.name != "class":
             return [len(classes) for classes in self.classes]
@@ -100,34 +131,47 @@ class Scenario:
             counts.append(len(seen))
         return counts
 
+    @property
+    def outputs(self) -> list[int]:
+        """Outputs that a model needs at each task."""
+        return self.classes_per_task if self._outputs is None else list(self._outputs)
+
+    @property
+    def chance(self) -> list[float]:
+        """What guessing scores on each task."""
+        counts = self.classes_per_task
+        return [
+            scores.chance(self.metric, task.labels, count)
+            for task, count in zip(self._tasks, counts, strict=True)
+        ]
+
     def train_set(self, task: int) -> Dataset:
-        """Training examples of a task: (x float32[input_shape], y int64 local label)."""
+        """Training examples of a task: (x float32[input_shape], y int64 local label).
+
+        Of a graph problem a NodeSet, LinkSet or GraphSet.
+        """
         return self._tasks[self._index(task)].train
 
     def test_inputs(self, task: int) -> Dataset:
-        """Test examples of a task: x alone, in the order that ``score`` expects."""
+        """Test examples of a task: without labels, in the order that ``score`` expects."""
         return self._tasks[self._index(task)].inputs
 
     def score(self, task: int, predictions: Tensor) -> float:
-        """Share of the task's test examples predicted right, in [0, 1].
+        """The scenario's metric on a task's test examples, in [0, 1].
+
+        Accuracy: the share predicted right. AUROC: the share of (positive, negative) pairs in the
+        right order. Hits@K: the share of positives above the K-th best negative.
 
         Args:
             task: index of the task.
-            predictions: integer[N], local labels in the order of ``test_inputs(task)``.
+            predictions: [N] in the order of ``test_inputs(task)``: integer local labels for
+                accuracy, else floating scores, larger for what is more likely of class 1.
 
         Raises:
-            ValueError: wrong number, shape or dtype.
+            ValueError: wrong number, shape or dtype, or a score that is NaN.
         """
         labels = self._tasks[self._index(task)].labels
-        if not isinstance(predictions, Tensor) or predictions.dtype not in _INTEGERS:
-            found = getattr(predictions, "dtype", type(predictions).__name__)
-            raise ValueError(f"score: predictions must be an integer tensor, got {found}")
-        if predictions.shape != labels.shape:
-            raise ValueError(
-                f"score: task {task} has {len(labels)} test examples, predictions has shape "
-                f"{tuple(predictions.shape)}"
-            )
-        return (predictions.cpu() == labels).sum().item() / len(labels)
+        return scores.score(self.metric, task, predictions, labels)
 
     def describe(self) -> dict[str, Any]:
         """What a figure of this scenario means, ready for JSON."""
@@ -138,10 +182,14 @@ class Scenario:
             "source": self.source,
             "num_tasks": self.num_tasks,
             "classes": [list(classes) for classes in self.classes],
-            "outputs": self.classes_per_task,
+            "outputs": self.outputs,
             "train_sizes": [train for train, _ in self.sizes],
             "test_sizes": [test for _, test in self.sizes],
             "input_shape": list(self.input_shape),
+            "problem": self.problem,
+            "metric": self.metric,
+            "prediction": self.prediction,
+            "detail": dict(self.detail),
         }
 
     def __str__(self) -> str:
@@ -153,7 +201,8 @@ class Scenario:
         return task
 
 
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
+# What the examples of a problem are called.
+_EXAMPLES = {"vision": "examples", "node": "nodes", "link": "links", "graph": "graphs"}
 
 
 def summary(description: dict[str, Any]) -> str:
@@ -164,12 +213,19 @@ def summary(description: dict[str, Any]) -> str:
     else:
         shown = " | ".join(classes if len(classes) <= 12 else [*classes[:10], "...", classes[-1]])
     tasks = "1 task" if len(classes) == 1 else f"{len(classes)} tasks"
-    return (
+    # A description written before there were graphs says no problem.
+    problem = description.get("problem", "vision")
+    line = (
         f"{description['name']}, {description['setting']} setting, seed {description['seed']}: "
-        f"{tasks}, classes {shown}, "
+        f"{tasks}, {'link or none' if description.get('prediction') else f'classes {shown}'}, "
         f"{_range(description['train_sizes'])} training and "
-        f"{_range(description['test_sizes'])} test examples a task"
+        f"{_range(description['test_sizes'])} test {_EXAMPLES[problem]} a task"
     )
+    if problem == "vision":
+        return line
+    edges = description["detail"].get("edges")
+    line += f", {problem} problem, {description['metric']}"
+    return line if edges is None else f"{line}, edges: {edges}"
 
 
 def _span(classes: list[int]) -> str:
