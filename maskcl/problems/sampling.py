@@ -108,7 +108,11 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Sparse CSR.*")
         return torch.sparse_csr_tensor(
-            ends, columns[place], x.values()[place], (len(index), x.shape[1])
+            ends,
+            columns[place],
+            x.values()[place],
+            (len(index), x.shape[1]),
+            check_invariants=False,
         )
 
 
