@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from maskcl import settings
 from maskcl.scenarios.base import Scenario, ScenarioError, Task, length
 from maskcl.scenarios.labels import local_labels
-from maskcl.settings import Setting
+from maskcl.settings import Setting, get_setting
 
 
 def from_datasets(
@@ -74,9 +73,7 @@ def find_setting(wanted: str | Setting, allowed: Iterable[str], name: str) -> Se
     allowed = tuple(allowed)
     if label not in allowed:
         raise ScenarioError(f"{name} has the settings {', '.join(allowed)}, not {label!r}")
-    if isinstance(wanted, Setting):
-        return wanted
-    return {"task": settings.TASK, "class": settings.CLASS, "domain": settings.DOMAIN}[label]
+    return get_setting(wanted)
 
 
 class _Labelled(Dataset):
