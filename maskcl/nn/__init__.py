@@ -4,7 +4,7 @@ from maskcl.nn.convert import to_hat
 from maskcl.nn.convert_importance import to_importance
 from maskcl.nn.convert_piggyback import to_piggyback
 from maskcl.nn.errors import ConversionError
-from maskcl.nn.heads import GrowingHead, TaskHeads
+from maskcl.nn.heads import GrowingHead, TaskHeads, mask_logits
 from maskcl.nn.importance_network import ImportanceNetwork
 from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
 from maskcl.nn.network import HATNetwork
@@ -50,6 +50,7 @@ __all__ = [
     "TaskHeads",
     "TaskLayerNorm",
     "TaskNetwork",
+    "mask_logits",
     "to_hat",
     "to_importance",
     "to_piggyback",

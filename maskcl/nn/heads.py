@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from maskcl.nn.errors import ConversionError
@@ -108,6 +109,34 @@ class GrowingHead(TaskAware):
     def extra_repr(self) -> str:
         """Numbers of classes."""
         return f"classes={self.classes}"
+
+
+def mask_logits(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Logits with the lowest finite number of their dtype where a class is not allowed.
+
+    Their softmax is exactly 0 there, in float16 and bfloat16 too, and a cross-entropy whose targets
+    are allowed is finite, as its gradient is: 0 for what is not allowed. TaskHeads and GrowingHead
+    need none of this, as they have no outputs for other classes.
+
+    Args:
+        logits: floating [.., C].
+        allowed: bool, [C] or of another shape that expands to the logits'; at least one class a
+            row.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+    if not logits.is_floating_point():
+        raise TypeError(f"mask_logits: logits are {logits.dtype}, wanted a floating tensor")
+    if allowed.dtype != torch.bool:
+        raise TypeError(f"mask_logits: allowed is {allowed.dtype}, wanted bool")
+    sizes = zip(reversed(allowed.shape), reversed(logits.shape), strict=False)
+    if allowed.dim() > logits.dim() or any(size not in (1, wanted) for size, wanted in sizes):
+        raise ValueError(
+            f"mask_logits: allowed has shape {list(allowed.shape)}, wanted one that expands to the"
+            f" logits' {list(logits.shape)}"
+        )
+    return torch.where(allowed, logits, torch.finfo(logits.dtype).min)
 
 
 def find_output(caller: str, model: nn.Module, name: str | None) -> nn.Linear:
