@@ -24,10 +24,13 @@ class TaskData:
     Attributes:
         batches: each call goes through all samples of this process once, on the network's device.
         forward: (network, batch) -> outputs [N, ...] and their targets [N], or None for targets.
+        segments: batch -> int64 [rows], the sample of each row of what goes into the network, where
+            samples are groups of rows (the nodes of graphs); None where they are not.
     """
 
     batches: Callable[[], Iterable[Any]]
     forward: Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
+    segments: Callable[[Any], Tensor] | None = None
 
 
 class Method(Protocol):
@@ -103,6 +106,16 @@ def hidden_task_reasons(name: str, setting: Setting) -> list[str]:
     return [
         f"{name} chooses the mask by the task that a sample belongs to,"
         f" which the {setting.name} setting does not tell at test"
+    ]
+
+
+def no_classes_reasons(problem: Any, setting: Setting) -> list[str]:
+    """Why link prediction cannot run where tasks differ in their classes; empty where it can."""
+    if not getattr(problem, "prediction", False) or setting.split_by != "class":
+        return []
+    return [
+        "link prediction asks whether a pair is a link and has no classes,"
+        f" by which the {setting.name} setting divides tasks"
     ]
 
 

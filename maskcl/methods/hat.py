@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl.methods.base import TaskData, derive_seed, hidden_task_reasons
+from maskcl.methods.base import TaskData, derive_seed, hidden_task_reasons, no_classes_reasons
 from maskcl.ops import hat_scale
 from maskcl.optim.guard import Guard, guard
 from maskcl.settings import Setting
@@ -196,8 +196,8 @@ class HAT:
         return f"free {100 * (1 - taken):.1f} %"
 
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
-        """Why HAT cannot run in this setting; empty where it can. Any problem will do."""
-        return hidden_task_reasons("HAT", setting)
+        """Why HAT cannot run on this problem in this setting; empty where it can."""
+        return hidden_task_reasons("HAT", setting) + no_classes_reasons(problem, setting)
 
 
 @dataclass

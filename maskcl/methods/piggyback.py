@@ -14,7 +14,13 @@ from torch.optim import Optimizer
 
 from maskcl import ops
 from maskcl.methods import crossing
-from maskcl.methods.base import PlanWarning, TaskData, derive_seed, hidden_task_reasons
+from maskcl.methods.base import (
+    PlanWarning,
+    TaskData,
+    derive_seed,
+    hidden_task_reasons,
+    no_classes_reasons,
+)
 from maskcl.settings import Setting
 
 if TYPE_CHECKING:
@@ -212,8 +218,8 @@ class Piggyback:
         return f"off {100 * off / max(sum(sizes.values()), 1):.1f} %"
 
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
-        """Why Piggyback cannot run in this setting; empty where it can. Any problem will do."""
-        return hidden_task_reasons("Piggyback", setting)
+        """Why Piggyback cannot run on this problem in this setting; empty where it can."""
+        return hidden_task_reasons("Piggyback", setting) + no_classes_reasons(problem, setting)
 
     def _words(self, net: PiggybackNetwork) -> dict[str, Tensor]:
         """By layer, the mask that the scores give now."""

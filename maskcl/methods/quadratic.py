@@ -12,11 +12,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from maskcl import ops
-from maskcl.methods.base import PlanWarning, TaskData
+from maskcl.methods.base import PlanWarning, TaskData, no_classes_reasons
 from maskcl.settings import Setting
 
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork
+
+# Problems whose samples are rows of one graph.
+_MIXED = ("node", "link")
 
 
 class Quadratic:
@@ -30,6 +33,7 @@ class Quadratic:
     later_tasks_defined: ClassVar[bool] = True
 
     strength: float
+    reduction: str
     decay: float
     heads: bool
 
@@ -143,8 +147,17 @@ class Quadratic:
         return f"penalty {self.strength * float(ops.mas_penalty(*lists)):.3g}"
 
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
-        """Empty: the penalty needs to know no task and no label at test."""
-        return []
+        """Why importances cannot be measured on this problem; empty where they can.
+
+        The penalty itself needs to know no task and no label at test.
+        """
+        reasons = no_classes_reasons(problem, setting)
+        if self.reduction == "sample" and problem.name in _MIXED:
+            reasons.append(
+                f'{self._name}: reduction="sample" wants the gradient of each {problem.name} alone,'
+                ' and messages mix all that a batch holds; reduction="batch" measures it'
+            )
+        return reasons
 
     @property
     def _name(self) -> str:
