@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from maskcl import checkpoint as ckpt
 from maskcl.accelerator import make_fabric
+from maskcl.evaluation import score_task
 from maskcl.methods import Method, TaskData, derive_seed
 from maskcl.nn.heads import TaskHeads
 from maskcl.ops import epoch_progress
@@ -270,24 +271,16 @@ class Trainer:
             for task in range(self.scenario.num_tasks)
         ]
 
-    @torch.no_grad()
     def evaluate(self, task: int) -> float:
         """Score on a task's test data in [0, 1], with its hard mask.
 
         Where the setting hides the task at test, the network is as the latest task sees it: a
         growing head chooses among all classes so far.
         """
-        inputs = self.scenario.test_inputs(task)
-        was_training = self.net.training
-        self.net.eval()
-        active = task if self.setting.task_id_at_test else self._active()
-        with self.net.task(active), self.fabric.autocast():
-            predictions = [
-                self.problem.predict(self.net, self.fabric.to_device(batch))
-                for batch in self.problem.test_batches(inputs, max(self.batch_size, 512))
-            ]
-        self.net.train(was_training)
-        return float(self.scenario.score(task, torch.cat(predictions).cpu()))
+        return score_task(
+            self.net, self.problem, self.scenario, self.fabric, task,
+            latest=self._active(), batch_size=self.batch_size,
+        )  # fmt: skip
 
     def _active(self) -> int:
         """The latest task: the one begun last here, else the last one finished, else the first."""
