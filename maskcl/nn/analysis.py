@@ -10,11 +10,20 @@ from maskcl.nn.by_hand import Sources, channels_of, checked, rows_of
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.follow import follow
 from maskcl.nn.heads import TaskHeads
-from maskcl.nn.layers import HAT_LAYERS, HATLayer
 from maskcl.nn.norms import TASK_BATCH_NORMS, TaskLayerNorm, TaskNorm
 from maskcl.nn.provenance import Value
 from maskcl.nn.state import TaskAware
-from maskcl.nn.topology import Topology, channel_dim, fan_in, output_modules, sole_reader, width
+from maskcl.nn.message_passing import HATMessagePassing
+from maskcl.nn.topology import (
+    HAT_LAYERS,
+    HATLayer,
+    Topology,
+    channel_dim,
+    fan_in,
+    output_modules,
+    sole_reader,
+    width,
+)
 from maskcl.nn.trace import Trace
 from maskcl.nn.written import written_modules
 
@@ -54,6 +63,8 @@ def _masks_behind(trace: Trace, name: str, reader: nn.Module) -> bool:
     layer = trace.modules[name]
     assert isinstance(layer, HAT_LAYERS)
     (call,) = trace.calls(name)
+    if isinstance(layer, HATMessagePassing) and layer.attention:
+        return False  # which needs the mask itself
     is_channel_one = channel_dim(layer, len(trace.results[call].size)) == 1
     return (
         is_channel_one and layer.activation == "identity" and isinstance(reader, TASK_BATCH_NORMS)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.errors import ConversionError
-from maskcl.nn.layers import HAT_LAYERS
 from maskcl.nn.norms import TaskGroupNorm, TaskLayerNorm, TaskNorm
-from maskcl.nn.topology import Topology, fan_in, width
+from maskcl.nn.topology import HAT_LAYERS, Topology, fan_in, width
 
 Sources = Mapping[str, Sequence[str] | None]
 

@@ -13,7 +13,8 @@ from maskcl.nn.attach import unmasked
 from maskcl.nn.by_hand import Sources
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.heads import TaskHeads
-from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLayer, HATLinear
+from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
+from maskcl.nn.message_passing import swapped_convolution
 from maskcl.nn.network import HATNetwork
 from maskcl.nn.norms import (
     TaskBatchNorm1d,
@@ -25,7 +26,7 @@ from maskcl.nn.norms import (
 )
 from maskcl.nn.owners import check_owners
 from maskcl.nn.state import Masked
-from maskcl.nn.topology import output_modules, sole_reader, weight_layers
+from maskcl.nn.topology import HATLayer, output_modules, sole_reader, weight_layers
 from maskcl.nn.trace import Trace, trace
 
 _CONVS: dict[type, type] = {nn.Conv1d: HATConv1d, nn.Conv2d: HATConv2d, nn.Conv3d: HATConv3d}
@@ -65,8 +66,9 @@ def to_hat(
 ) -> HATNetwork:
     """Convert an ordinary model; it is copied and stays as it is.
 
-    Linear and convolution layers become HAT layers with the same weights, norms become one norm a
-    task (each a copy). Layers whose parameters are all frozen stay as they are. The same call gives
+    Linear and convolution layers become HAT layers with the same weights, GCNConv, GraphConv,
+    SAGEConv, GATConv and GINConv of torch_geometric among them, norms become one norm a task (each
+    a copy). Layers whose parameters are all frozen stay as they are. The same call gives
     the same network, so that a ``state_dict`` fits in another process.
 
     Args:
@@ -131,7 +133,7 @@ def _swapped(module: nn.Module, num_tasks: int) -> nn.Module | None:
     kind = type(module)
     if kind is nn.Linear or kind in _CONVS:
         return _swapped_layer(module) if _is_plain_layer(module) else None
-    return task_norm(module, num_tasks)
+    return swapped_convolution(module) or task_norm(module, num_tasks)
 
 
 def task_norm(module: nn.Module, num_tasks: int) -> TaskNorm | None:

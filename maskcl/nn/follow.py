@@ -13,6 +13,7 @@ from maskcl.nn import operations as ops
 from maskcl.nn import provenance as p
 from maskcl.nn.activations import keeps_zero
 from maskcl.nn.errors import ConversionError
+from maskcl.nn.message_passing import HATMessagePassing, is_channelwise
 from maskcl.nn.operations import operation
 from maskcl.nn.provenance import Value
 from maskcl.nn.state import NONE, TaskAware
@@ -56,9 +57,12 @@ class _Node:
             return self._all(p.every)
         module = self.trace.called(self.node)
         if isinstance(module, TaskAware):
-            if len(self.values) != 1 or not isinstance(self.result, Shape):
+            data, others = self.values[0], self.values[1:]
+            if isinstance(module, HATMessagePassing) and all(value.every for value in others):
+                others = []  # edges and what they carry
+            if others or not isinstance(self.result, Shape):
                 raise ConversionError(f"{self._where()}: wanted one tensor as its input")
-            return layer(self.node, module, self.values[0])
+            return layer(self.node, module, data)
         if not self.trace.carries_tensor(self.node):
             return self.result
         name = operation(self.node) if module is None else ""
@@ -79,6 +83,8 @@ class _Node:
     def _module(self, module: nn.Module) -> Any:
         value = self.values[0]
         kind = type(module).__name__
+        if is_channelwise(module):
+            return self._rows()
         if len(self.values) != 1 or not value.followed:
             return None
         if isinstance(module, ops.MOVING_MODULES):
@@ -96,6 +102,8 @@ class _Node:
     def _operation(self, name: str) -> Any:
         if name == "getitem" and isinstance(self.args[0], tuple):
             return self.args[0][self.args[1]]
+        if name in ops.READOUTS or (name in ops.PICKS and self._picks_rows()):
+            return self._rows()
         if name in ops.MOVES:
             first = self.args[0] if self.args else None
             data = list(_values(first))
@@ -177,6 +185,20 @@ class _Node:
         if found is None or found.every:
             return None
         return self._matrix_product(None, found)
+
+    def _picks_rows(self) -> bool:
+        index = self.args[-1]
+        return isinstance(index, Value) and self.args[1:-1] in ((), (0,))
+
+    def _rows(self) -> Value | None:
+        """Rows picked, added up or averaged: each channel stays by itself, and 0 stays 0."""
+        value, *others = self.values
+        if not value.followed or any(not other.every for other in others):
+            return None
+        terms = [p.aligned(term, len(value.shape)) for term in value.terms]
+        if not self._one() or any(term.shape[0] != 1 for term in terms):
+            return None
+        return Value(tuple(terms), self.result.size, value.problem)
 
     def _padded(self, value: Value) -> Value | None:
         names = ("input", "pad", "mode", "value")

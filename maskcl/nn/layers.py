@@ -114,7 +114,3 @@ class HATConv3d(_HATConv, nn.Conv3d):
     """
 
     _space = 3
-
-
-HAT_LAYERS = (HATLinear, HATConv1d, HATConv2d, HATConv3d)
-HATLayer = HATLinear | HATConv1d | HATConv2d | HATConv3d

@@ -35,6 +35,10 @@ SUMS = _words("add iadd add_ sub isub sub_ maximum minimum")
 PRODUCTS = _words("mul imul mul_ multiply")
 QUOTIENTS = _words("div truediv itruediv div_ true_divide")
 REDUCTIONS = _words("mean sum amax amin")
+# Of torch_geometric: from the rows of each graph to one row.
+READOUTS = _words("global_add_pool global_mean_pool global_max_pool")
+# Pick rows by a tensor of numbers.
+PICKS = _words("getitem index_select")
 POOLS = (
     "max_pool",
     "avg_pool",
@@ -66,7 +70,8 @@ def operation(node: fx.Node) -> str:
     if node.op != "call_function":
         return ""
     module = getattr(node.target, "__module__", None) or "torch"
-    is_known = module.split(".")[0] in ("torch", "_operator", "builtins")
+    known = ("torch", "torch_geometric", "_operator", "builtins")
+    is_known = module.split(".")[0] in known
     return str(getattr(node.target, "__name__", "")) if is_known else ""
 
 

@@ -48,4 +48,4 @@ def check_owners(model: nn.Module) -> None:
 def shared_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Weights and biases of the HAT layers: all tasks train them, within their protection."""
     layers = weight_layers(model).values()
-    return [parameter for layer in layers for parameter in layer.parameters(recurse=False)]
+    return [parameter for layer in layers for parameter in layer.parameters()]

@@ -11,13 +11,15 @@ from maskcl.nn.activations import keeps_zero, module_of
 from maskcl.nn.convert import FusedActivation, conv_options, replace_modules
 from maskcl.nn.heads import TaskHeads
 from maskcl.nn.importance_network import ImportanceNetwork
-from maskcl.nn.layers import HAT_LAYERS, HATLayer, HATLinear
+from maskcl.nn.layers import HATLinear
+from maskcl.nn.message_passing import Aggregated, HATMessagePassing
 from maskcl.nn.network import HATNetwork
 from maskcl.nn.norms import TaskLayerNorm, TaskNorm
 from maskcl.nn.piggyback_network import PiggybackNetwork
 from maskcl.nn.plain_importance import plain_importance
 from maskcl.nn.plain_piggyback import plain_piggyback
 from maskcl.nn.state import Masked
+from maskcl.nn.topology import HAT_LAYERS, HATLayer
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -98,12 +100,12 @@ class _Exporter:
             return self._with_activation(module, self._layer(module))
         if isinstance(module, TaskNorm):
             return self._with_activation(module, self._norm(module))
-        return None
+        return module.plain() if isinstance(module, Aggregated) else None
 
     def _mask(self, name: str, module: nn.Module) -> tuple[Tensor | None, int]:
         """Mask of a module's output, [C], and its dimension; None where it has none."""
         if name in self.topology.units:
-            dim = -1 if isinstance(module, HATLinear) else 1
+            dim = -1 if isinstance(module, (HATLinear, HATMessagePassing)) else 1
             return self.table[self.topology.units[name]], dim
         if name in self.topology.masks:
             rows, dim = self.topology.masks[name]
@@ -124,12 +126,14 @@ class _Exporter:
 
     def _layer(self, layer: HATLayer) -> nn.Module:
         """The ordinary layer, closed units' weights and biases 0."""
+        mask, _ = self._mask(self.names[layer], layer)
+        closed = None if mask is None else mask == 0
+        if isinstance(layer, HATMessagePassing):
+            return layer.plain(closed)
         if isinstance(layer, HATLinear):
             plain: nn.Module = nn.Linear(layer.in_features, layer.out_features, device="meta")
         else:
             plain = _CONVS[layer._space](**conv_options(layer), device="meta")
-        mask, _ = self._mask(self.names[layer], layer)
-        closed = None if mask is None else mask == 0
         for kind in ("weight", "bias"):
             value = getattr(layer, kind)
             value = None if value is None else nn.Parameter(value.detach().clone())

@@ -127,11 +127,13 @@ def protect(model: nn.Module, topology: Topology, tasks: Tensor, finished: Tenso
         out = rows[topology.units[name]] if name in topology.units else done
         feed = topology.feeds[name]
         into = everyone if feed is None else _tasks_of(feed, table)
-        for kind, parameter in layer.named_parameters(recurse=False):
+        for kind, parameter in layer.named_parameters():
             is_weight = parameter.dim() > 1
+            # Attention heads that are averaged have the same channels.
+            heads = len(parameter) // len(out) if len(out) > 1 else 1
             result.names.append(f"model.{name}.{kind}" if name else f"model.{kind}")
             result.parameters.append(parameter)
-            result.out_tasks.append(out)
+            result.out_tasks.append(out.repeat(heads, 1) if heads > 1 else out)
             result.in_tasks.append(into if is_weight else everyone)
             result.groups.append(getattr(layer, "groups", 1) if is_weight else 1)
     return result

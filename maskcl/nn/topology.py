@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from maskcl.nn.heads import TaskHeads
-from maskcl.nn.layers import HAT_LAYERS, HATLayer, HATLinear
+from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
+from maskcl.nn.message_passing import HATMessagePassing
 from maskcl.nn.state import TaskAware
 from maskcl.nn.trace import Trace
 
@@ -39,6 +40,10 @@ class Topology:
         return sum(s.stop - s.start for s in self.units.values())
 
 
+HAT_LAYERS = (HATLinear, HATConv1d, HATConv2d, HATConv3d, HATMessagePassing)
+HATLayer = HATLinear | HATConv1d | HATConv2d | HATConv3d | HATMessagePassing
+
+
 def weight_layers(model: nn.Module) -> dict[str, HATLayer]:
     """The model's HAT layers by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, HAT_LAYERS)}
@@ -56,7 +61,7 @@ def fan_in(layer: HATLayer) -> int:
 
 def channel_dim(layer: HATLayer, rank: int) -> int:
     """Dimension of the units in a layer's input or output of ``rank`` dimensions."""
-    return rank - 1 if isinstance(layer, HATLinear) else rank - 1 - layer._space
+    return rank - 1 - layer._space if hasattr(layer, "_space") else rank - 1
 
 
 def output_modules(trace: Trace) -> set[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from maskcl.nn.errors import ConversionError
+from maskcl.nn.message_passing import is_channelwise, is_message_passing
+from maskcl.nn.operations import READOUTS
 from maskcl.nn.state import TaskAware
 
 _OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
@@ -79,7 +83,10 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        traced = fx.GraphModule(model, _Tracer().trace(model))
+        tracer = _Tracer(autowrap_functions=tuple(_readouts().values()))
+        with _recorded_readouts(tracer):
+            graph = tracer.trace(model)
+        traced = fx.GraphModule(model, graph)
         recorder = _Recorder(traced)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             recorder.run(*inputs)
@@ -134,7 +141,31 @@ class _Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, TaskAware) or super().is_leaf_module(m, module_qualified_name)
+        ours = isinstance(m, TaskAware) or is_message_passing(m) or is_channelwise(m)
+        return ours or super().is_leaf_module(m, module_qualified_name)
+
+
+def _readouts() -> dict[str, Callable[..., Any]]:
+    """torch_geometric's readouts, which fx cannot look into; none where nothing has imported it."""
+    geometric = sys.modules.get("torch_geometric.nn")
+    return {name: getattr(geometric, name) for name in sorted(READOUTS)} if geometric else {}
+
+
+@contextmanager
+def _recorded_readouts(tracer: fx.Tracer) -> Iterator[None]:
+    """Inside, ``torch_geometric.nn.NAME(...)`` is a node; fx itself knows names in globals only."""
+    geometric, originals = sys.modules.get("torch_geometric.nn"), _readouts()
+
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: tracer.create_proxy("call_function", function, args, kwargs)
+
+    for name, function in originals.items():
+        setattr(geometric, name, recorded(function))
+    try:
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(geometric, name, function)
 
 
 class _Recorder(fx.Interpreter):

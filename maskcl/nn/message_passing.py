@@ -1,0 +1,245 @@
+"""Convolutions of torch_geometric whose output channels carry a mask a task."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.nn.activations import check_activation
+from maskcl.nn.errors import ConversionError
+from maskcl.nn.state import Masked
+from maskcl.ops import masked_activation
+from maskcl.reference.masked_forward import activate
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Where a convolution keeps what.
+
+    Attributes:
+        bias: its parameter with an element for each output channel.
+        attention: parameters [1, heads, channels] whose product with the channels, summed over
+            them, decides how much a neighbour counts.
+        wanted: attribute -> the only values under which each output channel is a function of its
+            own rows of the weights, and of all inputs.
+    """
+
+    bias: str
+    attention: tuple[str, ...] = ()
+    wanted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+
+_AGGREGATIONS = ("add", "sum", "mean", "max", "min")
+_KINDS = {
+    "GCNConv": _Kind("bias", wanted={"cached": (False,)}),
+    "GraphConv": _Kind("lin_rel.bias", wanted={"aggr": _AGGREGATIONS}),
+    "SAGEConv": _Kind(
+        "lin_l.bias",
+        wanted={"aggr": _AGGREGATIONS, "normalize": (False,), "project": (False,)},
+    ),
+    "GATConv": _Kind(
+        "bias", ("att_src", "att_dst"), wanted={"edge_dim": (None,), "residual": (False,)}
+    ),
+}
+
+# Without weights: an output channel comes from the same channel of the rows that it reads, 0 from 0.
+_CHANNELWISE = (
+    "APPNP",
+    "LGConv",
+    "MaxAggregation",
+    "MeanAggregation",
+    "SimpleConv",
+    "SumAggregation",
+)
+
+
+class HATMessagePassing(Masked):
+    """``act(conv(x, edges)) * mask`` along the channels, of a convolution of torch_geometric.
+
+    Where attention weighs neighbours, closed channels take no part in that either: an earlier
+    task's attention is a function of what the task uses.
+
+    Args:
+        conv: a GCNConv, GraphConv, SAGEConv or GATConv; taken over. Its bias and attention vectors
+            become parameters of this module, flat.
+        activation, negative_slope: as for HATLinear.
+
+    Shape: [N, in_channels], edges -> [N, out_channels]; the channels of GATConv are those of all
+    heads where it concatenates them.
+
+    Raises:
+        ConversionError: the convolution is of another kind, or mixes its output's channels.
+    """
+
+    _network = "HATNetwork"
+    bias: Tensor | None
+
+    def __init__(
+        self, conv: Any, *, activation: str = "identity", negative_slope: float = 0.01
+    ) -> None:
+        super().__init__()
+        check_activation("HATMessagePassing", activation)
+        reason = refusal(conv)
+        if reason is not None:
+            raise ConversionError(f"HATMessagePassing: {reason}")
+        kind = _KINDS[type(conv).__name__]
+        heads = conv.heads if kind.attention and conv.concat else 1
+        self.in_channels: int = conv.in_channels
+        self.out_channels: int = conv.out_channels * heads
+        self.activation, self.negative_slope = activation, negative_slope
+        self.training = conv.training
+        self.conv = conv
+        owner, name = _owner(conv, kind.bias)
+        self.bias = owner._parameters.pop(name)
+        owner.register_parameter(name, None)
+        self.attention = kind.attention
+        for name in kind.attention:
+            value = conv._parameters.pop(name)
+            # Holds the place: a forward puts the gated vector there.
+            conv.register_buffer(name, torch.zeros_like(value), persistent=False)
+            flat = nn.Parameter(value.detach().flatten(), requires_grad=value.requires_grad)
+            setattr(self, name, flat)
+
+    def forward(self, x: Tensor, edges: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """act(conv(x, edges)) * mask; further arguments are the convolution's."""
+        mask = self._mask()
+        gated = {name: self._gated(name, mask) for name in self.attention}
+        if gated:
+            y = torch.func.functional_call(self.conv, gated, (x, edges, *args), kwargs)
+        else:
+            y = self.conv(x, edges, *args, **kwargs)
+        if mask is None:
+            y = y if self.bias is None else y + self.bias
+            return activate(y, self.activation, self.negative_slope)
+        return masked_activation(
+            y,
+            mask,
+            self.bias,
+            activation=self.activation,
+            channel_dim=-1,
+            negative_slope=self.negative_slope,
+            save=self._save,
+        )
+
+    def plain(self, closed: Tensor | None) -> Any:
+        """A copy of the convolution with its bias and attention, ``closed`` channels at 0.
+
+        Args:
+            closed: bool [out_channels], or None.
+        """
+        conv = copy.deepcopy(self.conv)
+        for name in self.attention:
+            shape = conv._buffers.pop(name).shape
+            conv._non_persistent_buffers_set.discard(name)
+            value = getattr(self, name).detach().clone().view(shape)
+            conv.register_parameter(name, nn.Parameter(value))
+        owner, name = _owner(conv, _KINDS[type(conv).__name__].bias)
+        if self.bias is not None:
+            owner.register_parameter(name, nn.Parameter(self.bias.detach().clone()))
+            if closed is not None:
+                owner._parameters[name].data[closed] = 0
+        if closed is not None:
+            for weight in (p for n, p in conv.named_parameters() if n.endswith(".weight")):
+                weight.data[closed.repeat(len(weight) // len(closed))] = 0
+        return conv
+
+    def _gated(self, name: str, mask: Tensor | None) -> Tensor:
+        value = getattr(self, name)
+        if mask is not None:
+            # Heads that are averaged have the same channels.
+            value = value * mask.repeat(len(value) // len(mask))
+        return value.view(self.conv.get_buffer(name).shape)
+
+
+class Aggregated(nn.Module):
+    """A GINConv as two steps, so that the layers of its network can be followed.
+
+    Args:
+        conv: a GINConv with a fixed eps; taken over.
+
+    Raises:
+        ConversionError: eps is trained.
+    """
+
+    def __init__(self, conv: Any) -> None:
+        super().__init__()
+        if isinstance(conv.eps, nn.Parameter) and conv.eps.requires_grad:
+            raise ConversionError(
+                "GINConv: train_eps is True, a number that all tasks share and no mask protects;"
+                " set train_eps=False"
+            )
+        self.training = conv.training
+        self.nn = conv.nn if isinstance(conv.nn, nn.Sequential) else nn.Sequential(conv.nn)
+        conv.nn = nn.Identity()
+        self.aggregate = conv
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """nn((1 + eps) x + the sum of the neighbours' x)."""
+        return self.nn(self.aggregate(x, edges))
+
+    def plain(self) -> Any:
+        """The GINConv, this module's parts in it."""
+        self.aggregate.nn = self.nn
+        return self.aggregate
+
+
+def swapped_convolution(module: nn.Module) -> nn.Module | None:
+    """What takes a convolution's place in a HATNetwork's model; None for all other modules."""
+    if not _is_geometric(module):
+        return None
+    if type(module).__name__ == "GINConv":
+        return Aggregated(module)
+    trains = is_message_passing(module) and any(p.requires_grad for p in module.parameters())
+    return HATMessagePassing(module) if trains else None
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether it is a convolution that HATMessagePassing takes, its options apart."""
+    return _is_geometric(module) and type(module).__name__ in _KINDS
+
+
+def is_message_passing(module: nn.Module) -> bool:
+    """Whether it is a convolution of torch_geometric or of that kind."""
+    return any(base.__name__ == "MessagePassing" for base in type(module).__mro__)
+
+
+def is_channelwise(module: nn.Module) -> bool:
+    """Whether it reads rows of its first argument and keeps each channel to itself, 0 at 0."""
+    if not _is_geometric(module) or next(module.parameters(), None) is not None:
+        return False
+    name = type(module).__name__
+    return name in _CHANNELWISE or (
+        name == "GINConv" and isinstance(module.nn, nn.Identity) and module.aggr in _AGGREGATIONS
+    )
+
+
+def refusal(conv: nn.Module) -> str | None:
+    """Why a convolution cannot carry masks; None where it can."""
+    name = type(conv).__name__
+    if not is_known(conv):
+        return f"conv is a {name}, wanted one of {', '.join(_KINDS)}, GINConv; or freeze it"
+    for option, wanted in _KINDS[name].wanted.items():
+        found = getattr(conv, option, wanted[0])
+        if found not in wanted:
+            values = " or ".join(map(repr, wanted))
+            return f"{name} has {option}={found!r}, wanted {values}"
+    if not isinstance(conv.in_channels, int) or conv.in_channels < 1:
+        return (
+            f"{name} has in_channels={conv.in_channels!r}, wanted one number (run it once if lazy)"
+        )
+    return None
+
+
+def _owner(conv: nn.Module, path: str) -> tuple[Any, str]:
+    """The module that holds a parameter, and the parameter's name there."""
+    parent, _, name = path.rpartition(".")
+    return conv.get_submodule(parent), name
+
+
+def _is_geometric(module: nn.Module) -> bool:
+    return type(module).__module__.split(".")[0] == "torch_geometric"
