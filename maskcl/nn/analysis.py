@@ -10,10 +10,10 @@ from maskcl.nn.by_hand import Sources, channels_of, checked, rows_of
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.follow import follow
 from maskcl.nn.heads import TaskHeads
+from maskcl.nn.message_passing import HATMessagePassing
 from maskcl.nn.norms import TASK_BATCH_NORMS, TaskLayerNorm, TaskNorm
 from maskcl.nn.provenance import Value
 from maskcl.nn.state import TaskAware
-from maskcl.nn.message_passing import HATMessagePassing
 from maskcl.nn.topology import (
     HAT_LAYERS,
     HATLayer,

@@ -47,7 +47,7 @@ _KINDS = {
     ),
 }
 
-# Without weights: an output channel comes from the same channel of the rows that it reads, 0 from 0.
+# Without weights: an output channel comes from the same channel of the rows read, 0 from 0.
 _CHANNELWISE = (
     "APPNP",
     "LGConv",

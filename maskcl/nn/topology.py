@@ -61,7 +61,8 @@ def fan_in(layer: HATLayer) -> int:
 
 def channel_dim(layer: HATLayer, rank: int) -> int:
     """Dimension of the units in a layer's input or output of ``rank`` dimensions."""
-    return rank - 1 - layer._space if hasattr(layer, "_space") else rank - 1
+    is_conv = isinstance(layer, (HATConv1d, HATConv2d, HATConv3d))
+    return rank - 1 - layer._space if is_conv else rank - 1
 
 
 def output_modules(trace: Trace) -> set[str]:

@@ -21,19 +21,19 @@ class GraphBatch(NamedTuple):
         x: [N, F], of all nodes.
         edges: as the network's convolutions take them (``Graph.edges``).
         graph: int64 [N], the graph that each node belongs to, ascending.
-        count: n, the number of graphs.
+        num_graphs: n.
         target: int64 [n]; None at test.
     """
 
     x: Tensor
     edges: Tensor
     graph: Tensor
-    count: int
+    num_graphs: int
     target: Tensor | None
 
 
 class Graphs(Classification):
-    """Classify graphs: ``net(x, edges, graph, count) -> logits[n, classes]``.
+    """Classify graphs: ``net(x, edges, graph, num_graphs) -> logits[n, classes]``.
 
     Args:
         adjacency: the kind of edges that the network takes (``Graph.edges``).

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskcl.problems.classification import Classification
 from maskcl.problems.node import checked_adjacency
+from maskcl.problems.sampling import draw_negatives
 from maskcl.scenarios.graph_sets import LinkSet
 
 
@@ -61,8 +62,6 @@ class Link(Classification):
         generator: torch.Generator | None = None,
     ) -> Iterator[LinkBatch]:
         """Batches of the training pairs in the given order; ``generator`` draws negatives."""
-        from maskcl.problems.sampling import draw_negatives
-
         graph, labels = dataset.graph, dataset.labels
         edges = graph.edges(self.adjacency)
         for rows in self._parts(order, batch_size):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskcl.graph import ADJACENCIES
 from maskcl.problems.classification import Classification
+from maskcl.problems.sampling import sample_subgraph
 from maskcl.scenarios.graph_sets import NodeSet
 
 
@@ -71,8 +72,6 @@ class Node(Classification):
         generator: torch.Generator | None = None,
     ) -> Iterator[NodeBatch]:
         """Batches of the training nodes in the given order; ``generator`` draws neighbours."""
-        from maskcl.problems.sampling import sample_subgraph
-
         graph, labels = dataset.graph, dataset.labels
         for rows in self._parts(order, batch_size):
             target = None if labels is None else labels[rows]

@@ -1,4 +1,4 @@
-"""HAT on torch_geometric's modules: closed channels are closed, and the promise holds bit for bit."""
+"""HAT on torch_geometric's modules: closed channels are closed, the promise holds bit for bit."""
 
 from __future__ import annotations
 
