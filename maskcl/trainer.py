@@ -302,7 +302,7 @@ class Trainer:
             outputs, target, _ = self.problem.forward(module, batch)
             return outputs, target
 
-        return TaskData(batches, forward)
+        return TaskData(batches, forward, getattr(self.problem, "segments", None))
 
     def _order(self, task: int, epoch: int, count: int) -> list[int]:
         """This process's samples of an epoch, in order."""
