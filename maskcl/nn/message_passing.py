@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskcl.nn.activations import check_activation
 from maskcl.nn.errors import ConversionError
+from maskcl.nn.sparse import is_constant_csr, sparse_product
 from maskcl.nn.state import Masked
 from maskcl.ops import masked_activation
 from maskcl.reference.masked_forward import activate
@@ -111,6 +113,8 @@ class HATMessagePassing(Masked):
         gated = {name: self._gated(name, mask) for name in self.attention}
         if gated:
             y = torch.func.functional_call(self.conv, gated, (x, edges, *args), kwargs)
+        elif self._is_one_product and is_constant_csr(edges) and not args and not kwargs:
+            y = self._two_products(x, edges)
         else:
             y = self.conv(x, edges, *args, **kwargs)
         if mask is None:
@@ -147,6 +151,18 @@ class HATMessagePassing(Masked):
             for weight in (p for n, p in conv.named_parameters() if n.endswith(".weight")):
                 weight.data[closed.repeat(len(weight) // len(closed))] = 0
         return conv
+
+    @property
+    def _is_one_product(self) -> bool:
+        """Whether the convolution is (matrix of edges) (x W^T) and nothing else."""
+        conv = self.conv
+        plain = type(conv).__name__ == "GCNConv" and not conv.normalize
+        return plain and conv.aggr in ("add", "sum") and not conv._explain
+
+    def _two_products(self, x: Tensor, edges: Tensor) -> Tensor:
+        weight = self.conv.lin.weight
+        product = sparse_product(x, weight.t()) if is_constant_csr(x) else F.linear(x, weight)
+        return sparse_product(edges, product)
 
     def _gated(self, name: str, mask: Tensor | None) -> Tensor:
         value = getattr(self, name)

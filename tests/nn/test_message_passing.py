@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from maskcl.graph import Graph
 from maskcl.nn import ConversionError, HATNetwork, to_hat, to_plain
 from maskcl.nn.message_passing import HATMessagePassing
+from maskcl.nn.sparse import sparse_product
 
 pyg = pytest.importorskip("torch_geometric.nn")
 
@@ -219,6 +220,13 @@ def test_sparse_features_give_what_dense_ones_do() -> None:
     torch.testing.assert_close(wanted, logits(net, 0, both[0]))
     train(net, 1, both[1])
     assert torch.equal(logits(net, 0, both[1]), wanted)
+
+
+def test_a_product_with_a_sparse_matrix_is_torchs() -> None:
+    matrix = (torch.rand(7, 5) * (torch.rand(7, 5) < 0.4)).double().to_sparse_csr()
+    dense = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.equal(sparse_product(matrix, dense), matrix @ dense)
+    assert torch.autograd.gradcheck(lambda d: sparse_product(matrix, d), (dense,))
 
 
 @pytest.mark.parametrize(
