@@ -1,13 +1,15 @@
 """A full-graph HAT epoch on a graph of Cora's size: GCN 3 x 256, Adam, second task.
 
 A graph with 2,708 nodes, 1,433 features of which 1.27 % are not 0 and 10,556 edges, as Cora has,
-its entries drawn. The eager rows are HAT's formulas (Serra et al. 2018) written with torch's own ops
-on torch_geometric's GCNConv: "eager" on an edge list whose normalisation is kept, "eager on a
-matrix" with the sparse matrix that maskcl multiplies by. The rows of maskcl keep the promise: a guard
-watches the optimizer, which the eager rows do without.
+its entries drawn. The eager rows are HAT's formulas (Serra et al. 2018) written with torch's own
+ops on torch_geometric's GCNConv: "eager" on an edge list whose normalisation is kept, "eager on a
+matrix" with the sparse matrix that maskcl multiplies by. The rows of maskcl keep the promise: a
+guard watches the optimizer, which the eager rows do without.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
@@ -49,9 +51,7 @@ class EagerGCN(nn.Module):
 
         widths = [FEATURES, HIDDEN, HIDDEN, HIDDEN]
         options = {"normalize": False} if on_matrix else {"cached": True}
-        self.convs = nn.ModuleList(
-            GCNConv(i, o, **options) for i, o in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.convs = nn.ModuleList(GCNConv(i, o, **options) for i, o in itertools.pairwise(widths))
         self.head = nn.Linear(HIDDEN, CLASSES)
         self.embeddings = nn.ParameterList(nn.Parameter(torch.randn(HIDDEN)) for _ in self.convs)
         self.used = [(torch.rand(HIDDEN, device=device()) < 0.3).float() for _ in self.convs]
