@@ -61,8 +61,8 @@ def fan_in(layer: HATLayer) -> int:
 
 def channel_dim(layer: HATLayer, rank: int) -> int:
     """Dimension of the units in a layer's input or output of ``rank`` dimensions."""
-    is_conv = isinstance(layer, (HATConv1d, HATConv2d, HATConv3d))
-    return rank - 1 - layer._space if is_conv else rank - 1
+    space: int = getattr(layer, "_space", 0)
+    return rank - 1 - space
 
 
 def output_modules(trace: Trace) -> set[str]:
