@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 
 from maskcl.nn.convert import replace_modules
 from maskcl.nn.errors import ConversionError
+from maskcl.nn.graph_checks import refuse_cached
 from maskcl.nn.heads import GrowingHead, TaskHeads, find_output, head_like
 from maskcl.nn.importance_network import ImportanceNetwork
 
@@ -62,6 +63,7 @@ def _check_arguments(
         )
     if growing and classes is None:
         raise ValueError("to_importance: growing is True, wanted classes with it")
+    refuse_cached("to_importance", model)
     for name, module in model.named_modules():
         where = f"to_importance: module {name!r} ({type(module).__name__})"
         if any(is_lazy(p) for p in module._parameters.values()):

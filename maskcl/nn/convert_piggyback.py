@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from maskcl.nn.convert import conv_options, replace_modules, task_norm, with_hooks
 from maskcl.nn.errors import ConversionError
+from maskcl.nn.graph_checks import is_graph_linear, refuse_cached, refuse_reading
 from maskcl.nn.heads import TaskHeads, find_output, head_like
 from maskcl.nn.piggyback import (
     PIGGYBACK_LAYERS,
@@ -42,10 +43,11 @@ def to_piggyback(
 ) -> PiggybackNetwork:
     """Convert an ordinary model; it is copied and stays as it is.
 
-    ``nn.Linear``, ``nn.Conv1d`` to ``3d`` and ``nn.Embedding`` (these very classes) become
-    piggyback layers with the same weights, which are frozen as all else is (``nn.LSTM``,
-    ``nn.MultiheadAttention`` and subclasses among it). Weights that two layers share stay shared,
-    with a mask for each layer. A forward that reads a layer's ``weight`` itself instead of calling
+    ``nn.Linear``, ``nn.Conv1d`` to ``3d``, ``nn.Embedding`` and torch_geometric's ``Linear``, which
+    its convolutions are made of (these very classes), become piggyback layers with the same
+    weights, which are frozen as all else is (``nn.LSTM``, ``nn.MultiheadAttention``, the vectors of
+    graph attention and subclasses among it). Weights that two layers share stay shared, with a mask
+    for each layer. A forward that reads a layer's ``weight`` itself instead of calling
     the layer gets the base's. The same call gives the same network, so that a ``state_dict`` fits
     in another process.
 
@@ -101,6 +103,8 @@ def _check_arguments(
     check_levels("to_piggyback", levels)
     if norms not in NORMS:
         raise ValueError(f"to_piggyback: norms is {norms!r}, wanted one of {', '.join(NORMS)}")
+    refuse_cached("to_piggyback", model)
+    refuse_reading("to_piggyback", model)
     for name, module in model.named_modules():
         where = f"to_piggyback: module {name!r} ({type(module).__name__})"
         if any(is_lazy(p) for p in module._parameters.values()):
@@ -119,7 +123,8 @@ def _check_arguments(
 
 def _swapped(module: nn.Module, num_tasks: int, levels: str, norms: str) -> nn.Module | None:
     """The piggyback layer or task norm for an ordinary module, None where it stays."""
-    if type(module) is nn.Linear or type(module) is nn.Embedding or type(module) in _CONVS:
+    kind = type(module)
+    if kind in (nn.Linear, nn.Embedding) or kind in _CONVS or is_graph_linear(module):
         return _swapped_layer(module, num_tasks, levels)
     return task_norm(module, num_tasks) if norms == "task" else None
 
@@ -131,9 +136,10 @@ def _swapped_layer(module: nn.Module, num_tasks: int, levels: str) -> nn.Module 
     # Built without memory, then given the very parameters of the (copied) layer.
     options: dict[str, Any] = {"num_tasks": num_tasks, "levels": levels, "device": "meta"}
     new: PiggybackLayer
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or is_graph_linear(module):
+        weight: Any = module.weight
         bias = module.bias is not None
-        new = PiggybackLinear(module.in_features, module.out_features, bias, **options)
+        new = PiggybackLinear(weight.shape[1], weight.shape[0], bias, **options)
     elif isinstance(module, nn.Embedding):
         sizes = module.num_embeddings, module.embedding_dim, module.padding_idx
         new = PiggybackEmbedding(*sizes, **options)

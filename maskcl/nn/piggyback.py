@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,7 +23,8 @@ class PiggybackLinear(PiggybackLayer, nn.Linear):
         levels: as for PiggybackLayer.
         device, dtype: of the parameters.
 
-    Shape: [.., in_features] -> [.., out_features].
+    Shape: [.., in_features] -> [.., out_features]. A sparse CSR input [N, in_features], such as
+    bags of words, meets the masked weight in one sparse product.
 
     Raises:
         ValueError: num_tasks or levels is not as above.
@@ -45,6 +47,8 @@ class PiggybackLinear(PiggybackLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x (W m)^T + b."""
+        if input.layout == torch.sparse_csr:
+            return F.linear(input, self.masked_weight(), self.frozen_bias())
         words, cut = self.mask()
         weight, bias = self.weight.detach(), self.frozen_bias()
         if words is not None:
