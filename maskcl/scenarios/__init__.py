@@ -1,16 +1,21 @@
-"""Sequences of tasks by name, or from any list of datasets.
+"""Sequences of tasks by name, from any list of datasets, or from any torch_geometric dataset.
 
-``load("split-digits")`` needs no download; the MNIST scenarios read idx files from a folder.
+``load("split-digits")`` and ``load("nodes-digits")`` need no download; the scenarios that
+``reads_data`` names read files from a folder.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from maskcl.scenarios import pretraining, sources, vision
 from maskcl.scenarios.base import Scenario, ScenarioError, Task, summary
 from maskcl.scenarios.datasets import find_setting, from_datasets
+from maskcl.scenarios.graph_cut import Request
+from maskcl.scenarios.graph_names import GRAPHS, load_graph
+from maskcl.scenarios.graph_pyg import from_pyg
 from maskcl.scenarios.pretraining import Pretraining
 from maskcl.scenarios.sources import Images
 from maskcl.settings import Setting
@@ -23,10 +28,15 @@ __all__ = [
     "Task",
     "default_setting",
     "from_datasets",
+    "from_pyg",
     "images_of",
     "load",
     "load_pretraining",
+    "problem_of",
+    "reads_data",
+    "settings_of",
     "summary",
+    "variants_of",
 ]
 
 # name: (how it is cut, where the images come from, default number of tasks, default setting)
@@ -37,7 +47,7 @@ _TABLE = {
     "permuted-mnist": (vision.permuted, "mnist", 10, "domain"),
 }
 
-NAMES = tuple(_TABLE)
+NAMES = (*_TABLE, *GRAPHS)
 
 MAX_TASKS = 1000
 
@@ -51,45 +61,87 @@ def load(
     setting: str | Setting | None = None,
     padding: int = 0,
     normalise: tuple[float, float] | None = None,
+    variant: str | None = None,
+    metric: str | None = None,
+    shuffle: bool = False,
+    groups: Sequence[Sequence[int]] | None = None,
 ) -> Scenario:
     """Build a scenario by name.
 
     Args:
         name: one of ``NAMES``.
-        data: folder with MNIST's idx files; the digits scenarios take none.
-        seed: fixes the digits' test split and every permutation; 0 to 2**32 - 1.
+        data: folder with the files that the scenario reads (``reads_data``), in the layout of
+            torchvision's or torch_geometric's loaders; it is only read. Others take none.
+        seed: fixes the split, every permutation, orders and negatives; 0 to 2**32 - 1.
         tasks: number of tasks; None for the scenario's own.
-        setting: "task", "domain" or "class"; None for the scenario's own (split: task,
-            permuted: domain).
-        padding: black pixels added on every side of each image.
-        normalise: (mean, std) of pixels between 0 and 1, frame included, to take out of each
-            pixel; None leaves them between 0 and 1.
+        setting: "task", "domain", "class" or "time", one of ``settings_of(name)``; None for its
+            own (split: task, permuted: domain).
+        padding: images: black pixels added on every side.
+        normalise: images: (mean, std) of pixels between 0 and 1, frame included, to take out of
+            each pixel; None leaves them between 0 and 1.
+        variant: graphs: one of ``variants_of(name)``; None for the first.
+        metric: graphs: "accuracy", "auroc" or "hits@K"; None for the scenario's own.
+        shuffle: graphs: classes or domains in an order that the seed draws.
+        groups: graphs: the classes of each task, instead of an even cut.
 
     Raises:
         ScenarioError: with one sentence, whatever is wrong.
     """
-    if name not in _TABLE:
+    if name not in NAMES:
         raise ScenarioError(f"unknown scenario {name!r}: known are {', '.join(NAMES)}")
-    cut, _, default_tasks, default_setting = _TABLE[name]
     _check_seed(seed)
-    count = default_tasks if tasks is None else tasks
-    if not 1 <= count <= MAX_TASKS:
+    own = default_setting(name)
+    assert own is not None
+    count = _TABLE[name][2] if tasks is None and name in _TABLE else tasks
+    if count is not None and not 1 <= count <= MAX_TASKS:
         raise ScenarioError(f"the number of tasks must be 1 to {MAX_TASKS}, got {count}")
-    chosen = find_setting(
-        default_setting if setting is None else setting, ("task", "domain", "class"), name
-    )
+    wanted = own if setting is None else setting
+    if name in GRAPHS:
+        if padding or normalise is not None:
+            raise ScenarioError(f"{name} is made of graphs: padding and normalise are for images")
+        request = Request(name, wanted, seed, count, shuffle, groups, metric)
+        return load_graph(request, None if data is None else Path(data), variant)
+    if variant is not None or metric is not None or shuffle or groups is not None:
+        raise ScenarioError(
+            f"{name} is made of images: variant, metric, shuffle and groups are for graphs"
+        )
+    assert count is not None
+    chosen = find_setting(wanted, settings_of(name), name)
     images = sources.prepared(_images(name, data, seed), padding, normalise)
-    return cut(name, images, chosen, seed, count)
+    return _TABLE[name][0](name, images, chosen, seed, count)
 
 
 def default_setting(name: str) -> str | None:
     """The setting of a scenario where none is asked for; None where no scenario has the name."""
+    if name in GRAPHS:
+        return GRAPHS[name].default_setting
     return _TABLE[name][3] if name in _TABLE else None
 
 
-def images_of(name: str) -> str:
-    """Whose images a scenario is made of: "digits" or "mnist"."""
-    return _TABLE[name][1]
+def settings_of(name: str) -> tuple[str, ...]:
+    """The settings that a scenario has."""
+    return tuple(GRAPHS[name].tasks) if name in GRAPHS else ("task", "domain", "class")
+
+
+def problem_of(name: str) -> str:
+    """What a scenario is about: "vision", "node", "link" or "graph"."""
+    return GRAPHS[name].problem if name in GRAPHS else "vision"
+
+
+def reads_data(name: str) -> bool:
+    """Whether a scenario is made of files in a folder, ``data``."""
+    return GRAPHS[name].embedded is None if name in GRAPHS else images_of(name) == "mnist"
+
+
+def variants_of(name: str) -> tuple[str, ...]:
+    """What a scenario's files may be of; empty where there is no choice."""
+    variants = GRAPHS[name].variants if name in GRAPHS else ()
+    return variants if len(variants) > 1 else ()
+
+
+def images_of(name: str) -> str | None:
+    """Whose images a scenario is made of: "digits" or "mnist"; None where it is of graphs."""
+    return _TABLE[name][1] if name in _TABLE else None
 
 
 def load_pretraining(
@@ -113,8 +165,10 @@ def load_pretraining(
     Raises:
         ScenarioError: with one sentence, whatever is wrong.
     """
-    if name not in _TABLE:
+    if name not in NAMES:
         raise ScenarioError(f"unknown scenario {name!r}: known are {', '.join(NAMES)}")
+    if name in GRAPHS:
+        raise ScenarioError(f"{name} is made of graphs: a backbone learns from images")
     chosen = pretraining.SOURCES[0] if source is None else source
     if chosen not in pretraining.SOURCES:
         known = ", ".join(pretraining.SOURCES)

@@ -204,7 +204,8 @@ def _class_groups(
     name, tasks = request.name, request.tasks
     if request.groups is not None:
         groups = _given_groups(request, known)
-        order = "classes as given"
+        left = sorted(set(known).difference(*groups))
+        order = "classes as given" + (f"; in no task {' '.join(map(str, left))}" if left else "")
     else:
         tasks = max(1, len(known) // 2) if tasks is None else tasks
         if tasks > len(known):
