@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks import bench_graph_step as graphs
 from benchmarks import bench_piggyback_step as piggyback
 from benchmarks.__main__ import commit, processor
 from benchmarks.bench_step import BATCH, NETWORKS, EagerHAT, maskcl_step, plain_step
@@ -67,6 +68,7 @@ def main(rounds: int) -> None:
     for layer in piggyback.LAYERS:
         torch.manual_seed(0)
         compare(f"Piggyback, {layer}, SGD", piggyback_steps(layer), rounds)
+    compare(graphs.TITLE, {name: graphs.step_of(name) for name in graphs.NAMES}, rounds)
 
 
 def compare(title: str, steps: dict[str, Callable[[], None]], rounds: int) -> None:
