@@ -77,9 +77,9 @@ class NodeEncoder(nn.Module):
         encoder: its name.
         width: F of the output.
         adjacency: what its convolutions take for the edges: a kind of ``Graph.edges``.
-        sparse_input: whether it begins with a product, which takes sparse features as they are.
-            The others (sage, gin) begin with neighbours' sums, and make sparse features dense in
-            every forward: give them dense ones to do it once.
+        sparse_input: whether it begins with products, which take sparse features as they are.
+            gin begins with a sum, and makes sparse features dense in every forward: give it dense
+            ones to do it once.
 
     Shape: x [N, features], dense or sparse CSR, and edges -> [N, width].
 
@@ -101,7 +101,7 @@ class NodeEncoder(nn.Module):
         self.encoder = encoder
         self.width = hidden[-1]
         self.adjacency = ENCODERS[encoder]
-        self.sparse_input = encoder in ("gcn", "gat")
+        self.sparse_input = encoder != "gin"
         self.layers = nn.ModuleList()
         for width in hidden:
             self.layers.append(EncoderLayer(encoder, features, width, dropout, norm, heads))
