@@ -21,7 +21,7 @@ from maskcl.accelerator import make_fabric
 from maskcl.evaluation import score_task
 from maskcl.methods import Method, TaskData, derive_seed
 from maskcl.nn.heads import TaskHeads
-from maskcl.ops import epoch_progress
+from maskcl.ops import task_progress
 from maskcl.problems import Problem
 from maskcl.randomness import rng_state, seeded, set_rng_state
 from maskcl.result import Result
@@ -223,7 +223,8 @@ class Trainer:
         loader = problem.train_batches(run.dataset, order, self.batch_size, chance)
         for i, batch in enumerate(loader):
             batch = self.fabric.to_device(batch)
-            method.before_step(net, run.state, epoch_progress(i, batches))
+            progress = task_progress(epoch, self.epochs, i, batches)
+            method.before_step(net, run.state, progress)
             run.optimizer.zero_grad()
             with net.task(run.task, run.state.scale):
                 logits, target, weight = problem.forward(run.module, batch)

@@ -13,7 +13,7 @@ from maskcl.ops.bitmask import (
     unpack_mask,
     xor_words,
 )
-from maskcl.ops.gate import epoch_progress, hat_gate, hat_scale, hat_sparsity
+from maskcl.ops.gate import epoch_progress, hat_gate, hat_scale, hat_sparsity, task_progress
 from maskcl.ops.grad_clamp import (
     clamp_grads_,
     clamp_grads_soft_,
@@ -45,6 +45,7 @@ __all__ = [
     "clamp_grads_",
     "clamp_grads_soft_",
     "epoch_progress",
+    "task_progress",
     "hat_gate",
     "hat_scale",
     "hat_sparsity",

@@ -16,6 +16,7 @@ from maskcl.reference.gate import compute_dtype
 
 COMPENSATIONS = ("exact", "recipe")
 SCHEDULES = ("linear", "cosine", "exponential", "constant")
+_SHORT_EPOCH = 10  # steps
 
 
 def hat_gate(
@@ -155,6 +156,30 @@ def epoch_progress(batch: int, batches: int) -> float:
     if not 0 <= batch < batches:
         raise ValueError(f"epoch_progress: batch is {batch}, wanted one from 0 to {batches - 1}")
     return batch / (batches - 1) if batches > 1 else 1.0
+
+
+def task_progress(epoch: int, epochs: int, batch: int, batches: int) -> float:
+    """Progress in [0, 1] for `hat_scale`: of the epoch, or of the task where epochs are short.
+
+    The paper's scale goes from 1 / s_max to s_max in every epoch (eq. 3). In an epoch of a few
+    steps, as on a whole graph, which is one, it would be at s_max nearly always, where no gate
+    learns: then it rises once, over all steps of the task.
+
+    Args:
+        epoch: from 0, of ``epochs`` in the task.
+        batch: from 0, of ``batches`` in the epoch.
+
+    Raises:
+        ValueError: an epoch or a batch is out of range.
+    """
+    if batches >= _SHORT_EPOCH:
+        return epoch_progress(batch, batches)
+    if not (0 <= epoch < epochs and 0 <= batch < batches):
+        raise ValueError(
+            f"task_progress: epoch is {epoch} of {epochs}, batch {batch} of {batches},"
+            " wanted less than these and at least 0"
+        )
+    return epoch_progress(epoch * batches + batch, epochs * batches)
 
 
 @fake("hat_gate")
