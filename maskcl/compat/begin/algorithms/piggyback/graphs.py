@@ -1,0 +1,9 @@
+"""Piggyback for graphs."""
+
+from maskcl.compat.begin.factory import trainer
+from maskcl.compat.begin.methods import PIGGYBACK_UNIT
+from maskcl.compat.begin.trainers.graphs import GCTrainer
+
+__all__ = ["GCTaskILPiggybackTrainer"]
+
+GCTaskILPiggybackTrainer = trainer(__name__, GCTrainer, PIGGYBACK_UNIT, "task")

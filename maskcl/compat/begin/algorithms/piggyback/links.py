@@ -1,0 +1,9 @@
+"""Piggyback for links."""
+
+from maskcl.compat.begin.factory import trainer
+from maskcl.compat.begin.methods import PIGGYBACK_UNIT
+from maskcl.compat.begin.trainers.links import LCTrainer
+
+__all__ = ["LCTaskILPiggybackTrainer"]
+
+LCTaskILPiggybackTrainer = trainer(__name__, LCTrainer, PIGGYBACK_UNIT, "task")

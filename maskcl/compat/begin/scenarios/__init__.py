@@ -1,0 +1,1 @@
+"""BeGin's loaders, such as ``maskcl.compat.begin.scenarios.nodes.NCScenarioLoader``."""

@@ -1,0 +1,164 @@
+"""The loaders of link classification and link prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskcl.compat.begin.data import DataGraph
+from maskcl.compat.begin.scenarios.common import (
+    BaseScenarioLoader,
+    Places,
+    flags,
+    in_a_row,
+    places_of,
+)
+from maskcl.compat.begin.scenarios.nodes import CUSTOM
+from maskcl.graph import Graph
+from maskcl.problems.sampling import draw_negatives
+from maskcl.scenarios import Scenario, scores
+from maskcl.scenarios.graph_cut import Items, Request
+from maskcl.scenarios.graph_links import link_scenario, split_links
+
+
+class LCScenarioLoader(BaseScenarioLoader):
+    """Link classification; arguments as for `BaseScenarioLoader`.
+
+    A dataset is a `DataGraph` whose ``edges()`` are links with ``edata`` as LCTrainer says; in the
+    time setting those up to the current task.
+
+    A ``dataset_load_func`` returns ``graph``, a DataGraph with ``ndata["feat"]`` and ``edata``
+    ``label``, where there are such ``train_mask``, ``val_mask`` and ``test_mask``, and ``time`` or
+    ``domain``.
+    """
+
+    problem = _level = "link"
+
+    def _custom(self, request: Request, found: dict[str, Any]) -> Scenario:
+        graph: DataGraph = found["graph"]
+        data, pairs = graph.edata, torch.stack(graph.edges(), dim=1)
+        labels = data["label"].flatten()
+        if "train_mask" in data:
+            train = data["train_mask"] | data.get("val_mask", data["train_mask"])
+            test = data["test_mask"]
+        else:
+            train, test = split_links(pairs, graph.num_nodes(), labels, request.seed)
+        items = Items(labels, train, test, data.get("domain"), data.get("time"))
+        x = graph.ndata["feat"]
+        return link_scenario(request, x, graph.num_nodes(), pairs, items, CUSTOM)
+
+    def _build(self, tasks: list[int]) -> tuple[DataGraph, Places]:
+        links, rows, test = _links(self._scenario, self._tested())
+        current: Any = self._scenario.train_set(self._curr_task)
+        graph = DataGraph(current.graph, links=links)
+        count, data = len(links), graph.edata
+        train = {task: rows[task][self._train[task]] for task in tasks}
+        val = {task: rows[task][self._val[task]] for task in tasks}
+        for name, chosen in (("train", train), ("val", val), ("test", test)):
+            data[f"{name}_mask"] = flags(count, torch.cat(list(chosen.values())))
+        first = self._labels(tasks[0])
+        data["label"] = first.new_full((count, *first.shape[1:]), -1)
+        for task in tasks:
+            data["label"][rows[task]] = self._labels(task)
+        if self.incr_type == "task":
+            masks = torch.ones(count, self.num_classes, dtype=torch.bool)
+            for task in rows:
+                masks[torch.cat([rows[task], test[task]])] = self._task_mask(task)
+            data["task_specific_mask"] = masks
+        places = {
+            "val": places_of(data["val_mask"], val),
+            "test": places_of(data["test_mask"], test),
+        }
+        return graph, places
+
+
+def _links(
+    scenario: Scenario, tasks: list[int]
+) -> tuple[Tensor, dict[int, Tensor], dict[int, Tensor]]:
+    """All links of these tasks [n, 2], and the rows of each task's training and test links."""
+    train: dict[int, Tensor] = {}
+    test: dict[int, Tensor] = {}
+    parts, start = [], 0
+    for task in tasks:
+        sets: tuple[Any, Any] = (scenario.train_set(task), scenario.test_inputs(task))
+        for rows, found in zip((train, test), sets, strict=True):
+            rows[task] = torch.arange(start, start + len(found))
+            parts.append(found.pairs)
+            start += len(found)
+    return torch.cat(parts), train, test
+
+
+class LPScenarioLoader(BaseScenarioLoader):
+    """Link prediction, in the domain and time settings; arguments as for `BaseScenarioLoader`.
+
+    A dataset is a dict: ``graph``, a `DataGraph` whose edges are the training links; and
+    ``train``, ``val`` and ``test``, each with ``edge`` int64 [n, 2] and ``label``, 1 for a link, 0
+    for none and -1 where hidden. In the time setting it has the nodes up to the current task.
+
+    A ``dataset_load_func`` returns ``graph``, a DataGraph with ``ndata["feat"]`` and ``edata``
+    ``time`` or ``domain``, every link there twice in a row, once in each direction; and
+    ``tvt_splits`` int64 [E], 2 for test links. Pairs that are no links are drawn.
+    """
+
+    problem = "link prediction"
+    _level = "link"
+
+    def _custom(self, request: Request, found: dict[str, Any]) -> Scenario:
+        graph: DataGraph = found["graph"]
+        data = {name: values[::2] for name, values in graph.edata.items()}
+        pairs = torch.stack(graph.edges(), dim=1)[::2]
+        test = torch.as_tensor(found["tvt_splits"])[::2] == 2
+        ones = torch.ones(len(pairs), dtype=torch.int64)
+        items = Items(ones, ~test, test, data.get("domain"), data.get("time"))
+        x = graph.ndata["feat"]
+        return link_scenario(request, x, graph.num_nodes(), pairs, items, CUSTOM, prediction=True)
+
+    def _build(self, tasks: list[int]) -> tuple[dict[str, Any], Places]:
+        sets: dict[int, Any] = {task: self._scenario.train_set(task) for task in self._tested()}
+        test: dict[int, Any] = {task: self._scenario.test_inputs(task) for task in sets}
+        train = [sets[task].pairs[self._train[task]] for task in tasks]
+        val = {task: self._val_pairs(task) for task in tasks}
+        held = [sets[task].pairs[self._val[task]] for task in sets]
+        current = sets[self._curr_task]
+        hidden = [torch.full((len(found),), -1) for found in test.values()]
+        dataset = {
+            "graph": DataGraph(_without(current.graph, torch.cat(held))),
+            "known": current.known,
+            "train": _labelled(train, [torch.ones(len(pairs)).long() for pairs in train]),
+            "val": _labelled(*zip(*val.values(), strict=True)),
+            "test": _labelled([found.pairs for found in test.values()], hidden),
+        }
+        places = {
+            "val": in_a_row({task: len(pairs) for task, (pairs, _) in val.items()}),
+            "test": in_a_row({task: len(found) for task, found in test.items()}),
+        }
+        return dataset, places
+
+    def _val_pairs(self, task: int) -> tuple[Tensor, Tensor]:
+        """A task's held out links and pairs that are none, enough of them for Hits@K; labels."""
+        found: Any = self._scenario.train_set(task)
+        links = found.pairs[self._val[task]]
+        count = max(len(links), scores.hits_at(self._scenario.metric) or 0)
+        like = links.repeat(-(-count // len(links)), 1)[:count]
+        chance = torch.Generator().manual_seed(self.seed + task)
+        none = draw_negatives(like, found.known, found.graph.num_nodes, chance)
+        labels = torch.cat([torch.ones(len(links)), torch.zeros(len(none))]).long()
+        return torch.cat([links, none]), labels
+
+    def _val_labels(self, task: int) -> Tensor:
+        return self._val_pairs(task)[1]
+
+
+def _labelled(pairs: Any, labels: Any) -> dict[str, Tensor]:
+    return {"edge": torch.cat(list(pairs)), "label": torch.cat(list(labels))}
+
+
+def _without(graph: Graph, links: Tensor) -> Graph:
+    """The graph without the edges of these links, in both directions."""
+    count = graph.num_nodes
+    both = torch.cat([links, links.flip(1)])
+    source, target = graph.edge_index
+    keys = source * count + target
+    return Graph(graph.x, graph.edge_index[:, ~torch.isin(keys, both[:, 0] * count + both[:, 1])])

@@ -1,0 +1,1 @@
+"""The trainers that BeGin's methods extend, and that users' own extend."""

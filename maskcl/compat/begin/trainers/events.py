@@ -1,0 +1,284 @@
+"""The event functions and what they do where nobody overrides them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from maskcl.compat.begin.trainers.running import Run, active
+from maskcl.nn.task_network import TaskNetwork
+
+States = dict[str, Any]
+Stats = dict[str, Any]
+
+
+class Events:
+    """The event functions of a trainer; each may be overridden in a subclass.
+
+    Every function below that gets a model gets the one in training, in the task in training: what
+    it computes is already under that task's masks, and a step of its optimizer cannot move what
+    earlier tasks need.
+    """
+
+    # Epochs between lines of the log.
+    log_every = 10
+
+    device: torch.device
+    loss_fn: Callable[..., Tensor]
+    eval_fn: Callable[[Tensor, Tensor], float]
+    scheduler_fn: Callable[[Optimizer], Any] | None
+    binary: bool
+    _scenario: Any
+
+    @property
+    def incr_type(self) -> str:
+        """The scenario's setting."""
+        return self._scenario.incr_type
+
+    @property
+    def curr_task(self) -> int:
+        """Index of the task in training."""
+        return self._scenario._curr_task
+
+    def initTrainingStates(self, scenario: Any, model: nn.Module, optimizer: Optimizer) -> States:
+        """Once, in the beginning: what is to be kept between events.
+
+        Args:
+            scenario: the loader.
+            model: as it will train.
+            optimizer: of it, for looking at: each task has a new one.
+
+        Returns:
+            A dict, of which every model that is trained gets a copy.
+        """
+        return {}
+
+    def prepareLoader(
+        self, curr_dataset: Any, curr_training_states: States
+    ) -> tuple[Any, Any, Any]:
+        """For each task and model: batches for training, validation and test.
+
+        Each is iterable more than once and has a length.
+        """
+        raise NotImplementedError
+
+    def processBeforeTraining(
+        self,
+        task_id: int,
+        curr_dataset: Any,
+        curr_model: Any,
+        curr_optimizer: Optimizer,
+        curr_training_states: States,
+    ) -> None:
+        """Before a task: a scheduler, no best weights yet, and the task's classes may answer.
+
+        ``curr_optimizer`` is new in every task.
+        """
+        self._reset_optimizer(curr_optimizer)
+        make = self.scheduler_fn
+        curr_training_states["scheduler"] = None if make is None else make(curr_optimizer)
+        curr_training_states.pop("best_weights", None)
+        every = torch.arange(self._num_classes) if self.binary else None
+        seen = self._seen_labels(curr_dataset) if every is None else every
+        curr_model.observe_labels(seen)
+
+    def beforeInference(
+        self, model: Any, optimizer: Optimizer, curr_batch: Any, curr_training_states: States
+    ) -> Any:
+        """Before a step's inference; what it returns is ``results["_before_inference"]`` after."""
+
+    def inference(self, model: Any, curr_batch: Any, curr_training_states: States | None) -> Stats:
+        """A batch's predictions and loss; in evaluation the states are None.
+
+        Returns:
+            ``preds`` [n, C] and ``loss``, 0-d, at least.
+        """
+        preds = self._run(model, curr_batch)
+        return {"preds": preds, "loss": self.loss_fn(preds, self._answers(curr_batch))}
+
+    def afterInference(
+        self,
+        results: Stats,
+        model: Any,
+        optimizer: Optimizer,
+        curr_batch: Any,
+        curr_training_states: States,
+    ) -> Stats:
+        """Backward and a step, with what the method adds to the loss and does to gradients."""
+        self._learn(results["loss"], model, optimizer)
+        answers = self._answers(curr_batch)
+        found = self.eval_fn(self.predictionFormat(results), answers)
+        return {"_num_items": len(answers), "loss": results["loss"].item(), "acc": found}
+
+    def processTrainIteration(
+        self, model: Any, optimizer: Optimizer, curr_batch: Any, curr_training_states: States
+    ) -> Stats | None:
+        """A training step: beforeInference, inference, afterInference.
+
+        Returns:
+            Numbers by name, averaged over the epoch; where ``_num_items`` is there, weighted by it.
+        """
+        optimizer.zero_grad()
+        before = self.beforeInference(model, optimizer, curr_batch, curr_training_states)
+        results = self.inference(model, curr_batch, curr_training_states)
+        results["_before_inference"] = before
+        return self.afterInference(results, model, optimizer, curr_batch, curr_training_states)
+
+    @torch.no_grad()
+    def processEvalIteration(self, model: Any, curr_batch: Any) -> tuple[Tensor, Stats]:
+        """A batch's predictions as the evaluator takes them, and numbers by name.
+
+        Where samples say their task, each is predicted under its own task's masks; one of a task
+        that was not trained yet, under the current one's.
+        """
+        masks = self._task_masks(curr_batch)
+        if masks is None or not isinstance(getattr(model, "core", None), TaskNetwork):
+            results = self.inference(model, curr_batch, None)
+        else:
+            results = self._by_task(model, curr_batch, self._tasks(masks))
+        return self.predictionFormat(results), {"loss": float(results["loss"])}
+
+    def predictionFormat(self, results: Stats) -> Tensor:
+        """Predictions as the evaluator takes them: classes; with ``binary`` the scores."""
+        return results["preds"] if self.binary else results["preds"].argmax(-1)
+
+    def processTrainingLogs(
+        self,
+        task_id: int,
+        epoch_cnt: int,
+        val_metric_result: float,
+        train_stats: Stats,
+        val_stats: Stats,
+    ) -> None:
+        """After an epoch, where ``verbose``: a line."""
+        if epoch_cnt % self.log_every:
+            return
+        print(f"task_id: {task_id} Epoch #{epoch_cnt}:", end=" ")
+        print("train_acc:", round(train_stats["acc"], 4), end=" ")
+        print("val_acc:", round(val_metric_result, 4), end=" ")
+        print("train_loss:", round(train_stats["loss"], 4), end=" ")
+        print("val_loss:", round(val_stats["loss"], 4))
+
+    def processAfterEachIteration(
+        self,
+        curr_model: Any,
+        curr_optimizer: Optimizer,
+        curr_training_states: States,
+        curr_iter_results: Stats,
+    ) -> bool:
+        """After an epoch: keep the best weights, step the scheduler.
+
+        Args:
+            curr_model: in training.
+            curr_optimizer: of it.
+            curr_training_states: of it.
+            curr_iter_results: ``val_metric``, ``train_stats`` and ``val_stats``.
+
+        Returns:
+            False to end the task's training: the rate is at the scheduler's smallest.
+        """
+        loss = curr_iter_results["val_stats"]["loss"]
+        return self._keep_best(curr_model, curr_optimizer, curr_training_states, loss, -loss)
+
+    def processAfterTraining(
+        self,
+        task_id: int,
+        curr_dataset: Any,
+        curr_model: Any,
+        curr_optimizer: Optimizer,
+        curr_training_states: States,
+    ) -> None:
+        """After a task: the best weights back, and what the method records of the task."""
+        if "best_weights" in curr_training_states:
+            curr_model.load_state_dict(curr_training_states["best_weights"])
+        self._end_method(curr_model)
+
+    def _learn(self, loss: Tensor, model: Any, optimizer: Optimizer) -> None:
+        """Backward of the loss and the method's term, and a step."""
+        run = self._run_of(model)
+        term = run.method.loss_term(run.net, run.state)
+        (loss + term).backward()
+        run.method.after_backward(run.net, run.state)
+        optimizer.step()
+
+    def _keep_best(
+        self, model: Any, optimizer: Optimizer, states: States, plateau: float, value: float
+    ) -> bool:
+        """Keep weights of the largest ``value``; step the scheduler, a plateau's by ``plateau``."""
+        # Where a value is NaN there is no best, and the latest weights stay.
+        if "best_weights" not in states or not value <= states["best_value"]:
+            states["best_value"] = value
+            states["best_weights"] = copy.deepcopy(model.state_dict())
+        scheduler = states["scheduler"]
+        if scheduler is None:
+            return True
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            scheduler.step()
+            return True
+        scheduler.step(plateau)
+        return abs(optimizer.param_groups[0]["lr"] - scheduler.min_lrs[0]) >= 1e-9
+
+    def _by_task(self, model: Any, batch: Any, tasks: Tensor) -> Stats:
+        """Inference under each row's own task."""
+        results: Stats = {}
+        for task in tasks.unique().tolist():
+            with active(model, task):
+                found = self.inference(model, batch, None)
+            rows = (tasks == task).to(found["preds"].device)
+            if results:
+                rows = rows.view(-1, *[1] * (found["preds"].dim() - 1))
+                found["preds"] = torch.where(rows, found["preds"], results["preds"])
+                found["loss"] = self.loss_fn(found["preds"], self._answers(batch))
+            results = found
+        return results
+
+    def _tasks(self, masks: Tensor) -> Tensor:
+        """The task of each row of class masks, at most the current one; int64 [n]."""
+        first = masks.int().argmax(-1)
+        return self._task_of_class.to(first.device)[first].clamp(max=self.curr_task)
+
+    def _reduceTrainingStats(self, curr_stats: dict[str, list[Any]]) -> Stats:
+        """Means over an epoch's steps, weighted by ``_num_items`` where it is there."""
+        weights = curr_stats.pop("_num_items", None)
+        return {name: float(np.average(v, weights=weights)) for name, v in curr_stats.items()}
+
+    def _reduceEvalStats(self, curr_stats: dict[str, list[Any]]) -> Stats:
+        """As `_reduceTrainingStats`."""
+        return self._reduceTrainingStats(curr_stats)
+
+    def _reset_optimizer(self, target_optimizer: Optimizer) -> None:
+        """Forget moments; the rates are as ``optimizer_fn`` made them, as it is new in a task."""
+        target_optimizer.state.clear()
+
+    # What follows is the trainer's and the problem's.
+    _task_of_class: Tensor
+    _num_classes: int
+
+    def _run_of(self, model: Any) -> Run:
+        raise NotImplementedError
+
+    def _end_method(self, model: Any) -> None:
+        raise NotImplementedError
+
+    def _run(self, model: Any, batch: Any) -> Tensor:
+        """Outputs for a batch's samples."""
+        raise NotImplementedError
+
+    def _answers(self, batch: Any) -> Tensor:
+        """Labels of a batch's samples, -1 where they are hidden."""
+        raise NotImplementedError
+
+    def _task_masks(self, batch: Any) -> Tensor | None:
+        """Classes of each sample's task, bool [n, C]; None in other settings."""
+        raise NotImplementedError
+
+    def _seen_labels(self, dataset: Any) -> Tensor:
+        """Labels of a task's training and validation samples."""
+        raise NotImplementedError
