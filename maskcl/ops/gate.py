@@ -166,8 +166,10 @@ def task_progress(epoch: int, epochs: int, batch: int, batches: int) -> float:
     learns: then it rises once, over all steps of the task.
 
     Args:
-        epoch: from 0, of ``epochs`` in the task.
-        batch: from 0, of ``batches`` in the epoch.
+        epoch: from 0.
+        epochs: of the task.
+        batch: from 0.
+        batches: of the epoch.
 
     Raises:
         ValueError: an epoch or a batch is out of range.

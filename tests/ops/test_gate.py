@@ -152,6 +152,19 @@ def test_linear_schedule_is_the_papers():
         assert ops.hat_scale(ops.epoch_progress(b - 1, 10), 400.0) == pytest.approx(wanted)
 
 
+def test_the_scale_rises_over_the_task_where_an_epoch_is_a_step() -> None:
+    whole_graph = [ops.task_progress(epoch, 5, 0, 1) for epoch in range(5)]
+    assert whole_graph == [0.0, 0.25, 0.5, 0.75, 1.0]
+    short = [ops.task_progress(e, 2, b, 3) for e in range(2) for b in range(3)]
+    assert short == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert ops.task_progress(0, 1, 0, 1) == 1.0
+    # As the paper has it where an epoch has steps enough.
+    assert [ops.task_progress(e, 2, b, 10) for e in range(2) for b in (0, 9)] == [0, 1, 0, 1]
+    for wrong in ((2, 2, 0, 1), (0, 2, 1, 1), (-1, 2, 0, 1)):
+        with pytest.raises(ValueError, match="task_progress: epoch is"):
+            ops.task_progress(*wrong)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
@@ -168,19 +181,6 @@ def test_linear_schedule_is_the_papers():
         (lambda: ops.epoch_progress(3, 3), ValueError, "batch is 3"),
     ],
 )
-def test_the_scale_rises_over_the_task_where_an_epoch_is_a_step() -> None:
-    whole_graph = [ops.task_progress(epoch, 5, 0, 1) for epoch in range(5)]
-    assert whole_graph == [0.0, 0.25, 0.5, 0.75, 1.0]
-    short = [ops.task_progress(e, 2, b, 3) for e in range(2) for b in range(3)]
-    assert short == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert ops.task_progress(0, 1, 0, 1) == 1.0
-    # As the paper has it where an epoch has steps enough.
-    assert [ops.task_progress(e, 2, b, 10) for e in range(2) for b in (0, 9)] == [0, 1, 0, 1]
-    for wrong in ((2, 2, 0, 1), (0, 2, 1, 1), (-1, 2, 0, 1)):
-        with pytest.raises(ValueError, match="task_progress: epoch is"):
-            ops.task_progress(*wrong)
-
-
 def test_bad_input_is_named(call, error, says):
     with pytest.raises(error, match=says):
         call()
