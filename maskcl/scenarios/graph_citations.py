@@ -26,6 +26,7 @@ from maskcl.scenarios.graph_reading import (
     geometric,
     read_pickle,
     require,
+    require_lines,
 )
 
 CITATIONS = {"cora": "Cora", "citeseer": "CiteSeer"}
@@ -46,8 +47,9 @@ def planetoid(request: Request, data: Path | None, variant: str) -> Scenario:
     """
     places = [f"{CITATIONS[variant]}/raw", f"Planetoid/{CITATIONS[variant]}/raw", "raw", "."]
     folder = find_folder(request.name, data, f"ind.{variant}.x", places)
-    for part in (*_PARTS, "test.index"):
+    for part in _PARTS:
         require(folder / f"ind.{variant}.{part}")
+    require_lines(folder / f"ind.{variant}.test.index")
     read = _planetoid_data(folder, variant)
     about = About(
         f"{CITATIONS[variant]}, Planetoid's files",

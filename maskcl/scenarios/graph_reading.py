@@ -35,6 +35,16 @@ def require(path: Path) -> None:
         raise ScenarioError(f"missing file: wanted {path}")
 
 
+def require_lines(path: Path) -> None:
+    """Raise a ScenarioError unless there is such a file and its last line ends.
+
+    torch_geometric's reader leaves a last line out that does not, and says nothing.
+    """
+    require(path)
+    if not path.read_bytes().endswith(b"\n"):
+        raise ScenarioError(f"{path} ends within a line: it is cut off or damaged")
+
+
 def geometric(name: str) -> None:
     """Raise a ScenarioError unless torch_geometric can be imported."""
     try:

@@ -14,7 +14,7 @@ from maskcl.scenarios.base import Scenario, ScenarioError
 from maskcl.scenarios.graph_build import About, graph_scenario
 from maskcl.scenarios.graph_cut import Items, Request, split
 from maskcl.scenarios.graph_links import link_scenario, split_links
-from maskcl.scenarios.graph_reading import find_folder, first_line, geometric, require
+from maskcl.scenarios.graph_reading import find_folder, first_line, geometric, require_lines
 
 # Ratings that are one class, as BeGin groups them; 1 and 2, most of all, are in none.
 RATINGS = ((-10, -10), (-9, -1), (3, 3), (4, 4), (5, 5), (6, 10))
@@ -70,9 +70,9 @@ def molecules(request: Request, data: Path | None, variant: str) -> Scenario:
     name = variant.upper()
     places = [f"{name}/raw", f"TUDataset/{name}/raw", "raw", name, "."]
     folder = find_folder(request.name, data, f"{name}_A.txt", places)
-    needed = ["graph_indicator", "graph_labels", "node_labels"]
+    needed = ["A", "graph_indicator", "graph_labels", "node_labels"]
     for part in [*needed, "node_attributes"] if variant == "enzymes" else needed:
-        require(folder / f"{name}_{part}.txt")
+        require_lines(folder / f"{name}_{part}.txt")
     x, edges, nodes_of, labels, attributes = _tu_graphs(folder, name)
     train, test = split(labels, request.seed)
     features = "the kind of node, one of several"
