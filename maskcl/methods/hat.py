@@ -33,7 +33,8 @@ class HAT:
     """Hyper-parameters of HAT and the hooks that apply them.
 
     Args:
-        s_max: largest scale of the gates; each epoch goes from 1 / s_max to s_max (eq. 3).
+        s_max: largest scale of the gates; each epoch goes from 1 / s_max to s_max (eq. 3), or the
+            task does, where its epochs have fewer than four steps (``ops.task_progress``).
         sparsity: c, the weight of the sparsity term (eq. 5).
         schedule: how the scale rises in an epoch: ``linear`` (the paper's), ``cosine``,
             ``exponential`` or ``constant``.

@@ -16,7 +16,7 @@ from maskcl.reference.gate import compute_dtype
 
 COMPENSATIONS = ("exact", "recipe")
 SCHEDULES = ("linear", "cosine", "exponential", "constant")
-_SHORT_EPOCH = 10  # steps
+_SHORT_EPOCH = 4  # steps
 
 
 def hat_gate(
