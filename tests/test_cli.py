@@ -130,7 +130,8 @@ BAD = [
     (["--precision", "16"], "unknown precision '16': known are 32, bf16"),
     (["--device", "tpu"], "unknown device 'tpu': known are auto, cpu, cuda"),
     (["--setting", "class"], "class"),
-    (["--setting", "time"], "unknown setting 'time'"),
+    (["--setting", "time"], "split-digits has the settings task, domain, class, not 'time'"),
+    (["--setting", "clss"], "unknown setting 'clss': known are task, domain, class, time"),
     (["--s-max", "0.5"], "s_max is 0.5"),
     (["--rule", "hatt"], "rule is 'hatt'"),
     (["--rule-value", "0.5"], "rule_value is 0.5"),
@@ -344,7 +345,7 @@ def test_report_compares_runs(finished, tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["report", str(finished), str(tmp_path / "other")]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("all runs: scenario split-digits, setting task, tasks 2, method hat")
+    assert out.startswith("all runs: scenario split-digits, setting task, tasks 2, metric accuracy")
     assert "mean ± sd of 2" in out
     assert str(finished) in out
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from maskcl import info as info_module
 from maskcl import report
 from maskcl.cli import hat, mas, masks, piggyback
-from maskcl.cli.common import MethodCommand
 from maskcl.cli.flags import command
 from maskcl.cli.folders import CONFIG, read_saved
+from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError, check_values, combine, read_config
 from maskcl.cli.pretrain import PretrainOptions, pretrain
 from maskcl.cli.reproduce import ReproduceOptions, reproduce
@@ -131,7 +131,7 @@ def _train(method: MethodCommand, given: dict[str, Any], config: str | None, res
     except KeyboardInterrupt:
         raise typer.Exit(_interrupted(Path(out), kind.NAME)) from None
     except (RuntimeError, OSError) as error:
-        raise typer.Exit(_failed(error, "Trainer: ")) from None
+        raise typer.Exit(_failed(error, "Trainer: ", "references: ")) from None
     print(f"\n{accuracy_table(result)}\n\nreport: {os.path.join(out, 'report.html')}")
 
 
@@ -166,11 +166,14 @@ def _reproduce(given: dict[str, Any], config: str | None, resume: bool) -> None:
         raise typer.Exit(_failed(error, "Trainer: ")) from None
 
 
-def _failed(error: Exception, whose: str) -> int:
+def _failed(error: Exception, *whose: str) -> int:
     """Diverged, or the disk is full: a sentence. Anything else is a defect: its traceback."""
     if isinstance(error, RuntimeError) and not str(error).startswith(whose):
         raise error
-    _say(f"the run failed: {str(error).removeprefix(whose)}")
+    sentence = str(error)
+    for name in whose:
+        sentence = sentence.removeprefix(name)
+    _say(f"the run failed: {sentence}")
     return 1
 
 

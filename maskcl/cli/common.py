@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,13 +15,9 @@ from maskcl.cli.options import CommandError, Options, option
 from maskcl.methods import derive_seed
 from maskcl.pretrain import state_hash
 
-if TYPE_CHECKING:
-    from maskcl.nn.task_network import TaskNetwork
-    from maskcl.result import Result
-    from maskcl.scenarios import Scenario
-
 # Used where no --batch-size is given: 64 is HAT's paper's; a task of 290 digits needs more steps.
 BATCH_SIZES = {"digits": 16, "mnist": 64}
+GRAPH_BATCH_SIZES = {"node": 256, "link": 256, "graph": 16}
 
 _OPTIMIZERS = ("sgd", "adam", "adamw")
 
@@ -40,8 +35,15 @@ class RunOptions(Options):
 
     scenario: str = option(f"What to learn: {', '.join(scenarios.NAMES)}.", choices=scenarios.NAMES)
     out: str = option("New folder for all that is written.")
-    data: str | None = option("Folder with MNIST's idx files (never written to).", None)
-    batch_size: int | None = option("Examples a step.", None, shown=table(BATCH_SIZES), at_least=1)
+    data: str | None = option(
+        "Folder with MNIST's idx files or a graph's raw files (never written to).", None
+    )
+    batch_size: int | None = option(
+        "Examples a step.",
+        None,
+        shown=f"{table(BATCH_SIZES)}; of graphs {table(GRAPH_BATCH_SIZES)}",
+        at_least=1,
+    )
     optimizer: str = option(f"{', '.join(_OPTIMIZERS)}.", "adam", choices=_OPTIMIZERS)
     momentum: float = option("Of sgd.", 0.0, at_least=0, below=1)
     weight_decay: float = option("Not on what decides about masks.", 0.0, at_least=0)
@@ -49,7 +51,9 @@ class RunOptions(Options):
     device: str = option("auto, cpu, cuda.", "auto", choices=("auto", "cpu", "cuda"))
 
     def __post_init__(self) -> None:
-        self._complete("batch_size", BATCH_SIZES.get(self.scenario.split("-")[-1]))
+        images = BATCH_SIZES.get(self.scenario.split("-")[-1])
+        problem = str(scenarios.problem_of(self.scenario))
+        self._complete("batch_size", GRAPH_BATCH_SIZES.get(problem, images))
         super().__post_init__()
         if self.momentum and self.optimizer != "sgd":
             raise CommandError(f"momentum belongs to sgd, {self.optimizer} has its own")
@@ -58,77 +62,6 @@ class RunOptions(Options):
         """Where an option is None, put what that stands for."""
         if getattr(self, name) is None and value is not None:
             object.__setattr__(self, name, value)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainOptions(RunOptions):
-    """What ``maskcl train`` takes whatever the method."""
-
-    # The method's name on the command line, and its class.
-    NAME: ClassVar[str]
-    METHOD: ClassVar[Any]
-
-    tasks: int | None = option("Number of tasks.", None, shown="the scenario's", at_least=1)
-    setting: str | None = option(
-        "task, domain or class (mas, ewc).",
-        None,
-        shown="the scenario's",
-        choices=("task", "domain", "class"),
-    )
-    epochs: int = option("For each task.", 10, at_least=1)
-    lr: float | None = option("Learning rate.", None, above=0)
-    precision: str = option("32, bf16.", "32", choices=("32", "bf16"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        try:
-            self.method()
-        except (ValueError, TypeError) as error:
-            raise CommandError(str(error).replace(f"{self.METHOD.__name__}: ", "")) from None
-
-    def method(self) -> Any:
-        """The method with these hyper-parameters: those of its fields that are options."""
-        own = {field.name for field in dataclasses.fields(self)}
-        names = [f.name for f in dataclasses.fields(self.METHOD) if f.name in own]
-        return self.METHOD(**{name: getattr(self, name) for name in names})
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodCommand:
-    """What ``maskcl train METHOD`` does in its own way.
-
-    Attributes:
-        options: the table of options; its docstring is the command's help.
-        prepare: (options, scenario) -> the network, and facts that config.json keeps of what it
-            was made from; a resumed run must find the same ``sha256`` among them. Raises
-            CommandError; writes nothing.
-        finish: the method's part of result.json; may write files into the folder.
-    """
-
-    options: type[TrainOptions]
-    prepare: Callable[[Any, Scenario], tuple[TaskNetwork, dict[str, Any]]]
-    finish: Callable[[Trained], dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A run whose last task is finished.
-
-    Attributes:
-        options: of the method's kind.
-        scenario: what was learned.
-        net: of the method's kind.
-        result: what was measured.
-        made_from: as ``prepare`` gave it.
-        directory: the run's folder.
-    """
-
-    options: Any
-    scenario: Scenario
-    net: Any
-    result: Result
-    made_from: dict[str, Any]
-    directory: Path
 
 
 @contextlib.contextmanager

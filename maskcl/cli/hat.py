@@ -9,19 +9,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import maskcl
-from maskcl import mask_metrics, models, report
-from maskcl.cli.common import (
-    MethodCommand,
-    Trained,
-    TrainOptions,
-    build_model,
-    seeded_weights,
-    table,
-)
+from maskcl import mask_metrics, report
+from maskcl.cli.common import seeded_weights, table
+from maskcl.cli.method import MethodCommand, Trained, TrainOptions
+from maskcl.cli.network import example_of, plain_model
 from maskcl.cli.options import option
 from maskcl.methods import HAT
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from maskcl.nn import HATNetwork
     from maskcl.scenarios import Scenario
 
@@ -40,9 +37,6 @@ class HATOptions(TrainOptions):
     NAME = "hat"
     METHOD = HAT
 
-    model: str = option(f"{', '.join(models.NAMES)}.", "mlp", choices=models.NAMES)
-    hidden: tuple[int, ...] | None = option("Widths of the mlp.", None, shown="200,200")
-    dropout: float | None = option("Of the mlp.", None, shown="0", at_least=0, below=1)
     lr: float | None = option("Learning rate.", None, shown=table(LEARNING_RATES), above=0)
     s_max: float = _hat("Largest scale of the gates.", _HAT.s_max)
     sparsity: float = _hat("Weight c of the sparsity term.", _HAT.sparsity)
@@ -67,16 +61,12 @@ def prepare(options: HATOptions, scenario: Scenario) -> tuple[HATNetwork, dict[s
     Raises:
         CommandError: the model does not fit the scenario's inputs.
     """
-    outputs, shape = scenario.classes_per_task, scenario.input_shape
     with seeded_weights(options.seed):
-        model = build_model(
-            options.model, shape, outputs[0], hidden=options.hidden, dropout=options.dropout
-        )
         net = maskcl.nn.to_hat(
-            model,
+            plain_model(options, scenario),
             scenario.num_tasks,
-            torch.zeros(2, *shape),
-            classes=outputs if scenario.setting.head == "task" else None,
+            example_of(options, scenario),
+            classes=scenario.outputs if scenario.setting.head == "task" else None,
             init=options.init,
         )
     return net, {}
@@ -106,4 +96,8 @@ def _protected_share(net: HATNetwork, shares: dict[str, float]) -> float:
     return sum(shares[name] * sizes[name] for name in shares) / sum(sizes.values())
 
 
-COMMAND = MethodCommand(HATOptions, prepare, finish)
+def _plain(options: HATOptions, scenario: Scenario, made_from: dict[str, Any]) -> nn.Module:
+    return plain_model(options, scenario)
+
+
+COMMAND = MethodCommand(HATOptions, prepare, _plain, finish)

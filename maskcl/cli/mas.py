@@ -6,20 +6,16 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import maskcl
-from maskcl import models, scenarios
-from maskcl.cli.common import (
-    MethodCommand,
-    Trained,
-    TrainOptions,
-    build_model,
-    seeded_weights,
-    table,
-)
+from maskcl import scenarios
+from maskcl.cli.common import seeded_weights, table
+from maskcl.cli.method import MethodCommand, Trained, TrainOptions
+from maskcl.cli.network import plain_model, with_heads
 from maskcl.cli.options import option
 from maskcl.methods import EWC, MAS
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from maskcl.nn import ImportanceNetwork
     from maskcl.scenarios import Scenario
 
@@ -35,9 +31,10 @@ MAS_STRENGTH = 0.03
 
 _STRENGTH = "Of the penalty; it belongs to the importance's definition."
 _REDUCTION = "Of gradients: sample (mean of sizes), batch (size of means)."
+_REDUCTION_SHOWN = "sample; of nodes and links batch"
 _DECAY = "Factor of earlier tasks' importances."
 _HEADS = "Hold a shared or growing output layer too."
-_HEADS_SHOWN = "in the domain setting"
+_HEADS_SHOWN = "in the domain and time settings"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,15 +44,12 @@ class QuadraticOptions(TrainOptions):
     # By optimizer.
     RATES: ClassVar[dict[str, float]]
 
-    model: str = option(f"{', '.join(models.NAMES)}.", "mlp", choices=models.NAMES)
-    hidden: tuple[int, ...] | None = option("Widths of the mlp.", None, shown="200,200")
-    dropout: float | None = option("Of the mlp.", None, shown="0", at_least=0, below=1)
-
     def __post_init__(self) -> None:
         self._complete("lr", self.RATES.get(self.optimizer))
         # One head that answers for all tasks alike is a part of what they need.
         setting = self.setting or scenarios.default_setting(self.scenario)
-        self._complete("heads", setting == "domain")
+        self._complete("heads", setting in ("domain", "time"))
+        self._complete("reduction", "batch" if self.problem in ("node", "link") else "sample")
         super().__post_init__()
 
 
@@ -69,7 +63,7 @@ class MASOptions(QuadraticOptions):
 
     lr: float | None = option("Learning rate.", None, shown=table(MAS_RATES), above=0)
     strength: float = _mas(_STRENGTH, MAS_STRENGTH)
-    reduction: str = _mas(_REDUCTION, _MAS.reduction)
+    reduction: str | None = _mas(_REDUCTION, None, shown=_REDUCTION_SHOWN)
     norm: str = _mas("Of the outputs' squares: sum, mean.", _MAS.norm)
     decay: float = _mas(_DECAY, _MAS.decay)
     heads: bool | None = _mas(_HEADS, None, shown=_HEADS_SHOWN)
@@ -85,7 +79,7 @@ class EWCOptions(QuadraticOptions):
 
     lr: float | None = option("Learning rate.", None, shown=table(EWC_RATES), above=0)
     strength: float = _ewc(_STRENGTH, _EWC.strength)
-    reduction: str = _ewc(_REDUCTION, _EWC.reduction)
+    reduction: str | None = _ewc(_REDUCTION, None, shown=_REDUCTION_SHOWN)
     labels: str = _ewc("Whose probability: data, predicted, sampled.", _EWC.labels)
     decay: float = _ewc(_DECAY, _EWC.decay)
     anchors: str = _ewc("Where tasks pull to: each (its own), last.", _EWC.anchors)
@@ -100,21 +94,8 @@ def prepare(
     Raises:
         CommandError: the model does not fit the scenario's inputs.
     """
-    outputs, head = scenario.classes_per_task, scenario.setting.head
     with seeded_weights(options.seed):
-        model = build_model(
-            options.model,
-            scenario.input_shape,
-            outputs[0],
-            hidden=options.hidden,
-            dropout=options.dropout,
-        )
-        net = maskcl.nn.to_importance(
-            model,
-            scenario.num_tasks,
-            classes=None if head == "shared" else outputs,
-            growing=head == "growing",
-        )
+        net = with_heads(plain_model(options, scenario), scenario)
     return net, {}
 
 
@@ -130,5 +111,9 @@ def finish(run: Trained) -> dict[str, Any]:
     }
 
 
-MAS_COMMAND = MethodCommand(MASOptions, prepare, finish)
-EWC_COMMAND = MethodCommand(EWCOptions, prepare, finish)
+def _plain(options: QuadraticOptions, scenario: Scenario, made_from: dict[str, Any]) -> nn.Module:
+    return plain_model(options, scenario)
+
+
+MAS_COMMAND = MethodCommand(MASOptions, prepare, _plain, finish)
+EWC_COMMAND = MethodCommand(EWCOptions, prepare, _plain, finish)

@@ -16,10 +16,11 @@ from maskcl.checkpoint import (
     save_checkpoint,
 )
 from maskcl.cli.folders import read_config_of
+from maskcl.cli.network import base_model
 from maskcl.cli.options import CommandError
 from maskcl.cli.piggyback import mask_facts
 from maskcl.masks import MaskFile, MaskFileError, export_masks, import_masks, read_masks
-from maskcl.pretrain import BaseError, empty_model
+from maskcl.pretrain import BaseError
 from maskcl.report.text import grid
 from maskcl.trainer import CHECKPOINT
 
@@ -114,7 +115,7 @@ def open_run(run: Path) -> tuple[Checkpoint, PiggybackNetwork]:
         checkpoint = load_checkpoint(run / CHECKPOINT)
         outputs = checkpoint.config["scenario"]["outputs"]
         net = maskcl.nn.to_piggyback(
-            empty_model(made_from, str(run)),
+            base_model(made_from, str(run)),
             len(outputs),
             classes=outputs,
             levels=options["levels"],

@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import maskcl
-from maskcl import models, scenarios
-from maskcl.cli.common import (
-    MethodCommand,
-    Trained,
-    TrainOptions,
-    build_model,
-    fingerprint,
-    seeded_weights,
-    table,
-)
+from maskcl import scenarios
+from maskcl.cli.common import fingerprint, seeded_weights, table
+from maskcl.cli.method import MethodCommand, Trained, TrainOptions
+from maskcl.cli.network import base_model, plain_model
 from maskcl.cli.options import CommandError, option
 from maskcl.masks import export_masks
 from maskcl.methods import Piggyback
@@ -47,11 +41,9 @@ class PiggybackOptions(TrainOptions):
     # A base may have moved: what counts is its content.
     MAY_CHANGE = (*TrainOptions.MAY_CHANGE, "base")
 
-    base: str | None = option("Folder that maskcl pretrain made, or random.", None)
-    model: str | None = option(
-        f"Of a random base: {', '.join(models.NAMES)}.", None, shown="mlp", choices=models.NAMES
+    base: str | None = option(
+        "Folder that maskcl pretrain made, or random.", None, shown="for graphs random"
     )
-    hidden: tuple[int, ...] | None = option("Of a random mlp, its widths.", None, shown="200,200")
     lr: float | None = option("Learning rate of scores.", None, shown=table(SCORE_RATES), above=0)
     head_lr: float | None = option(
         "Learning rate of heads and norms.", None, shown=table(HEAD_RATES), above=0
@@ -70,23 +62,38 @@ class PiggybackOptions(TrainOptions):
     spread: str = _piggyback("constant (all at init), uniform (in +-init).", _DEFAULT.spread)
 
     def __post_init__(self) -> None:
+        graphs = self.problem not in ("vision", None)
+        if graphs:
+            self._complete("base", RANDOM)
+        if graphs and self.base != RANDOM:
+            raise CommandError(
+                f"--base: {self.scenario} is a {self.problem} problem, whose only base is random"
+            )
         if self.base is None:
             raise CommandError(
                 "--base is missing: a folder made by `maskcl pretrain --scenario "
                 f"{self.scenario} --out BASE`, or random"
             )
-        for name in ("model", "hidden"):
+        for name in ("model", "hidden", "dropout"):
             if self.base != RANDOM and getattr(self, name) is not None:
                 raise CommandError(
                     f"{name} belongs to --base random, a pretrained base has its own"
                 )
-        if self.base == RANDOM:
-            self._complete("model", "mlp")
         # The norms of a random base have seen no data.
         self._complete("norms", "task" if self.base == RANDOM else "frozen")
         self._complete("lr", SCORE_RATES.get(self.optimizer))
         self._complete("head_lr", HEAD_RATES.get(self.optimizer))
         super().__post_init__()
+
+    @property
+    def reference_rate(self) -> float:
+        """That of heads and norms: scores move on a scale of their own."""
+        assert self.head_lr is not None
+        return self.head_lr
+
+    def _complete_model(self) -> None:
+        if self.base == RANDOM:
+            super()._complete_model()
 
 
 def prepare(
@@ -97,7 +104,6 @@ def prepare(
     Raises:
         CommandError: there is no such base, or it does not fit the scenario.
     """
-    outputs = scenario.classes_per_task
     with seeded_weights(options.seed):
         if options.base == RANDOM:
             model, made_from = _random_base(options, scenario)
@@ -106,7 +112,7 @@ def prepare(
         net = maskcl.nn.to_piggyback(
             model,
             scenario.num_tasks,
-            classes=outputs,
+            classes=scenario.outputs,
             levels=options.levels,
             norms=options.norms or "frozen",
         )
@@ -114,13 +120,15 @@ def prepare(
 
 
 def _random_base(options: PiggybackOptions, scenario: Scenario) -> tuple[nn.Module, dict[str, Any]]:
-    name, shape, outputs = options.model or "mlp", scenario.input_shape, scenario.classes_per_task
-    model = build_model(name, shape, outputs[0], hidden=options.hidden)
+    model = plain_model(options, scenario)
     return model, {
-        "model": name,
+        "problem": scenario.problem,
+        "model": options.model,
         "hidden": options.hidden,
-        "input_shape": list(shape),
-        "outputs": outputs[0],
+        "dropout": options.dropout,
+        "batch_norm": options.batch_norm,
+        "input_shape": list(scenario.input_shape),
+        "outputs": scenario.outputs[0],
         "source": RANDOM,
         "trained_on": "nothing: random weights",
         "accuracy": None,
@@ -202,4 +210,11 @@ def mask_facts(cut: dict[str, Any], task: int, made_from: dict[str, Any]) -> dic
     }
 
 
-COMMAND = MethodCommand(PiggybackOptions, prepare, finish)
+def _plain(options: PiggybackOptions, scenario: Scenario, made_from: dict[str, Any]) -> nn.Module:
+    """Of the base's architecture, its weights random."""
+    if options.base == RANDOM:
+        return plain_model(options, scenario)
+    return base_model({**made_from, "outputs": scenario.outputs[0]}, str(options.base))
+
+
+COMMAND = MethodCommand(PiggybackOptions, prepare, _plain, finish)

@@ -58,6 +58,12 @@ class PretrainOptions(RunOptions):
     lr: float | None = option("Learning rate.", None, shown=table(LEARNING_RATES), above=0)
 
     def __post_init__(self) -> None:
+        problem = scenarios.problem_of(self.scenario)
+        if problem not in ("vision", None):
+            raise CommandError(
+                f"{self.scenario} is a {problem} problem: pretrain learns from images, and "
+                "`maskcl train piggyback` takes a random base for graphs"
+            )
         self._complete("lr", LEARNING_RATES.get(self.optimizer))
         of_mnist = self.source == "rotated" and self.scenario.endswith("mnist")
         self._complete("epochs", EPOCHS["mnist" if of_mnist else "digits"])

@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LOOKS = 0.25
 
 
-def display(console: Console, tasks: int, epochs: int) -> Lines | Bars:
+def display(console: Console, tasks: int, epochs: int, metric: str = "accuracy") -> Lines | Bars:
     """Bars where the console is a terminal, else lines. Both are context managers."""
-    return Bars(console, tasks, epochs) if console.is_terminal else Lines(console, tasks, epochs)
+    kind = Bars if console.is_terminal else Lines
+    return kind(console, tasks, epochs, metric)
 
 
 class Lines(Callback):
     """A line for each epoch and each task, for logs."""
 
-    def __init__(self, console: Console, tasks: int, epochs: int) -> None:
+    def __init__(self, console: Console, tasks: int, epochs: int, metric: str = "accuracy") -> None:
         self._console, self._tasks, self._epochs = console, tasks, epochs
+        self._metric = metric
 
     def __enter__(self) -> Lines:
         return self
@@ -49,8 +51,8 @@ class Lines(Callback):
         )
 
     def on_task_end(self, task: int, scores: np.ndarray) -> None:
-        """Print the test accuracy on every task so far."""
-        self._say(_after(task, self._tasks, scores))
+        """Print the test score on every task so far."""
+        self._say(_after(task, self._tasks, scores, self._metric))
 
     def _say(self, text: str) -> None:
         # soft_wrap: a log's line stays one line whatever the width. flush: `tail -f` sees it.
@@ -61,10 +63,11 @@ class Lines(Callback):
 class Bars(Callback):
     """A bar over the tasks and one over the epochs of the task, with the last figures."""
 
-    def __init__(self, console: Console, tasks: int, epochs: int) -> None:
+    def __init__(self, console: Console, tasks: int, epochs: int, metric: str = "accuracy") -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._console, self._tasks, self._epochs = console, tasks, epochs
+        self._metric = metric
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -126,9 +129,9 @@ class Bars(Callback):
     def on_task_end(self, task: int, scores: np.ndarray) -> None:
         """Leave a line above the bars."""
         self._progress.update(self._task_bar, completed=task + 1)
-        self._console.print(_after(task, self._tasks, scores), highlight=False)
+        self._console.print(_after(task, self._tasks, scores, self._metric), highlight=False)
 
 
-def _after(task: int, tasks: int, scores: np.ndarray) -> str:
+def _after(task: int, tasks: int, scores: np.ndarray, metric: str) -> str:
     shown = " ".join(f"{score:.3f}" for score in scores[: task + 1])
-    return f"after task {task + 1}/{tasks}: test accuracy {shown}"
+    return f"after task {task + 1}/{tasks}: test {metric} {shown}"

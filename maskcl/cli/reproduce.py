@@ -1,20 +1,27 @@
-"""``maskcl reproduce``: a published table run again, ours beside theirs."""
+"""``maskcl reproduce``: a published table run again, ours beside theirs; a table of our own."""
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from maskcl import scenarios
+from maskcl.cli.common import optimizer_factory
 from maskcl.cli.environment import environment
-from maskcl.cli.options import CommandError, Options, option
+from maskcl.cli.method import MethodCommand, TrainOptions
+from maskcl.cli.network import problem_for
+from maskcl.cli.options import CommandError, Options, combine, option
+from maskcl.trainer import Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from maskcl.reproduce.graphs import Cell, Figures
     from maskcl.reproduce.table import Published
 
 
@@ -30,6 +37,111 @@ class ReproduceOptions(Options):
     device: str = option("auto, cpu, cuda.", "auto", choices=("auto", "cpu", "cuda"))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GraphsOptions(Options):
+    """Every method on every graph problem in every setting, on graphs made of digits."""
+
+    seeds: int = option("How many, from 0.", 5, at_least=1)
+    out: str | None = option(
+        "Folder for results.json and results.md; runs that it holds are not run again.", None
+    )
+    only: str | None = option(
+        "Methods, problems (node, link, prediction, graph) and settings, as hat,mas,node.", None
+    )
+    epochs: int | None = option("For each task.", None, shown="maskcl train's", at_least=1)
+    tasks: int | None = option("Number of tasks.", None, shown="maskcl train's", at_least=1)
+    device: str = option("auto, cpu, cuda.", "auto", choices=("auto", "cpu", "cuda"))
+
+
+def reproduce_graphs(
+    commands: Mapping[str, MethodCommand], options: GraphsOptions, console: Console
+) -> str:
+    """Run what is missing; returns the page as Markdown.
+
+    Args:
+        commands: by method, what ``maskcl train`` does.
+        options: of the table.
+        console: gets a line for each run.
+
+    Raises:
+        CommandError: it cannot start; nothing has been written then.
+    """
+    from maskcl.reproduce import graph_runs, graphs
+    from maskcl.reproduce.runs import ReproduceError
+
+    device = _device(options.device)
+    asked = {"epochs": options.epochs, "tasks": options.tasks}
+    given = {name: value for name, value in asked.items() if value is not None}
+
+    def train(cell: Cell, seed: int) -> tuple[Figures, dict[str, Any]]:
+        command = commands[cell.method]
+        flags = {**cell.options(seed), **given, "device": device.type, "out": ""}
+        return train_cell(command, combine(command.options, flags, {}, None))
+
+    try:
+        return graph_runs.run(
+            graphs.select(options.only),
+            options.seeds,
+            train,
+            directory=None if options.out is None else Path(options.out),
+            given=given,
+            facts={**environment(device), **_today()},
+            say=_sayer(console),
+        )
+    except (scenarios.ScenarioError, ReproduceError) as error:
+        raise CommandError(str(error)) from None
+
+
+def train_cell(command: MethodCommand, options: TrainOptions) -> tuple[Figures, dict[str, Any]]:
+    """What ``maskcl train`` trains, without its files: the figures, and what the scenario is."""
+    from maskcl.reproduce.graphs import figures
+
+    # The options put the problem's, the method's and the optimizer's own.
+    assert options.lr is not None
+    assert options.epochs is not None
+    assert options.batch_size is not None
+    scenario = scenarios.load(
+        options.scenario, seed=options.seed, tasks=options.tasks, setting=options.setting
+    )
+    net, _ = command.prepare(options, scenario)
+    trainer = Trainer(
+        net,
+        options.method(),
+        problem_for(options, scenario),
+        scenario,
+        optimizer_factory(options, options.lr),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        device=options.device,
+        precision=options.precision,
+    )
+    return figures(trainer.fit(), scenario), scenario.describe()
+
+
+def _today() -> dict[str, str]:
+    import torch_geometric
+
+    return {
+        "torch_geometric": torch_geometric.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CommandError("device is 'cuda', and torch finds no CUDA device here")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _sayer(console: Console) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, highlight=False)
+        console.file.flush()
+
+    return say
+
+
 def reproduce(table: Published, options: ReproduceOptions, console: Console) -> str:
     """Run what is missing; returns the table as text.
 
@@ -38,15 +150,7 @@ def reproduce(table: Published, options: ReproduceOptions, console: Console) -> 
     """
     from maskcl.reproduce import runs
 
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise CommandError("device is 'cuda', and torch finds no CUDA device here")
-    use_cuda = options.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda" if use_cuda else "cpu")
-
-    def say(line: str) -> None:
-        console.print(line, soft_wrap=True, highlight=False)
-        console.file.flush()
-
+    device = _device(options.device)
     try:
         return runs.reproduce(
             table,
@@ -55,7 +159,7 @@ def reproduce(table: Published, options: ReproduceOptions, console: Console) -> 
             directory=None if options.out is None else Path(options.out),
             device=device.type,
             facts=environment(device),
-            say=say,
+            say=_sayer(console),
         )
     except (scenarios.ScenarioError, runs.ReproduceError) as error:
         raise CommandError(str(error)) from None

@@ -7,13 +7,14 @@ from typing import Any
 
 from maskcl import report
 from maskcl.report.compare import COLUMNS, DESCRIBED
+from maskcl.report.scores import score_name
 from maskcl.report.text import grid, number, seconds
 
 
 def accuracy_table(result: dict[str, Any]) -> str:
-    """The accuracy matrix, the metrics that are defined, and what the figures are of."""
+    """The matrix of scores, the metrics that are defined, and what the figures are of."""
     matrix = result["accuracy"]
-    rows = [["test accuracy", *(f"task {task + 1}" for task in range(len(matrix)))]]
+    rows = [[f"test {score_name(result)}", *(f"task {task + 1}" for task in range(len(matrix)))]]
     for task, row in enumerate(matrix):
         shown = ["" if value is None else f"{value:.4f}" for value in row]
         rows.append([f"after task {task + 1}", *shown])

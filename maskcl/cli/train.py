@@ -14,20 +14,24 @@ import numpy as np
 
 from maskcl import metrics, report, scenarios
 from maskcl.checkpoint import CheckpointError
-from maskcl.cli.common import MethodCommand, Trained, TrainOptions, fingerprint, optimizer_factory
+from maskcl.cli.common import fingerprint, optimizer_factory, seeded_weights
 from maskcl.cli.environment import environment
 from maskcl.cli.folders import CONFIG, check_new, config_of, read_saved
+from maskcl.cli.method import MethodCommand, Trained, TrainOptions
+from maskcl.cli.network import problem_for, with_heads
 from maskcl.cli.options import CommandError
 from maskcl.cli.progress import display
 from maskcl.files import new_folder
-from maskcl.problems import Vision
+from maskcl.references import References, references
 from maskcl.report.files import write_atomic
 from maskcl.trainer import Callback, Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from maskcl.nn import ImportanceNetwork
     from maskcl.nn.task_network import TaskNetwork
+    from maskcl.problems import Problem
     from maskcl.result import Result
     from maskcl.scenarios import Scenario
 
@@ -48,8 +52,10 @@ def train(
     net, made_from = command.prepare(options, scenario)
     if resume:
         _check_made_from(options, made_from)
-    callback = display(console, scenario.num_tasks, options.epochs)
-    trainer = _trainer(options, net, scenario, callback)
+    assert options.epochs is not None  # TrainOptions puts the problem's own
+    problem = problem_for(options, scenario)
+    callback = display(console, scenario.num_tasks, options.epochs, scenario.metric)
+    trainer = _trainer(options, net, problem, scenario, callback)
     if not resume:
         _make_directory(directory, config_of(options.NAME, options.to_json(), made_from))
     console.print(scenarios.summary(scenario.describe()), soft_wrap=True, highlight=False)
@@ -58,8 +64,10 @@ def train(
             result = trainer.fit(resume=resume)
     except CheckpointError as error:
         raise CommandError(str(error)) from None
+    compared = _references(command, options, problem, scenario, made_from, console)
     content = {
-        **_common(options, scenario, net, result),
+        **_common(options, scenario, net, result, compared),
+        "problem": problem.describe(),
         **command.finish(Trained(options, scenario, net, result, made_from, directory)),
         "weights_sha256": fingerprint(net),
         "environment": environment(trainer.fabric.device),
@@ -70,16 +78,21 @@ def train(
 
 
 def _trainer(
-    options: TrainOptions, net: TaskNetwork, scenario: Scenario, callback: Callback
+    options: TrainOptions,
+    net: TaskNetwork,
+    problem: Problem,
+    scenario: Scenario,
+    callback: Callback,
 ) -> Trainer:
     # TrainOptions puts the scenario's and the optimizer's own.
     assert options.batch_size is not None
+    assert options.epochs is not None
     assert options.lr is not None
     try:
         return Trainer(
             net,
             options.method(),
-            Vision(),
+            problem,
             scenario,
             optimizer_factory(options, options.lr),
             epochs=options.epochs,
@@ -94,13 +107,60 @@ def _trainer(
         raise CommandError(str(error).replace("Trainer: ", "")) from None
 
 
+def _references(
+    command: MethodCommand,
+    options: TrainOptions,
+    problem: Problem,
+    scenario: Scenario,
+    made_from: dict[str, Any],
+    console: Console,
+) -> References | None:
+    """What plain networks reach with the run's epochs and optimizer, where that is asked for."""
+    if not options.references:
+        return None
+    assert options.epochs is not None
+    assert options.batch_size is not None
+
+    def fresh() -> ImportanceNetwork:
+        with seeded_weights(options.seed):
+            return with_heads(command.plain(options, scenario, made_from), scenario)
+
+    def say(name: str, task: int, score: float) -> None:
+        line = f"reference {name} {task + 1}/{scenario.num_tasks} {scenario.metric} {score:.4f}"
+        console.print(line, soft_wrap=True, highlight=False)
+        console.file.flush()
+
+    return references(
+        fresh,
+        problem,
+        scenario,
+        optimizer_factory(options, options.reference_rate),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        device=options.device,
+        precision=options.precision,
+        callback=say,
+    )
+
+
 def _common(
-    options: TrainOptions, scenario: Scenario, net: TaskNetwork, result: Result
+    options: TrainOptions,
+    scenario: Scenario,
+    net: TaskNetwork,
+    result: Result,
+    compared: References | None,
 ) -> dict[str, Any]:
     """What every method's result.json holds."""
     matrix = np.asarray(result.matrix)
-    chance = [1 / outputs for outputs in scenario.classes_per_task]
-    found = metrics.all_metrics(matrix, untrained=result.untrained, chance=chance)
+    found = metrics.all_metrics(
+        matrix,
+        untrained=result.untrained,
+        chance=scenario.chance,
+        joint=None if compared is None else compared.joint,
+        joint_last=None if compared is None else compared.joint_last,
+        scratch=None if compared is None else compared.scratch,
+    )
     return {
         "format": "maskcl-result",
         "version": 1,
@@ -109,13 +169,26 @@ def _common(
         "summary": scenarios.summary(scenario.describe()),
         "configuration": options.to_json(),
         "parameters": sum(p.numel() for p in net.parameters()),
-        "accuracy_axes": "accuracy[i][j]: test accuracy on task j after training task i, from 0",
+        "metric": scenario.metric,
+        "accuracy_axes": (
+            f"accuracy[i][j]: test {scenario.metric} on task j after training task i, from 0"
+        ),
         "accuracy": _nulls(matrix),
         "untrained": _nulls(np.asarray(result.untrained)),
+        "chance": scenario.chance,
+        "references": None if compared is None else _compared(compared),
         "metrics": {name: metric.to_json() for name, metric in found.items()},
         "seconds": list(result.seconds),
         "losses": result.losses,
         "training_accuracies": result.accuracies,
+    }
+
+
+def _compared(found: References) -> dict[str, Any]:
+    return {
+        "axes": "together[i][j]: on task j after tasks 0 to i together; scratch[j]: after j alone",
+        "together": _nulls(found.together),
+        "scratch": _nulls(found.scratch),
     }
 
 
@@ -143,6 +216,8 @@ def _load_scenario(options: TrainOptions) -> Scenario:
             seed=options.seed,
             tasks=options.tasks,
             setting=options.setting,
+            variant=options.variant,
+            metric=options.metric,
         )
     except scenarios.ScenarioError as error:
         raise CommandError(str(error)) from None

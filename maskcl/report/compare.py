@@ -5,27 +5,30 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from maskcl.report.files import read_result
+from maskcl.report.files import ReportError, read_result
 from maskcl.report.layout import Content
 from maskcl.report.methods import LAYOUTS, layout_of
+from maskcl.report.scores import metric_of
 from maskcl.report.text import number, seconds
 
 # What a run was, and what came out.
 DESCRIBED = (
-    "run", "scenario", "setting", "tasks", "method", "base", "model", "parameters", "epochs",
-    "seed",
+    "run", "scenario", "setting", "tasks", "metric", "method", "base", "model", "parameters",
+    "epochs", "seed",
 )  # fmt: skip
 # Methods share columns.
 _OWN = dict.fromkeys(
     m.column for layout in LAYOUTS.values() for m in layout.measures if m.column is not None
 )
-MEASURED = ("ACC", "BWT", *_OWN, "time")
+# Where there are references, or scores before training; empty elsewhere.
+_MAYBE = ("FWT", "INT", "FTS")
+MEASURED = ("ACC", "BWT", *_MAYBE, *_OWN, "time")
 COLUMNS = (*DESCRIBED, *MEASURED)
 
 # What may differ between runs of one mean; a base may be pretrained with the run's own seed.
-_FREE = ("seed", "out", "data", "config", "resume", "device", "base")
+_FREE = ("seed", "out", "data", "config", "resume", "device", "base", "references")
 _FREE_IN_BASE = ("seed", "accuracy", "sha256")
 
 
@@ -36,14 +39,25 @@ def compare(directories: Iterable[str | os.PathLike[str]]) -> list[dict[str, str
     Means are given with the standard deviation (n - 1) and the seeds.
 
     Raises:
-        ReportError: a directory holds no readable result.
+        ReportError: a directory holds no readable result, or scores of one run are another metric
+            than those of another: no mean or order of them says anything.
     """
     runs = [(os.fspath(directory), read_result(directory)) for directory in directories]
+    _check_metrics(runs)
     rows = [_row(name, result) for name, result in runs]
     groups: dict[str, list[Content]] = {}
     for _, result in runs:
         groups.setdefault(_key(result), []).append(result)
     return rows + [_mean(results) for results in groups.values() if len(results) > 1]
+
+
+def _check_metrics(runs: Sequence[tuple[str, Content]]) -> None:
+    first: dict[str, str] = {}
+    for name, result in runs:
+        first.setdefault(metric_of(result), name)
+    if len(first) > 1:
+        shown = ", ".join(f"{metric} in {name}" for metric, name in first.items())
+        raise ReportError(f"runs of different metrics do not compare: {shown}")
 
 
 def _row(name: str, result: Content) -> dict[str, str]:
@@ -53,6 +67,7 @@ def _row(name: str, result: Content) -> dict[str, str]:
         "scenario": cut["name"],
         "setting": cut["setting"],
         "tasks": str(cut["num_tasks"]),
+        "metric": metric_of(result),
         "method": result["method"],
         "base": str(result["base"]["source"]) if "base" in result else "",
         "model": str(config["model"]),
@@ -63,6 +78,9 @@ def _row(name: str, result: Content) -> dict[str, str]:
         "BWT": number(result["metrics"]["BWT"]["value"], 4),
         "time": seconds(sum(result["seconds"])),
     }
+    for metric in _MAYBE:
+        value = result["metrics"].get(metric, {}).get("value")
+        row[metric] = "" if value is None else number(value, 4)
     for measure in layout_of(result).measures:
         if measure.column is not None:
             row[measure.column] = measure.show(measure.value(result))
@@ -72,7 +90,8 @@ def _row(name: str, result: Content) -> dict[str, str]:
 def _key(result: Content) -> str:
     config = {k: v for k, v in result["configuration"].items() if k not in _FREE}
     base = {k: v for k, v in result.get("base", {}).items() if k not in _FREE_IN_BASE}
-    parts = [result["method"], config, result["scenario"]["classes"], base]
+    cut = result["scenario"]
+    parts = [result["method"], config, cut["setting"], cut["classes"], metric_of(result), base]
     return json.dumps(parts, sort_keys=True)
 
 
@@ -81,10 +100,10 @@ def _mean(results: list[Content]) -> dict[str, str]:
     seeds = sorted(result["configuration"]["seed"] for result in results)
     row["run"] = f"mean ± sd of {len(results)}"
     row["seed"] = " ".join(map(str, seeds))
-    for name in ("ACC", "BWT"):
-        values = [result["metrics"][name]["value"] for result in results]
+    for name in ("ACC", "BWT", *_MAYBE):
+        values = [result["metrics"].get(name, {}).get("value") for result in results]
         if None in values:
-            row[name] = number(None, 4)
+            row[name] = "" if name in _MAYBE else number(None, 4)
         else:
             spread = statistics.stdev(values)
             row[name] = f"{number(statistics.mean(values), 4)} ± {spread:.4f}"

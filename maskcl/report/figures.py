@@ -22,6 +22,7 @@ from maskcl.report.drawing import (
 )
 from maskcl.report.layout import Content, Picture
 from maskcl.report.methods import layout_of
+from maskcl.report.scores import score_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,9 +52,10 @@ def accuracy_matrix(result: Content) -> Figure:
     """Heat map of M: a row after each task, a column for each task evaluated."""
     matrix = matrix_of(result)
     figure, axes = square(len(matrix))
-    chance = 1 / max(result["scenario"]["outputs"])
+    # Results of before there were graphs say nothing of chance.
+    chance = min(result.get("chance") or [1 / max(result["scenario"]["outputs"])])
     low = min(chance, np.nanmin(matrix))
-    square_map(axes, matrix, low=low, high=1.0, label="accuracy", digits=3)
+    square_map(axes, matrix, low=low, high=1.0, label=score_name(result), digits=3)
     axes.set_xlabel("evaluated on task")
     axes.set_ylabel("after training task")
     return figure
@@ -75,7 +77,7 @@ def accuracy_over_time(result: Content) -> Figure:
     axes.plot(steps, mean, color=INK, linewidth=2.6, linestyle=(0, (4, 2)), label="mean so far")
     axes.set_ylim(top=1.0 + 0.04 * (1.0 - axes.get_ylim()[0]))
     axes.set_xlabel("tasks trained")
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(f"test {score_name(result)}")
     axes.set_xticks(step_ticks(steps))
     axes.grid(axis="y")
     legend(axes)
@@ -84,14 +86,14 @@ def accuracy_over_time(result: Content) -> Figure:
 
 ACCURACY = Picture(
     "accuracy",
-    "Accuracy matrix",
+    "Matrix of scores",
     "Row: after training that task. Column: evaluated on that task, on its test set. A column "
     "that keeps its number downwards has forgotten nothing. Empty cells were not measured.",
     accuracy_matrix,
 )
 OVER_TIME = Picture(
     "accuracy_over_time",
-    "Accuracy over time",
+    "Scores over time",
     "Each task from its own training on, and the mean over the tasks trained so far.",
     accuracy_over_time,
 )

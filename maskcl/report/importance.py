@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from maskcl.report.drawing import SERIES, SHADES, layer_map, new_figure, shorten, step_ticks
 from maskcl.report.layout import Content, Layout, Measure, Picture, Table
+from maskcl.report.scores import score_name
 from maskcl.report.text import percent, scientific
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def _labels(result: Content) -> list[str]:
 
 
 def learned_and_kept(result: Content) -> Figure:
-    """For each task its accuracy when just trained and at the end, side by side."""
+    """For each task its score when just trained and at the end, side by side."""
     matrix = np.array(result["accuracy"], dtype=np.float64)
     steps = np.arange(1, len(matrix) + 1)
     figure, axes = new_figure(6.0, 4.6)
@@ -99,7 +100,7 @@ def learned_and_kept(result: Content) -> Figure:
     axes.bar(steps + 0.2, matrix[-1], 0.38, color=SERIES[0], label="at the end")
     axes.set_ylim(0, 1.0)
     axes.set_xlabel("task")
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(f"test {score_name(result)}")
     axes.set_xticks(step_ticks(steps))
     axes.grid(axis="y")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
@@ -134,7 +135,7 @@ def origin(result: Content) -> str:
     return (
         f"Strength {config['strength']:g} with an importance of {definition}; "
         f"{sum(sizes.values()):,} parameters ({percent(part)}) are held, none is frozen: "
-        "what a task forgets is in the accuracy matrix"
+        "what a task forgets is in the matrix of scores"
     )
 
 
@@ -158,7 +159,7 @@ def layout(title: str) -> Layout:
 LEARNED = Picture(
     "learned",
     "Learned and kept",
-    "Each task's test accuracy when it was just trained, and after the last task: the difference "
+    "Each task's score when it was just trained, and after the last task: the difference "
     "is what was forgotten.",
     learned_and_kept,
 )

@@ -10,19 +10,9 @@ from maskcl.report.drawing import DPI
 from maskcl.report.figures import ACCURACY, OVER_TIME, matrix_of
 from maskcl.report.layout import Card, Content, Layout, Picture, Table
 from maskcl.report.methods import layout_of
+from maskcl.report.scores import REFERENCES, metric_rows, score_name
 from maskcl.report.text import number, seconds
 from maskcl.scenarios.base import summary
-
-_METRICS = {
-    "ACC": "mean accuracy of the final model over all tasks (AP)",
-    "AIA": "mean over time of the mean accuracy on the tasks so far",
-    "BWT": "backward transfer: final minus just-trained accuracy; negative is forgetting",
-    "FWT": "forward transfer: accuracy before training minus the untrained network's",
-    "F": "forgetting: best earlier minus final accuracy",
-    "AF": "average forgetting: just-trained minus final accuracy (-BWT)",
-    "INT": "intransigence: joint training's minus just-trained accuracy",
-    "rho": "forgetting ratio: 0 is joint training, -1 is chance (HAT)",
-}
 
 _STYLE = """
 :root{--ink:#1e293b;--muted:#64748b;--line:#e2e8f0;--blue:#2563eb}
@@ -64,6 +54,7 @@ def page(result: Content, figures: dict[str, bytes]) -> str:
         *(_picture(picture, figures) for picture in own.pictures),
         *(_table(table, result) for table in own.tables),
         _metrics(result),
+        *([_table(REFERENCES, result)] if result.get("references") else []),
         _accuracy_table(result),
         *(_details(heading, result[key]) for key, heading in own.details),
         _details("Configuration", config),
@@ -89,7 +80,7 @@ def _origin(own: Layout, result: Content) -> str:
 
 def _cards(own: Layout, result: Content) -> str:
     cards = [
-        Card(number(result["metrics"]["ACC"]["value"], 4), "mean accuracy"),
+        Card(number(result["metrics"]["ACC"]["value"], 4), f"mean {score_name(result)}"),
         Card(number(result["metrics"]["BWT"]["value"], 4), "backward transfer"),
         *(Card(measure.show(measure.value(result)), measure.label) for measure in own.measures),
         *(card(result) for card in own.cards),
@@ -142,14 +133,14 @@ def _is_text(cell: str) -> bool:
 
 def _metrics(result: Content) -> str:
     rows = "".join(
-        f'<tr><th>{escape(name)}</th><td class="n">{number(metric["value"], 4)}</td>'
-        f'<td>{escape(_METRICS.get(name, ""))}'
-        + (f'<br><span class="muted">undefined: {escape(metric["reason"])}</span>'
-           if metric["reason"] else "")
+        f'<tr><th>{escape(name)}</th><td class="n">{number(value, 4)}</td>'
+        f"<td>{escape(definition)}"
+        + (f'<br><span class="muted">undefined: {escape(reason)}</span>' if reason else "")
         + "</td></tr>"
-        for name, metric in result["metrics"].items()
-    )  # fmt: skip
-    return f"<section><h2>Metrics</h2><table>{rows}</table></section>"
+        for name, value, definition, reason in metric_rows(result)
+    )
+    caption = f"Of scores that are {score_name(result)}. T tasks, numbered from 0."
+    return f"<section><h2>Metrics</h2><p>{escape(caption)}</p><table>{rows}</table></section>"
 
 
 def _accuracy_table(result: Content) -> str:
@@ -167,7 +158,7 @@ def _accuracy_table(result: Content) -> str:
         f'<td class="n muted">{escape(_classes(part))}</td>' for part in cut["classes"]
     )
     return (
-        "<section><h2>Accuracy, all figures</h2><table>"
+        f"<section><h2>Test {escape(score_name(result))}, all figures</h2><table>"
         f'<tr><th></th>{head}<th class="n">time</th></tr>{rows}'
         f'<tr><th class="muted">classes</th>{classes}<td></td></tr></table></section>'
     )
