@@ -162,7 +162,7 @@ def test_different_methods_share_a_table(tmp_path):
     assert [row["file"] for row in rows] == ["", "821 B"]
     assert [row["base"] for row in rows] == ["", "rotated"]
     table = comparison(rows)
-    assert table.startswith("all runs: scenario split-<digits>, setting task, tasks 3, metric accuracy")
+    assert table.startswith("all runs: scenario split-<digits>, setting task, tasks 3")
     head, first, second = table.splitlines()[2:]
     assert head.split() == (
         [
