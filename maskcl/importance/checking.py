@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from maskcl.importance.exact import Exact, Known, add_uses, uses_of
+from maskcl.importance.groups import Groups
 from maskcl.importance.per_sample import alone
-from maskcl.importance.recording import Record
+from maskcl.importance.quiet import requiring
+from maskcl.importance.recording import Record, recorded
 from maskcl.importance.samples import Samples
 from maskcl.importance.subject import Subject
 from maskcl.ops import mas_accumulate_
@@ -22,8 +24,12 @@ _HALF_TOLERANCE = 5e-2
 _INSTEAD = 'reduction="batch" measures such a model'
 
 
-def refuse_mixing(model: nn.Module) -> None:
+def refuse_mixing(model: nn.Module, messages: bool = True) -> None:
     """Raise where a module is known to mix the samples of a batch.
+
+    Args:
+        model: it.
+        messages: whether messages between rows mix samples.
 
     Raises:
         RuntimeError: it names the module.
@@ -35,10 +41,10 @@ def refuse_mixing(model: nn.Module) -> None:
                 f"estimate: {label} normalises by the statistics of the batch, in evaluation too,"
                 f" so a sample's gradient depends on the others; {_INSTEAD}"
             )
-        if any(base.__name__ == "MessagePassing" for base in type(module).__mro__):
+        if messages and any(base.__name__ == "MessagePassing" for base in type(module).__mro__):
             raise RuntimeError(
                 f"estimate: {label} passes messages between rows, so an output's gradient belongs"
-                f" to many nodes; {_INSTEAD}"
+                f" to many nodes; {_INSTEAD}, and segments= makes whole graphs the samples"
             )
 
 
@@ -71,6 +77,50 @@ def check(exact: Exact, batch: Any, labels: Tensor | None, count: int) -> None:
             exact.forget(parameter)
 
 
+def check_groups(exact: Exact, batch: Any, labels: Tensor | None, groups: Groups) -> None:
+    """Compare what the ways of a batch find of its first samples with each sample's own gradient.
+
+    A parameter for which they differ is measured in the slow way from then on.
+
+    Raises:
+        RuntimeError: a sample's output depends on the rows of another.
+    """
+    subject, size = exact.subject, min(groups.samples, _MOST)
+    every = [*exact.known, *exact.rest]
+    wanted = {p: torch.zeros_like(subject.omegas[p]) for p in every}
+    with requiring(every) as params, recorded(exact.layers) as recorder:
+        outputs, _ = subject.outputs(batch)
+        values = subject.objective.values(outputs, labels)
+        for n in range(size):
+            found = recorder.differentiate(values[n], params, keep=True)
+            mas_accumulate_(list(wanted.values()), found, square=subject.square)
+            _refuse_others(recorder.records, n, groups)
+        recorder.differentiate(values[:size].sum())
+    noise = _noise(outputs.dtype, list(wanted.values()), subject.square)
+    for parameter, known in list(exact.known.items()):
+        if not _choose_layout(
+            known, recorder.records, size, wanted[parameter], noise, subject, groups
+        ):
+            exact.forget(parameter)
+    spread = exact.per_sample.spread
+    for parameter, gradients in spread.gradients(batch, labels, groups, exact.rest).items():
+        first = torch.zeros_like(wanted[parameter])
+        mas_accumulate_([first], [gradients[:size]], square=subject.square)
+        if not _equal(first, wanted[parameter], parameter.dtype, noise):
+            spread.fits[parameter] = False
+
+
+def _refuse_others(records: list[Record], sample: int, groups: Groups) -> None:
+    """Raise where a sample's gradient reaches rows of other samples."""
+    for record in records:
+        owner = None if record.dy is None else groups.owner_of(record.dy)
+        if owner is not None and record.dy is not None and bool(record.dy[owner != sample].any()):
+            raise RuntimeError(
+                "estimate: the output of a sample depends on rows that segments give to another, so"
+                f" a sample has no gradient of its own; {_INSTEAD}"
+            )
+
+
 def _compare_outputs(together: Tensor, apart: Tensor) -> None:
     finite = together[together.isfinite()]
     tolerance = _TOLERANCE.get(together.dtype, _HALF_TOLERANCE)
@@ -100,20 +150,25 @@ def _choose_layout(
     wanted: Tensor,
     noise: float,
     subject: Subject,
+    groups: Groups | None = None,
 ) -> bool:
     """Keep the first layout under which the rules find what single samples gave."""
-    # Of one sample alone, every layout is right.
-    for layout in known.layouts if size > 1 else ["first"]:
+    # Of one sample alone, every layout is right; groups say themselves which row is whose.
+    for layout in known.layouts if size > 1 and groups is None else ["first"]:
         known.layout = layout
-        uses = uses_of(known, records, size)
+        uses = uses_of(known, records, size, groups)
         if uses is None:
             continue
         found = torch.zeros_like(wanted)
         if uses:
             add_uses(found, uses, subject)
-        tolerance = _TOLERANCE.get(known.parameter.dtype, _HALF_TOLERANCE)
-        # A number that is not finite is the estimate's to refuse.
-        error, scale = (found - wanted).abs().max(), wanted.abs().max()
-        if not bool(error > tolerance * scale + noise):
+        if _equal(found, wanted, known.parameter.dtype, noise):
             return True
     return False
+
+
+def _equal(found: Tensor, wanted: Tensor, dtype: torch.dtype, noise: float) -> bool:
+    """Whether importances of a parameter of this dtype are the same, rounding apart."""
+    # A number that is not finite is the estimate's to refuse.
+    error, scale = (found - wanted).abs().max(), wanted.abs().max()
+    return not bool(error > _TOLERANCE.get(dtype, _HALF_TOLERANCE) * scale + noise)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskcl.importance.checking import check as compare_alone
-from maskcl.importance.checking import refuse_mixing
+from maskcl.importance.checking import check_groups, refuse_mixing
 from maskcl.importance.exact import Exact
 from maskcl.importance.objective import Objective
 from maskcl.importance.per_sample import gradients_of
@@ -34,6 +34,7 @@ def estimate(
     reduction: str = "sample",
     norm: str = "sum",
     forward: Forward | None = None,
+    segments: Callable[[Any], Tensor] | None = None,
     parameters: Iterable[str] | None = None,
     memory: int = 256 << 20,
     generator: torch.Generator | None = None,
@@ -64,8 +65,12 @@ def estimate(
             F| (its square), for models whose rows mix. It depends on the batches and is smaller.
         norm: of "mas", the "sum" or the "mean" of the squared outputs of a sample.
         forward: model, batch -> (outputs [N, ...], targets [N] or None). By default a batch is x or
-            (x, y) and the outputs are model(x). Fisher: logits [N, C, ...], targets [N, ...].
-            Outputs whose square is infinite (masked logits) are left out.
+            (x, y) and the outputs are model(x). Fisher: logits [N, C, ...] (one alone is that of a
+            sigmoid), targets [N, ...]. Outputs whose square is infinite (masked logits) are left
+            out.
+        segments: batch -> int64 [rows], the sample (row of the outputs) that each row of the
+            network's input belongs to, where samples are groups of rows that may exchange messages
+            inside, such as the nodes of a batch of graphs. Without effect on reduction "batch".
         parameters: names; by default all that require a gradient.
         memory: bytes that gradients of single samples and unfolded inputs may take.
         generator: of sampled labels; by default the global one, which is put back.
@@ -97,6 +102,7 @@ def estimate(
         names,
         {p: _zeros(p) for p in names},
         memory,
+        segments,
     )
     with quiet(model, device):
         run = _sum_of_batches if reduction == "batch" else _sum_of_samples
@@ -112,14 +118,20 @@ def estimate(
 
 def _sum_of_samples(subject: Subject, batches: Iterable[Any], check: bool) -> int:
     """Exact; the number of samples."""
-    refuse_mixing(subject.model)
+    refuse_mixing(subject.model, messages=subject.segments is None)
     exact, total = Exact(subject), 0
     for batch in batches:
         records, labels, count = exact.record(batch)
+        groups = subject.groups(batch, count)
+        if groups is not None:
+            groups.check_rows({r.dy.shape[0] for r in records if r.dy is not None and r.dy.dim()})
         if check and count:
-            compare_alone(exact, batch, labels, count)
+            if groups is None:
+                compare_alone(exact, batch, labels, count)
+            else:
+                check_groups(exact, batch, labels, groups)
             check = count == 1  # which has nothing to mix with
-        exact.finish(batch, records, labels, count)
+        exact.finish(batch, records, labels, count, groups)
         total += count
     return total
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskcl.importance.groups import Groups
 from maskcl.importance.layers import rules_of
 from maskcl.importance.per_sample import PerSample
 from maskcl.importance.recording import Record, recorded
@@ -50,12 +51,17 @@ class Exact:
         self.rest = [p for p in subject.omegas if p not in self.known]
         self.per_sample = PerSample(subject)
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Those that own known parameters."""
+        return list(dict.fromkeys(m for known in self.known.values() for m in known.rules))
+
     def record(
         self, batch: Any, labels: Tensor | None = None
     ) -> tuple[list[Record], Tensor | None, int]:
         """One forward and the gradients of the known layers' outputs; labels; how many samples."""
-        layers = dict.fromkeys(m for known in self.known.values() for m in known.rules)
-        with recorded(list(layers)) as recorder, torch.set_grad_enabled(bool(layers)):
+        layers = self.layers
+        with recorded(layers) as recorder, torch.set_grad_enabled(bool(layers)):
             outputs, targets = self.subject.outputs(batch)
             if labels is None:
                 labels = self.subject.objective.choose(outputs, targets)
@@ -64,19 +70,26 @@ class Exact:
                 recorder.differentiate(values.sum())
         return recorder.records, labels, outputs.shape[0]
 
-    def finish(self, batch: Any, records: list[Record], labels: Tensor | None, count: int) -> None:
+    def finish(
+        self,
+        batch: Any,
+        records: list[Record],
+        labels: Tensor | None,
+        count: int,
+        groups: Groups | None = None,
+    ) -> None:
         """Turn records into importances, and measure in the slow way what they do not tell."""
         if not count:
             return
         for parameter, known in list(self.known.items()):
-            uses = uses_of(known, records, count)
+            uses = uses_of(known, records, count, groups)
             if uses is None:
                 self.forget(parameter)
             elif uses:
                 self._check_unchanged(known, records)
                 omega = self.subject.omegas[parameter]
                 add_uses(omega, uses, self.subject)
-        self.per_sample.add(batch, labels, count, self.rest)
+        self.per_sample.add(batch, labels, count, self.rest, groups)
 
     def forget(self, parameter: Tensor) -> None:
         """Measure the parameter in the slow way from now on."""
@@ -100,7 +113,9 @@ def add_uses(omega: Tensor, uses: list[Use], subject: Subject) -> None:
         uses[0].rule.add(omega, uses, subject.square, subject.memory)
 
 
-def uses_of(known: Known, records: list[Record], count: int) -> list[Use] | None:
+def uses_of(
+    known: Known, records: list[Record], count: int, groups: Groups | None = None
+) -> list[Use] | None:
     """The parameter's uses with samples in front; None where one is not laid out as it should."""
     uses = []
     for record in records:
@@ -109,8 +124,12 @@ def uses_of(known: Known, records: list[Record], count: int) -> list[Use] | None
             continue
         if record.dy.dim() < 2:
             return None
-        x = arrange(record.x, count, known.layout)
-        dy = arrange(record.dy, count, known.layout)
+        whole = record.x.to_dense()  # bags of words are in CSR
+        if groups is not None:
+            x, dy = groups.arrange(whole), groups.arrange(record.dy)
+        else:
+            x = arrange(whole, count, known.layout)
+            dy = arrange(record.dy, count, known.layout)
         if x is None or dy is None:
             return None
         uses.append(Use(rule, Call(record.module, x, dy)))

@@ -13,6 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from maskcl.importance.rules import Call, Matrix, Rows, Rule, Vector
 from maskcl.importance.windows import windows
+from maskcl.nn.graph_checks import is_graph_linear
 
 
 def _linear_columns(call: Call, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -104,8 +105,9 @@ def _channel_rules(normalized: Callable[[Any, Tensor], Tensor]) -> dict[str, Rul
     return {"weight": _norm_channels(normalized), "bias": _CHANNEL_BIAS}
 
 
+_LINEAR: dict[str, Rule] = {"weight": Matrix(_linear_columns), "bias": _BIAS}
 _RULES: dict[type, Callable[[Any], dict[str, Rule]]] = {
-    nn.Linear: lambda _: {"weight": Matrix(_linear_columns), "bias": _BIAS},
+    nn.Linear: lambda _: _LINEAR,
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _conv_rules),
     nn.Embedding: _embedding_rules,
     nn.LayerNorm: lambda _: {
@@ -124,6 +126,8 @@ _METHODS = ("forward", "_conv_forward")
 
 def rules_of(module: nn.Module) -> dict[str, Rule]:
     """The rules of a layer's own parameters by name; empty where the layer is not known."""
+    if is_graph_linear(module):
+        return _LINEAR if "forward" not in vars(module) else {}
     for kind, make in _RULES.items():
         if isinstance(module, kind):
             same = all(

@@ -12,6 +12,8 @@ from torch import Tensor
 class Objective:
     """MAS: the squares of the outputs (Aljundi et al. 2018, section 4). Fisher: log p(y|x).
 
+    One logit alone is that of y = 1 beside y = 0, which has 0: a sigmoid.
+
     Outputs whose square is infinite, as those of classes that are masked with -inf or the lowest
     number of the dtype, are left out of both.
 
@@ -34,7 +36,7 @@ class Objective:
             outputs: [N, ...]; fisher: logits [N, C, ...], classes in dimension 1.
             labels: fisher: [N, ...] of int64, from :meth:`choose`.
         """
-        wide, lost = _wide(outputs)
+        wide, lost = _wide(outputs if self.kind == "mas" else _classes(outputs))
         if self.kind == "mas":
             squares = wide.masked_fill(lost, 0.0).square()
             total = squares.flatten(1).sum(1)
@@ -58,7 +60,7 @@ class Objective:
             raise ValueError(
                 f"estimate: outputs have shape {list(outputs.shape)}, wanted logits [N, C, ...]"
             )
-        wide, lost = _wide(outputs)
+        wide, lost = _wide(_classes(outputs))
         if self.labels == "data":
             return _checked(targets, lost)
         logits = wide.masked_fill(lost, -torch.inf)
@@ -70,6 +72,13 @@ class Objective:
         drawn = torch.rand(shape, generator=self.generator, device=device, dtype=torch.float64)
         heights = logits.double().softmax(1).cumsum(1)
         return (heights <= drawn.to(heights.device) * heights[:, -1:]).sum(1)
+
+
+def _classes(logits: Tensor) -> Tensor:
+    """[N, C, ...] with C of at least 2: one logit is the difference of two."""
+    if logits.dim() > 1 and logits.shape[1] == 1:
+        return torch.cat([torch.zeros_like(logits), logits], 1)
+    return logits
 
 
 def _wide(outputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from maskcl.importance.groups import Groups
 from maskcl.importance.quiet import requiring
 from maskcl.importance.samples import Samples
-from maskcl.importance.subject import Subject
+from maskcl.importance.spread import Spread
+from maskcl.importance.subject import Subject, Whole
 from maskcl.ops import mas_accumulate_
 
 
@@ -21,20 +23,36 @@ class PerSample:
 
     "together": torch.func's vmap of the whole forward over chunks of samples. "alone": a forward
     of each sample. "within": one forward, from which each sample's gradient is taken; for batches
-    that cannot be taken apart.
+    that cannot be taken apart. Samples that are groups of rows are of this kind, after what a copy
+    of a parameter for each sample can tell.
     """
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
         self.way = "together"
-        self._whole = _Whole(subject)
+        self.spread = Spread(subject)
+        self._whole = Whole(subject.model)
 
-    def add(self, batch: Any, labels: Tensor | None, count: int, wanted: Sequence[Tensor]) -> None:
+    def add(
+        self,
+        batch: Any,
+        labels: Tensor | None,
+        count: int,
+        wanted: Sequence[Tensor],
+        groups: Groups | None = None,
+    ) -> None:
         """Add the batch's samples to the importances of the ``wanted`` parameters."""
+        if groups is not None:
+            self.way = "within"
+            spread = self.spread.gradients(batch, labels, groups, wanted)
+            for parameter, together in spread.items():
+                omega = self.subject.omegas[parameter]
+                mas_accumulate_([omega], [together], square=self.subject.square)
+            wanted = [p for p in wanted if p not in spread]
         if not wanted:
             return
         samples, done = Samples((batch, labels), count), 0
-        if not Samples(batch, count).tensors:
+        if groups is None and not Samples(batch, count).tensors:
             self.way = "within"
         if self.way == "together":
             done = self._together(samples, wanted)
@@ -59,7 +77,7 @@ class PerSample:
         step = max(1, subject.memory // (2 * size))  # the gradients, and what vmap makes them of
 
         def value(params: dict[str, Tensor], *tensors: Tensor) -> Tensor:
-            return functional_call(self._whole, params, (samples, tensors))
+            return functional_call(self._whole, params, (lambda: self._value(samples, tensors),))
 
         for start in range(0, samples.count, step):
             part = [t[start : start + step].unsqueeze(1) for t in samples.tensors]
@@ -73,6 +91,14 @@ class PerSample:
             gradients = [found[name] for name in params]
             mas_accumulate_(omegas, gradients, square=subject.square)
         return samples.count
+
+    def _value(self, samples: Samples, tensors: Sequence[Tensor]) -> Tensor:
+        """F of the one sample that these tensors are of."""
+        batch, label = samples.put(tensors)
+        outputs, _ = self.subject.outputs(batch)
+        if outputs.shape[0] != 1:
+            raise RuntimeError("a sample alone has not one row of outputs")
+        return self.subject.objective.values(outputs, label).sum()
 
     def _apart(self, samples: Samples) -> bool:
         """Whether the first sample has outputs of its own."""
@@ -130,19 +156,3 @@ def gradients_of(value: Tensor, params: list[Tensor], keep: bool = False) -> lis
         value, params, retain_graph=keep, allow_unused=True, materialize_grads=True
     )
     return [g.to_dense() if g.is_sparse else g for g in found]
-
-
-class _Whole(nn.Module):
-    """The model and its forward as one module, so that any forward sees replaced parameters."""
-
-    def __init__(self, subject: Subject) -> None:
-        super().__init__()
-        self.model = subject.model
-        self._subject = subject
-
-    def forward(self, samples: Samples, tensors: Sequence[Tensor]) -> Tensor:
-        batch, label = samples.put(tensors)
-        outputs, _ = self._subject.outputs(batch)
-        if outputs.shape[0] != 1:
-            raise RuntimeError("a sample alone has not one row of outputs")
-        return self._subject.objective.values(outputs, label).sum()

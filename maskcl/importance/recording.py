@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,16 +43,27 @@ class Recorder:
         self.on = True
         self.records: list[Record] = []
 
-    def differentiate(self, value: Tensor) -> None:
-        """Give each record its gradient of ``value``, 0-d."""
+    def differentiate(
+        self, value: Tensor, params: Sequence[Tensor] = (), *, keep: bool = False
+    ) -> list[Tensor]:
+        """Give each record its gradient of ``value``, 0-d; the gradients of ``params``, dense.
+
+        Args:
+            value: it.
+            params: nothing of theirs where nothing depends on them: zeros.
+            keep: whether there is another value of the same graph to come.
+        """
         self.on = False  # what a checkpointed part calls again is not another call
-        places: list[Any] = [record.place for record in self.records]
-        if not places or not value.requires_grad:
-            return
-        for record, dy in zip(
-            self.records, torch.autograd.grad(value, places, allow_unused=True), strict=True
-        ):
+        places: list[Any] = [*params, *(record.place for record in self.records)]
+        found: list[Tensor | None] = [None] * len(places)
+        if places and value.requires_grad:
+            found = list(torch.autograd.grad(value, places, allow_unused=True, retain_graph=keep))
+        for record, dy in zip(self.records, found[len(params) :], strict=True):
             record.dy = dy
+        return [
+            torch.zeros_like(p) if g is None else (g.to_dense() if g.is_sparse else g)
+            for p, g in zip(params, found, strict=False)
+        ]
 
     def hook(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any

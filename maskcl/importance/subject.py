@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from maskcl.importance.groups import Groups
 from maskcl.importance.objective import Objective
 
+Result = TypeVar("Result")
 Forward = Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
 
 
@@ -24,6 +26,7 @@ class Subject:
         names: of the wanted parameters, by parameter.
         omegas: their sums over samples, by parameter.
         memory: bytes.
+        segments: batch -> the sample of each row, int64 [rows]; None where each row is one.
     """
 
     model: nn.Module
@@ -32,6 +35,7 @@ class Subject:
     names: dict[Tensor, str]
     omegas: dict[Tensor, Tensor]
     memory: int
+    segments: Callable[[Any], Tensor] | None = None
 
     @property
     def square(self) -> bool:
@@ -60,6 +64,26 @@ class Subject:
         if targets is not None and not isinstance(targets, Tensor):
             raise TypeError(f"estimate: the targets are {_kind(targets)}, wanted a tensor or None")
         return outputs, targets
+
+    def groups(self, batch: Any, samples: int) -> Groups | None:
+        """The rows of each sample; None where each row is one.
+
+        Raises:
+            TypeError, ValueError: ``segments`` returns something else.
+        """
+        return None if self.segments is None else Groups(self.segments(batch), samples)
+
+
+class Whole(nn.Module):
+    """A model inside a module that computes anything of it, so that it sees replaced parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, compute: Callable[[], Result]) -> Result:
+        """What ``compute`` returns."""
+        return compute()
 
 
 def plain_forward(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:

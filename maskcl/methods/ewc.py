@@ -78,6 +78,7 @@ class EWC(Quadratic):
             labels=self.labels,
             reduction=self.reduction,
             forward=data.forward,
+            segments=data.segments,
             parameters=names,
             generator=generator,
         )

@@ -31,7 +31,8 @@ class MAS(Quadratic):
             size, and want another strength. 1 is the paper's.
         reduction: ``sample``, the mean of |gradients| as the paper has it, whatever the batch size;
             ``batch``, |mean gradient| of each batch, as some implementations compute it: smaller,
-            and smaller with larger batches, but defined where samples of a batch mix.
+            and smaller with larger batches, but defined where samples of a batch mix, as nodes and
+            links do. A graph among graphs is a sample.
         norm: ``sum`` over outputs of their squares, or their ``mean``.
         decay: factor of earlier tasks' importances when a task's are added; 1 is the paper's sum.
         heads: whether an output layer that tasks share is held too: without it a head that answers
@@ -60,5 +61,6 @@ class MAS(Quadratic):
             reduction=self.reduction,
             norm=self.norm,
             forward=data.forward,
+            segments=data.segments,
             parameters=names,
         )
