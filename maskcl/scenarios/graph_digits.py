@@ -74,7 +74,7 @@ def graphs(request: Request) -> Scenario:
     about = About(
         f"{_SOURCE}; nodes are pixels above 0, edges between the 8 around each",
         _split("digit"),
-        "a pixel's intensity, row and column, each between 0 and 1",
+        "a pixel's intensity between 0 and 1, its row and its column, each one of 8",
     )
     return graph_scenario(request, pixel_graphs(images.pixels, images.full_scale), items, about)
 
@@ -98,12 +98,15 @@ def neighbours(pixels: Tensor, count: int = NEIGHBOURS) -> Tensor:
 
 
 def pixel_graphs(pixels: Tensor, full_scale: float) -> list[Graph]:
-    """A graph for each image [N, 1, H, W]: its pixels above 0, linked with the 8 around each."""
+    """A graph for each image [N, 1, H, W]: its pixels above 0, linked with the 8 around each.
+
+    Features of a pixel: [intensity, row (one-hot, H), column (one-hot, W)].
+    """
     count, _, height, width = pixels.shape
     lit = pixels[:, 0] > 0
     image, row, column = torch.nonzero(lit, as_tuple=True)
-    places = torch.stack([row / (height - 1), column / (width - 1)], dim=1)
-    x = torch.cat([(pixels[:, 0][lit] / full_scale)[:, None], places], dim=1)
+    intensity = (pixels[:, 0][lit] / full_scale)[:, None]
+    x = torch.cat([intensity, torch.eye(height)[row], torch.eye(width)[column]], dim=1)
     # Each lit pixel's number over all images, in a frame that is never lit.
     number = torch.full((count, height + 2, width + 2), -1)
     number[:, 1:-1, 1:-1][lit] = torch.arange(len(image))
