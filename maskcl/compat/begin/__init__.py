@@ -7,8 +7,9 @@ arguments; what computes is maskcl's, on torch_geometric. What is different, and
 
 Methods, in short:
 
-- HAT: embeddings train, are annealed (over the task where an epoch has few steps), clamped, and in ``state_dict``; every layer that has a mask uses it in the forward; the protection
-  is of all earlier tasks and holds against any optimizer. Each task has its own norms and head.
+- HAT: embeddings train, are annealed (over the task where an epoch has few steps), clamped, and in
+  ``state_dict``; every layer that has a mask uses it in the forward; the protection is of all
+  earlier tasks and holds against any optimizer. Each task has its own norms and head.
 - Piggyback: masks are bits in ``state_dict``, scores never decay, masks act on the weights of all
   layers but the head; each task has its own norms and head.
 - MAS: where graphs are classified importances are exact, the mean of |gradients|; nodes and links

@@ -25,7 +25,7 @@ DATASETS: dict[str, tuple[str, str | None]] = {
 METRICS = {"rocauc": "auroc", "aucroc": "auroc"}
 SPLITS = ("val", "test")
 
-# Of a task's training samples, in hundredths.
+# Of a task's training samples of each class, in hundredths; at least one.
 VALIDATION_PERCENT = 10
 
 Places = dict[str, dict[int, Tensor]]
@@ -181,16 +181,22 @@ class BaseScenarioLoader:
                 self.task_of_class[made.classes[task]] = task
 
     def _hold_out(self) -> None:
-        """For each task, which of its training samples train and which validate."""
+        """For each task, which of its training samples train and which validate, of each class."""
         self._train: list[Tensor] = []
         self._val: list[Tensor] = []
         for task in range(self.num_tasks):
-            count = len(self._scenario.train_set(task))  # type: ignore[arg-type]
+            found: Any = self._scenario.train_set(task)
+            labels = torch.zeros(len(found)) if found.labels is None else found.labels
             chance = torch.Generator().manual_seed(self.seed + task)
-            order = torch.randperm(count, generator=chance)
-            held = min(max(1, count * VALIDATION_PERCENT // 100), count - 1)
-            self._val.append(order[:held].sort().values)
-            self._train.append(order[held:].sort().values)
+            held = torch.zeros(len(found), dtype=torch.bool)
+            for label in labels.unique():
+                rows = torch.nonzero(labels == label).flatten()
+                rows = rows[torch.randperm(len(rows), generator=chance)]
+                held[rows[: min(max(1, len(rows) * VALIDATION_PERCENT // 100), len(rows) - 1)]] = (
+                    True
+                )
+            self._val.append(torch.nonzero(held).flatten())
+            self._train.append(torch.nonzero(~held).flatten())
 
     def _update(self) -> None:
         task = self._curr_task

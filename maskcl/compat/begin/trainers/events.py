@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -100,8 +100,8 @@ class Events:
         Returns:
             ``preds`` [n, C] and ``loss``, 0-d, at least.
         """
-        preds = self._run(model, curr_batch)
-        return {"preds": preds, "loss": self.loss_fn(preds, self._answers(curr_batch))}
+        preds, answers = self._run(model, curr_batch), self._answers(curr_batch)
+        return {"preds": preds, "loss": self._loss(preds, answers, curr_training_states is None)}
 
     def afterInference(
         self,
@@ -215,7 +215,9 @@ class Events:
         # Where a value is NaN there is no best, and the latest weights stay.
         if "best_weights" not in states or not value <= states["best_value"]:
             states["best_value"] = value
-            states["best_weights"] = copy.deepcopy(model.state_dict())
+            weights = model.state_dict()
+            weights.update({k: v.clone() for k, v in weights.items() if isinstance(v, Tensor)})
+            states["best_weights"] = weights
         scheduler = states["scheduler"]
         if scheduler is None:
             return True
@@ -224,6 +226,12 @@ class Events:
             return True
         scheduler.step(plateau)
         return abs(optimizer.param_groups[0]["lr"] - scheduler.min_lrs[0]) >= 1e-9
+
+    def _loss(self, preds: Tensor, answers: Tensor, evaluating: bool) -> Tensor:
+        """The loss; NaN where all labels are hidden, as a test set's are."""
+        if evaluating and bool((answers < 0).all()):
+            return preds.new_full((), math.nan)
+        return self.loss_fn(preds, answers)
 
     def _by_task(self, model: Any, batch: Any, tasks: Tensor) -> Stats:
         """Inference under each row's own task."""
@@ -235,7 +243,7 @@ class Events:
             if results:
                 rows = rows.view(-1, *[1] * (found["preds"].dim() - 1))
                 found["preds"] = torch.where(rows, found["preds"], results["preds"])
-                found["loss"] = self.loss_fn(found["preds"], self._answers(batch))
+                found["loss"] = self._loss(found["preds"], self._answers(batch), True)
             results = found
         return results
 

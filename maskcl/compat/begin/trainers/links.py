@@ -106,7 +106,8 @@ class LPTrainer(BaseTrainer):
             pairs, labels = torch.cat([links, none]), torch.cat([labels, torch.zeros_like(labels)])
         srcs, dsts = pairs.to(self.device).unbind(1)
         preds = model(graph.to(self.device), feat.to(self.device), srcs, dsts).squeeze(-1)
-        return {"preds": preds, "loss": self.loss_fn(preds, labels.to(preds))}
+        answers = labels.to(self.device)
+        return {"preds": preds, "loss": self._loss(preds, answers, curr_training_states is None)}
 
     def afterInference(
         self,

@@ -76,6 +76,7 @@ class Loop(Events):
         return found
 
     def _train_task(self, runs: list[Run], dataset: Any, epochs: int) -> None:
+        self._runs = {}  # of the task before
         for run in runs:
             joint = run.name == "accum"
             self._begin(run, self._scenario.get_accumulated_dataset() if joint else dataset)
