@@ -152,11 +152,11 @@ class BaseScenarioLoader:
             metric=request.metric,
             variant=variant,
         )
-        wanted = self._level, self.problem == "link prediction"
-        if (found.problem, found.prediction) != wanted:
+        problem = "link prediction" if found.prediction else found.problem
+        if problem != self.problem:
             raise ValueError(
-                f"{type(self).__name__}: dataset_name is {request.name!r}, a {found.problem}"
-                f" problem, wanted one of {self.problem}"
+                f"{type(self).__name__}: dataset_name is {request.name!r}, of {problem} problems;"
+                f" wanted one of {self.problem} problems"
             )
         return found
 
