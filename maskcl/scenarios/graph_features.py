@@ -36,10 +36,18 @@ def first_rows(x: Tensor, count: int) -> Tensor:
     return csr(entries.indices()[:, kept], entries.values()[kept], (count, x.shape[1]))
 
 
+DEGREE_BINS = 11
+
+
 def degrees(pairs: Tensor, num_nodes: int) -> Tensor:
-    """float32 [N, 2]: log(1 + links out of a node), log(1 + links into it)."""
-    counts = [pairs[:, end].bincount(minlength=num_nodes) for end in (0, 1)]
-    return torch.stack(counts, dim=1).float().log1p()
+    """float32 [N, 22]: how many links a node has out, and how many in, one-hot by powers of two.
+
+    The 11 bins begin with 0, 1, 3, 7, ... 1023 links.
+    """
+    counts = torch.stack([pairs[:, end].bincount(minlength=num_nodes) for end in (0, 1)], dim=1)
+    starts = 2 ** torch.arange(1, DEGREE_BINS) - 1
+    bins = torch.bucketize(counts, starts, right=True)
+    return torch.eye(DEGREE_BINS)[bins].flatten(1)
 
 
 def both_ways(pairs: Tensor, num_nodes: int) -> Tensor:

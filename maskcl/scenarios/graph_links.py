@@ -31,7 +31,7 @@ def link_scenario(
 
     Args:
         request: what is asked; with ``prediction`` its setting is "domain" or "time".
-        x: [N, F]; None for the logarithms of 1 + the degrees among the links that pass messages.
+        x: [N, F]; None for the degrees among the links that pass messages (`degrees`).
         num_nodes: N.
         pairs: int64[n, 2], all links.
         items: the links; with ``prediction`` their labels are not used.

@@ -137,7 +137,9 @@ def _links(request: Request, given: Given, dataset: Any) -> Scenario:
     sets = given.sets(used)
     train, test = sets or split_links(pairs, nodes, labels, request.seed, given.test_share, used)
     items = Items(labels.clamp(min=0), train, test, found["domain"], found["time"])
-    features = "the data's" if x is not None else "log(1 + links out), log(1 + links in)"
+    features = (
+        "the data's" if x is not None else "how many links out and in, one-hot by powers of two"
+    )
     about = given.about(dataset, sets is not None, features)
     return link_scenario(request, x, nodes, pairs, items, about, given.prediction)
 

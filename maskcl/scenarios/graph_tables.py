@@ -50,7 +50,7 @@ def bitcoin(request: Request, data: Path | None, variant: str) -> Scenario:
         f"Bitcoin {variant.upper()} ratings, SNAP's file; "
         + ("class 1: below 0" if by_sign else f"classes of ratings {_spans()}"),
         "a fifth of each class held out for test by the seed, a pair's two ratings together",
-        "log(1 + ratings given), log(1 + ratings got), counting those that pass messages",
+        "ratings given and got, of those that pass messages, one-hot by powers of two",
         "" if by_sign else f"{int((~used).sum()):,} ratings of 1 and 2: they only pass messages",
     )
     return link_scenario(request, None, len(users), pairs, items, about)

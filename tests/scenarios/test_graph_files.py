@@ -209,7 +209,7 @@ def test_bitcoin_classifies_ratings_and_holds_both_directions_of_a_pair_out(tmp_
     scenario = scenarios.load("bitcoin-otc", data=tmp_path)
     assert scenario.classes == [[0, 1], [2, 3], [4, 5]]
     graph = scenario.train_set(0).graph
-    assert graph.num_features == 2
+    assert graph.num_features == 22
     every = unordered(torch.tensor(pairs) - 1)
     held_out = set().union(*(unordered(scenario.test_inputs(t).pairs) for t in range(3)))
     trained = set().union(*(unordered(scenario.train_set(t).pairs) for t in range(3)))
@@ -218,7 +218,8 @@ def test_bitcoin_classifies_ratings_and_holds_both_directions_of_a_pair_out(tmp_
     # Degrees count what passes messages, in the direction of the rating.
     kept = [(u - 1, v - 1) for u, v in pairs if tuple(sorted((u - 1, v - 1))) not in held_out]
     given = torch.tensor([float(sum(u == node for u, _ in kept)) for node in range(39)])
-    assert torch.allclose(graph.x[:, 0], given.log1p())
+    assert torch.equal(graph.x[:, :11].argmax(1), (given + 1).log2().floor().long())
+    assert graph.x.sum(1).unique().tolist() == [2.0]
     assert scenario.detail["left_out"].startswith(f"{len(pairs[2::7])} ratings of 1 and 2")
 
 
@@ -308,7 +309,7 @@ def test_the_wanted_path_is_said_where_nothing_is_found(tmp_path):
 REAL = {
     "planetoid": ("Planetoid", 2708, 1433, 10556, 7),
     "coauthor-cs": ("Coauthor", 18333, 6805, 163788, 15),
-    "bitcoin-otc": ("Bitcoin", 5881, 2, None, 6),
+    "bitcoin-otc": ("Bitcoin", 5881, 22, None, 6),
     "enzymes": ("TUDataset", 600, 21, None, 6),
     "mutag": ("TUDataset", 188, 7, None, 2),
 }

@@ -214,4 +214,4 @@ def test_what_is_no_graph_or_does_not_fit_is_refused():
     # Of links it may lack: their degrees do.
     data.num_nodes = 61
     scenario = scenarios.from_pyg(data, problem="link", setting="task")
-    assert scenario.input_shape == (2,)
+    assert scenario.input_shape == (22,)
