@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from maskcl.cli.folders import CONFIG, read_saved
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError, check_values, combine, read_config
 from maskcl.cli.pretrain import PretrainOptions, pretrain
-from maskcl.cli.reproduce import ReproduceOptions, reproduce
+from maskcl.cli.reproduce import GraphsOptions, ReproduceOptions, reproduce, reproduce_graphs
 from maskcl.cli.tables import accuracy_table, comparison
 
 app = typer.Typer(
@@ -34,7 +35,9 @@ masks_app = typer.Typer(no_args_is_help=True, help="Piggyback's masks as files."
 app.add_typer(masks_app, name="masks")
 
 _COMMANDS = (hat.COMMAND, piggyback.COMMAND, mas.MAS_COMMAND, mas.EWC_COMMAND)
-reproduce_app = typer.Typer(no_args_is_help=True, help="Run a published table again.")
+reproduce_app = typer.Typer(
+    no_args_is_help=True, help="Run a published table again, or one of our own."
+)
 app.add_typer(reproduce_app, name="reproduce")
 
 METHODS = {made.options.NAME: made for made in _COMMANDS}
@@ -153,11 +156,21 @@ def _pretrain(given: dict[str, Any], config: str | None, resume: bool) -> None:
 def _reproduce(given: dict[str, Any], config: str | None, resume: bool) -> None:
     from maskcl.reproduce.mas_split_mnist import TABLE
 
-    flags = check_values(ReproduceOptions, given, "the command line")
-    values = read_config(ReproduceOptions, Path(config)) if config is not None else {}
-    options = combine(ReproduceOptions, flags, values, None)
+    _table(ReproduceOptions, given, config, lambda asked: reproduce(TABLE, asked, Console()))
+
+
+def _reproduce_graphs(given: dict[str, Any], config: str | None, resume: bool) -> None:
+    _table(GraphsOptions, given, config, lambda asked: reproduce_graphs(METHODS, asked, Console()))
+
+
+def _table(
+    kind: Any, given: dict[str, Any], config: str | None, make: Callable[[Any], str]
+) -> None:
+    flags = check_values(kind, given, "the command line")
+    values = read_config(kind, Path(config)) if config is not None else {}
+    options = combine(kind, flags, values, None)
     try:
-        print(f"\n{reproduce(TABLE, options, Console())}")
+        print(f"\n{make(options)}")
     except KeyboardInterrupt:
         kept = "" if options.out is None else "; the same command goes on after the last whole run"
         _say(f"interrupted{kept}")
@@ -203,4 +216,7 @@ app.command("pretrain")(
 )
 reproduce_app.command("mas-split-mnist")(
     command(ReproduceOptions, _reproduce, ReproduceOptions.__doc__ or "", resumable=False)
+)
+reproduce_app.command("graphs")(
+    command(GraphsOptions, _reproduce_graphs, GraphsOptions.__doc__ or "", resumable=False)
 )

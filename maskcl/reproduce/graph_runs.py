@@ -1,0 +1,214 @@
+"""The runs of `maskcl.reproduce.graphs`: kept in a file as they finish, shown as Markdown."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from maskcl.report.files import write_atomic
+from maskcl.report.text import seconds
+from maskcl.reproduce.graphs import METHODS, PROBLEMS, Cell, Figures, refused
+from maskcl.reproduce.runs import ReproduceError
+from maskcl.scenarios import summary
+
+RESULTS, TABLE = "results.json", "results.md"
+FORMAT = "maskcl-reproduce-graphs"
+
+# A cell and a seed -> what was measured, and the scenario's `describe`.
+Train = Callable[[Cell, int], tuple[Figures, dict[str, Any]]]
+
+
+@dataclasses.dataclass
+class Kept:
+    """What is finished.
+
+    Attributes:
+        runs: by cell's key and seed.
+        scenarios: by problem and setting, as "node task": `Scenario.describe` of seed 0.
+        given: options of every run.
+        facts: of the machine and the day of the latest run.
+    """
+
+    given: dict[str, Any]
+    runs: dict[str, dict[int, Figures]] = dataclasses.field(default_factory=dict)
+    scenarios: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def run(
+    cells: Sequence[Cell],
+    seeds: int,
+    train: Train,
+    *,
+    directory: Path | None,
+    given: dict[str, Any],
+    facts: dict[str, Any],
+    say: Callable[[str], None] = print,
+) -> str:
+    """Train what the directory does not hold yet, seed after seed; returns the table.
+
+    Args:
+        cells: legal ones.
+        seeds: how many, from 0.
+        train: what trains one.
+        directory: of results.json and results.md, made with the first run; None: nowhere.
+        given: options of every run, which its figures depend on.
+        facts: of machine and day.
+        say: gets a line for each run.
+
+    Raises:
+        ReproduceError: the directory holds something else.
+    """
+    given = json.loads(json.dumps(given))
+    kept = Kept(given) if directory is None else read(directory, given)
+    for seed in range(seeds):
+        for cell in cells:
+            of_cell = kept.runs.setdefault(cell.key, {})
+            if seed in of_cell:
+                continue
+            of_cell[seed], described = train(cell, seed)
+            kept.scenarios.setdefault(f"{cell.problem} {cell.setting}", described)
+            kept.facts = facts
+            if directory is not None:
+                write(kept, directory)
+            found = of_cell[seed]
+            say(
+                f"seed {seed}, {cell.key}: {100 * found.average:.2f}, chance"
+                f" {100 * found.chance:.2f}  ({seconds(found.seconds)})"
+            )
+    shown = markdown(kept, cells, seeds)
+    if directory is not None:
+        write_atomic(directory / TABLE, shown.encode())
+    return shown
+
+
+def read(directory: Path, given: dict[str, Any]) -> Kept:
+    """What a directory holds; nothing where it does not exist yet.
+
+    Raises:
+        ReproduceError: it is something else, of other options, or cannot be read.
+    """
+    path = directory / RESULTS
+    if not path.exists():
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise ReproduceError(f"{directory} exists already and holds no {RESULTS}")
+        return Kept(given)
+    try:
+        saved = json.loads(path.read_text())
+        runs = {
+            key: {int(seed): Figures(**found) for seed, found in of_cell.items()}
+            for key, of_cell in saved["runs"].items()
+        }
+        kept = Kept(saved["given"], runs, saved["scenarios"], saved["environment"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ReproduceError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
+    if saved.get("format") != FORMAT or kept.given != given:
+        raise ReproduceError(f"{path} holds results of other options; choose a new folder")
+    return kept
+
+
+def write(kept: Kept, directory: Path) -> None:
+    """All runs so far, as a whole file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    content = {
+        "format": FORMAT,
+        "version": 1,
+        "given": kept.given,
+        "runs": {
+            key: {str(seed): dataclasses.asdict(found) for seed, found in sorted(of_cell.items())}
+            for key, of_cell in kept.runs.items()
+        },
+        "scenarios": kept.scenarios,
+        "environment": kept.facts,
+    }
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_atomic(directory / RESULTS, f"{text}\n".encode())
+
+
+def markdown(kept: Kept, cells: Sequence[Cell], seeds: int) -> str:
+    """The page: how it was made, the table, the scenarios, what cannot be."""
+    asked = "".join(f" --{name.replace('_', '-')} {v}" for name, v in kept.given.items())
+    facts = kept.facts
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "torch_geometric", "maskcl"))
+    some = f"seeds 0 to {seeds - 1}" if seeds > 1 else "seed 0"
+    time = sum(kept.runs[cell.key][seed].seconds for cell in cells for seed in range(seeds))
+    return "\n".join(
+        [
+            "# Every method on every graph problem in every setting",
+            "",
+            f"Made by `maskcl reproduce graphs --seeds {seeds}{asked} --out DIR`, which needs no"
+            f" data, on {facts['date']}: {versions}, {facts['threads']} thread of"
+            f" {facts['cpu'] or facts['machine']}, {seconds(time)}. Each figure is what"
+            f" `maskcl train METHOD --scenario NAME --setting SETTING` gives, {some}.",
+            "",
+            "Score: the final network's on the test examples of all tasks, mean over tasks, in"
+            " percent; ± is the standard deviation over the seeds (n - 1). Accuracy, for link"
+            " prediction AUROC. Chance: what guessing scores. AF: mean over the earlier tasks of"
+            " the score right after the task less the final one; positive is forgetting.",
+            "",
+            *_table(kept, cells, seeds),
+            "",
+            "## Scenarios",
+            "",
+            *_scenarios(kept, cells),
+            "",
+            "## What cannot be",
+            "",
+            *(f"- {_listed(found)}: {reason}." for reason, found in refused().items()),
+            "",
+        ]
+    )
+
+
+def _table(kept: Kept, cells: Sequence[Cell], seeds: int) -> list[str]:
+    rows = [
+        "| problem | setting | method | score | chance | AF | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for cell in cells:
+        runs = [kept.runs[cell.key][seed] for seed in range(seeds)]
+        score = _figure([run.average for run in runs])
+        chance = statistics.fmean(run.chance for run in runs)
+        lost = _figure([run.forgetting for run in runs])
+        time = statistics.fmean(run.seconds for run in runs)
+        title = PROBLEMS[cell.problem].title
+        rows.append(
+            f"| {title} | {cell.setting} | {cell.method} | {score} | {100 * chance:.1f} |"
+            f" {lost} | {time:.1f} |"
+        )
+    return rows
+
+
+def _figure(values: list[float]) -> str:
+    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values) + 0.0:.2f}{spread}"
+
+
+def _scenarios(kept: Kept, cells: Sequence[Cell]) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(f"{cell.problem} {cell.setting}" for cell in cells):
+        described = kept.scenarios[name]
+        detail = "; ".join(f"{k.replace('_', ' ')}: {v}" for k, v in described["detail"].items())
+        lines.append(f"- {summary(described)}. {described['source']}. {detail}.")
+    return lines
+
+
+def _listed(cells: Sequence[Cell]) -> str:
+    """Cells in words: methods, problems and settings where they are all combinations of these."""
+    methods = [name for name in METHODS if any(cell.method == name for cell in cells)]
+    problems = [name for name in PROBLEMS if any(cell.problem == name for cell in cells)]
+    settings = list(dict.fromkeys(cell.setting for cell in cells))
+    if len(cells) < len(methods) * len(problems) * len(settings):
+        return "; ".join(cell.key for cell in cells)
+    titles = [PROBLEMS[name].title for name in problems]
+    return ", ".join(
+        [
+            "every method" if len(methods) == len(METHODS) else " and ".join(methods),
+            "every problem" if len(problems) == len(PROBLEMS) else " and ".join(titles),
+            f"{' and '.join(settings)} setting",
+        ]
+    )
