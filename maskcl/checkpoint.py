@@ -173,3 +173,10 @@ def load_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], facts: dict
         optimizer.load_state_dict({"state": state, "param_groups": groups})
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"the checkpoint's optimizer does not fit: {error}") from None
+
+
+def describe_optimizer(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The hyper-parameters of each group; what JSON does not know as text."""
+    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    plain = (int, float, str, type(None))
+    return [{k: v if isinstance(v, plain) else str(v) for k, v in g.items()} for g in groups]

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl import checkpoint as ckpt
 from maskcl.accelerator import make_fabric
+from maskcl.callback import Callback
 from maskcl.evaluation import score_task
 from maskcl.methods import Method, TaskData, derive_seed
 from maskcl.nn.heads import TaskHeads
@@ -34,27 +34,6 @@ if TYPE_CHECKING:
     from maskcl.scenarios.base import Scenario
 
 CHECKPOINT = "checkpoint.safetensors"
-
-
-class Callback:
-    """What a progress display may hook into; override what you need."""
-
-    def on_task_start(self, task: int, epochs: int, first_epoch: int) -> None:
-        """Before a task's first epoch here; ``first_epoch`` is above 0 after a resume."""
-
-    def on_epoch_start(self, task: int, epoch: int, batches: int) -> None:
-        """Before the first of ``batches`` steps."""
-
-    def on_step(self, task: int, epoch: int, batch: int, loss: Tensor) -> None:
-        """After a step. ``loss`` is 0-d on the device: reading it every step makes each wait."""
-
-    def on_epoch_end(
-        self, task: int, epoch: int, loss: float, accuracy: float, outlook: str
-    ) -> None:
-        """Means over the epoch's samples, and the method's few words about its masks."""
-
-    def on_task_end(self, task: int, scores: np.ndarray) -> None:
-        """``scores`` is the row of the accuracy matrix after this task, [T]."""
 
 
 @dataclasses.dataclass
@@ -339,22 +318,19 @@ class Trainer:
         """All that the result depends on, as a JSON object."""
         method: Any = self.method
         optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, 0))
+        groups = ckpt.describe_optimizer(optimizer)
         return {
             "method": {"name": type(method).__name__, **dataclasses.asdict(method)},
             "problem": self.problem.describe(),
             "setting": self.setting.name,
             "scenario": self.scenario.describe(),
-            "optimizer": {"name": type(optimizer).__name__, "groups": _describe(optimizer)},
+            "optimizer": {
+                "name": type(optimizer).__name__,
+                "groups": ckpt.describe_optimizer(optimizer),
+            },
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "precision": type(self.fabric.strategy.precision).__name__,
             "processes": self.fabric.world_size,
         }
-
-
-def _describe(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The hyper-parameters of each group; what JSON does not know as text."""
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    plain = (int, float, str, type(None))
-    return [{k: v if isinstance(v, plain) else str(v) for k, v in g.items()} for g in groups]
