@@ -324,10 +324,7 @@ class Trainer:
             "problem": self.problem.describe(),
             "setting": self.setting.name,
             "scenario": self.scenario.describe(),
-            "optimizer": {
-                "name": type(optimizer).__name__,
-                "groups": ckpt.describe_optimizer(optimizer),
-            },
+            "optimizer": {"name": type(optimizer).__name__, "groups": groups},
             "epochs": self.epochs,
             "batch_size": self.batch_size,
             "seed": self.seed,
