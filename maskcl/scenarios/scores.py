@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 
 import torch
@@ -22,6 +23,8 @@ def metric_reasons(metric: str, labels: Tensor) -> str | None:
     best = hits_at(metric)
     if metric != "auroc" and best is None:
         return f"metric is {metric!r}, wanted accuracy, auroc or hits@K with a K of at least 1"
+    if metric == "auroc" and importlib.util.find_spec("torchmetrics") is None:
+        return "auroc needs torchmetrics: pip install 'maskcl[train]'"
     if not bool(((labels == 0) | (labels == 1)).all()):
         return f"{metric} ranks two classes, and there are test labels up to {int(labels.max())}"
     negatives, positives = (int((labels == label).sum()) for label in (0, 1))
@@ -73,17 +76,9 @@ def score(metric: str, task: int, predictions: Tensor, labels: Tensor) -> float:
 
 
 def auroc(scores: Tensor, labels: Tensor) -> float:
-    """Share of (positive, negative) pairs that the scores order right; a tie counts half.
+    """Share of (positive, negative) pairs that the scores order right; a tie counts half."""
+    from torchmetrics.functional.classification import binary_auroc
 
-    Raises:
-        ModuleNotFoundError: no torchmetrics.
-    """
-    try:
-        from torchmetrics.functional.classification import binary_auroc
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "auroc needs torchmetrics: pip install 'maskcl[train]'", name=error.name
-        ) from error
     # torchmetrics takes scores outside [0, 1] for logits, and its sigmoid makes ties of those far
     # from 0. Their ranks are in [0, 1] and have the same order.
     values, ranks = scores.double().unique(return_inverse=True)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -304,6 +305,14 @@ def test_the_wanted_path_is_said_where_nothing_is_found(tmp_path):
         str(tmp_path / "ENZYMES" / "raw" / "ENZYMES_A.txt")
     )
     assert "is not a folder" in refused("mutag", tmp_path / "none")
+
+
+def test_a_missing_torch_geometric_gets_the_command_that_installs_it(tmp_path, monkeypatch):
+    write_mutag(tmp_path)
+    write_planetoid(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch_geometric", None)
+    for name in ("mutag", "planetoid"):
+        assert "needs torch_geometric: pip install 'maskcl[graph]'" in refused(name, tmp_path)
 
 
 REAL = {

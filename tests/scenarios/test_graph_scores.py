@@ -67,6 +67,12 @@ def test_a_metric_that_says_nothing_is_refused_at_once(labels, metric, sentence)
     assert sentence in str(caught.value)
 
 
+def test_auroc_without_torchmetrics_is_refused_before_any_training(monkeypatch):
+    monkeypatch.setattr(scores.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ScenarioError, match=r"auroc needs torchmetrics: pip install 'maskcl"):
+        scenario([1, 0], "auroc")
+
+
 def test_scores_are_refused_that_cannot_be_ranked():
     made = scenario([1, 0, 1], "auroc")
     with pytest.raises(ValueError, match="some are NaN"):
