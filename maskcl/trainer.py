@@ -113,7 +113,16 @@ class Trainer:
         self.seed, self.callback = seed, callback or Callback()
         self.directory = None if directory is None else Path(directory)
         self.fabric = fabric or make_fabric(device, precision)
+        self._check_precision()
         self._latest: int | None = None  # task begun last
+
+    def _check_precision(self) -> None:
+        half = "bf16" in str(self.fabric.strategy.precision.precision)
+        if half and hasattr(self.problem, "adjacency") and self.fabric.device.type == "cpu":
+            raise ValueError(
+                f"Trainer: precision is bf16, which torch's sparse products on the CPU have not and"
+                f" {self.problem.name} problems need; wanted 32"
+            )
 
     @property
     def checkpoint_path(self) -> Path | None:
