@@ -126,5 +126,5 @@ def test_a_killed_run_of_sampled_neighbours_ends_as_one_that_was_not(tmp_path: A
 
 
 def test_a_precision_that_sparse_products_have_not_is_refused() -> None:
-    with pytest.raises(ValueError, match="precision is bf16, .* node problems need; wanted 32"):
+    with pytest.raises(ValueError, match=r"precision is bf16, .* node problems need; wanted 32"):
         trainer_of("node", "gcn", HAT(), device="cpu", precision="bf16")
