@@ -35,8 +35,7 @@ def test_the_piggyback_example_goes_on_from_the_first(tmp_path, monkeypatch):
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
     monkeypatch.chdir(tmp_path)
-    first, second, *rest = blocks("python")
-    assert len(rest) == 2
+    first, second = blocks("python")[:2]
     names = {}
     exec(compile(first[: first.index("net =")], "README.md", "exec"), names)
     names["run"] = {**README_RUN, "epochs": 2}
@@ -50,7 +49,7 @@ def test_the_piggyback_example_goes_on_from_the_first(tmp_path, monkeypatch):
 def test_the_importance_example_goes_on_from_both():
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
-    first, second, third, _ = blocks("python")
+    first, second, third = blocks("python")[:3]
     names = {}
     exec(compile(first[: first.index("net =")], "README.md", "exec"), names)
     exec(compile(second[: second.index("net =")], "README.md", "exec"), names)
@@ -69,6 +68,18 @@ def test_the_loop_of_your_own_runs():
     exec("import torch\nimport maskcl\nfrom maskcl import models", names)
     exec(compile(blocks("python")[3], "README.md", "exec"), names)
     assert names["logits"].shape == (32, 2)
+
+
+def test_the_graph_example_goes_on_from_the_first():
+    pytest.importorskip("torch_geometric", reason="graph models need maskcl[graph]")
+    first, graphs = blocks("python")[0], blocks("python")[4]
+    names = {}
+    exec(compile(first[: first.index("net =")], "README.md", "exec"), names)
+    names["run"] = {**README_RUN, "epochs": 20}
+    exec(compile(graphs, "README.md", "exec"), names)
+    matrix = names["result"].matrix
+    assert matrix[-1].mean() > 0.8
+    assert (matrix.diagonal() == matrix[-1]).all()
 
 
 def op_rows():
