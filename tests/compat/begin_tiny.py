@@ -114,7 +114,7 @@ def model_for(kind: str, found: Any, seed: int = 0) -> Any:
 
 def make(kind: type[BaseTrainer], setting: str | None = None, **options: Any) -> BaseTrainer:
     """A trainer of this class, on a scenario of its own."""
-    problem = kind.__name__.removeprefix("My")[:2]
+    problem = kind.__name__.replace("My", "")[:2]
     found = scenario(problem, setting or kind.setting or "task")
     fixed: dict[str, Any] = {"benchmark": True, "seed": 0, "verbose": False}
     optimizer = options.pop("optimizer_fn", lambda p: torch.optim.Adam(p, lr=0.01))

@@ -34,7 +34,8 @@ class LCTrainer(BaseTrainer):
         data = curr_dataset.edata
         columns = [srcs, dsts, *([data[MASK]] if MASK in data else []), data["label"]]
         masks = (data[f"{split}_mask"] for split in ("train", "val", "test"))
-        return tuple([(curr_dataset, *(column[mask] for column in columns))] for mask in masks)
+        graph = curr_dataset.to(self.device)
+        return tuple([(graph, *(column[mask] for column in columns))] for mask in masks)
 
     def _run(self, model: Any, batch: tuple[Any, ...]) -> Tensor:
         graph, srcs, dsts = batch[0].to(self.device), batch[1], batch[2]
@@ -79,7 +80,7 @@ class LPTrainer(BaseTrainer):
     ) -> Any:
         """Shuffled links for training; one batch each for validation and test."""
         graph = curr_dataset["graph"].clone()
-        feat = graph.ndata.pop("feat")
+        feat = graph.ndata.pop("feat").to(self.device)
         chance = torch.Generator().manual_seed(self.seed)
         known = curr_dataset.get("known", graph.messages.edge_index)
         curr_training_states.update(graph=(graph, feat), known=known, negatives=chance)

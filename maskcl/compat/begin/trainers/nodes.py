@@ -27,8 +27,9 @@ class NCTrainer(BaseTrainer):
 
     def prepareLoader(self, curr_dataset: DataGraph, curr_training_states: dict[str, Any]) -> Any:
         """One batch each for training, validation and test."""
-        masks = (curr_dataset.ndata[f"{split}_mask"] for split in ("train", "val", "test"))
-        return tuple([(curr_dataset, mask)] for mask in masks)
+        graph = curr_dataset.to(self.device)
+        masks = (graph.ndata[f"{split}_mask"] for split in ("train", "val", "test"))
+        return tuple([(graph, mask)] for mask in masks)
 
     def _run(self, model: Any, batch: Batch) -> Tensor:
         graph, mask = batch[0].to(self.device), batch[1]
