@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskcl.graph import csr
 from maskcl.scenarios.base import ScenarioError
 from maskcl.scenarios.graph_build import About
 from maskcl.scenarios.graph_links import unordered
@@ -98,7 +99,10 @@ def tensor(name: str, data: Any, key: str) -> Tensor:
     if key != "x":
         return values
     values = values if values.is_floating_point() else values.float()
-    return values.to_sparse_csr() if values.layout == torch.sparse_coo else values
+    if values.layout != torch.sparse_coo:
+        return values
+    values = values.coalesce()
+    return csr(values.indices(), values.values(), (values.shape[0], values.shape[1]))
 
 
 def of_ends(values: Tensor, what: str) -> Tensor:
