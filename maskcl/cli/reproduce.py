@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ class GraphsOptions(Options):
         "Methods, problems (node, link, prediction, graph) and settings, as hat,mas,node.", None
     )
     epochs: int | None = option("For each task.", None, shown="maskcl train's", at_least=1)
-    tasks: int | None = option("Number of tasks.", None, shown="maskcl train's", at_least=1)
+    tasks: int | None = option("Number of tasks.", None, shown="maskcl train's", at_least=2)
     device: str = option("auto, cpu, cuda.", "auto", choices=("auto", "cpu", "cuda"))
 
 
@@ -70,22 +71,25 @@ def reproduce_graphs(
     from maskcl.reproduce.runs import ReproduceError
 
     device = _device(options.device)
-    asked = {"epochs": options.epochs, "tasks": options.tasks}
+    asked = {"epochs": options.epochs, "tasks": options.tasks, "device": device.type, "out": ""}
     given = {name: value for name, value in asked.items() if value is not None}
 
+    def options_of(cell: Cell, seed: int) -> TrainOptions:
+        return combine(commands[cell.method].options, {**cell.options(seed), **given}, {}, None)
+
     def train(cell: Cell, seed: int) -> tuple[Figures, dict[str, Any]]:
-        command = commands[cell.method]
-        flags = {**cell.options(seed), **given, "device": device.type, "out": ""}
-        return train_cell(command, combine(command.options, flags, {}, None))
+        return train_cell(commands[cell.method], options_of(cell, seed))
 
     try:
+        cells = graphs.select(options.only)
         return graph_runs.run(
-            graphs.select(options.only),
+            cells,
             options.seeds,
             train,
             directory=None if options.out is None else Path(options.out),
-            given=given,
+            options={cell.key: _plain(options_of(cell, 0)) for cell in cells},
             facts={**environment(device), **_today()},
+            command=_typed(options),
             say=_sayer(console),
         )
     except (scenarios.ScenarioError, ReproduceError) as error:
@@ -100,6 +104,7 @@ def train_cell(command: MethodCommand, options: TrainOptions) -> tuple[Figures, 
     assert options.lr is not None
     assert options.epochs is not None
     assert options.batch_size is not None
+    start = time.process_time()
     scenario = scenarios.load(
         options.scenario, seed=options.seed, tasks=options.tasks, setting=options.setting
     )
@@ -116,7 +121,23 @@ def train_cell(command: MethodCommand, options: TrainOptions) -> tuple[Figures, 
         device=options.device,
         precision=options.precision,
     )
-    return figures(trainer.fit(), scenario), scenario.describe()
+    result = trainer.fit()
+    return figures(result, scenario, time.process_time() - start), scenario.describe()
+
+
+def _plain(options: TrainOptions) -> dict[str, Any]:
+    """What figures depend on besides the seed."""
+    left_out = ("seed", "out", "device")
+    return {name: value for name, value in options.to_json().items() if name not in left_out}
+
+
+def _typed(options: GraphsOptions) -> str:
+    """The command, but for what no figure depends on."""
+    words = ["maskcl reproduce graphs"]
+    for name in ("seeds", "only", "epochs", "tasks"):
+        value = getattr(options, name)
+        words += [] if value is None else [f"--{name} {value}"]
+    return " ".join([*words, "--out DIR"])
 
 
 def _today() -> dict[str, str]:

@@ -29,11 +29,11 @@ class Kept:
     Attributes:
         runs: by cell's key and seed.
         scenarios: by problem and setting, as "node task": `Scenario.describe` of seed 0.
-        given: options of every run.
+        options: by cell's key, those of ``maskcl train``, the seed apart.
         facts: of the machine and the day of the latest run.
     """
 
-    given: dict[str, Any]
+    options: dict[str, dict[str, Any]]
     runs: dict[str, dict[int, Figures]] = dataclasses.field(default_factory=dict)
     scenarios: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -45,8 +45,9 @@ def run(
     train: Train,
     *,
     directory: Path | None,
-    given: dict[str, Any],
+    options: dict[str, dict[str, Any]],
     facts: dict[str, Any],
+    command: str,
     say: Callable[[str], None] = print,
 ) -> str:
     """Train what the directory does not hold yet, seed after seed; returns the table.
@@ -56,15 +57,15 @@ def run(
         seeds: how many, from 0.
         train: what trains one.
         directory: of results.json and results.md, made with the first run; None: nowhere.
-        given: options of every run, which its figures depend on.
+        options: by cell's key, all that its figures depend on besides the seed; plain as JSON.
         facts: of machine and day.
+        command: what was asked for, for a person.
         say: gets a line for each run.
 
     Raises:
         ReproduceError: the directory holds something else.
     """
-    given = json.loads(json.dumps(given))
-    kept = Kept(given) if directory is None else read(directory, given)
+    kept = Kept(options) if directory is None else read(directory, options)
     for seed in range(seeds):
         for cell in cells:
             of_cell = kept.runs.setdefault(cell.key, {})
@@ -80,14 +81,14 @@ def run(
                 f"seed {seed}, {cell.key}: {100 * found.average:.2f}, chance"
                 f" {100 * found.chance:.2f}  ({seconds(found.seconds)})"
             )
-    shown = markdown(kept, cells, seeds)
+    shown = markdown(kept, cells, seeds, command)
     if directory is not None:
         write_atomic(directory / TABLE, shown.encode())
     return shown
 
 
-def read(directory: Path, given: dict[str, Any]) -> Kept:
-    """What a directory holds; nothing where it does not exist yet.
+def read(directory: Path, options: dict[str, dict[str, Any]]) -> Kept:
+    """What a directory holds, to go on with under these options; nothing where it is new.
 
     Raises:
         ReproduceError: it is something else, of other options, or cannot be read.
@@ -96,18 +97,21 @@ def read(directory: Path, given: dict[str, Any]) -> Kept:
     if not path.exists():
         if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
             raise ReproduceError(f"{directory} exists already and holds no {RESULTS}")
-        return Kept(given)
+        return Kept(options)
     try:
         saved = json.loads(path.read_text())
         runs = {
             key: {int(seed): Figures(**found) for seed, found in of_cell.items()}
             for key, of_cell in saved["runs"].items()
         }
-        kept = Kept(saved["given"], runs, saved["scenarios"], saved["environment"])
+        kept = Kept(saved["options"], runs, saved["scenarios"], saved["environment"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReproduceError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
-    if saved.get("format") != FORMAT or kept.given != given:
-        raise ReproduceError(f"{path} holds results of other options; choose a new folder")
+    for key, own in options.items():
+        if kept.options.setdefault(key, own) != own:
+            raise ReproduceError(
+                f"{path} holds results of {key} with other options; choose a new folder"
+            )
     return kept
 
 
@@ -117,7 +121,7 @@ def write(kept: Kept, directory: Path) -> None:
     content = {
         "format": FORMAT,
         "version": 1,
-        "given": kept.given,
+        "options": kept.options,
         "runs": {
             key: {str(seed): dataclasses.asdict(found) for seed, found in sorted(of_cell.items())}
             for key, of_cell in kept.runs.items()
@@ -129,9 +133,8 @@ def write(kept: Kept, directory: Path) -> None:
     write_atomic(directory / RESULTS, f"{text}\n".encode())
 
 
-def markdown(kept: Kept, cells: Sequence[Cell], seeds: int) -> str:
+def markdown(kept: Kept, cells: Sequence[Cell], seeds: int, command: str) -> str:
     """The page: how it was made, the table, the scenarios, what cannot be."""
-    asked = "".join(f" --{name.replace('_', '-')} {v}" for name, v in kept.given.items())
     facts = kept.facts
     versions = ", ".join(f"{name} {facts[name]}" for name in ("torch", "torch_geometric", "maskcl"))
     some = f"seeds 0 to {seeds - 1}" if seeds > 1 else "seed 0"
@@ -140,15 +143,16 @@ def markdown(kept: Kept, cells: Sequence[Cell], seeds: int) -> str:
         [
             "# Every method on every graph problem in every setting",
             "",
-            f"Made by `maskcl reproduce graphs --seeds {seeds}{asked} --out DIR`, which needs no"
-            f" data, on {facts['date']}: {versions}, {facts['threads']} thread of"
-            f" {facts['cpu'] or facts['machine']}, {seconds(time)}. Each figure is what"
-            f" `maskcl train METHOD --scenario NAME --setting SETTING` gives, {some}.",
+            f"Made by `{command}`, which needs no data, on {facts['date']}: {versions},"
+            f" {facts['threads']} of {facts['cpus']} threads of"
+            f" {facts['cpu'] or facts['machine']}, {seconds(time)} of processor time. Each figure"
+            f" is what `maskcl train METHOD --scenario NAME --setting SETTING` gives, {some}.",
             "",
             "Score: the final network's on the test examples of all tasks, mean over tasks, in"
             " percent; ± is the standard deviation over the seeds (n - 1). Accuracy, for link"
             " prediction AUROC. Chance: what guessing scores. AF: mean over the earlier tasks of"
-            " the score right after the task less the final one; positive is forgetting.",
+            " the score right after the task less the final one; positive is forgetting. CPU s:"
+            " processor seconds of a run, data and tests included.",
             "",
             *_table(kept, cells, seeds),
             "",
@@ -166,7 +170,7 @@ def markdown(kept: Kept, cells: Sequence[Cell], seeds: int) -> str:
 
 def _table(kept: Kept, cells: Sequence[Cell], seeds: int) -> list[str]:
     rows = [
-        "| problem | setting | method | score | chance | AF | seconds |",
+        "| problem | setting | method | score | chance | AF | CPU s |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in cells:
@@ -192,8 +196,10 @@ def _scenarios(kept: Kept, cells: Sequence[Cell]) -> list[str]:
     lines = []
     for name in dict.fromkeys(f"{cell.problem} {cell.setting}" for cell in cells):
         described = kept.scenarios[name]
-        detail = "; ".join(f"{k.replace('_', ' ')}: {v}" for k, v in described["detail"].items())
-        lines.append(f"- {summary(described)}. {described['source']}. {detail}.")
+        # The summary has the edges already.
+        detail = {k: v for k, v in described["detail"].items() if k != "edges"}
+        words = "; ".join(f"{k.replace('_', ' ')}: {v}" for k, v in detail.items())
+        lines.append(f"- {summary(described)}. {described['source']}; {words}.")
     return lines
 
 

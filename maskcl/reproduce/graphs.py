@@ -89,7 +89,8 @@ class Figures:
         scores: of each task after the last, in [0, 1].
         chance: what guessing gives on average.
         forgetting: AF (``maskcl.metrics``).
-        seconds: training and evaluation.
+        seconds: of the processor, for data, training and evaluation; other work on the machine
+            does not count.
     """
 
     scores: list[float]
@@ -108,8 +109,8 @@ class Figures:
         return self.average - self.chance
 
 
-def figures(result: Result, scenario: Scenario) -> Figures:
-    """The figures of a finished run."""
+def figures(result: Result, scenario: Scenario, seconds: float) -> Figures:
+    """The figures of a finished run, which took that long."""
     chance = scenario.chance
     # At the end, a growing head chooses among the classes of all tasks, whatever the task.
     last = chance[-1:] if scenario.setting.head == "growing" else chance
@@ -117,7 +118,7 @@ def figures(result: Result, scenario: Scenario) -> Figures:
         scores=result.matrix[-1].tolist(),
         chance=statistics.fmean(last),
         forgetting=metrics.average_forgetting(result.matrix).value,
-        seconds=sum(result.seconds),
+        seconds=seconds,
     )
 
 
