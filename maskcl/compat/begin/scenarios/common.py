@@ -10,25 +10,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from maskcl import scenarios
+from maskcl.compat.begin.scenarios.named import named
+from maskcl.compat.begin.scenarios.places import Places
 from maskcl.compat.begin.trainers.results import metrics_of
 from maskcl.scenarios import Scenario, scores
 from maskcl.scenarios.graph_cut import Request
 from maskcl.scenarios.labels import local_labels
 
-# BeGin's name: maskcl's scenario and its variant.
-DATASETS: dict[str, tuple[str, str | None]] = {
-    "cora": ("planetoid", "cora"),
-    "citeseer": ("planetoid", "citeseer"),
-    "bitcoin": ("bitcoin-otc", None),
-}
 METRICS = {"rocauc": "auroc", "aucroc": "auroc"}
-SPLITS = ("val", "test")
 
 # Of a task's training samples of each class, in hundredths; at least one.
 VALIDATION_PERCENT = 10
-
-Places = dict[str, dict[int, Tensor]]
 
 
 class BaseScenarioLoader:
@@ -85,7 +77,7 @@ class BaseScenarioLoader:
             self.metric,
         )
         if dataset_load_func is None:
-            self._scenario = self._named(request)
+            self._scenario = named(type(self).__name__, self.problem, request, save_path)
         else:
             self._scenario = self._custom(request, dataset_load_func(save_path=save_path))
         self._describe()
@@ -138,27 +130,6 @@ class BaseScenarioLoader:
             self._update()
             return None
         return metrics_of(torch.stack(self._rows), self.initial_test_result)
-
-    def _named(self, request: Request) -> Scenario:
-        name, variant = DATASETS.get(request.name, (request.name, None))
-        found = scenarios.load(
-            name,
-            data=self.save_path if scenarios.reads_data(name) else None,
-            seed=request.seed,
-            tasks=request.tasks,
-            setting=request.setting,
-            shuffle=request.shuffle,
-            groups=request.groups,
-            metric=request.metric,
-            variant=variant,
-        )
-        problem = "link prediction" if found.prediction else found.problem
-        if problem != self.problem:
-            raise ValueError(
-                f"{type(self).__name__}: dataset_name is {request.name!r}, of {problem} problems;"
-                f" wanted one of {self.problem} problems"
-            )
-        return found
 
     def _custom(self, request: Request, found: dict[str, Any]) -> Scenario:
         """The scenario of what a ``dataset_load_func`` returned."""
@@ -262,25 +233,3 @@ class BaseScenarioLoader:
         if scores.metric_reasons(self.metric, labels) is not None:
             return math.nan
         return scores.score(self.metric, task, preds, labels)
-
-
-def flags(count: int, rows: Tensor) -> Tensor:
-    """bool [count], true at ``rows``."""
-    found = torch.zeros(count, dtype=torch.bool)
-    found[rows] = True
-    return found
-
-
-def places_of(mask: Tensor, rows: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Where each task's rows are among those that a mask chooses."""
-    place = mask.cumsum(0) - 1
-    return {task: place[found] for task, found in rows.items()}
-
-
-def in_a_row(sizes: dict[int, int]) -> dict[int, Tensor]:
-    """Places of tasks' samples that follow each other."""
-    places, start = {}, 0
-    for task, size in sizes.items():
-        places[task] = torch.arange(start, start + size)
-        start += size
-    return places

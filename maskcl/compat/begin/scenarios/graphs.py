@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from maskcl.compat.begin.data import DataGraph
-from maskcl.compat.begin.scenarios.common import BaseScenarioLoader, Places, in_a_row
+from maskcl.compat.begin.scenarios.common import BaseScenarioLoader
 from maskcl.compat.begin.scenarios.nodes import CUSTOM
+from maskcl.compat.begin.scenarios.places import Places, in_a_row
 from maskcl.graph import Graph
 from maskcl.scenarios import Scenario
 from maskcl.scenarios.graph_build import graph_scenario

@@ -8,14 +8,9 @@ import torch
 from torch import Tensor
 
 from maskcl.compat.begin.data import DataGraph
-from maskcl.compat.begin.scenarios.common import (
-    BaseScenarioLoader,
-    Places,
-    flags,
-    in_a_row,
-    places_of,
-)
+from maskcl.compat.begin.scenarios.common import BaseScenarioLoader
 from maskcl.compat.begin.scenarios.nodes import CUSTOM
+from maskcl.compat.begin.scenarios.places import Places, flags, in_a_row, places_of
 from maskcl.graph import Graph
 from maskcl.problems.sampling import draw_negatives
 from maskcl.scenarios import Scenario, scores

@@ -7,12 +7,8 @@ from typing import Any
 import torch
 
 from maskcl.compat.begin.data import DataGraph
-from maskcl.compat.begin.scenarios.common import (
-    BaseScenarioLoader,
-    Places,
-    flags,
-    places_of,
-)
+from maskcl.compat.begin.scenarios.common import BaseScenarioLoader
+from maskcl.compat.begin.scenarios.places import Places, flags, places_of
 from maskcl.scenarios import Scenario
 from maskcl.scenarios.graph_build import About, node_scenario
 from maskcl.scenarios.graph_cut import Items, Request, split

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from maskcl.compat.begin.methods import FineTuning
 from maskcl.compat.begin.trainers import results
-from maskcl.compat.begin.trainers.events import Events, Stats
+from maskcl.compat.begin.trainers.events import Events
 from maskcl.compat.begin.trainers.running import Run, active
+from maskcl.compat.begin.trainers.steps import Stats
 from maskcl.methods import TaskData
 from maskcl.ops import task_progress
 
