@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.attach import attach
 from maskcl.nn.by_hand import Sources
+from maskcl.nn.example import Example
 from maskcl.nn.owners import check_owners, shared_parameters
 from maskcl.nn.protection import Protection, protect
 from maskcl.nn.state import WORD
@@ -40,6 +41,7 @@ class HATNetwork(TaskNetwork):
         tasks: int64 [U, W]; bit k % 64 of word k // 64: finished task k uses the unit.
         finished: bool [T].
         units: layer name -> its slice of U.
+        example: makes inputs of the shapes that it was traced with.
 
     Raises:
         ConversionError: a parameter cannot be protected or a value cannot be followed; the message
@@ -66,6 +68,7 @@ class HATNetwork(TaskNetwork):
             "cosh_clamp": 50.0,
             "compensation": "exact",
         }
+        self.example = Example(example_inputs)
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
         self.units = dict(self.topology.units)
         self._sizes = [s.stop - s.start for s in self.units.values()]

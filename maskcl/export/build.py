@@ -1,0 +1,121 @@
+"""Writes the graph anew for what stays, with smaller layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from maskcl.export.flow import Flow
+from maskcl.export.labels import along
+from maskcl.export.layers import shrink
+from maskcl.export.step import Plan, mapped
+from maskcl.nn.operations import operation
+from maskcl.nn.plain import UnitMask
+from maskcl.nn.trace import Trace
+
+# Do nothing in evaluation mode.
+_NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+
+
+class Builder:
+    """The new graph while it is written.
+
+    Args:
+        trace: of the plain network, whose layers are made smaller in place.
+        plan: of its channels.
+        kept: which stay, bool by label.
+    """
+
+    def __init__(self, trace: Trace, plan: Plan, kept: Tensor) -> None:
+        self.trace = trace
+        self.plan = plan
+        self.kept = kept
+        self.graph = fx.Graph()
+        self.new: dict[fx.Node, Any] = {}
+        self.root: dict[str, Any] = {}
+        floating = (p.dtype for p in trace.modules[""].parameters() if p.is_floating_point())
+        self.dtype = next(floating, torch.float32)
+
+    def build(self) -> fx.GraphModule:
+        """The smaller network in evaluation mode."""
+        self._shrink()
+        for node in self.trace.graph.nodes:
+            self.new[node] = self._written(node)
+        self._drop_unused_sizes()
+        self.graph.lint()
+        model = fx.GraphModule(self.root, self.graph, type(self.trace.modules[""]).__name__)
+        return model.eval()
+
+    def create(
+        self, old: fx.Node, op: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> fx.Node:
+        """A new node named as ``old``, of arguments that name old nodes."""
+        if op == "call_module":
+            self.root[target] = self.trace.modules[target]
+        args, kwargs = mapped(args, self.new), mapped(kwargs, self.new)
+        return self.graph.create_node(op, target, args, kwargs, old.name, old.type)
+
+    def _written(self, node: fx.Node) -> Any:
+        edit = self.plan.edits.get(node)
+        if edit is not None:
+            return edit(self)
+        module = self.trace.called(node)
+        if isinstance(module, UnitMask):
+            return self._masked(node, module)
+        if isinstance(module, _NOTHING):
+            return self.new[node.all_input_nodes[0]]
+        if node.op == "get_attr":
+            value = _attribute(self.trace.modules[""], str(node.target))
+            flow = self.plan.flows[node]
+            if isinstance(flow, Flow) and isinstance(value, Tensor):
+                new = flow.selected(value.detach(), self.kept).clone()
+                is_parameter = isinstance(value, nn.Parameter)
+                value = nn.Parameter(new, value.requires_grad) if is_parameter else new
+            self.root[str(node.target)] = value
+        return self.create(node, node.op, node.target, node.args, dict(node.kwargs))
+
+    def _masked(self, node: fx.Node, module: UnitMask) -> Any:
+        """Nothing where all that stays is open; else a product with a constant."""
+        (read,) = node.all_input_nodes
+        flow = self.plan.flows[node]
+        rank = len(flow.shape)
+        dim = module.dim % rank
+        mask = module.mask[flow.kept(self.kept, dim).to(module.mask.device)]
+        if bool((mask == 1).all()):
+            return self.new[read]
+        name = f"{str(node.target).replace('.', '_')}_mask"
+        self.root[name] = along(mask.to(self.dtype), 0, rank - dim)
+        constant = self.graph.get_attr(name)
+        return self.graph.call_method("mul", (self.new[read], constant))
+
+    def _shrink(self) -> None:
+        done: set[int] = set()
+        for name, (inputs, outputs) in self.plan.axes.items():
+            module = self.trace.modules[name]
+            if id(module) in done:
+                continue
+            done.add(id(module))
+            out = self.kept[outputs]
+            into = None if inputs is None else self.kept[inputs]
+            if not bool(out.all()) or (into is not None and not bool(into.all())):
+                shrink(module, into, out)
+
+    def _drop_unused_sizes(self) -> None:
+        """Sizes that are literals now."""
+        old = {new: node for node, new in self.new.items() if isinstance(new, fx.Node)}
+        for node in reversed(list(self.graph.nodes)):
+            source = old.get(node)
+            if source is None or node.users or node.op in ("output", "placeholder"):
+                continue
+            reads = operation(source) in ("size", "getattr", "getitem")
+            if reads and not self.trace.carries_tensor(source):
+                self.graph.erase_node(node)
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    value: Any = module
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value

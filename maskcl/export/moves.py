@@ -1,0 +1,288 @@
+"""Operations that move, repeat or drop elements, found out by running them on labels.
+
+What an operation does to channels needs no rule of its own: it is run on the labels of its input's
+elements. Whether it can stay as it is where channels are missing is tried in the same way, on the
+elements' numbers: the operation on what stays of the input must give what stays of the output. If
+it does not, it is tried with the sizes and positions in its arguments put right, and if that does
+not help either, all channels stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from maskcl.export.flow import Flow, flows_in
+from maskcl.export.labels import EVERY, along
+from maskcl.export.step import Step, replaced
+from maskcl.nn.provenance import compact as squeezed
+
+if TYPE_CHECKING:
+    from maskcl.export.build import Builder
+
+
+@dataclass(frozen=True)
+class Call:
+    """A node's operation with other arguments; fx nodes among them stand for their values."""
+
+    op: str
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self, module: nn.Module | None, values: dict[fx.Node, Any]) -> Any:
+        """What it returns on those values."""
+        args, kwargs = replaced((self.args, self.kwargs), lambda item: values[item])
+        if self.op == "call_module":
+            assert module is not None
+            return module(*args, **kwargs)
+        if self.op == "call_method":
+            return getattr(args[0], self.target)(*args[1:], **kwargs)
+        return self.target(*args, **kwargs)
+
+
+def moved(step: Step) -> Any:
+    """Flows of the result; None where the operation cannot be run on labels."""
+    move = _Move(step)
+    try:
+        found = move.follow()
+    except (RuntimeError, TypeError, ValueError, IndexError):
+        return None
+    if found is None:
+        return None
+    outputs = list(flows_in(found))
+    step.plan.checks[step.node] = lambda kept: move.call_for(kept, outputs) is not None
+
+    def edit(builder: Builder) -> Any:
+        call = move.call_for(builder.kept, outputs)
+        assert call is not None
+        return builder.create(step.node, call.op, call.target, call.args, call.kwargs)
+
+    step.plan.edits[step.node] = edit
+    return found
+
+
+class _Move:
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        node = step.node
+        self.call = Call(node.op, node.target, node.args, dict(node.kwargs))
+        self.inputs = {n: step.plan.flows[n] for n in node.all_input_nodes}
+        self.moving = {n: flow for n, flow in self.inputs.items() if isinstance(flow, Flow)}
+        self.plain = {n: v for n, v in self.inputs.items() if n not in self.moving}
+
+    def run(self, call: Call, tensors: dict[fx.Node, Tensor]) -> Any:
+        return call.run(self.step.module, {**self.plain, **tensors})
+
+    def follow(self) -> Any:
+        """Run it on the labels, and on which elements are 0."""
+        encoded = {}
+        for node, flow in self.moving.items():
+            zero = flow.zero.expand(flow.shape)
+            encoded[node] = _elements(self.step, flow) * 2 + zero
+        out = self.run(self.call, encoded)
+        rows = self.run(self.call, {n: _samples(flow) for n, flow in self.moving.items()})
+        if isinstance(out, Tensor):
+            return self._flow(out, rows)
+        flows = [self._flow(o, r) for o, r in zip(out, rows, strict=True)]
+        return None if any(flow is None for flow in flows) else tuple(flows)
+
+    def _flow(self, out: Tensor, rows: Tensor) -> Flow | None:
+        """The Flow of one result from what its elements carry."""
+        elements, zero = squeezed(out >> 1), squeezed(out & 1).bool()
+        varied = [dim for dim, size in enumerate(elements.shape) if size > 1]
+        samples = squeezed(rows)
+        if any(samples.shape[dim] > 1 for dim in varied):
+            return None  # samples and channels in one dimension: its size depends on both
+        axes: list[Tensor | None] = [None] * out.dim()
+        labels = self.step.labels
+        if not varied:
+            label = elements.flatten()
+            if label.numel() and int(label[0]) != EVERY:
+                labels.pin(label[:1])
+        elif len(varied) == 1:
+            axes[varied[0]] = elements.flatten()
+        else:
+            grid = {dim: labels.fresh(elements.shape[dim]) for dim in varied}
+            for dim, axis in grid.items():
+                axes[dim] = axis
+            labels.grid(elements, grid)
+        return Flow(tuple(out.shape), tuple(axes), zero)
+
+    def call_for(self, kept: Tensor, outputs: list[Flow]) -> Call | None:
+        """The operation as it has to be written where only ``kept`` stays."""
+        if all(bool(kept[a].all()) for f in (*self.moving.values(), *outputs) for a in _axes(f)):
+            return self.call
+        numbers, start = {}, 0
+        for node, flow in self.moving.items():
+            stop = start + _numel(flow.shape)
+            numbers[node] = torch.arange(start, stop).view(flow.shape)
+            start = stop
+        wanted = _tensors(self.run(self.call, numbers))
+        wanted = [f.selected(t, kept) for f, t in zip(outputs, wanted, strict=True)]
+        given = {n: flow.selected(numbers[n], kept) for n, flow in self.moving.items()}
+        for call in self._candidates(kept, outputs):
+            try:
+                found = _tensors(self.run(call, given))
+            except (RuntimeError, TypeError, ValueError, IndexError):
+                continue
+            if len(found) == len(wanted) and all(map(torch.equal, found, wanted)):
+                return call
+        return None
+
+    def _candidates(self, kept: Tensor, outputs: list[Flow]) -> Iterator[Call]:
+        yield self.call
+        name, node = self.step.name, self.step.node
+        if isinstance(self.step.module, nn.Unflatten):
+            flow = self.step.args[0]
+            sizes = self.step.module.unflattened_size
+            dim = int(self.step.module.dim) % len(flow.shape)  # type: ignore[arg-type]
+            new = _sizes(outputs[0], kept, list(sizes), dim)
+            yield Call("call_method", "unflatten", (node.args[0], dim, new), {})
+        writer = _WRITERS.get(name)
+        if writer is None or not node.args or node.args[0] not in self.moving:
+            return
+        args = writer(node, self.moving[node.args[0]], outputs, kept)  # type: ignore[index]
+        if args is not None:
+            if name in ("chunk", "tensor_split", "split"):
+                yield Call("call_function", torch.split, args, {})
+            else:
+                yield replace(self.call, args=args, kwargs={})
+
+
+def _view(node: fx.Node, flow: Flow, outputs: list[Flow], kept: Tensor) -> tuple[Any, ...] | None:
+    """Arguments of view, reshape and expand with the sizes of what stays."""
+    sizes = node.args[1:] or (node.kwargs.get("shape", node.kwargs.get("size")),)
+    nested = len(sizes) == 1 and isinstance(sizes[0], (tuple, list))
+    new = _sizes(outputs[0], kept, list(sizes[0] if nested else sizes), 0)  # type: ignore[arg-type]
+    if new is None:
+        return None
+    return (node.args[0], tuple(new)) if nested else (node.args[0], *new)
+
+
+def _unflatten(
+    node: fx.Node, flow: Flow, outputs: list[Flow], kept: Tensor
+) -> tuple[Any, ...] | None:
+    dim, sizes = (*node.args[1:], *node.kwargs.values())
+    if not isinstance(dim, int) or not isinstance(sizes, (tuple, list)):
+        return None
+    new = _sizes(outputs[0], kept, list(sizes), dim % len(flow.shape))
+    return None if new is None else (node.args[0], dim, tuple(new))
+
+
+def _sizes(flow: Flow, kept: Tensor, sizes: list[Any], first: int) -> list[Any] | None:
+    """Sizes written for dimensions from ``first`` on, those with channels put right."""
+    if first + len(sizes) > len(flow.shape):
+        return None
+    return [
+        size
+        if flow.axes[first + i] is None or (isinstance(size, int) and size == -1)
+        else int(flow.kept(kept, first + i).sum())
+        for i, size in enumerate(sizes)
+    ]
+
+
+def _split(node: fx.Node, flow: Flow, outputs: list[Flow], kept: Tensor) -> tuple[Any, ...] | None:
+    dim = node.kwargs.get("dim", node.args[2] if len(node.args) > 2 else 0)
+    if not isinstance(dim, int):
+        return None
+    return node.args[0], [int(out.kept(kept, dim).sum()) for out in outputs], dim
+
+
+def _index(node: fx.Node, flow: Flow, outputs: list[Flow], kept: Tensor) -> tuple[Any, ...] | None:
+    index: Any = node.args[1]
+    items = index if isinstance(index, tuple) else (index,)
+    real = sum(item is not None and item is not Ellipsis for item in items)
+    new, dim = [], 0
+    for item in items:
+        if item is Ellipsis:
+            dim += len(flow.shape) - real
+        elif item is not None:
+            item = _position(item, flow, dim, kept)
+            dim += 1
+        new.append(item)
+    return node.args[0], tuple(new) if isinstance(index, tuple) else new[0]
+
+
+def _position(item: Any, flow: Flow, dim: int, kept: Tensor) -> Any:
+    """An int or a slice with step 1, counted in what stays."""
+    if flow.axes[dim] is None:
+        return item
+    before = [0, *flow.kept(kept, dim).cumsum(0).tolist()]
+    if isinstance(item, int):
+        return before[item % flow.shape[dim]]
+    if isinstance(item, slice):
+        parts = (item.start, item.stop, item.step)
+        if all(part is None or isinstance(part, int) for part in parts):
+            start, stop, step = item.indices(flow.shape[dim])
+            return slice(before[start], before[stop]) if step == 1 else item
+    return item
+
+
+def _narrow(node: fx.Node, flow: Flow, outputs: list[Flow], kept: Tensor) -> tuple[Any, ...] | None:
+    values = (*node.args[1:], *node.kwargs.values())
+    if len(values) != 3 or not all(isinstance(value, int) for value in values):
+        return None
+    dim, start, length = values
+    part = _position(slice(start, start + length), flow, dim, kept)  # type: ignore[operator]
+    return node.args[0], dim, part.start, part.stop - part.start
+
+
+def _select(node: fx.Node, flow: Flow, outputs: list[Flow], kept: Tensor) -> tuple[Any, ...] | None:
+    values = (*node.args[1:], *node.kwargs.values())
+    if len(values) != 2 or not all(isinstance(value, int) for value in values):
+        return None
+    return node.args[0], values[0], _position(values[1], flow, values[0], kept)  # type: ignore
+
+
+_WRITERS: dict[str, Callable[..., tuple[Any, ...] | None]] = {
+    "view": _view,
+    "reshape": _view,
+    "expand": _view,
+    "unflatten": _unflatten,
+    "chunk": _split,
+    "tensor_split": _split,
+    "split": _split,
+    "getitem": _index,
+    "narrow": _narrow,
+    "select": _select,
+}
+
+
+def _elements(step: Step, flow: Flow) -> Tensor:
+    """The label of each element, int64 of the flow's shape."""
+    rank = len(flow.shape)
+    axes = {dim: axis for dim, axis in enumerate(flow.axes) if axis is not None}
+    if len(axes) <= 1:
+        labels = torch.full((1,) * rank, EVERY)
+        for dim, axis in axes.items():
+            labels = along(axis, dim, rank)
+    else:
+        sizes = [flow.shape[dim] if dim in axes else 1 for dim in range(rank)]
+        labels = step.labels.fresh(_numel(sizes)).view(sizes)
+        step.labels.grid(labels, axes)
+    return labels.expand(flow.shape)
+
+
+def _samples(flow: Flow) -> Tensor:
+    """The sample that each element is of, where the first dimension is one of samples."""
+    rank = len(flow.shape)
+    if rank == 0 or flow.axes[0] is not None:
+        return torch.zeros((1,) * rank, dtype=torch.int64).expand(flow.shape)
+    return along(torch.arange(flow.shape[0]), 0, rank).expand(flow.shape)
+
+
+def _axes(flow: Flow) -> list[Tensor]:
+    return [axis for axis in flow.axes if axis is not None]
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [result] if isinstance(result, Tensor) else list(result)
+
+
+def _numel(shape: Any) -> int:
+    return torch.Size(shape).numel()

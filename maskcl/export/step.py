@@ -1,0 +1,142 @@
+"""One node of a traced network with what it reads, and what all rules of nodes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from maskcl.export.flow import Flow, aligned, flows_in, whole
+from maskcl.export.labels import Labels
+from maskcl.nn.trace import Shape, Trace
+
+if TYPE_CHECKING:
+    from maskcl.export.build import Builder
+
+# Puts a node into the new graph; returns what stands for it there.
+Edit = Callable[["Builder"], Any]
+
+
+@dataclass
+class Plan:
+    """What the walk over a graph finds.
+
+    Attributes:
+        labels: with the rules of all nodes.
+        flows: each node's result, a Shape replaced by a Flow.
+        edits: how nodes are written that cannot be copied as they are.
+        checks: by node that moves elements: whether it can be written for what stays.
+        axes: of layers that were called: the labels of their inputs and outputs; a norm has the
+            latter alone.
+    """
+
+    labels: Labels = field(default_factory=Labels)
+    flows: dict[fx.Node, Any] = field(default_factory=dict)
+    edits: dict[fx.Node, Edit] = field(default_factory=dict)
+    checks: dict[fx.Node, Callable[[Tensor], bool]] = field(default_factory=dict)
+    axes: dict[str, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+
+
+class Step:
+    """A node, its arguments with Flows for tensors, and its recorded result."""
+
+    def __init__(self, trace: Trace, node: fx.Node, name: str, plan: Plan) -> None:
+        self.trace = trace
+        self.node = node
+        self.name = name
+        self.plan = plan
+        self.labels = plan.labels
+        self.result = trace.results[node]
+        self.args = mapped(node.args, plan.flows)
+        self.kwargs = mapped(node.kwargs, plan.flows)
+        self.flows = list(flows_in((self.args, self.kwargs)))
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that the node calls."""
+        return self.trace.called(self.node)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """The result's, where that is one tensor."""
+        return self.result.size if isinstance(self.result, Shape) else None
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def pin(self, flow: Flow, dims: Sequence[int] | None = None) -> None:
+        """All channels along the dimensions (of all) stay."""
+        for dim in range(len(flow.shape)) if dims is None else dims:
+            self.labels.pin(flow.axes[dim])
+
+    def wholes(self) -> Any:
+        """The result with nothing known; all that it reads stays too."""
+        for flow in self.flows:
+            self.pin(flow)
+        return replaced(self.result, lambda shape: whole(shape.size))
+
+    def joined_axes(self, flows: Sequence[Flow], dims: Sequence[int]) -> list[Tensor | None]:
+        """Axes of tensors that broadcast to the result: along each of ``dims`` the same channels.
+
+        Dimensions are the result's; others come out as None.
+        """
+        assert self.shape is not None
+        rank = len(self.shape)
+        axes: list[Tensor | None] = [None] * rank
+        for dim in dims:
+            found = []
+            for flow in flows:
+                own = dim - (rank - len(flow.shape))
+                if own >= 0 and flow.shape[own] == self.shape[dim]:
+                    found.append(flow.axes[own])
+            labelled = [axis for axis in found if axis is not None]
+            if labelled:
+                axes[dim] = labelled[0]
+                for axis in found:
+                    self.labels.same(labelled[0], axis)
+        return axes
+
+    def elementwise(self, flows: Sequence[Flow], zero: Tensor) -> Flow:
+        """The result of an operation by element on tensors that broadcast."""
+        assert self.shape is not None
+        axes = self.joined_axes(flows, range(len(self.shape)))
+        return Flow(self.shape, tuple(axes), aligned(zero, len(self.shape)))
+
+
+def zeros_of(flows: Sequence[Flow], rank: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Which elements are 0 where that follows from all the flows' by ``join``."""
+    zero = aligned(flows[0].zero, rank)
+    for flow in flows[1:]:
+        zero = join(zero, aligned(flow.zero, rank))
+    return zero
+
+
+def nowhere(rank: int) -> Tensor:
+    """No element is known to be 0."""
+    return torch.zeros((1,) * rank, dtype=torch.bool)
+
+
+def mapped(tree: Any, values: dict[fx.Node, Any]) -> Any:
+    """Arguments with nodes replaced by ``values``, whatever these are."""
+    return replaced(tree, lambda item: values[item] if isinstance(item, fx.Node) else item)
+
+
+def replaced(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """A tree of tuples, lists, dicts and slices with all leaves changed."""
+    if isinstance(tree, torch.Size):
+        return tree
+    if isinstance(tree, list):
+        return [replaced(item, change) for item in tree]
+    if isinstance(tree, tuple):
+        return tuple(replaced(item, change) for item in tree)
+    if isinstance(tree, dict):
+        return {key: replaced(item, change) for key, item in tree.items()}
+    if isinstance(tree, slice):
+        return slice(*(replaced(item, change) for item in (tree.start, tree.stop, tree.step)))
+    return change(tree) if isinstance(tree, (fx.Node, Shape)) else tree
