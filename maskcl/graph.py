@@ -123,8 +123,9 @@ def adjacency(
 
 def csr(indices: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
     """Sparse CSR matrix of int64 [2, E] positions and their [E] values; equal positions add up."""
-    matrix = torch.sparse_coo_tensor(indices, values, size, check_invariants=True).coalesce()
     with warnings.catch_warnings():
-        # torch calls its CSR layout a beta; it is what has a fast product.
-        warnings.filterwarnings("ignore", message=".*Sparse CSR.*")
-        return matrix.to_sparse_csr()
+        # torch calls its CSR layout a beta; it is what has a fast product. Some versions also say
+        # that they do not check, here where they were asked to.
+        warnings.filterwarnings("ignore", message=".*(Sparse CSR|Sparse invariant checks).*")
+        matrix = torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
+        return matrix.coalesce().to_sparse_csr()
