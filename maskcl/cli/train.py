@@ -153,10 +153,13 @@ def _common(
 ) -> dict[str, Any]:
     """What every method's result.json holds."""
     matrix = np.asarray(result.matrix)
+    chance = scenario.chance
+    if scenario.setting.head == "growing":  # at the end it chooses among the classes of all tasks
+        chance = chance[-1:] * scenario.num_tasks
     found = metrics.all_metrics(
         matrix,
         untrained=result.untrained,
-        chance=scenario.chance,
+        chance=chance,
         joint=None if compared is None else compared.joint,
         joint_last=None if compared is None else compared.joint_last,
         scratch=None if compared is None else compared.scratch,
@@ -175,7 +178,7 @@ def _common(
         ),
         "accuracy": _nulls(matrix),
         "untrained": _nulls(np.asarray(result.untrained)),
-        "chance": scenario.chance,
+        "chance": chance,
         "references": None if compared is None else _compared(compared),
         "metrics": {name: metric.to_json() for name, metric in found.items()},
         "seconds": list(result.seconds),
