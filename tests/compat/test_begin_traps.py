@@ -245,9 +245,13 @@ def test_b1_the_keywords_reach_the_method() -> None:
     assert found == tuple(options.values())
 
 
-def test_b1_each_task_has_its_own_norms() -> None:
-    """Statistics of a BatchNorm that tasks shared would change what earlier ones compute."""
-    trainer: Any = make(hat.NCTaskILHATTrainer)
+@pytest.mark.parametrize("kind", [HATS[0], PIGGYBACKS[0]], ids=lambda kind: kind.__name__)
+def test_b1_each_task_has_its_own_norms(kind: type[BaseTrainer]) -> None:
+    """Statistics of a BatchNorm that tasks shared would change what earlier ones compute.
+
+    Ones that stay at their start (B2) would leave an untrained network without any.
+    """
+    trainer: Any = make(kind)
     trainer.run(2)
     norms = trainer.model.core.model.nodes.norms[0].norms
     assert len(norms) == TASKS
