@@ -187,7 +187,7 @@ def _domains(request: Request, domain: Tensor) -> tuple[Tensor, str]:
                 f"{request.name} has {len(known)} domains, which are {len(known)} tasks, "
                 f"not {request.tasks}"
             )
-        members = torch.where(domain >= 0, torch.searchsorted(known, domain), -1)
+        members = torch.where(domain >= 0, torch.searchsorted(known, domain.contiguous()), -1)
     if not request.shuffle:
         return members, "domains in ascending order"
     count = int(members.max()) + 1
