@@ -1,0 +1,1 @@
+"""CLArena surface (draft)."""

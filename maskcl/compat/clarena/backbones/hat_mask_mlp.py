@@ -1,0 +1,110 @@
+"""Multi-layer perceptron with HAT's masks on maskcl's fused ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from maskcl.compat.clarena.backbones.fused import check_activation_layer, masked_layer
+from maskcl.compat.clarena.backbones.masked import HATMaskBackbone
+from maskcl.compat.clarena.backbones.mlp import MLP
+from maskcl.compat.clarena.backbones.norms import NormsByTask, check_mode
+from maskcl.compat.clarena.backbones.units import Masks
+from maskcl.compat.clarena.spelling import spellings
+
+__all__ = ["HATMaskMLP"]
+
+
+class HATMaskMLP(HATMaskBackbone, MLP):
+    """An MLP whose every layer, the last too, has masked units.
+
+    Args:
+        input_dim: as for MLP.
+        hidden_dims: as for MLP.
+        output_dim: as for MLP.
+        gate: "sigmoid".
+        activation_layer: class of the activations, without parameters, or None.
+        batch_normalization: None, "shared" by all tasks (they then forget) or "independent", one
+            a task (also ``batch_normalisation``).
+        bias: as for MLP.
+        dropout: as for MLP.
+        kwargs: for the next class of a multiple inheritance.
+
+    Raises:
+        ValueError: gate, activation_layer or batch_normalization is not as above.
+    """
+
+    @spellings(batch_normalisation="batch_normalization")
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dims: Sequence[int],
+        output_dim: int,
+        gate: str,
+        activation_layer: Callable[[], nn.Module] | None = nn.ReLU,
+        batch_normalization: str | None = None,
+        bias: bool = True,
+        dropout: float | None = None,
+        **kwargs: Any,
+    ) -> None:
+        check_mode("HATMaskMLP", batch_normalization)
+        check_activation_layer("HATMaskMLP", activation_layer)
+        super().__init__(
+            output_dim=output_dim,
+            gate=gate,
+            input_dim=input_dim,
+            hidden_dims=hidden_dims,
+            activation_layer=activation_layer,
+            batch_normalization=batch_normalization is not None,
+            bias=bias,
+            dropout=dropout,
+            **kwargs,
+        )
+        self.batch_normalization = batch_normalization
+        widths = [*self.hidden_dims, output_dim]
+        for name, width in zip(self.weighted_layer_names, widths, strict=True):
+            self.task_embedding_t[name] = nn.Embedding(1, width)
+        if batch_normalization == "independent":
+            self.fc_bns = NormsByTask(self.fc_bn)
+
+    @spellings(task_id="test_task_id")
+    def get_bn(self, stage: str, test_task_id: int | None) -> Any:
+        """The BatchNorms at a stage: a task's own in tests where each has its own; None for none.
+
+        Raises:
+            ValueError: the task has none.
+        """
+        if self.batch_normalization is None:
+            return None
+        if self.batch_normalization == "independent" and stage in ("test", "unlearning_test"):
+            return self.fc_bns.of(self.current_task() if test_task_id is None else test_task_id)
+        return self.fc_bn
+
+    @spellings(task_id="test_task_id")
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        stage: str,
+        s_max: float | None = None,
+        batch_idx: int | None = None,
+        num_batches: int | None = None,
+        test_task_id: int | None = None,
+        test_mask: Masks | None = None,
+    ) -> tuple[Tensor, Masks, dict[str, Tensor]]:
+        """[N, ..] -> (features [N, output_dim], masks, by layer its masked units).
+
+        Arguments behind ``input`` are `get_mask`'s, and so are the errors.
+        """
+        mask = self.get_mask(stage, s_max, batch_idx, num_batches, test_task_id, test_mask)
+        norms = self.get_bn(stage, test_task_id)
+        x, activations = input.flatten(1), {}
+        for i, name in enumerate(self.weighted_layer_names):
+            activation = self.fc_activation[i] if self.activation else None
+            norm = None if norms is None else norms[i]
+            x = masked_layer(self.fc[i], x, mask[name], activation, norm)
+            activations[name] = x
+            if self.dropout:
+                x = self.fc_dropout[i](x)
+        return x, mask, activations

@@ -1,0 +1,193 @@
+"""The backbone with one mask a task over the units of every weighted layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.compat.clarena.backbones.protection import per_input
+from maskcl.compat.clarena.backbones.units import MaskedUnits, Masks
+from maskcl.compat.clarena.spelling import spellings
+from maskcl.ops import epoch_progress, hat_gate, hat_scale
+
+STAGES = ("train", "validation", "test", "unlearning_test")
+INITS = ("N01", "U-11", "U01", "U-10", "last")
+_RANGES = {"U-11": (-1.0, 1.0), "U01": (0.0, 1.0), "U-10": (-1.0, 0.0)}
+_AGGREGATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "min": torch.minimum,
+    "max": torch.maximum,
+    "mean": lambda a, b: (a + b) / 2,
+}
+
+
+class HATMaskBackbone(MaskedUnits):
+    """Base of the backbones of HAT (Serra et al. 2018) and AdaHAT (Wang et al. 2024).
+
+    A subclass puts an ``nn.Embedding(1, units)`` for each of its ``weighted_layer_names`` into
+    ``task_embedding_t`` and, in its forward, multiplies by what ``get_mask`` returns. Forward takes
+    the input and ``get_mask``'s arguments, and returns (features [N, output_dim], masks, by
+    weighted layer what it hands on).
+
+    Args:
+        output_dim: features that heads are given.
+        gate: "sigmoid".
+        kwargs: for the next class of a multiple inheritance.
+
+    Raises:
+        ValueError: gate is not "sigmoid".
+    """
+
+    # How a subclass uses BatchNorm: None, "shared" or "independent".
+    batch_normalization: Any = None
+
+    def __init__(self, output_dim: int | None, gate: str, **kwargs: Any) -> None:
+        if gate != "sigmoid":
+            raise ValueError(f"{type(self).__name__}: gate is {gate!r}, wanted 'sigmoid'")
+        super().__init__(output_dim=output_dim, **kwargs)
+        self.gate = gate
+        self.gate_fn = nn.Sigmoid()
+
+    @torch.no_grad()
+    def initialize_task_embedding(self, mode: str) -> None:
+        """Draw the current task's embedding.
+
+        Args:
+            mode: "N01", normal; "U-11", "U01" or "U-10", uniform between these two; "last", as the
+                task before has left it.
+
+        Raises:
+            ValueError: it is none of these.
+        """
+        if mode not in INITS:
+            wanted = ", ".join(INITS)
+            raise ValueError(f"initialize_task_embedding: mode is {mode!r}, wanted one of {wanted}")
+        for weight in self.embeddings():
+            if mode == "N01":
+                weight.normal_()
+            elif mode in _RANGES:
+                weight.uniform_(*_RANGES[mode])
+
+    initialise_task_embedding = initialize_task_embedding
+
+    def initialize_independent_bn(self) -> None:
+        """Start the current task's BatchNorm afresh, where each task has its own."""
+        for norms in self.norms_by_task():
+            norms.reset_source()
+
+    def store_bn(self) -> None:
+        """Keep the current task's BatchNorm, where each task has its own."""
+        for norms in self.norms_by_task():
+            norms.keep(self.current_task())
+
+    @spellings(task_id="test_task_id")
+    def get_mask(
+        self,
+        stage: str,
+        s_max: float | None = None,
+        batch_idx: int | None = None,
+        num_batches: int | None = None,
+        test_task_id: int | None = None,
+        test_mask: Masks | None = None,
+    ) -> Masks:
+        """Masks of all layers, [units] each.
+
+        Args:
+            stage: "train": sigmoid(s e), s from 1 / s_max at the first batch to s_max at the last
+                (HAT, eq. 3). "validation": sigmoid(s_max e). "test": the stored mask of
+                ``test_task_id``, 0 or 1, or ``test_mask``. "unlearning_test": all ones.
+            s_max: largest scale, at least 1.
+            batch_idx: of the epoch, from 0.
+            num_batches: of the epoch.
+            test_task_id: a stored task; before version 1.0 its name was ``task_id``.
+            test_mask: layer -> mask, as early versions of 1.0 took it.
+
+        Raises:
+            ValueError: the stage is none of these, or what it needs is missing or out of range.
+        """
+        if stage not in STAGES:
+            raise ValueError(
+                f"get_mask: stage is {stage!r}, wanted one of {', '.join(map(repr, STAGES))}"
+            )
+        needs = {
+            "train": {"s_max": s_max, "batch_idx": batch_idx, "num_batches": num_batches},
+            "validation": {"s_max": s_max},
+        }.get(stage, {})
+        for name, value in needs.items():
+            if value is None:
+                raise ValueError(f"get_mask: {name} is None, wanted a number at stage {stage!r}")
+        if stage == "test":
+            return self._test_mask(test_task_id, test_mask)
+        flat = self.flat_embedding()
+        if stage == "unlearning_test":
+            return self.by_layer(torch.ones_like(flat))
+        assert s_max is not None
+        progress = 1.0
+        if stage == "train":
+            assert batch_idx is not None and num_batches is not None
+            progress = epoch_progress(batch_idx, num_batches)
+        return self.by_layer(hat_gate(flat, hat_scale(progress, s_max)))
+
+    def _test_mask(self, task_id: int | None, given: Masks | None) -> Masks:
+        if given is None:
+            if task_id is None:
+                raise ValueError(
+                    "get_mask: test_task_id is None, wanted a stored task at stage 'test'"
+                )
+            return self.by_layer(self.task_bits.mask(task_id, self._dtype()))
+        for name, span in self.unit_spans().items():
+            found = list(given[name].shape) if name in given else "missing"
+            if found != [span.stop - span.start]:
+                raise ValueError(
+                    f"get_mask: test_mask[{name!r}] is {found}, wanted [{span.stop - span.start}]"
+                )
+        return {name: given[name] for name in self.weighted_layer_names}
+
+    def combine_masks(self, masks: list[Masks], mode: str) -> Masks:
+        """The masks' elementwise minimum ("intersection") or maximum ("union").
+
+        Raises:
+            ValueError: the mode is neither, or there is no mask.
+        """
+        if mode not in ("intersection", "union") or not masks:
+            found = f"{mode!r} of {len(masks)} masks"
+            raise ValueError(f"combine_masks: {found}, wanted 'intersection' or 'union' of some")
+        combine = torch.amin if mode == "intersection" else torch.amax
+        return {name: combine(torch.stack([m[name] for m in masks]), 0) for name in masks[0]}
+
+    @spellings(unit_wise_measure="neuron_wise_measure", aggregation="aggregation_mode")
+    def get_layer_measure_parameter_wise(
+        self, neuron_wise_measure: Masks, layer_name: str, aggregation_mode: str
+    ) -> tuple[Tensor, Tensor]:
+        """A measure of units made one of the weights and biases of a layer.
+
+        Args:
+            neuron_wise_measure: layer -> [units].
+            layer_name: one of ``weighted_layer_names``.
+            aggregation_mode: of a weight's two ends: "min", "max" or "mean". The first layer's
+                weights have the one end.
+
+        Returns:
+            Of the weight's shape, and [units].
+
+        Raises:
+            ValueError: the layer or the mode is unknown.
+        """
+        before = self.preceding_layer_name(layer_name)
+        weight = self.get_layer_by_name(layer_name).weight
+        own = neuron_wise_measure[layer_name]
+        tail = (1,) * (weight.dim() - 2)
+        rows = own.view(-1, 1, *tail).expand(weight.shape)
+        if aggregation_mode not in _AGGREGATIONS:
+            wanted = ", ".join(_AGGREGATIONS)
+            raise ValueError(
+                f"get_layer_measure_parameter_wise: aggregation_mode is {aggregation_mode!r},"
+                f" wanted one of {wanted}"
+            )
+        if before is None:
+            return rows, own
+        columns = per_input(layer_name, neuron_wise_measure[before], before, weight.shape[1])
+        columns = columns.view(1, -1, *tail).expand(weight.shape)
+        return _AGGREGATIONS[aggregation_mode](rows, columns), own

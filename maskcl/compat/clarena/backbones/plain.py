@@ -1,0 +1,108 @@
+"""Backbones and the names of their layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class Backbone(nn.Module):
+    """Base of all backbones.
+
+    Args:
+        output_dim: features that heads are given; None for a part of a backbone.
+        kwargs: for the next class of a multiple inheritance; what none of them knows is a
+            TypeError.
+
+    Attributes:
+        weighted_layer_names: names of the layers with weights from input to output, as in
+            ``named_modules()`` with "/" for "."; a subclass fills it.
+    """
+
+    def __init__(self, output_dim: int | None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.output_dim = output_dim
+        self.weighted_layer_names: list[str] = []
+
+    @property
+    def masked_layer_names(self) -> list[str]:
+        """``weighted_layer_names``, as versions before 1.0 called it."""
+        return self.weighted_layer_names
+
+    def get_layer_by_name(self, layer_name: str | None) -> Any:
+        """The module of this name; None for None.
+
+        Args:
+            layer_name: with "/" for "."; where it names a layer from outside of this module
+                (``conv2x/0/conv1`` in the block ``conv2x/0``), its longest ending that is here.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if layer_name is None:
+            return None
+        parts = layer_name.split("/")
+        for start in range(len(parts)):
+            try:
+                return self.get_submodule(".".join(parts[start:]))
+            except AttributeError:
+                continue
+        raise ValueError(f"get_layer_by_name: {type(self).__name__} has no layer {layer_name!r}")
+
+    get_layer = get_layer_by_name
+
+    def preceding_layer_name(self, layer_name: str | None) -> str | None:
+        """The weighted layer before; None for the first, and for None.
+
+        Raises:
+            ValueError: there is no weighted layer of this name.
+        """
+        return None if layer_name is None else self._neighbour(layer_name, -1)
+
+    def next_layer_name(self, layer_name: str) -> str | None:
+        """The weighted layer behind; None for the last.
+
+        Raises:
+            ValueError: there is no weighted layer of this name.
+        """
+        return self._neighbour(layer_name, 1)
+
+    def _neighbour(self, layer_name: str, step: int) -> str | None:
+        names = self.weighted_layer_names
+        if layer_name not in names:
+            raise ValueError(
+                f"layer {layer_name!r} is not among the weighted layers, {', '.join(names)}"
+            )
+        place = names.index(layer_name) + step
+        return names[place] if 0 <= place < len(names) else None
+
+    def forward(self, *args: Any, **options: Any) -> Any:
+        """Of (input, stage, ..): (features [N, output_dim], .., by layer what it hands on)."""
+        raise NotImplementedError
+
+
+class CLBackbone(Backbone):
+    """A backbone that knows which task it is at.
+
+    Attributes:
+        task_id: of the current task, from 1; None before the first ``setup_task_id``.
+        processed_task_ids: all so far, in their order.
+    """
+
+    def __init__(self, output_dim: int | None, **kwargs: Any) -> None:
+        super().__init__(output_dim=output_dim, **kwargs)
+        self.task_id: int | None = None
+        self.processed_task_ids: list[int] = []
+
+    def setup_task_id(self, task_id: int) -> None:
+        """Go to a task; before its first forward.
+
+        Raises:
+            ValueError: task_id is not an int of at least 1.
+        """
+        if not isinstance(task_id, int) or isinstance(task_id, bool) or task_id < 1:
+            raise ValueError(f"setup_task_id: task_id is {task_id!r}, wanted an int of at least 1")
+        self.task_id = task_id
+        if task_id not in self.processed_task_ids:
+            self.processed_task_ids.append(task_id)

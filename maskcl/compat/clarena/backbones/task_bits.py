@@ -1,0 +1,120 @@
+"""Which tasks use which units: one bit a task and unit, in buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.nn.state import WORD, TaskState
+
+
+class TaskMasks(dict[int, dict[str, Tensor]]):
+    """Task ID -> layer -> mask; takes an ID as a string too, as versions before 1.1 kept it."""
+
+    def __missing__(self, key: object) -> dict[str, Tensor]:
+        if isinstance(key, str) and key.isdigit() and int(key) in self:
+            return self[int(key)]
+        raise KeyError(key)
+
+
+class TaskBits(nn.Module):
+    """The stored masks of a backbone's tasks, as bits.
+
+    Bit k % 64 of word k // 64 of a unit says that the k-th stored task uses it. All that is
+    asked of the masks is worked out from the bits, and kept until they change.
+
+    Attributes:
+        bits: int64 [U, W], a buffer.
+        task_ids: int64 [n] IDs of the stored tasks, in the order of their bits, a buffer.
+    """
+
+    bits: Tensor
+    task_ids: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bits", torch.zeros(0, 1, dtype=torch.int64))
+        self.register_buffer("task_ids", torch.zeros(0, dtype=torch.int64))
+        self._state = TaskState()
+
+    def stored(self) -> list[int]:
+        """IDs of the stored tasks."""
+        return self._state.kept("stored", self.task_ids.tolist, (self.task_ids,))
+
+    @torch.no_grad()
+    def store(self, task_id: int, used: Tensor) -> None:
+        """Record the units that a task uses, in the place of an earlier record.
+
+        Args:
+            task_id: of the task.
+            used: bool [U].
+        """
+        ids = self.stored()
+        place = ids.index(task_id) if task_id in ids else len(ids)
+        words = max(self.bits.shape[1], place // WORD + 1)
+        bits = torch.zeros(len(used), words, dtype=torch.int64, device=used.device)
+        if len(self.bits):
+            bits[:, : self.bits.shape[1]] = self.bits
+        bit = torch.ones((), dtype=torch.int64, device=used.device) << (place % WORD)
+        column = bits[:, place // WORD]
+        bits[:, place // WORD] = torch.where(used, column | bit, column & ~bit)
+        # New tensors: what a step before has looked up (rates, for one) stays as it was.
+        self.bits = bits
+        if place == len(ids):
+            added = self.task_ids.new_tensor([task_id])
+            self.task_ids = torch.cat([self.task_ids, added])
+
+    def mask(self, task_id: int, dtype: torch.dtype) -> Tensor:
+        """The stored mask of a task, 0 or 1, [U].
+
+        Raises:
+            ValueError: the task has none.
+        """
+        ids = self.stored()
+        if task_id not in ids:
+            raise ValueError(
+                f"task {task_id!r} has no stored mask, those that have one: {ids or 'none'}"
+            )
+        return self._kept(f"mask {task_id} {dtype}", lambda: self._column(task_id).to(dtype))
+
+    def _column(self, task_id: int) -> Tensor:
+        place = self.stored().index(task_id)
+        return (self.bits[:, place // WORD] >> (place % WORD)) & 1
+
+    def cumulative(self, units: int, dtype: torch.dtype) -> Tensor:
+        """1 where any stored task uses the unit, [U]."""
+        if not len(self.bits):
+            return torch.zeros(units, dtype=dtype, device=self.bits.device)
+        return self._kept(f"cumulative {dtype}", lambda: (self.bits != 0).any(1).to(dtype))
+
+    def summative(self, units: int, dtype: torch.dtype) -> Tensor:
+        """How many stored tasks use the unit, [U]."""
+
+        def count() -> Tensor:
+            columns = [self._column(task_id) for task_id in self.stored()]
+            return torch.stack(columns).sum(0).to(dtype)
+
+        if not len(self.bits):
+            return torch.zeros(units, dtype=dtype, device=self.bits.device)
+        return self._kept(f"summative {dtype}", count)
+
+    def kept(self, name: str, make: Callable[[], Any], tensors: Sequence[Tensor]) -> Any:
+        """What ``make`` returned, until one of ``tensors`` is another (``TaskState.kept``)."""
+        return self._state.kept(name, make, tensors)
+
+    def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        return self.kept(name, make, (self.bits, self.task_ids))
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **options: Any
+    ) -> None:
+        # How many tasks and words there are is the file's to say.
+        for name in ("bits", "task_ids"):
+            found = state_dict.get(prefix + name)
+            if isinstance(found, Tensor):
+                own = getattr(self, name)
+                setattr(self, name, torch.zeros(found.shape, dtype=own.dtype, device=own.device))
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)

@@ -1,0 +1,198 @@
+"""What the algorithms share: backbone, heads, the current task, its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from maskcl.compat.clarena.backbones import CLBackbone, HATMaskBackbone
+from maskcl.compat.clarena.cl_algorithms.module import module_class
+from maskcl.compat.clarena.heads import HeadDIL, HeadsTIL
+from maskcl.compat.clarena.spelling import spellings
+
+__all__ = ["CLAlgorithm"]
+
+Heads = HeadsTIL | HeadDIL
+_Module: Any = module_class()
+
+
+class CLAlgorithm(_Module):
+    """Base of the algorithms: a module for Lightning's trainer, or for a loop of your own.
+
+    Args:
+        backbone: with heads' input_dim as its output_dim.
+        heads: of the tasks.
+        non_algorithmic_hparams: saved among ``hparams``.
+
+    Attributes:
+        criterion: cross-entropy.
+        task_id: of the current task; None before the first ``setup_task_id``.
+        processed_task_ids: all so far, in their order.
+        optimizer: without a trainer, the current task's; None before ``on_train_start``.
+        lr_scheduler: without a trainer, the current task's, or None.
+
+    Raises:
+        ValueError: backbone and heads do not fit.
+    """
+
+    def __init__(
+        self,
+        backbone: CLBackbone,
+        heads: Heads,
+        non_algorithmic_hparams: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(backbone, CLBackbone) or not isinstance(heads, (HeadsTIL, HeadDIL)):
+            found = f"{type(backbone).__name__} and {type(heads).__name__}"
+            raise ValueError(
+                f"{type(self).__name__}: backbone and heads are {found}, wanted a CLBackbone, and"
+                " HeadsTIL or HeadDIL"
+            )
+        if backbone.output_dim != heads.input_dim:
+            raise ValueError(
+                f"{type(self).__name__}: the backbone's output_dim is {backbone.output_dim}, wanted"
+                f" the heads' input_dim, {heads.input_dim}"
+            )
+        if non_algorithmic_hparams:
+            self.save_hyperparameters(dict(non_algorithmic_hparams))
+        self.backbone = backbone
+        self.heads = heads
+        self.criterion = nn.CrossEntropyLoss()
+        self.if_forward_func_return_logits_only = False
+        self.task_id: int | None = None
+        self.processed_task_ids: list[int] = []
+        self.optimizer_t: Any = None
+        self.lr_scheduler_t: Any = None
+        self.optimizer: Any = None
+        self.lr_scheduler: Any = None
+
+    @spellings(num_classes_t="num_classes")
+    def setup_task_id(
+        self,
+        task_id: int,
+        num_classes: int,
+        optimizer: Callable[..., Optimizer] | Optimizer,
+        lr_scheduler: Callable[..., Any] | None = None,
+    ) -> None:
+        """Go to a task; before anything else of it.
+
+        Args:
+            task_id: from 1.
+            num_classes: of the task (also ``num_classes_t``).
+            optimizer: called with ``params=``, as a ``functools.partial`` of a class; or one that
+                is made, which has to hold the head of the task.
+            lr_scheduler: called with ``optimizer=``, or None.
+
+        Raises:
+            ValueError: task_id is not an int of at least 1, or its head has other classes.
+        """
+        self.backbone.setup_task_id(task_id=task_id)
+        if isinstance(self.heads, HeadsTIL):
+            self.heads.setup_task_id(task_id, num_classes)
+        elif not self.heads.if_head_setup():
+            self.heads.setup_task(num_classes)
+        self.task_id = task_id
+        if task_id not in self.processed_task_ids:
+            self.processed_task_ids.append(task_id)
+        self.optimizer_t, self.lr_scheduler_t = optimizer, lr_scheduler
+        self.optimizer, self.lr_scheduler = None, None
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the task trains: weights, norms and head; embeddings in a group without decay.
+
+        Decay would pull an embedding to 0, where chance decides about its unit.
+        """
+        embeddings: list[nn.Parameter] = []
+        if isinstance(self.backbone, HATMaskBackbone):
+            embeddings = self.backbone.embeddings()
+        known = {id(p) for p in embeddings}
+        others = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        return [*groups, {"params": embeddings, "weight_decay": 0.0}] if embeddings else groups
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The task's optimizer and, if there is one, its scheduler, as Lightning takes them."""
+        optimizer = self.optimizer_t
+        if not isinstance(optimizer, Optimizer):
+            optimizer = optimizer(params=self.parameter_groups())
+        if not self.lr_scheduler_t:
+            return {"optimizer": optimizer}
+        plan = {
+            "scheduler": self.lr_scheduler_t(optimizer=optimizer),
+            "monitor": f"task_{self.task_id}/learning_curve/val/loss_cls",
+            "interval": "epoch",
+            "frequency": 1,
+        }
+        return {"optimizer": optimizer, "lr_scheduler": plan}
+
+    def begin_optimizer(self) -> Any:
+        """The trainer's optimizer, or without a trainer one of the algorithm's own.
+
+        Raises:
+            RuntimeError: no task is set up.
+        """
+        if self.task_id is None:
+            raise RuntimeError(f"{type(self).__name__}: no task, call setup_task_id first")
+        if getattr(self.attached_trainer(), "optimizers", None):
+            return self.optimizers()
+        plan = self.configure_optimizers()
+        self.optimizer = plan["optimizer"]
+        self.lr_scheduler = plan.get("lr_scheduler", {}).get("scheduler")
+        return self.optimizer
+
+    def attached_trainer(self) -> Any:
+        """The trainer, or None."""
+        try:
+            return getattr(self, "trainer", None)
+        except RuntimeError:  # Lightning's way to say that there is none
+            return None
+
+    def count_batches(self, num_batches: int | None) -> int:
+        """Batches of an epoch: as given, or as the trainer says.
+
+        Raises:
+            ValueError: neither says it.
+        """
+        if num_batches is None:
+            num_batches = getattr(self.attached_trainer(), "num_training_batches", None)
+        if num_batches is None:
+            raise ValueError(
+                f"{type(self).__name__}: num_batches is None and there is no trainer, wanted the"
+                " number of batches of an epoch"
+            )
+        return int(num_batches)
+
+    def get_test_task_id_from_dataloader_idx(self, dataloader_idx: int) -> int:
+        """The task of a test loader: of the trainer's datamodule, else in the order of training."""
+        data = getattr(self.attached_trainer(), "datamodule", None)
+        ids = self.processed_task_ids if data is None else list(data.dataset_test)
+        return ids[dataloader_idx]
+
+    def set_forward_func_return_logits_only(self, forward_func_return_logits_only: bool) -> None:
+        """Let ``forward`` return logits alone."""
+        self.if_forward_func_return_logits_only = forward_func_return_logits_only
+
+    def preceding_layer(self, layer_name: str) -> Any:
+        """The layer before one of the backbone, or before "heads"; None before the first."""
+        name = layer_name
+        if name == "heads":
+            return self.backbone.get_layer_by_name(self.backbone.weighted_layer_names[-1])
+        return self.backbone.get_layer_by_name(self.backbone.preceding_layer_name(name))
+
+    def next_layer(self, layer_name: str) -> Any:
+        """The layer behind one of the backbone, the current head behind the last; None for it."""
+        if layer_name == "heads":
+            return None
+        name = self.backbone.next_layer_name(layer_name)
+        if name is not None:
+            return self.backbone.get_layer_by_name(name)
+        return self.heads.get_head(self.task_id)
+
+    def evaluate(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """``preds``, ``loss_cls`` and ``acc`` of a batch."""
+        preds = logits.argmax(dim=1)
+        acc = (preds == target).float().mean()
+        return {"preds": preds, "loss_cls": self.criterion(logits, target), "acc": acc}

@@ -1,0 +1,5 @@
+"""Terms of the loss: ``clarena.cl_algorithms.regularizers``."""
+
+from maskcl.compat.clarena.cl_algorithms.regularizers.hat_mask_sparsity import HATMaskSparsityReg
+
+__all__ = ["HATMaskSparsityReg"]

@@ -1,0 +1,202 @@
+"""The hooks that HAT and AdaHAT share: start, step, end and evaluation of a task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskcl.compat.clarena.backbones import HATMaskBackbone
+from maskcl.compat.clarena.backbones.protection import LayerProtection, protect_behind
+from maskcl.compat.clarena.backbones.units import Masks
+from maskcl.compat.clarena.cl_algorithms.base import CLAlgorithm
+from maskcl.compat.clarena.cl_algorithms.compensation import compensate_
+from maskcl.compat.clarena.cl_algorithms.regularizers import HATMaskSparsityReg
+from maskcl.compat.clarena.heads import HeadDIL
+from maskcl.ops import epoch_progress, hat_scale
+from maskcl.optim import Guard, guard
+
+EMBEDDING_CLAMP = 6.0
+"""Embeddings stay within this after each step (HAT, section 2.5)."""
+
+Outputs = dict[str, Any]
+
+
+class MaskedAlgorithm(CLAlgorithm):
+    """What trains a HATMaskBackbone; a subclass says how gradients are adjusted."""
+
+    backbone: HATMaskBackbone
+    adjustment_mode: str
+    s_max: float
+    clamp_threshold: float
+    task_embedding_init_mode: str
+    mark_sparsity_reg: HATMaskSparsityReg
+    _guards: tuple[Guard, ...] = ()
+    _exact: bool
+
+    def clip_grad_by_adjustment(
+        self, network_sparsity: dict[str, Tensor] | None = None
+    ) -> tuple[Any, Any, Tensor]:
+        """Adjust the backbone's gradients."""
+        raise NotImplementedError
+
+    @property
+    def masks(self) -> dict[int, Masks]:
+        """Task ID -> layer -> stored mask."""
+        return self.backbone.masks
+
+    @property
+    def cumulative_mask_for_previous_tasks(self) -> Masks:
+        """Layer -> 1 where any stored task uses the unit."""
+        return self.backbone.get_cumulative_mask()
+
+    def on_train_start(self) -> None:
+        """Draw the task's embedding, unless a checkpoint has brought it; guard the optimizer.
+
+        Raises:
+            RuntimeError: no task is set up.
+        """
+        backbone, optimizer = self.backbone, self.begin_optimizer()
+        task = backbone.current_task()
+        if int(backbone.embedding_task) != task:
+            backbone.initialize_task_embedding(self.task_embedding_init_mode)
+            backbone.initialize_independent_bn()
+            backbone.embedding_task.fill_(task)
+        self._release()
+        if self.adjustment_mode == "hat":
+            # Lightning wraps optimizers; hooks are the inner one's.
+            inner = getattr(optimizer, "optimizer", optimizer)
+            both = [backbone.protection(), self.head_protection()]
+            self._guards = tuple(guard(inner, p, exact=self._exact) for p in both if p is not None)
+
+    def on_train_end(self) -> None:
+        """Store the task's mask and BatchNorm; from here on they are protected."""
+        self.backbone.store_mask()
+        self.backbone.store_bn()
+        self._release()
+
+    def _release(self) -> None:
+        for held in self._guards:
+            held.remove()
+        self._guards = ()
+
+    def head_protection(self) -> LayerProtection | None:
+        """What stored tasks need of a head that all tasks share; None where each has its own."""
+        if not isinstance(self.heads, HeadDIL):
+            return None
+        backbone, head = self.backbone, self.heads.get_head()
+        bits, tasks = backbone.task_bits.bits, len(backbone.task_bits.task_ids)
+        last, spans = backbone.weighted_layer_names[-1], backbone.unit_spans()
+        return protect_behind("heads.head", head, last, bits, spans, tasks)
+
+    def forward(
+        self,
+        input: Tensor,
+        stage: str,
+        task_id: int | None = None,
+        batch_idx: int | None = None,
+        num_batches: int | None = None,
+    ) -> Any:
+        """(logits [N, classes], masks, by layer its masked units); or logits alone, if set so.
+
+        Args:
+            input: of the backbone.
+            stage: "train", "validation" or "test".
+            task_id: whose head, and at stage "test" whose stored mask; None: the current task's
+                head.
+            batch_idx: at stage "train", from 0.
+            num_batches: at stage "train".
+
+        Raises:
+            ValueError: as for the backbone's ``get_mask``.
+        """
+        train = stage == "train"
+        feature, mask, activations = self.backbone(
+            input,
+            stage=stage,
+            s_max=self.s_max if stage in ("train", "validation") else None,
+            batch_idx=batch_idx if train else None,
+            num_batches=num_batches if train else None,
+            test_task_id=task_id if stage == "test" else None,
+        )
+        logits = self.heads(feature, self.task_id if task_id is None else task_id)
+        if self.if_forward_func_return_logits_only:
+            return logits
+        return logits, mask, activations
+
+    def compensate_task_embedding_gradients(self, batch_idx: int, num_batches: int) -> None:
+        """Compensate the embeddings' gradients for the scale at a batch (HAT, section 2.5).
+
+        Raises:
+            ValueError: batch_idx is not one of num_batches, counted from 0.
+        """
+        scale = hat_scale(epoch_progress(batch_idx, num_batches), self.s_max)
+        compensate_(self.backbone.embeddings(), scale, self.s_max, self.clamp_threshold)
+
+    def training_step(self, batch: Any, batch_idx: int, num_batches: int | None = None) -> Outputs:
+        """One step on a batch (x, y), backward and optimizer included.
+
+        Args:
+            batch: inputs and targets.
+            batch_idx: of the epoch, from 0.
+            num_batches: of the epoch; None: the trainer's.
+
+        Returns:
+            loss, loss_cls, hat_mask_sparsity_reg (also as loss_reg), acc, preds, logits, mask,
+            activations, input, target, adjustment_rate_weight and _bias, capacity.
+
+        Raises:
+            RuntimeError: ``on_train_start`` has not run.
+            ValueError: num_batches is not known, or batch_idx is not one of them.
+        """
+        x, y = batch
+        num_batches = self.count_batches(num_batches)
+        attached = getattr(self.attached_trainer(), "optimizers", None)
+        optimizer = self.optimizers() if attached else self.optimizer
+        if optimizer is None:
+            raise RuntimeError(f"{type(self).__name__}: no optimizer, call on_train_start first")
+        optimizer.zero_grad()
+        task = self.task_id
+        logits, mask, activations = self.forward(x, "train", task, batch_idx, num_batches)
+        found = self.evaluate(logits, y)
+        reg, network_sparsity = self.mark_sparsity_reg(
+            mask, self.cumulative_mask_for_previous_tasks
+        )
+        loss = found["loss_cls"] + reg
+        self.manual_backward(loss)
+        weight, bias, capacity = self.clip_grad_by_adjustment(network_sparsity=network_sparsity)
+        self.compensate_task_embedding_gradients(batch_idx, num_batches)
+        optimizer.step()
+        with torch.no_grad():
+            for embedding in self.backbone.embeddings():
+                embedding.clamp_(-EMBEDDING_CLAMP, EMBEDDING_CLAMP)
+        return {
+            **found,
+            "loss": loss,
+            "hat_mask_sparsity_reg": reg,
+            "loss_reg": reg,
+            "activations": activations,
+            "logits": logits,
+            "mask": mask,
+            "input": x,
+            "target": y,
+            "adjustment_rate_weight": weight,
+            "adjustment_rate_bias": bias,
+            "capacity": capacity,
+        }
+
+    def validation_step(self, batch: Any, batch_idx: int | None = None) -> Outputs:
+        """preds, loss_cls and acc of the current task at scale s_max."""
+        x, y = batch
+        logits, _, _ = self.forward(x, "validation", self.task_id)
+        return self.evaluate(logits, y)
+
+    def test_step(
+        self, batch: Any, batch_idx: int | None = None, dataloader_idx: int = 0
+    ) -> Outputs:
+        """preds, loss_cls and acc of the task of a test loader, with its stored mask."""
+        x, y = batch
+        task_id = self.get_test_task_id_from_dataloader_idx(dataloader_idx)
+        logits, _, _ = self.forward(x, "test", task_id)
+        return self.evaluate(logits, y)
