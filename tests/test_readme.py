@@ -82,6 +82,14 @@ def test_the_graph_example_goes_on_from_the_first():
     assert (matrix.diagonal() == matrix[-1]).all()
 
 
+def test_begins_example(tmp_path, monkeypatch):
+    pytest.importorskip("torch_geometric", reason="graph models need maskcl[graph]")
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch}
+    exec(compile(blocks("python")[5].replace("=50", "=3"), "README.md", "exec"), names)
+    assert names["trainer"].run
+
+
 def op_rows():
     found = re.findall(r"^\| `(\w+\(.*?\))` \| `(.*?)` \|$", TEXT, flags=re.MULTILINE)
     found = [(call, formula.replace("\\|", "|")) for call, formula in found]  # | ends a cell
