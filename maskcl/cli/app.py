@@ -14,7 +14,7 @@ from rich.console import Console
 
 from maskcl import info as info_module
 from maskcl import report
-from maskcl.cli import hat, mas, masks, piggyback
+from maskcl.cli import export, hat, mas, masks, piggyback
 from maskcl.cli.flags import command
 from maskcl.cli.folders import CONFIG, read_saved
 from maskcl.cli.method import MethodCommand
@@ -59,6 +59,24 @@ def compare(
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False)]
 File = Annotated[Path, typer.Argument(metavar="FILE", show_default=False)]
+
+
+@app.command("export")
+def export_task(
+    run: Run,
+    task: Annotated[int, typer.Option(help="Which, from 0.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", help="New file: .pt2, .onnx or .safetensors.", show_default=False
+        ),
+    ],
+    batch_size: Annotated[
+        int, typer.Option(help="Images, or nodes of a graph, to time both networks on.")
+    ] = 64,
+) -> None:
+    """Write a run's finished task as a small ordinary network, and say what that saves."""
+    print(export.export(run, task, out, batch_size, METHODS))
 
 
 @masks_app.command("export")

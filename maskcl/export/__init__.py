@@ -1,5 +1,7 @@
-"""One task's network for use elsewhere: small, ordinary, and as a file."""
+"""One task's network for use elsewhere: small, ordinary, measured, and as a file."""
 
+from maskcl.export.files import save
+from maskcl.export.measure import Cost, Report, report
 from maskcl.export.shrink import compact
 
-__all__ = ["compact"]
+__all__ = ["Cost", "Report", "compact", "report", "save"]

@@ -11,7 +11,7 @@ from maskcl.export.flow import Flow
 from maskcl.export.labels import along
 from maskcl.export.layers import shrink
 from maskcl.export.step import Plan, mapped
-from maskcl.nn.operations import operation
+from maskcl.nn.operations import READOUTS, operation
 from maskcl.nn.plain import UnitMask
 from maskcl.nn.trace import Trace
 
@@ -55,7 +55,7 @@ class Builder:
         if op == "call_module":
             self.root[target] = self.trace.modules[target]
         args, kwargs = mapped(args, self.new), mapped(kwargs, self.new)
-        return self.graph.create_node(op, target, args, kwargs, old.name, old.type)
+        return self.graph.create_node(op, target, args, kwargs, old.name)
 
     def _written(self, node: fx.Node) -> Any:
         edit = self.plan.edits.get(node)
@@ -66,6 +66,8 @@ class Builder:
             return self._masked(node, module)
         if isinstance(module, _NOTHING):
             return self.new[node.all_input_nodes[0]]
+        if operation(node) in READOUTS:
+            return self._readout(node)
         if node.op == "get_attr":
             value = _attribute(self.trace.modules[""], str(node.target))
             flow = self.plan.flows[node]
@@ -89,6 +91,27 @@ class Builder:
         self.root[name] = along(mask.to(self.dtype), 0, rank - dim)
         constant = self.graph.get_attr(name)
         return self.graph.call_method("mul", (self.new[read], constant))
+
+    def _readout(self, node: fx.Node) -> Any:
+        """torch_geometric's readout in torch's own operations: fx cannot look into it again."""
+        names = ("x", "batch", "size")
+        given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+        x, batch, size = (mapped(given.get(name), self.new) for name in names)
+        if batch is None or size is None:
+            return self.create(node, node.op, node.target, node.args, dict(node.kwargs))
+        channels = int(self.plan.flows[node].kept(self.kept, 1).sum())
+        call = self.graph.call_method
+        index = call("expand_as", (call("view", (batch, -1, 1)), x))
+        blank = call("new_zeros", (x, (size, channels)))
+        if operation(node) == "global_max_pool":
+            options = {"include_self": False}
+            return call("scatter_reduce", (blank, 0, index, x, "amax"), options)
+        total = call("scatter_add", (blank, 0, index, x))
+        if operation(node) == "global_add_pool":
+            return total
+        ones = call("new_ones", (x, (call("size", (x, 0)),)))
+        count = call("scatter_add", (call("new_zeros", (x, (size,))), 0, batch, ones))
+        return call("div", (total, call("view", (call("clamp", (count, 1)), -1, 1))))
 
     def _shrink(self) -> None:
         done: set[int] = set()

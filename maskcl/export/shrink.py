@@ -47,7 +47,7 @@ def compact(net: Network, task: int, example_inputs: Any = None) -> fx.GraphModu
     """
     net._check_task("compact", task)
     _check_trained(net, task)
-    inputs = _example(net, example_inputs)
+    inputs = example_of(net, example_inputs)
     return _compacted(to_plain(net, task), inputs)
 
 
@@ -110,7 +110,12 @@ def _check_trained(net: Network, task: int) -> None:
         )
 
 
-def _example(net: Network, given: Any) -> Any:
+def example_of(net: Network, given: Any) -> Any:
+    """The inputs that were given, else zeros like those that a HATNetwork was made with.
+
+    Raises:
+        ValueError: there are none.
+    """
     if given is not None:
         return given
     if not isinstance(net, HATNetwork):

@@ -1,0 +1,129 @@
+"""``maskcl export``: one task of a finished run as a small network in a file of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+import maskcl
+from maskcl import models, settings
+from maskcl.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_network
+from maskcl.cli.folders import read_config_of
+from maskcl.cli.masks import open_run
+from maskcl.cli.method import MethodCommand
+from maskcl.cli.options import CommandError, combine
+from maskcl.export import compact, save
+from maskcl.export.files import check_path
+from maskcl.export.measure import compare
+from maskcl.export.shrink import Network
+from maskcl.graph import Graph
+from maskcl.scenarios import Scenario
+from maskcl.trainer import CHECKPOINT
+
+# Edges for each node of the random graph that a graph network is measured on.
+_DEGREE = 5
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a checkpoint says of its run's scenario: enough to build the network, without data."""
+
+    name: str
+    problem: str
+    setting: settings.Setting
+    num_tasks: int
+    outputs: list[int]
+    input_shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> Described:
+        """From `Scenario.describe`."""
+        return cls(
+            facts["name"],
+            facts["problem"],
+            settings.get_setting(facts["setting"]),
+            facts["num_tasks"],
+            facts["outputs"],
+            tuple(facts["input_shape"]),
+        )
+
+
+def export(
+    run: Path, task: int, out: Path, samples: int, methods: dict[str, MethodCommand]
+) -> str:
+    """Write a task's compact network; returns what to say.
+
+    Args:
+        run: folder of a run.
+        task: a finished one.
+        out: new file; its ending says in which form.
+        samples: images in the batch, or nodes of the graph, that both networks are timed on.
+        methods: by name.
+
+    Raises:
+        CommandError: no such run or task, the file exists, or it cannot be written in that form;
+            nothing is written then.
+    """
+    if samples < 2:
+        raise CommandError(f"batch-size must be at least 2, got {samples}")
+    try:
+        check_path(out)
+        if not out.absolute().parent.is_dir():
+            raise CommandError(f"{out} cannot be made: there is no such folder")
+        options, checkpoint, net = _open(run, methods)
+        if not 0 <= task < net.num_tasks:
+            raise CommandError(f"the run in {run} has tasks 0 to {net.num_tasks - 1}, got {task}")
+        if not bool(net.finished[task]):
+            raise CommandError(f"task {task} of {run} is not finished")
+        described = Described.of(checkpoint.config["scenario"])
+        inputs = _inputs(str(options["model"]), described, samples)
+        small = compact(net, task, inputs)
+        found = compare(task, maskcl.nn.to_plain(net, task), small, inputs)
+        size = save(small, out, inputs)
+    except (ValueError, FileExistsError, ImportError) as error:
+        if isinstance(error, CommandError):
+            raise
+        raise CommandError(str(error).removeprefix("save: ")) from None
+    return f"{found}\n{out}: {size:,} bytes, task {task} of {run}"
+
+
+def _open(
+    run: Path, methods: dict[str, MethodCommand]
+) -> tuple[dict[str, Any], Checkpoint, Network]:
+    """A run's options with the model that it really has, its checkpoint, and its network."""
+    method, saved, made_from = read_config_of(run)
+    if method == "piggyback":
+        checkpoint, masked = open_run(run)
+        return {**saved, "model": made_from["model"]}, checkpoint, masked.eval()
+    if method not in methods:
+        raise CommandError(f"{run} holds a run of {method!r}, which this maskcl does not know")
+    try:
+        checkpoint = load_checkpoint(run / CHECKPOINT)
+        options = combine(methods[method].options, {}, {}, saved)
+        described = Described.of(checkpoint.config["scenario"])
+        net, _ = methods[method].prepare(options, cast("Scenario", described))
+        load_network(net, checkpoint.tensors, run / CHECKPOINT)
+    except CheckpointError as error:
+        raise CommandError(str(error)) from None
+    except (KeyError, TypeError) as error:
+        raise CommandError(f"{run / CHECKPOINT} does not fit {run}: {error}") from None
+    return {**saved, "model": options.model}, checkpoint, cast("Network", net.eval())
+
+
+def _inputs(model: str, described: Described, samples: int) -> Any:
+    """Random inputs of the size to measure with; the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    if described.problem == "vision":
+        return torch.randn(samples, *described.input_shape, generator=generator)
+    x = torch.randn(samples, described.input_shape[0], generator=generator)
+    pairs = torch.randint(samples, (2, _DEGREE * samples), generator=generator)
+    edges = Graph(x, pairs).edges(models.ENCODERS[model])
+    nodes = torch.arange(samples)
+    if described.problem == "node":
+        return x, edges, nodes
+    if described.problem == "link":
+        return x, edges, pairs.T.contiguous()
+    return x, edges, nodes // 2, (samples + 1) // 2
