@@ -14,6 +14,7 @@ from maskcl.nn.by_hand import Sources
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.heads import TaskHeads
 from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
+from maskcl.nn.loose import loosen
 from maskcl.nn.message_passing import swapped_convolution
 from maskcl.nn.network import HATNetwork
 from maskcl.nn.norms import (
@@ -24,17 +25,15 @@ from maskcl.nn.norms import (
     TaskLayerNorm,
     TaskNorm,
 )
+from maskcl.nn.opened import Opened, computes_as, opened
 from maskcl.nn.owners import check_owners
 from maskcl.nn.state import Masked
 from maskcl.nn.topology import HATLayer, output_modules, sole_reader, weight_layers
 from maskcl.nn.trace import Trace, trace
 
 _CONVS: dict[type, type] = {nn.Conv1d: HATConv1d, nn.Conv2d: HATConv2d, nn.Conv3d: HATConv3d}
-_BATCH_NORMS: dict[type, type] = {
-    nn.BatchNorm1d: TaskBatchNorm1d,
-    nn.BatchNorm2d: TaskBatchNorm2d,
-    nn.BatchNorm3d: TaskBatchNorm3d,
-}
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMS = (*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm)
 
 
 class FusedActivation(nn.Identity):
@@ -68,8 +67,9 @@ def to_hat(
 
     Linear and convolution layers become HAT layers with the same weights, GCNConv, GraphConv,
     SAGEConv, GATConv and GINConv of torch_geometric among them, norms become one norm a task (each
-    a copy). Layers whose parameters are all frozen stay as they are. The same call gives
-    the same network, so that a ``state_dict`` fits in another process.
+    a copy), and so do parameters that a module of the user's own holds itself, such as a class
+    token or a layer scale. Layers whose parameters are all frozen stay as they are. The same call
+    gives the same network, so that a ``state_dict`` fits in another process.
 
     Args:
         model: of torch.nn modules; its forward can be traced by torch.fx.
@@ -96,6 +96,7 @@ def to_hat(
     if type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential):
         model = nn.Sequential(model)
     replace_modules(model, lambda module: _swapped(module, num_tasks))
+    loosen(model, num_tasks)
     check_owners(model)
     traced = _trace(model, example_inputs, sources)
     outputs = _outputs(model, traced, sources)
@@ -130,26 +131,44 @@ def replace_modules(model: nn.Module, change: Callable[[nn.Module], nn.Module | 
 
 def _swapped(module: nn.Module, num_tasks: int) -> nn.Module | None:
     """The task-aware module for an ordinary one, None where it stays."""
-    kind = type(module)
-    if kind is nn.Linear or kind in _CONVS:
-        return _swapped_layer(module) if _is_plain_layer(module) else None
+    kind = next((k for k in type(module).__mro__ if k is nn.Linear or k in _CONVS), None)
+    if kind is not None:
+        is_layer = _is_plain_layer(module) and computes_as(module, kind)
+        return _swapped_layer(module) if is_layer else None
     return swapped_convolution(module) or task_norm(module, num_tasks)
 
 
-def task_norm(module: nn.Module, num_tasks: int) -> TaskNorm | None:
-    """A TaskNorm of copies of an ordinary norm; None for a module of another kind."""
-    kind = type(module)
-    new: TaskNorm
-    if kind in _BATCH_NORMS:
-        new = _BATCH_NORMS[kind](module.num_features, num_tasks, device="meta")
-    elif isinstance(module, nn.LayerNorm):
-        new = TaskLayerNorm(module.normalized_shape, num_tasks, device="meta")
-    elif isinstance(module, nn.GroupNorm):
-        new = TaskGroupNorm(module.num_groups, module.num_channels, num_tasks, device="meta")
-    else:
+def task_norm(module: nn.Module, num_tasks: int) -> nn.Module | None:
+    """A TaskNorm of copies of an ordinary norm; None for a module of another kind.
+
+    A norm of a class of the user's own that goes on with other modules (timm's have an activation
+    in them) becomes a Sequential: the TaskNorm, then those modules.
+    """
+    kind = next((k for k in type(module).__mro__ if k in _NORMS), None)
+    if kind is None:
         return None
-    new.norms = nn.ModuleList(copy.deepcopy(module) for _ in range(num_tasks))
-    return with_hooks(new, module)
+    found = Opened(module, [], True) if type(module) is kind else opened(module)
+    if kind in _BATCH_NORMS and not found.is_channelwise:
+        return None
+    new = _task_norm_like(module, num_tasks)
+    new.norms = nn.ModuleList(copy.deepcopy(found.norm) for _ in range(num_tasks))
+    new.training = module.training
+    return with_hooks(nn.Sequential(new, *found.tail) if found.tail else new, module)
+
+
+def _task_norm_like(module: nn.Module, num_tasks: int) -> TaskNorm:
+    """An empty one for this kind of norm."""
+    match module:
+        case nn.LayerNorm():
+            return TaskLayerNorm(module.normalized_shape, num_tasks, device="meta")
+        case nn.GroupNorm():
+            return TaskGroupNorm(module.num_groups, module.num_channels, num_tasks, device="meta")
+        case nn.BatchNorm1d():
+            return TaskBatchNorm1d(module.num_features, num_tasks, device="meta")
+        case nn.BatchNorm2d():
+            return TaskBatchNorm2d(module.num_features, num_tasks, device="meta")
+    assert isinstance(module, nn.BatchNorm3d)
+    return TaskBatchNorm3d(module.num_features, num_tasks, device="meta")
 
 
 def _is_plain_layer(module: nn.Module) -> bool:
@@ -165,7 +184,8 @@ def _swapped_layer(module: nn.Module) -> HATLayer:
         new: HATLayer = HATLinear(module.in_features, module.out_features, bias, device="meta")
     else:
         assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        new = _CONVS[type(module)](**conv_options(module), device="meta")
+        kind = next(k for k in type(module).__mro__ if k in _CONVS)
+        new = _CONVS[kind](**conv_options(module), device="meta")
     new.weight, new.bias = module.weight, module.bias
     return with_hooks(new, module)
 
@@ -235,6 +255,7 @@ def _put_heads(model: nn.Module, outputs: set[str], classes: Sequence[int]) -> N
 
 def _fuse(model: nn.Module, traced: Trace, outputs: set[str]) -> None:
     """Let each masked module compute the activation module that alone reads it."""
+    replaced: dict[nn.Module, nn.Module] = {}
     for name, module in model.named_modules():
         if not isinstance(module, Masked) or name in outputs:
             continue
@@ -243,6 +264,5 @@ def _fuse(model: nn.Module, traced: Trace, outputs: set[str]) -> None:
         if reader is None or known is None:
             continue
         module.activation, module.negative_slope = known
-        original: nn.Module = reader[1]
-        stand_in = FusedActivation(original, name)
-        replace_modules(model, {original: stand_in}.get)
+        replaced[reader[1]] = FusedActivation(reader[1], name)
+    replace_modules(model, replaced.get)

@@ -13,6 +13,7 @@ from maskcl.nn import operations as ops
 from maskcl.nn import provenance as p
 from maskcl.nn.activations import keeps_zero
 from maskcl.nn.errors import ConversionError
+from maskcl.nn.loose import TaskParameter
 from maskcl.nn.message_passing import HATMessagePassing, is_channelwise
 from maskcl.nn.operations import operation
 from maskcl.nn.provenance import Value
@@ -56,6 +57,8 @@ class _Node:
         if self.node.op == "placeholder" or self.node.op == "get_attr":
             return self._all(p.every)
         module = self.trace.called(self.node)
+        if isinstance(module, TaskParameter):
+            return self._all(p.every)
         if isinstance(module, TaskAware):
             data, others = self.values[0], self.values[1:]
             if isinstance(module, HATMessagePassing) and all(value.every for value in others):

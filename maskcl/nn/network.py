@@ -90,8 +90,12 @@ class HATNetwork(TaskNetwork):
 
         Raises:
             RuntimeError: no task is active.
+            ValueError: the model branches on the sizes of its inputs, and these are others than
+                those of the example inputs (the first dimension apart).
         """
         state, task = self._state, self._active_task()
+        if self.topology.sizes is not None:
+            self._check_sizes(args)
         if state.scale is None:
             mask = self.hard_mask(task).to(self.embeddings[task].dtype)
         else:
@@ -99,6 +103,15 @@ class HATNetwork(TaskNetwork):
         state.mask = mask
         state.parts = mask.split(self._sizes)
         return self.model(*args, **kwargs)
+
+    def _check_sizes(self, args: tuple[Any, ...]) -> None:
+        found = tuple(tuple(x.shape[1:]) for x in args if isinstance(x, Tensor))
+        if found != self.topology.sizes:
+            raise ValueError(
+                f"HATNetwork: inputs have sizes {found} behind the first dimension, and the model"
+                f" branches on sizes, so that its units were followed for {self.topology.sizes}"
+                " alone: convert it with example_inputs of the size that it will see"
+            )
 
     def _checked_scale(self, index: int, scale: float | Tensor | None) -> Tensor | None:
         """None for hard masks, exactly 0 or 1: the recorded units, else embedding > 0.

@@ -12,6 +12,7 @@ from maskcl.nn.convert import FusedActivation, conv_options, replace_modules
 from maskcl.nn.heads import TaskHeads
 from maskcl.nn.importance_network import ImportanceNetwork
 from maskcl.nn.layers import HATLinear
+from maskcl.nn.loose import tighten
 from maskcl.nn.message_passing import Aggregated, HATMessagePassing
 from maskcl.nn.network import HATNetwork
 from maskcl.nn.norms import TaskLayerNorm, TaskNorm
@@ -87,6 +88,7 @@ class _Exporter:
     def run(self) -> nn.Module:
         root = nn.ModuleList([self.model])
         replace_modules(root, self._plain)
+        tighten(root, self.task)
         return root[0].eval()
 
     def _plain(self, module: nn.Module) -> nn.Module | None:
@@ -154,7 +156,8 @@ class _Exporter:
             if isinstance(norm, TaskLayerNorm) and weight is not None
             else dim - 1
         )
-        if weight is None or not 0 <= axis < weight.dim():
+        is_last = all(isinstance(child, nn.Identity) for child in plain.children())
+        if weight is None or not 0 <= axis < weight.dim() or not is_last:
             return _chain(plain, UnitMask(mask, dim))
         sizes = [1] * weight.dim()
         sizes[axis] = -1

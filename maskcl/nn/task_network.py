@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.heads import TaskHeads
+from maskcl.nn.loose import TaskParameter
 from maskcl.nn.norms import TaskNorm
 from maskcl.nn.state import TaskAware, TaskState
 
@@ -146,15 +147,17 @@ def check_members(owner: str, model: nn.Module, num_tasks: int) -> None:
 
 
 def own_parameters(model: nn.Module, task: int) -> list[nn.Parameter]:
-    """Parameters of a task's own norms and head."""
+    """Parameters of a task's own norms, head and copies of loose parameters."""
     return [p for _, module in own_modules(model, task) for p in module.parameters()]
 
 
 def own_modules(model: nn.Module, task: int) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of a task's own norms and head."""
+    """Names and modules of a task's own norms, head and copies of loose parameters."""
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         if isinstance(module, TaskNorm):
             yield f"{prefix}norms.{task}", module.norms[task]
         elif isinstance(module, TaskHeads):
             yield f"{prefix}heads.{task}", module.heads[task]
+        elif isinstance(module, TaskParameter):
+            yield f"{prefix}copies.{task}", module.copies[task]

@@ -26,6 +26,8 @@ class Topology:
         masks: by norm, the same for its output, with the channel dimension; absent: no mask.
         moved: masked layers whose mask is applied behind the BatchNorm that follows.
         written: modules whose output the network writes into in place.
+        sizes: of the inputs that are tensors, without the first dimension, where the forward
+            branches on sizes and so was followed for these alone; else None.
     """
 
     units: dict[str, slice] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class Topology:
     masks: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     moved: set[str] = field(default_factory=set)
     written: set[str] = field(default_factory=set)
+    sizes: tuple[tuple[int, ...], ...] | None = None
 
     @property
     def num_units(self) -> int:

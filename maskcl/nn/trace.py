@@ -1,4 +1,7 @@
-"""A model's graph with the shapes that flow through it; nothing of the model is changed."""
+"""A model's graph with the shapes that flow through it.
+
+Of the model nothing is changed; tensors that its forward makes of constants become attributes.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from maskcl.nn.errors import ConversionError
-from maskcl.nn.message_passing import is_channelwise, is_message_passing
 from maskcl.nn.operations import READOUTS
-from maskcl.nn.state import TaskAware
+from maskcl.nn.tracer import Tracer
 
 _OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
@@ -36,11 +38,14 @@ class Trace:
         graph: torch.fx graph; modules of torch.nn and task-aware ones are its leaves.
         results: what each node returned on the example inputs, with a Shape for each tensor.
         modules: the traced model's modules by name.
+        sizes: of the example inputs that are tensors, without the first dimension, where the
+            forward branches on sizes, so that the graph holds for these alone; else None.
     """
 
     graph: fx.Graph
     results: dict[fx.Node, Any]
     modules: dict[str, nn.Module]
+    sizes: tuple[tuple[int, ...], ...] | None = None
 
     def calls(self, name: str) -> list[fx.Node]:
         """Nodes that call module ``name``."""
@@ -69,12 +74,15 @@ class Trace:
         return f"node {node.name!r}: {what}{f' at {line}' if line else ''}"
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Trace:
+def trace(
+    model: nn.Module, example_inputs: Any, *, leaves: tuple[type[nn.Module], ...] = ()
+) -> Trace:
     """Trace a model whose forward is plain Python over torch calls.
 
     Args:
         model: runs once, in evaluation mode and without gradients; its modes are put back.
         example_inputs: a tensor, or a tuple of the forward's arguments.
+        leaves: further modules that are not looked into.
 
     Raises:
         ConversionError: torch.fx cannot follow the forward, or it fails on the example inputs.
@@ -83,13 +91,17 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        tracer = _Tracer(autowrap_functions=tuple(_readouts().values()))
-        with _recorded_readouts(tracer):
+        results: dict[fx.Node, Any] = {}
+
+        def keep(node: fx.Node, result: Any) -> None:
+            results[node] = _record(result)
+
+        tracer = Tracer(tuple(inputs), keep, tuple(_readouts().values()), leaves)
+        with _recorded_readouts(tracer), torch.no_grad(), torch.random.fork_rng(devices=[]):
             graph = tracer.trace(model)
-        traced = fx.GraphModule(model, graph)
-        recorder = _Recorder(traced)
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            recorder.run(*inputs)
+        for node in graph.nodes:
+            if node.op == "get_attr" and node not in results:
+                results[node] = _record(operator.attrgetter(node.target)(model))
     except Exception as error:
         raise ConversionError(
             f"{type(model).__name__} cannot be traced by torch.fx on the example inputs"
@@ -100,7 +112,8 @@ def trace(model: nn.Module, example_inputs: Any) -> Trace:
         for module, mode in modes.items():
             module.training = mode
     modules = dict(model.named_modules(remove_duplicate=False))
-    return Trace(traced.graph, recorder.results, modules)
+    sizes = tuple(tuple(x.shape[1:]) for x in inputs if isinstance(x, Tensor))
+    return Trace(graph, results, modules, sizes if tracer.branched else None)
 
 
 def shapes_in(result: Any) -> Iterator[Shape]:
@@ -112,37 +125,6 @@ def shapes_in(result: Any) -> Iterator[Shape]:
             yield from shapes_in(item)
     elif isinstance(result, dict):
         yield from shapes_in(list(result.values()))
-
-
-class _Proxy(fx.Proxy):
-    """Records ``x += y`` as what it is; fx alone would take it for ``x + y``."""
-
-    def _write(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self._write(operator.iadd, other)
-
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self._write(operator.isub, other)
-
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self._write(operator.imul, other)
-
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self._write(operator.itruediv, other)
-
-
-class _Tracer(fx.Tracer):
-    record_stack_traces = True
-    trace_asserts = True
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = isinstance(m, TaskAware) or is_message_passing(m) or is_channelwise(m)
-        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 def _readouts() -> dict[str, Callable[..., Any]]:
@@ -166,17 +148,6 @@ def _recorded_readouts(tracer: fx.Tracer) -> Iterator[None]:
     finally:
         for name, function in originals.items():
             setattr(geometric, name, function)
-
-
-class _Recorder(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.results: dict[fx.Node, Any] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        self.results[n] = _record(result)
-        return result
 
 
 def _record(result: Any) -> Any:
