@@ -29,9 +29,7 @@ class TaskIndexedParameter(TaskDependentMixin, nn.ParameterList, _step.Owner):
 
     def __init__(self, num_tasks: int, data: Tensor, requires_grad: bool = True) -> None:
         if num_tasks < 1:
-            raise ValueError(
-                f"TaskIndexedParameter: num_tasks is {num_tasks}, wanted at least 1"
-            )
+            raise ValueError(f"TaskIndexedParameter: num_tasks is {num_tasks}, wanted at least 1")
         nn.ParameterList.__init__(self)
         _step.Owner.__init__(self)
         start = data.detach()

@@ -28,7 +28,7 @@ class HATConfig(Mapping[str, Any]):
         mask_dim: dimension of the data that the mask lies along. None: where the layer's units
             are, and for data that come from no HAT layer the one dimension of that size.
         init_strat: how attentions start: ``normal``, ``dense`` (all 1) or ``sparse`` (each unit
-            open for a task with probability 1 / num_tasks, which makes units of one task likeliest).
+            open for a task with probability 1 / num_tasks: units of one task are likeliest then).
         max_trn_mask_scale: largest scale in training, s_max.
         attn_clamp: attentions stay within +- this after each step.
         grad_comp_clamp: bound on |scale * attention| in the compensation (HAT, section 2.5).
