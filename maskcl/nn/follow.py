@@ -249,7 +249,9 @@ class _Node:
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
         if self.node.op == "call_method":
-            return getattr(args[0], str(self.node.target))(*args[1:], **kwargs)
+            # Unit numbers are spread over a value without memory, which view wants.
+            name = "reshape" if self.node.target == "view" else str(self.node.target)
+            return getattr(args[0], name)(*args[1:], **kwargs)
         return self.node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _one(self) -> bool:

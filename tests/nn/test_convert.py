@@ -450,3 +450,19 @@ def test_batch_norm_over_positions_of_a_sequence_masks_before_it_mixes_units() -
     assert net.topology.masks["1"][1] == 2
     net.finish_task(0)
     assert_restores(net, torch.randn(3, 5, 4))
+
+
+def test_channels_and_positions_made_one_dimension_by_view_are_followed() -> None:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(96, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x).relu()
+            return self.fc(x.view(x.size(0), -1))
+
+    net = to_hat(Viewed(), 1, images(2))
+    feeds = net.topology.feeds["fc"]
+    assert feeds is not None
+    assert torch.equal(feeds, torch.arange(6).repeat_interleave(16).unsqueeze(0))
