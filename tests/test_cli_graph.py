@@ -109,6 +109,8 @@ def test_methods_problems_settings_and_models_go_together(
     result = result_of(tmp_path / "run")
     assert result["metric"] == metric
     assert result["accuracy"][1][1] is not None
+    if "class" in arguments:  # at the end it chooses among all ten
+        assert result["chance"] == [0.1, 0.1]
     label = {"auroc": "AUROC"}.get(metric, metric)
     assert f"mean {label}" in (tmp_path / "run" / "report.html").read_text()
 

@@ -23,8 +23,9 @@ _mas = functools.partial(option, panel="MAS")
 _ewc = functools.partial(option, panel="EWC")
 _MAS, _EWC = MAS(), EWC()
 
-# All chosen on the digits' scenarios in their task settings: of images, nodes and links with seed 0
-# to 4, 0 and 0, of graphs with seeds 0 to 4. The methods' own default strengths are the papers'.
+# Chosen on the digits' scenarios in the task setting: of images over seeds 0 to 4, of nodes, links
+# and graphs on seed 0. Seeds 1 to 4 of graphs, then run with them, have an ACC of .79 to .85 (MAS)
+# and .88 to .94 (EWC). The methods' own default strengths are the papers'.
 MAS_RATES = {"sgd": 0.05, "adam": 0.002, "adamw": 0.002}
 EWC_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
 # Of graph problems, whose encoders learn slowly from the few features of a pixel.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,17 +32,24 @@ def plain_model(options: TrainOptions, scenario: Scenario) -> nn.Module:
     if scenario.problem == "vision":
         return build_model(name, scenario.input_shape, outputs, hidden=hidden, dropout=dropout)
     try:
-        return models.build_graph(
-            scenario.problem,
-            name,
-            scenario.input_shape[0],
-            outputs,
-            hidden=hidden or GRAPH_WIDTHS,
-            dropout=dropout or 0.0,
-            norm=options.batch_norm,
-        )
+        # A newer torch calls a part of it old that torch_geometric uses when it is imported.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")
+            return _graph_model(options, scenario, name, outputs)
     except (ValueError, ImportError) as error:
         raise CommandError(str(error)) from None
+
+
+def _graph_model(options: TrainOptions, scenario: Scenario, name: str, outputs: int) -> nn.Module:
+    return models.build_graph(
+        scenario.problem,
+        name,
+        scenario.input_shape[0],
+        outputs,
+        hidden=options.hidden or GRAPH_WIDTHS,
+        dropout=options.dropout or 0.0,
+        norm=options.batch_norm,
+    )
 
 
 def base_model(facts: dict[str, Any], where: str) -> nn.Module:
