@@ -103,7 +103,13 @@ class TaskBits(nn.Module):
 
     def kept(self, name: str, make: Callable[[], Any], tensors: Sequence[Tensor]) -> Any:
         """What ``make`` returned, until one of ``tensors`` is another (``TaskState.kept``)."""
-        return self._state.kept(name, make, tensors)
+
+        def make_for_training() -> Any:
+            # A test in inference mode may be the first to ask, and autograd takes no such tensors.
+            with torch.inference_mode(False), torch.no_grad():
+                return make()
+
+        return self._state.kept(name, make_for_training, tensors)
 
     def _kept(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         return self.kept(name, make, (self.bits, self.task_ids))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -147,6 +147,16 @@ class MaskedUnits(CLBackbone):
         if self.task_id is None:
             raise RuntimeError(f"{type(self).__name__}: no task, call setup_task_id(task_id) first")
         return self.task_id
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **options: Any
+    ) -> None:
+        found = state_dict.get(f"{prefix}task_bits.task_ids")
+        if isinstance(found, Tensor):
+            stored = found.tolist()
+            others = [i for i in self.processed_task_ids if i not in stored]
+            self.processed_task_ids = [*stored, *others]
+        super()._load_from_state_dict(state_dict, prefix, *args, **options)
 
     def _count(self) -> int:
         return sum(weight.numel() for weight in self.embeddings())

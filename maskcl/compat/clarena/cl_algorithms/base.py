@@ -30,7 +30,6 @@ class CLAlgorithm(_Module):
     Attributes:
         criterion: cross-entropy.
         task_id: of the current task; None before the first ``setup_task_id``.
-        processed_task_ids: all so far, in their order.
         optimizer: without a trainer, the current task's; None before ``on_train_start``.
         lr_scheduler: without a trainer, the current task's, or None.
 
@@ -63,11 +62,15 @@ class CLAlgorithm(_Module):
         self.criterion = nn.CrossEntropyLoss()
         self.if_forward_func_return_logits_only = False
         self.task_id: int | None = None
-        self.processed_task_ids: list[int] = []
         self.optimizer_t: Any = None
         self.lr_scheduler_t: Any = None
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
+
+    @property
+    def processed_task_ids(self) -> list[int]:
+        """IDs of all tasks so far, in their order."""
+        return self.backbone.processed_task_ids
 
     @spellings(num_classes_t="num_classes")
     def setup_task_id(
@@ -95,8 +98,6 @@ class CLAlgorithm(_Module):
         elif not self.heads.if_head_setup():
             self.heads.setup_task(num_classes)
         self.task_id = task_id
-        if task_id not in self.processed_task_ids:
-            self.processed_task_ids.append(task_id)
         self.optimizer_t, self.lr_scheduler_t = optimizer, lr_scheduler
         self.optimizer, self.lr_scheduler = None, None
 
@@ -136,7 +137,7 @@ class CLAlgorithm(_Module):
         """
         if self.task_id is None:
             raise RuntimeError(f"{type(self).__name__}: no task, call setup_task_id first")
-        if getattr(self.attached_trainer(), "optimizers", None):
+        if self.is_driven():
             return self.optimizers()
         plan = self.configure_optimizers()
         self.optimizer = plan["optimizer"]
@@ -149,6 +150,10 @@ class CLAlgorithm(_Module):
             return getattr(self, "trainer", None)
         except RuntimeError:  # Lightning's way to say that there is none
             return None
+
+    def is_driven(self) -> bool:
+        """Whether a trainer of Lightning runs it, whose optimizer and backward are to be used."""
+        return bool(getattr(self.attached_trainer(), "optimizers", None))
 
     def count_batches(self, num_batches: int | None) -> int:
         """Batches of an epoch: as given, or as the trainer says.

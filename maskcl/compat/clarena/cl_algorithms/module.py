@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class PlainModule(nn.Module):
@@ -31,10 +31,6 @@ class PlainModule(nn.Module):
     def save_hyperparameters(self, values: dict[str, Any]) -> None:
         """Add to ``hparams``."""
         self.hparams.update(values)
-
-    def manual_backward(self, loss: Tensor) -> None:
-        """``loss.backward()``."""
-        loss.backward()
 
 
 def module_class() -> Any:

@@ -152,8 +152,7 @@ class MaskedAlgorithm(CLAlgorithm):
         """
         x, y = batch
         num_batches = self.count_batches(num_batches)
-        attached = getattr(self.attached_trainer(), "optimizers", None)
-        optimizer = self.optimizers() if attached else self.optimizer
+        optimizer = self.optimizers() if self.is_driven() else self.optimizer
         if optimizer is None:
             raise RuntimeError(f"{type(self).__name__}: no optimizer, call on_train_start first")
         optimizer.zero_grad()
@@ -164,7 +163,10 @@ class MaskedAlgorithm(CLAlgorithm):
             mask, self.cumulative_mask_for_previous_tasks
         )
         loss = found["loss_cls"] + reg
-        self.manual_backward(loss)
+        if self.is_driven():
+            self.manual_backward(loss)
+        else:
+            loss.backward()
         weight, bias, capacity = self.clip_grad_by_adjustment(network_sparsity=network_sparsity)
         self.compensate_task_embedding_gradients(batch_idx, num_batches)
         optimizer.step()

@@ -95,4 +95,5 @@ class HeadsTIL(nn.Module):
             is_bias = len(parts) == 3 and parts[0] == "heads" and parts[2] == "bias"
             if key.startswith(prefix) and is_bias and parts[1] not in self.heads:
                 self._make(parts[1], len(value))
+                self.heads[parts[1]].requires_grad_(parts[1] == str(self.task_id))
         super()._load_from_state_dict(state_dict, prefix, *args, **options)
