@@ -116,6 +116,18 @@ def test_rates_against_the_formula(mode: str) -> None:
     assert list(weights) == list(biases) == list(LAYERS)
 
 
+def test_adahat_with_exact_protection_counts_tasks_that_use_both_ends() -> None:
+    algorithm = hat("adahat_no_reg", protection="exact")
+    train(algorithm, 1)
+    train(algorithm, 2)
+    found, (weights, _, _, _) = gradients(algorithm)
+    masks = [algorithm.backbone.masks[task] for task in (1, 2)]
+    users = sum(torch.outer(m["fc/1"], m["fc/0"]) for m in masks)
+    torch.testing.assert_close(weights["fc/1"], 0.2 / (users + 0.2))
+    before, after = found["1.weight"]
+    torch.testing.assert_close(after, before * weights["fc/1"])
+
+
 def test_random_rates_are_of_protected_weights_and_repeat_with_the_seed() -> None:
     algorithm = hat("hat_random")
     train(algorithm, 1)
@@ -180,6 +192,21 @@ def test_compensation_against_the_formula() -> None:
     one.grad = torch.ones(1)
     compensate_([one], 400.0, 400.0, clamp_threshold=500.0)
     assert torch.isfinite(one.grad).all()
+
+
+def test_a_gate_that_rounds_to_one_can_close_again() -> None:
+    algorithm = hat(s_max=400.0, mask_sparsity_reg_factor=1.0)
+    begin(algorithm, 1)
+    with torch.no_grad():
+        for embedding in algorithm.backbone.embeddings():
+            embedding.fill_(0.1)
+    out = algorithm.training_step(batch(1), 3, 4)
+    assert all((mask == 1).all() for mask in out["mask"].values())
+    # s e = 40 is within the clamp, where the compensation restores s_max sigmoid'(e) in full.
+    units = sum(LAYERS.values())
+    pull = 400 * 0.25 / units
+    grads = torch.cat([e.grad.view(-1) for e in algorithm.backbone.embeddings()])
+    assert (grads != 0).all() and float(grads.abs().median()) > 0.5 * pull
 
 
 def test_every_embedding_learns_and_stays_within_six() -> None:

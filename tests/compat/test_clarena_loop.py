@@ -224,3 +224,11 @@ def test_clip_grad_by_mask() -> None:
     wanted = torch.maximum(mask["fc/1"][:, None], mask["fc/0"][None])
     assert torch.equal(algorithm.backbone.fc[1].weight.grad, wanted)
     assert torch.equal(algorithm.backbone.fc[1].bias.grad, mask["fc/1"])
+
+
+def test_the_documents_example_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "compat-clarena.md").read_text()
+    (code,) = [part.split("```")[0] for part in text.split("```python\n")[1:]]
+    space: dict[str, Any] = {}
+    exec(code, space)
+    assert space["logits"].shape == (16, 3) and 0 < float(space["outputs"]["capacity"]) < 1

@@ -93,6 +93,7 @@ def test_the_shortcuts_convolution_is_protected() -> None:
 def test_torchvisions_weights() -> None:
     models = pytest.importorskip("torchvision.models")
     theirs = models.resnet18(weights=None)
+    theirs.bn1.running_var.fill_(3)
     called: list[str] = []
 
     def fake(weights: str) -> nn.Module:
@@ -111,7 +112,12 @@ def test_torchvisions_weights() -> None:
     assert torch.equal(
         net.conv5x[0].identity_downsample.weight, theirs.layer4[0].downsample[0].weight
     )
-    assert torch.equal(net.conv_bn1.running_var, theirs.bn1.running_var)
+    with torch.no_grad():
+        net.conv_bn1.weight.zero_()
+        net.conv_bn1.running_var.zero_()
+    net.initialize_independent_bn()
+    assert (net.conv_bn1.running_var == 3).all()
+    assert (net.conv_bn1.weight == 1).all(), "every task begins with what was loaded"
 
 
 def test_wrong_output_dim() -> None:

@@ -149,7 +149,8 @@ class HAT(MaskedAlgorithm):
         head = self.head_protection() if self.adjustment_mode == "hat" else None
         if head is not None:
             head.clamp_(exact=exact)
-        capacity = torch.full((), adjustment.capacity(), device=self.device)
+        device = self.backbone.embeddings()[0].device
+        capacity = torch.full((), adjustment.capacity(), device=device)
         rates = (AdjustmentRates(adjustment, kind) for kind in ("weight", "bias"))
         return next(rates), next(rates), capacity
 
