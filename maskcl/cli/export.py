@@ -51,9 +51,7 @@ class Described:
         )
 
 
-def export(
-    run: Path, task: int, out: Path, samples: int, methods: dict[str, MethodCommand]
-) -> str:
+def export(run: Path, task: int, out: Path, samples: int, methods: dict[str, MethodCommand]) -> str:
     """Write a task's compact network; returns what to say.
 
     Args:

@@ -104,7 +104,7 @@ class Builder:
         index = call("expand_as", (call("view", (batch, -1, 1)), x))
         blank = call("new_zeros", (x, (size, channels)))
         if operation(node) == "global_max_pool":
-            options = {"include_self": False}
+            options: dict[str, Any] = {"include_self": False}
             return call("scatter_reduce", (blank, 0, index, x, "amax"), options)
         total = call("scatter_add", (blank, 0, index, x))
         if operation(node) == "global_add_pool":

@@ -27,6 +27,8 @@ class Labels:
     def __init__(self) -> None:
         self.count = EVERY + 1
         self.rules: list[Rule] = []
+        # These choose between channels, so they come in where all others have nothing to say.
+        self.choices: list[Rule] = []
 
     def fresh(self, size: int) -> Tensor:
         """An axis of new labels."""
@@ -46,7 +48,7 @@ class Labels:
             if not kept[axis].any():
                 kept[axis[0]] = True
 
-        self.rules.append(rule)
+        self.choices.append(rule)
 
     def same(self, one: Tensor | None, other: Tensor | None) -> None:
         """Two axes keep the same channels."""
@@ -87,14 +89,27 @@ class Labels:
         """What stays, bool by label."""
         kept = torch.zeros(self.count, dtype=torch.bool)
         kept[EVERY] = True
+        self._settle(kept)
+        before = -1
+        while before != (before := int(kept.sum())):
+            for rule in reversed(self.choices):
+                if _changes(rule, kept):
+                    self._settle(kept)
+        return kept
+
+    def _settle(self, kept: Tensor) -> None:
+        """Apply the rules until nothing changes."""
         before = -1
         # What is needed travels from the outputs to the inputs, what is tied both ways.
         while before != (before := int(kept.sum())):
-            for rule in reversed(self.rules):
+            for rule in (*reversed(self.rules), *self.rules):
                 rule(kept)
-            for rule in self.rules:
-                rule(kept)
-        return kept
+
+
+def _changes(rule: Rule, kept: Tensor) -> bool:
+    before = int(kept.sum())
+    rule(kept)
+    return int(kept.sum()) != before
 
 
 def along(vector: Tensor, dim: int, rank: int) -> Tensor:

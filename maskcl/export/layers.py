@@ -85,22 +85,20 @@ def _need(labels: Labels, inputs: Tensor, outputs: Tensor, alive: Tensor) -> Non
     def rule(kept: Tensor) -> None:
         needed = (alive & kept[outputs].unsqueeze(2)).any(1)
         kept[inputs[needed]] = True
-        if len(inputs) > 1:
-            used = kept[inputs].any(1) | kept[outputs].any(1)
-            for side in (inputs[used], outputs[used]):
-                _even(kept, side)
 
     labels.rules.append(rule)
+    if len(inputs) > 1:
+        labels.choices.append(lambda kept: _even(kept, inputs, outputs))
 
 
-def _even(kept: Tensor, rows: Tensor) -> None:
-    """Keep as many of each row's labels as the fullest row has, at least one."""
-    inside = kept[rows]
-    counts = inside.sum(1)
-    wanted = max(int(counts.max()), 1) if len(counts) else 0
-    for row, count in zip(rows, counts.tolist(), strict=True):
-        if count < wanted:
-            kept[row[~kept[row]][: wanted - count]] = True
+def _even(kept: Tensor, inputs: Tensor, outputs: Tensor) -> None:
+    """In each group that has any, as many inputs and outputs as the fullest group has."""
+    live = kept[inputs].any(1) | kept[outputs].any(1)
+    for rows in (inputs[live], outputs[live]):
+        counts = kept[rows].sum(1)
+        wanted = int(counts.max()) if len(counts) else 0
+        for row in rows[counts < wanted]:
+            kept[row[~kept[row]][: wanted - int(kept[row].sum())]] = True
 
 
 def _message_passing(step: Step, conv: Any) -> Flow | None:

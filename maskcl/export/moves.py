@@ -85,7 +85,7 @@ class _Move:
             zero = flow.zero.expand(flow.shape)
             encoded[node] = _elements(self.step, flow) * 2 + zero
         out = self.run(self.call, encoded)
-        rows = self.run(self.call, {n: _samples(flow) for n, flow in self.moving.items()})
+        rows = self.run(self.call, {n: _samples(f).contiguous() for n, f in self.moving.items()})
         if isinstance(out, Tensor):
             return self._flow(out, rows)
         flows = [self._flow(o, r) for o, r in zip(out, rows, strict=True)]
@@ -224,19 +224,20 @@ def _position(item: Any, flow: Flow, dim: int, kept: Tensor) -> Any:
 
 
 def _narrow(node: fx.Node, flow: Flow, outputs: list[Flow], kept: Tensor) -> tuple[Any, ...] | None:
-    values = (*node.args[1:], *node.kwargs.values())
+    values: list[Any] = [*node.args[1:], *node.kwargs.values()]
     if len(values) != 3 or not all(isinstance(value, int) for value in values):
         return None
     dim, start, length = values
-    part = _position(slice(start, start + length), flow, dim, kept)  # type: ignore[operator]
+    part = _position(slice(start, start + length), flow, dim, kept)
     return node.args[0], dim, part.start, part.stop - part.start
 
 
 def _select(node: fx.Node, flow: Flow, outputs: list[Flow], kept: Tensor) -> tuple[Any, ...] | None:
-    values = (*node.args[1:], *node.kwargs.values())
+    values: list[Any] = [*node.args[1:], *node.kwargs.values()]
     if len(values) != 2 or not all(isinstance(value, int) for value in values):
         return None
-    return node.args[0], values[0], _position(values[1], flow, values[0], kept)  # type: ignore
+    dim, index = values
+    return node.args[0], dim, _position(index, flow, dim, kept)
 
 
 _WRITERS: dict[str, Callable[..., tuple[Any, ...] | None]] = {
