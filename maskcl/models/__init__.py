@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from maskcl.graph import Graph
 from maskcl.models.conv import conv
 from maskcl.models.mlp import mlp
-from maskcl.models.resnet import resnet18
+from maskcl.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+from maskcl.models.vit import vit_small, vit_tiny
 
 if TYPE_CHECKING:
     from maskcl.models.graph import GraphClassifier, LinkClassifier, NodeClassifier
@@ -30,10 +31,20 @@ __all__ = [
     "conv",
     "example_inputs",
     "mlp",
+    "resnet101",
+    "resnet152",
     "resnet18",
+    "resnet34",
+    "resnet50",
+    "vit_small",
+    "vit_tiny",
 ]
 
-NAMES = ("mlp", "conv", "resnet18")
+_RESNETS = {f.__name__: f for f in (resnet18, resnet34, resnet50, resnet101, resnet152)}
+_VITS = {"vit_tiny": vit_tiny, "vit_small": vit_small}
+NAMES = ("mlp", "conv", *_RESNETS, *_VITS)
+LARGE_FROM = 64
+"""Pixels of the shorter side from which ``build`` takes ImageNet's stem or patches of 16."""
 ENCODERS = {"gcn": "gcn", "sage": "mean", "gin": "sum", "gat": "index"}
 """Graph encoders, and the kind of ``Graph.edges`` that each takes."""
 GRAPH_PROBLEMS = ("node", "link", "graph")
@@ -49,6 +60,9 @@ def build(
     dropout: float | None = None,
 ) -> nn.Module:
     """A backbone by name.
+
+    ResNets have the small stem and ViTs patches of 4 pixels where an image's shorter side is under
+    64 pixels, ImageNet's stem and patches of 16 from there on.
 
     Args:
         name: one of ``NAMES``.
@@ -69,7 +83,12 @@ def build(
     if hidden is not None or dropout is not None:
         option = "hidden" if hidden is not None else "dropout"
         raise ValueError(f"{option} belongs to the mlp, {name} has none")
-    return conv(input_shape, classes) if name == "conv" else resnet18(input_shape, classes)
+    if name == "conv":
+        return conv(input_shape, classes)
+    is_large = len(input_shape) == 3 and min(input_shape[1:]) >= LARGE_FROM
+    if name in _RESNETS:
+        return _RESNETS[name](input_shape, classes, stem="imagenet" if is_large else "small")
+    return _VITS[name](input_shape, classes, patch=16 if is_large else 4)
 
 
 def build_graph(

@@ -1,7 +1,9 @@
 """Backbones: sizes by hand, small images, modules that conversion can fuse."""
 
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
 from maskcl import models
@@ -11,8 +13,8 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", models.NAMES)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32)])
+@pytest.mark.parametrize("name", ["mlp", "conv", "resnet18", "resnet50", "vit_tiny"])
 def test_outputs_have_one_column_a_class(name, shape):
     x = torch.rand(2, *shape)
     with torch.no_grad():
@@ -21,7 +23,7 @@ def test_outputs_have_one_column_a_class(name, shape):
     assert torch.isfinite(y).all()
 
 
-@pytest.mark.parametrize("name", models.NAMES)
+@pytest.mark.parametrize("name", ["mlp", "conv", "resnet34", "resnet50", "vit_tiny"])
 def test_every_module_runs_once_and_activations_are_modules(name):
     model = models.build(name, (1, 8, 8), 2)
     calls = []
@@ -35,7 +37,41 @@ def test_every_module_runs_once_and_activations_are_modules(name):
         if node.op in ("call_function", "call_method"):
             functions.add(getattr(node.target, "__name__", node.target))
     assert len(calls) == len(set(calls))
-    assert functions <= {"add"}
+    moves = {"cat", "expand", "flatten", "getattr", "getitem", "permute", "transpose", "unbind"}
+    shapes = {"unflatten", "scaled_dot_product_attention"}
+    assert functions <= {"add"} | (moves | shapes if name == "vit_tiny" else set())
+
+
+@pytest.mark.parametrize("depth", models.resnet.DEPTHS)
+def test_resnets_have_torchvisions_names_and_shapes(depth):
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=7)
+        ours = models.build(f"resnet{depth}", (3, 64, 64), 7)
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (theirs, ours)]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_resnets_compute_what_torchvisions_do(depth):
+    theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=7)
+    ours = models.build(f"resnet{depth}", (3, 64, 64), 7)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.rand(2, 3, 64, 64)
+    for mode in (True, False):  # the first warms the statistics
+        with torch.no_grad():
+            assert torch.equal(ours.train(mode)(x), theirs.train(mode)(x))
+
+
+@pytest.mark.parametrize(("name", "size", "patch"), [("tiny", 64, 16), ("small", 16, 4)])
+def test_vits_compute_what_timms_do(name, size, patch):
+    theirs = timm.create_model(
+        f"vit_{name}_patch16_224", num_classes=7, img_size=size, patch_size=patch
+    )
+    ours = models.build(f"vit_{name}", (3, size, size), 7)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.rand(2, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=1e-5, atol=1e-6)
 
 
 def test_parameter_counts():
@@ -78,6 +114,10 @@ def test_dropout_follows_every_hidden_layer():
         (lambda: models.build("resnet18", (1, 8, 8), 2, dropout=0.1), "dropout belongs to the mlp"),
         (lambda: models.conv((1, 2, 8), 2), "at least 3x3, got shape"),
         (lambda: models.resnet18((64,), 2), r"got shape \(64,\)"),
+        (lambda: models.resnet.ResNet(20, (1, 8, 8), 2), "depth is 20, wanted one of 18, 34, 50"),
+        (lambda: models.resnet50((1, 8, 8), 2, stem="large"), "stem is 'large', wanted one of"),
+        (lambda: models.vit_tiny((1, 8, 9), 2), "patch is 4, wanted a divisor of .* 8 and 9"),
+        (lambda: models.vit.ViT((1, 8, 8), 2, heads=5), "heads is 5, wanted a divisor of width"),
         (lambda: models.mlp((4,), 2, hidden=()), "one or more widths"),
         (lambda: models.mlp((4,), 2, dropout=1.0), r"dropout must be in \[0, 1\), got 1\.0"),
     ],
