@@ -236,8 +236,7 @@ class HATPayload:
         )
 
     def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={value}" for name, value in self.to_dict(False).items())
-        return f"HATPayload(data={self.data}, {fields})"
+        return f"HATPayload({', '.join(f'{k}={v}' for k, v in self.to_dict().items())})"
 
     __str__ = __repr__
 

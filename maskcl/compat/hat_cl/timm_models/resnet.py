@@ -41,6 +41,19 @@ class HATBasicBlock(_Block, HATPayloadCarrierMixin):
         hat_config: of the maskers.
     """
 
+    # What timm's brings.
+    conv1: Any
+    bn1: Any
+    drop_block: Any
+    act1: Any
+    aa: Any
+    conv2: Any
+    bn2: Any
+    se: Any
+    drop_path: Any
+    downsample: Any
+    act2: Any
+
     def __init__(self, *args: Any, hat_config: HATConfig, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         convert_children_to_task_dependent_modules(self, **hat_config)
@@ -74,6 +87,19 @@ class ResNet_(_ResNet):  # noqa: N801
     Raises:
         ValueError: the stem has more than one convolution.
     """
+
+    # What timm's brings.
+    conv1: Any
+    bn1: Any
+    act1: Any
+    maxpool: Any
+    layer1: Any
+    layer2: Any
+    layer3: Any
+    layer4: Any
+    global_pool: Any
+    fc: Any
+    drop_rate: float
 
     def __init__(
         self,

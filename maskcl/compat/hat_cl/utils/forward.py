@@ -23,7 +23,7 @@ def forward_hat_payload(
 ) -> HATPayload:
     """The payload behind any module.
 
-    A module that takes payloads gets the payload, an ``nn.Sequential`` hands it from one to the
+    A module that takes payloads, or has parts that do, gets the payload, an ``nn.Sequential`` hands it from one to the
     next, and any other module gets the data.
 
     Args:
@@ -37,7 +37,7 @@ def forward_hat_payload(
         RuntimeError: a task is active, and the module has parameters to train or statistics to
             collect, which tasks would then share without protection.
     """
-    if isinstance(module, HATPayloadCarrierMixin):
+    if _takes_payloads(module):
         behind: HATPayload = module(hat_payload)
         return behind
     if isinstance(module, nn.Sequential):
@@ -53,6 +53,13 @@ def forward_hat_payload(
         # The original data have the masked data's shape, and may be at hand.
         return hat_payload.reshape(module(hat_payload.original_data).shape)
     return _plain(module, hat_payload, use_masked_data)
+
+
+def _takes_payloads(module: nn.Module) -> bool:
+    if isinstance(module, HATPayloadCarrierMixin):
+        return True
+    # A model of one's own is an ordinary module; in a sequence each part is asked.
+    return not isinstance(module, nn.Sequential) and any(map(_takes_payloads, module.children()))
 
 
 def _plain(module: nn.Module, pld: HATPayload, use_masked_data: bool) -> HATPayload:
