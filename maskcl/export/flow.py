@@ -12,7 +12,7 @@ from torch import Tensor
 from maskcl.export.labels import along
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Flow:
     """One tensor of the graph.
 

@@ -234,12 +234,14 @@ def _attention(step: Step) -> Flow | None:
     if not all(isinstance(x, Flow) and len(x.shape) == len(step.shape) for x in step.flows[:3]):
         return None
     rank = len(step.shape)
-    for other in step.flows[3:]:
-        step.pin(other)
-    step.pin(key, [rank - 2])
-    step.pin(value, [rank - 2])
+    # A softmax runs over all positions, and a mask says which is which.
+    masks = step.flows[3:]
+    for flow in (query, key, value):
+        step.pin(flow, [rank - 2])
+    for mask in masks:
+        step.pin(mask, range(len(mask.shape))[-2:])
     _summed(step, query, -1, key, -1)
-    axes = step.joined_axes([query, key, value], range(rank - 2))
+    axes = step.joined_axes([query, key, value, *masks], range(rank - 2))
     axes[-2:] = [query.axes[-2], value.axes[-1]]
     if step.argument(6, "scale") is None and query.axes[-1] is not None:
         step.plan.edits[step.node] = _with_scale(step, query.shape[-1] ** -0.5)

@@ -38,7 +38,7 @@ def compact(net: Network, task: int, example_inputs: Any = None) -> fx.GraphModu
             units: from these goes what their masks cut off altogether.
         task: finished, or in training (its masks are hard then).
         example_inputs: a tensor, or a tuple of the forward's arguments; None for those that a
-            HATNetwork was made with.
+            HATNetwork was made with. A forward that branches on sizes is written for theirs.
 
     Raises:
         ValueError: no such task, or example_inputs is missing.

@@ -72,7 +72,7 @@ class _Walker:
     def _module(self) -> Any:
         step, module = self.step, self.step.module
         assert module is not None
-        if not step.flows:
+        if not step.flows or _has_hooks(module):
             return None
         if is_channelwise(module):
             return rows(step)
@@ -163,6 +163,11 @@ class _Walker:
             return isinstance(self.step.result, Shape) and found.shape == self.step.result.size
         shapes = [s.size for s in self.step.result] if isinstance(self.step.result, tuple) else []
         return [flow.shape for flow in flows_in(found)] == shapes
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether something may change what goes into a module or comes out of it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -286,3 +286,45 @@ def test_example_inputs_that_cannot_be_made_again_are_asked_for() -> None:
     small = compact(net.eval(), 0, (x, options))
     with net.task(0):
         torch.testing.assert_close(small(x, options), net(x, options))
+
+
+class Heads(nn.Module):
+    """Attention twice, by the fused operation and by hand, with a constant added to the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+        self.q, self.k, self.v = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(8, 12)
+        self.register_buffer("near", torch.randn(1, 3, 4, 4))
+        self.proj, self.head = nn.Linear(12, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.squeeze(1))
+        n, rows, _ = x.shape
+        parts = (layer(x).view(n, rows, 3, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = parts
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.near)
+        y = y + ((q @ k.transpose(-2, -1)) * q.shape[-1] ** -0.5 + self.near).softmax(-1) @ v
+        return self.head(self.proj(y.transpose(1, 2).reshape(n, rows, 12)).relu().mean(1))
+
+
+@torch.no_grad()
+def test_closed_heads_and_dimensions_of_attention_go() -> None:
+    net, x = network(Heads, 1.0), images(4).double()
+    net.tasks[net.units["v"]][4:8] = 0  # the second head
+    for name in ("q", "k"):
+        net.tasks[net.units[name]][1::4] = 0  # of every head
+    small = compact(net, 1)
+    torch.testing.assert_close(small(x), outputs(net, 1, x), rtol=0, atol=1e-12)
+    shapes = {name: list(small.get_parameter(f"{name}.weight").shape) for name in "qkv"}
+    assert shapes == {"q": [6, 8], "k": [6, 8], "v": [8, 8]}
+    assert small.get_buffer("near").shape == (1, 2, 4, 4)
+
+
+@torch.no_grad()
+def test_a_hook_keeps_its_modules_channels() -> None:
+    net, x = network("mlp", 0.4), images(4).double()
+    net.model[2].original.register_forward_hook(lambda module, args, out: out + 1)
+    plain, small = to_plain(net, 1), compact(net, 1)
+    torch.testing.assert_close(small(x), plain(x), rtol=0, atol=1e-12)
+    assert small.get_parameter("1.weight").shape == (12, 16)
