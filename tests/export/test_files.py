@@ -83,7 +83,7 @@ def test_what_is_not_installed_is_named(
     small: fx.GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"\.onnx needs onnx: pip install onnx onnxscript"):
+    with pytest.raises(ImportError, match=r"\.onnx needs onnx: pip install 'maskcl\[export\]'"):
         save(small, tmp_path / "net.onnx", images(2))
 
 
