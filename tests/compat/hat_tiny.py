@@ -87,3 +87,13 @@ def outputs(net, x, tasks):
 
 def same(before, after):
     return all(torch.equal(before[k], after[k]) for k in before)
+
+
+def trained(name, tasks=TASKS):
+    """A network that has trained some tasks, and its input's shape."""
+    torch.manual_seed(0)
+    build, shape = NETWORKS[name]
+    net = build()
+    for task in range(tasks):
+        train(net, shape, task, torch.optim.SGD(net.parameters(), lr=0.05))
+    return net, shape

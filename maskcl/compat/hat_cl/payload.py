@@ -122,10 +122,8 @@ class HATPayload:
         data = self.unmasked_data
         assert data is not None
         if self.layout is not None and (self.layout.ops or self.layout.mixed):
-            index = unit_index(self.layout)
-            if index is None or index.shape != data.shape:
-                masker.infer_mask_dim(data.new_empty(1), mask)  # raises
-            assert index is not None
+            if (index := unit_index(self.layout)) is None or index.shape != data.shape:
+                raise MaskDimensionMismatchError("units have been mixed: the mask fits no more")
             return activate(data * mask[index.to(data.device)], activation, 0.0)
         dim = masker.mask_dimension(data, self.layout)
         masker.reshape_mask(data, mask, dim, expand_as_data=False)

@@ -23,8 +23,8 @@ def forward_hat_payload(
 ) -> HATPayload:
     """The payload behind any module.
 
-    A module that takes payloads, or has parts that do, gets the payload, an ``nn.Sequential`` hands it from one to the
-    next, and any other module gets the data.
+    A module that takes payloads, or has parts that do, gets the payload, an ``nn.Sequential`` hands
+    it from one to the next, and any other module gets the data.
 
     Args:
         module: the module.
