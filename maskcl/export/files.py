@@ -63,9 +63,7 @@ def check_path(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"save: {path} ends in {suffix!r}, wanted one of {', '.join(_WRITERS)}")
     for name in _NEEDS.get(suffix, ()):
         if importlib.util.find_spec(name) is None:
-            raise ImportError(
-                f"save: {suffix} needs {name}: pip install {' '.join(_NEEDS[suffix])}"
-            )
+            raise ImportError(f"save: {suffix} needs {name}: pip install 'maskcl[export]'")
     if Path(path).exists() or Path(path).is_symlink():
         raise FileExistsError(f"save: {path} exists already")
 
