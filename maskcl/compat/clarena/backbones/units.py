@@ -98,9 +98,13 @@ class MaskedUnits(CLBackbone):
         ids = self.task_bits.stored()
         return TaskMasks({i: self.by_layer(self.task_bits.mask(i, dtype).clone()) for i in ids})
 
+    def used_units(self) -> Tensor:
+        """1 where any stored task uses the unit, [U]; not to be written to."""
+        return self.task_bits.cumulative(self._count(), self._dtype())
+
     def get_cumulative_mask(self) -> Masks:
         """1 where any stored task uses the unit, [units] a layer; copies."""
-        return self.by_layer(self.task_bits.cumulative(self._count(), self._dtype()).clone())
+        return self.by_layer(self.used_units().clone())
 
     def get_summative_mask(self) -> Masks:
         """How many stored tasks use the unit, [units] a layer; copies."""

@@ -44,6 +44,7 @@ class AdaHAT(HAT):
     """
 
     modes: ClassVar[tuple[str, ...]] = ("adahat", "adahat_no_sum", "adahat_no_reg")
+    _needs_shares = True
 
     @spellings(
         mask_sparsity_factor="mask_sparsity_reg_factor",
@@ -91,8 +92,9 @@ class AdaHAT(HAT):
         """Layer -> how many stored tasks use the unit."""
         return self.backbone.get_summative_mask()
 
-    def _plan(self, network_sparsity: dict[str, Tensor] | None) -> tuple[str, list[float], int]:
-        layers = self.backbone.protection().layers
+    def _plan(
+        self, layers: list[str], network_sparsity: dict[str, Tensor] | None
+    ) -> tuple[str, list[float], int]:
         if self.adjustment_mode == "adahat_no_reg":
             return "adahat", [self.adjustment_intensity / self.epsilon] * len(layers), 0
         if network_sparsity is None:

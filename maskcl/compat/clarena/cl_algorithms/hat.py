@@ -138,8 +138,8 @@ class HAT(MaskedAlgorithm):
         Raises:
             ValueError: network_sparsity is None, and the mode needs it.
         """
-        rule, values, seed = self._plan(network_sparsity)
         protection, exact = self.backbone.protection(), self._exact
+        rule, values, seed = self._plan(protection.layers, network_sparsity)
         bits = self.backbone.task_bits
         counts = bits.kept(
             f"counts {exact}", lambda: user_counts(protection, exact), (bits.bits, bits.task_ids)
@@ -154,8 +154,10 @@ class HAT(MaskedAlgorithm):
         rates = (AdjustmentRates(adjustment, kind) for kind in ("weight", "bias"))
         return next(rates), next(rates), capacity
 
-    def _plan(self, network_sparsity: dict[str, Tensor] | None) -> tuple[str, list[float], int]:
-        """Rule, its value for each parameter, and its seed."""
+    def _plan(
+        self, layers: list[str], network_sparsity: dict[str, Tensor] | None
+    ) -> tuple[str, list[float], int]:
+        """Rule, its value for each parameter of these layers, and its seed."""
         rule, value = {
             "hat": ("hat", 0.0),
             "hat_random": ("random", 0.0),
@@ -163,7 +165,7 @@ class HAT(MaskedAlgorithm):
         }.get(self.adjustment_mode, ("const", 1.0))
         # From torch's generator, so that torch.manual_seed repeats a run.
         seed = int(torch.randint(2**62, ())) if rule == "random" else 0
-        return rule, [float(value)] * len(self.backbone.protection().parameters), seed
+        return rule, [float(value)] * len(layers), seed
 
     @torch.no_grad()
     def clip_grad_by_mask(self, mask: Masks, aggregation_mode: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ class MaskedAlgorithm(CLAlgorithm):
     mark_sparsity_reg: HATMaskSparsityReg
     _guards: tuple[Guard, ...] = ()
     _exact: bool
+    _needs_shares: ClassVar[bool] = False
 
     def clip_grad_by_adjustment(
         self, network_sparsity: dict[str, Tensor] | None = None
@@ -159,9 +160,7 @@ class MaskedAlgorithm(CLAlgorithm):
         task = self.task_id
         logits, mask, activations = self.forward(x, "train", task, batch_idx, num_batches)
         found = self.evaluate(logits, y)
-        reg, network_sparsity = self.mark_sparsity_reg(
-            mask, self.cumulative_mask_for_previous_tasks
-        )
+        reg, network_sparsity = self._sparsity(mask)
         loss = found["loss_cls"] + reg
         if self.is_driven():
             self.manual_backward(loss)
@@ -187,6 +186,14 @@ class MaskedAlgorithm(CLAlgorithm):
             "adjustment_rate_bias": bias,
             "capacity": capacity,
         }
+
+    def _sparsity(self, mask: Masks) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """The loss's term and, where rates follow from them, the layers' shares."""
+        used, regulariser = self.backbone.used_units(), self.mark_sparsity_reg
+        term = regulariser.term(torch.cat(list(mask.values())), used)
+        if not self._needs_shares:
+            return term, None
+        return term, regulariser.shares(mask, self.backbone.by_layer(used))
 
     def validation_step(self, batch: Any, batch_idx: int | None = None) -> Outputs:
         """preds, loss_cls and acc of the current task at scale s_max."""

@@ -47,11 +47,20 @@ class HATMaskSparsityReg(nn.Module):
             mask: layer -> [units], of the current task.
             previous_cumulative_mask: layer -> [units], what stored tasks use.
         """
-        used = {name: previous_cumulative_mask[name] for name in mask}
-        term = self._share(torch.cat(list(mask.values())), torch.cat(list(used.values())), True)
-        with torch.no_grad():
-            shares = {name: self._share(mask[name], used[name], False) for name in mask}
-        return self.factor * term, shares
+        used = torch.cat([previous_cumulative_mask[name] for name in mask])
+        shares = self.shares(mask, previous_cumulative_mask)
+        return self.term(torch.cat(list(mask.values())), used), shares
+
+    def term(self, mask: Tensor, used: Tensor) -> Tensor:
+        """The term alone, of all layers' units: [U] and [U]."""
+        return self.factor * self._share(mask, used, True)
+
+    @torch.no_grad()
+    def shares(
+        self, mask: Mapping[str, Tensor], previous_cumulative_mask: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The layers' shares alone."""
+        return {n: self._share(mask[n], previous_cumulative_mask[n], False) for n in mask}
 
     def _share(self, mask: Tensor, used: Tensor, loss: bool) -> Tensor:
         free = hat_sparsity(mask, used)
