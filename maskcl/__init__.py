@@ -1,8 +1,9 @@
 """maskcl: one network, many tasks, through masks, at the speed of the memory bus.
 
 ``maskcl.ops`` holds the fused ops, ``maskcl.nn`` the modules that carry masks, ``maskcl.masks`` the
-files that masks travel in, ``maskcl.importance`` what measures parameters. What is not needed at
-once is imported when it is first named; ``import maskcl`` needs torch and numpy only.
+files that masks travel in, ``maskcl.importance`` what measures parameters, ``maskcl.export`` one
+task's network by itself. What is not needed at once is imported when it is first named; ``import
+maskcl`` needs torch and numpy only.
 """
 
 import importlib
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from maskcl import backends, masks, nn, ops
 
 if TYPE_CHECKING:
-    from maskcl import importance
+    from maskcl import export, importance
     from maskcl.methods.ewc import EWC
     from maskcl.methods.hat import HAT
     from maskcl.methods.mas import MAS
@@ -26,6 +27,7 @@ __all__ = [
     "Piggyback",
     "Trainer",
     "backends",
+    "export",
     "importance",
     "masks",
     "nn",
@@ -42,8 +44,8 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "importance":
-        return importlib.import_module("maskcl.importance")
+    if name in ("export", "importance"):
+        return importlib.import_module(f"maskcl.{name}")
     if name not in _LATE:
         raise AttributeError(f"module 'maskcl' has no attribute {name!r}")
     return getattr(importlib.import_module(_LATE[name]), name)

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import maskcl
+import maskcl.models
 from maskcl import ops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,8 +88,21 @@ def test_begins_example(tmp_path, monkeypatch):
     pytest.importorskip("torch_geometric", reason="graph models need maskcl[graph]")
     monkeypatch.chdir(tmp_path)
     names = {"torch": torch}
-    exec(compile(blocks("python")[5].replace("=50", "=3"), "README.md", "exec"), names)
+    exec(compile(blocks("python")[6].replace("=50", "=3"), "README.md", "exec"), names)
     assert names["trainer"].run
+
+
+def test_the_export_example(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors", reason="files of weights need maskcl[train]")
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch, "maskcl": maskcl, "models": maskcl.models}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        exec(compile(blocks("python")[5].replace("64, 3", "4, 3"), "README.md", "exec"), names)
+    x, net = torch.rand(2, 3, 32, 32), names["net"].eval()
+    with torch.no_grad(), net.task(0):
+        torch.testing.assert_close(names["small"](x), net(x), rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "task-0.safetensors").exists()
 
 
 def op_rows():
