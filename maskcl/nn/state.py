@@ -53,7 +53,9 @@ class TaskState:
         known = self.cache.get(name)
         if known is not None and known[:2] == (versions, [id(t) for t in tensors]):
             return known[3]
-        value = make()
+        # A tensor made in inference mode could take no part in training later.
+        with torch.inference_mode(False), torch.no_grad():
+            value = make()
         # The tensors are held so that no other can come by their ids.
         self.cache[name] = (versions, [id(t) for t in tensors], tensors, value)
         return value

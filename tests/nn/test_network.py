@@ -394,3 +394,15 @@ def test_protection_follows_loaded_and_moved_bits() -> None:
     net.load_state_dict({k: v.clone() for k, v in other.state_dict().items()}, assign=True)
     assert net.protection() is not before
     assert net.protection().parameters[0] is net.model[0].weight
+
+
+def test_what_inference_mode_asked_for_first_can_train_later() -> None:
+    net = to_hat(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), 2, torch.randn(1, 4))
+    net.finish_task(0)
+    with torch.inference_mode(), net.task(1, 10.0):
+        net(torch.randn(2, 4))
+        net.sparsity()
+    net.begin_task(1)
+    with net.task(1, 10.0):
+        (net(torch.randn(2, 4)).sum() + net.sparsity()).backward()
+    assert net.embeddings[1].grad is not None
