@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from maskcl.nn import provenance as p
 from maskcl.nn.by_hand import Sources, channels_of, checked, rows_of
@@ -53,9 +53,27 @@ def analyse(trace: Trace, sources: Sources | None = None) -> Topology:
         reader = sole_reader(trace, name)
         if reader and reader[0] not in sources and _masks_behind(trace, name, reader[1]):
             topology.moved.add(name)
+    _refuse_reading(trace)
     topology.written = written_modules(trace)
     _Feeder(trace, topology, sources).run()
     return topology
+
+
+def _refuse_reading(trace: Trace) -> None:
+    """Raise ConversionError where a forward reads a layer's weight in place of calling the layer.
+
+    What it does with the weight is not followed, so a later task could change it.
+    """
+    for node in trace.graph.nodes:
+        owner, _, kind = str(node.target).rpartition(".")
+        if node.op != "get_attr" or not isinstance(trace.modules.get(owner), TaskAware):
+            continue
+        # Its shape or device says nothing of its values.
+        if any(user.op == "output" or trace.carries_tensor(user) for user in node.users):
+            raise ConversionError(
+                f"{trace.describe(node)} is {kind!r} of a layer that all tasks train, read without"
+                f" calling the layer: let the forward call {owner!r}, or freeze it"
+            )
 
 
 def _masks_behind(trace: Trace, name: str, reader: nn.Module) -> bool:
@@ -78,6 +96,7 @@ class _Feeder:
         self.trace = trace
         self.topology = topology
         self.sources = sources
+        self.seen: dict[str, tuple[Tensor, int] | None] = {}
 
     def run(self) -> None:
         follow(self.trace, self.module)
@@ -133,17 +152,29 @@ class _Feeder:
             {d for term in value.terms for d in range(rank) if p.aligned(term, rank).shape[d] > 1}
         )
         if len(varies) > 1:
-            raise self._refusal(name, f"its units change along dimensions {varies} at once")
+            # No mask along one dimension says it, as for tokens of which one has no units.
+            self._same_mask(name, None)
+            return p.every(value.shape)
         dim = varies[0] if varies else first % rank
         rows = p.rows_along(value, dim)
         mask = rows, dim - rank if isinstance(module, TaskLayerNorm) else dim
-        known = self.topology.masks.setdefault(name, mask)
-        if known[1] != mask[1] or not torch.equal(known[0], rows):
-            raise ConversionError(
-                f"module {name!r} ({type(module).__name__}) is called on values of different units:"
-                " give each call a norm of its own"
-            )
+        self._same_mask(name, mask)
         return Value(value.terms, value.shape)
+
+    def _same_mask(self, name: str, mask: tuple[Tensor, int] | None) -> None:
+        """Note a norm's mask; it has to be that of its other calls."""
+        known = self.seen.setdefault(name, mask)
+        is_same = known is mask
+        if known is not None and mask is not None:
+            is_same = known[1] == mask[1] and torch.equal(known[0], mask[0])
+        if not is_same:
+            kind = type(self.trace.modules[name]).__name__
+            raise ConversionError(
+                f"module {name!r} ({kind}) is called on values of different units: give each call a"
+                " norm of its own"
+            )
+        if mask is not None:
+            self.topology.masks[name] = mask
 
     def _refusal(self, name: str, problem: str) -> ConversionError:
         kind = type(self.trace.modules[name]).__name__

@@ -6,13 +6,13 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import fx, nn
 
 from maskcl.nn.activations import fused_name
 from maskcl.nn.attach import unmasked
 from maskcl.nn.by_hand import Sources
 from maskcl.nn.errors import ConversionError
-from maskcl.nn.heads import TaskHeads
+from maskcl.nn.heads import TaskHeads, head_like
 from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
 from maskcl.nn.loose import loosen
 from maskcl.nn.message_passing import swapped_convolution
@@ -29,7 +29,7 @@ from maskcl.nn.opened import Opened, computes_as, opened
 from maskcl.nn.owners import check_owners
 from maskcl.nn.state import Masked
 from maskcl.nn.topology import HATLayer, output_modules, sole_reader, weight_layers
-from maskcl.nn.trace import Trace, trace
+from maskcl.nn.trace import Shape, Trace, trace
 
 _CONVS: dict[type, type] = {nn.Conv1d: HATConv1d, nn.Conv2d: HATConv2d, nn.Conv3d: HATConv3d}
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -75,8 +75,9 @@ def to_hat(
         model: of torch.nn modules; its forward can be traced by torch.fx.
         num_tasks: T.
         example_inputs: a tensor, or a tuple of the forward's arguments, on the model's device.
-        classes: outputs of each task's own head, which replaces the last ``nn.Linear``; None
-            keeps that layer: all tasks share it, and what a finished task needs is protected.
+        classes: outputs of each task's own head, which replaces the last ``nn.Linear`` (each of
+            several that make one output); None keeps that layer: all tasks share it, and what a
+            finished task needs is protected.
         fuse: compute an activation module that directly follows a layer together with its mask.
         init: as for HATNetwork.
         sources: as for HATNetwork.
@@ -101,7 +102,7 @@ def to_hat(
     traced = _trace(model, example_inputs, sources)
     outputs = _outputs(model, traced, sources)
     if classes is not None:
-        _put_heads(model, outputs, classes)
+        _put_heads(model, traced, outputs, classes)
     if fuse and traced is not None:
         _fuse(model, traced, outputs)
     for module in model.modules():
@@ -232,25 +233,31 @@ def _outputs(model: nn.Module, traced: Trace | None, sources: Sources | None) ->
     return set(weight_layers(model)) - named
 
 
-def _put_heads(model: nn.Module, outputs: set[str], classes: Sequence[int]) -> None:
-    layers = weight_layers(model)
-    linear = [name for name in sorted(outputs) if isinstance(layers.get(name), HATLinear)]
-    if len(outputs) != 1 or not linear:
-        found = (
-            ", ".join(f"{n!r} ({type(layers[n]).__name__[3:]})" for n in sorted(outputs)) or "none"
-        )
+def _put_heads(
+    model: nn.Module, traced: Trace | None, outputs: set[str], classes: Sequence[int]
+) -> None:
+    layers = {name: layer for name, layer in weight_layers(model).items() if name in outputs}
+    linear = [layer for layer in layers.values() if isinstance(layer, HATLinear)]
+    # Several may be averaged into the one tensor that the forward returns.
+    is_one = len({layer.out_features for layer in linear}) == 1 and len(linear) == len(outputs)
+    if not is_one or (len(outputs) > 1 and not _returns_tensor(traced)):
+        found = ", ".join(f"{n!r} ({type(m).__name__[3:]})" for n, m in layers.items()) or "none"
         raise ConversionError(
             f"to_hat: classes puts heads in the place of the one nn.Linear before the output, found"
             f" {found}; leave classes out, or build the heads (maskcl.nn.TaskHeads) into the model"
         )
-    last = layers[linear[0]]
-    assert isinstance(last, HATLinear)
-    weight: Tensor = last.weight
-    has_bias = last.bias is not None
-    heads = TaskHeads(last.in_features, classes, has_bias, device=weight.device, dtype=weight.dtype)
-    heads.training = last.training
-    replaced: dict[nn.Module, nn.Module] = {last: heads}
+    replaced: dict[nn.Module, nn.Module] = {
+        last: head_like(TaskHeads, last, classes) for last in linear
+    }
     replace_modules(model, replaced.get)
+
+
+def _returns_tensor(traced: Trace | None) -> bool:
+    if traced is None:
+        return False
+    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+    value = output.args[0]
+    return isinstance(value, fx.Node) and isinstance(traced.results[value], Shape)
 
 
 def _fuse(model: nn.Module, traced: Trace, outputs: set[str]) -> None:

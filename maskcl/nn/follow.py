@@ -124,7 +124,10 @@ class _Node:
         if name in ops.PRODUCTS:
             return p.product(self.values, self.result.size)
         if name in ("matmul", "bmm"):
-            return self._matrix_product(self.args[0], self.args[1])
+            # Where units are summed over, each element comes from many: all tasks use it.
+            return self._matrix_product(self.args[0], self.args[1]) or p.every(self.result.size)
+        if name == "addcmul":
+            return self._scaled_product()
         if name == "scaled_dot_product_attention":
             return self._attention()
         if len(self.values) > 1 and not (name in ops.QUOTIENTS and self.values[-1].every):
@@ -170,6 +173,14 @@ class _Node:
             return total
         problem = f"{self._where()} adds {shift} to closed units"
         return dataclasses.replace(total, problem=total.problem or problem)
+
+    def _scaled_product(self) -> Value | None:
+        """addcmul: a + value * b * c."""
+        first, *factors = (x for x in self.args[:3] if isinstance(x, Value))
+        if len(factors) != 2:
+            return None
+        size = self.result.size
+        return p.joined([first, p.product(factors, size)], size)
 
     def _matrix_product(self, left: Any, right: Any) -> Value | None:
         """Rows of ``left`` or columns of ``right``, where no units change along the summed side."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
+
+from maskcl.nn.tracer import Tracer
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,51 @@ def opened(norm: nn.Module) -> Opened:
     Where torch.fx cannot follow it, the tail is empty and ``is_channelwise`` is False.
     """
     whole = copy.deepcopy(norm)
-    try:
-        graphs = [_Tracer().trace(copy.deepcopy(norm).train(mode)) for mode in (False, True)]
-    except Exception:
+    graphs = _graphs(norm)
+    if graphs is None:
         return Opened(whole, [], is_channelwise=False)
     tails = [_tail(graph) for graph in graphs]
     if tails[0] != tails[1]:
         return Opened(whole, [], is_channelwise=False)
     tail = [whole.get_submodule(name) for name in tails[0]]
+    tail = [module for module in tail if type(module) is not nn.Identity]
     for name in tails[0]:
         setattr(whole, name, nn.Identity())
     return Opened(whole, tail, all(_is_batch_norm(graph, tails[0]) for graph in graphs))
+
+
+def _graphs(norm: nn.Module) -> list[fx.Graph] | None:
+    """Of evaluation and of training mode, whatever the sizes; None where there is no following."""
+    for shape in _shapes(norm):
+        found = []
+        for mode in (False, True):
+            whole = copy.deepcopy(norm).train(mode)
+            weight = next(norm.parameters(), torch.empty(()))
+            x = torch.ones(shape, dtype=weight.dtype, device=weight.device)
+            tracer = Tracer((x,), lambda *_: None, leaves=(nn.Module,))
+            try:
+                with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                    found.append(tracer.trace(whole))
+            except Exception:  # it wants another shape, or cannot be followed
+                break
+            if tracer.branched:
+                return None
+        else:
+            return found
+    return None
+
+
+def _shapes(norm: nn.Module) -> list[tuple[int, ...]]:
+    """Of inputs that a norm of this kind may take."""
+    match norm:
+        case nn.LayerNorm():
+            sizes = norm.normalized_shape
+            return [(2, *sizes), (2, *sizes, 2, 2)]
+        case nn.GroupNorm():
+            channels = norm.num_channels
+        case _:
+            channels = int(norm.num_features)  # type: ignore[arg-type]
+    return [(2, channels, *[2] * space) for space in (2, 1, 0, 3)]
 
 
 def computes_as(module: nn.Module, plain: type[nn.Module]) -> bool:

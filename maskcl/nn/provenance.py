@@ -18,6 +18,9 @@ from torch import Tensor
 
 from maskcl.nn.state import EVERY
 
+MOST_REDUCED = 8
+"""Units of one term that a reduction keeps apart."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -113,19 +116,22 @@ def product(values: Sequence[Value], shape: Sequence[int]) -> Value:
     return Value(tuple(aligned(t, len(shape)) for t in known[0].terms), tuple(shape))
 
 
-def reduced(value: Value, shape: Sequence[int], dims: Sequence[int], keepdim: bool) -> Value | None:
-    """Mean, sum or maximum over ``dims``; None where a term changes along one of them."""
-    if value.every:
-        return every(shape)
+def reduced(value: Value, shape: Sequence[int], dims: Sequence[int], keepdim: bool) -> Value:
+    """Mean, sum or maximum over ``dims``: 0 where all that is reduced is.
+
+    Of more than a few units each result belongs to every task.
+    """
     rank = len(value.shape)
     dims = sorted({d % rank for d in dims})
-    terms = []
+    terms: list[Tensor] = []
     for term in value.terms:
-        term = aligned(term, rank)
-        if any(term.shape[d] != 1 for d in dims):
-            return None
-        terms.append(term if keepdim else term.squeeze(tuple(dims)))
-    return Value(tuple(terms), tuple(shape), value.problem)
+        parts = [aligned(term, rank)]
+        for d in dims:
+            parts = [part for whole in parts for part in whole.split(1, d)]
+            if len(parts) > MOST_REDUCED:
+                return every(shape)
+        terms += [part if keepdim else part.squeeze(tuple(dims)) for part in parts]
+    return Value(distinct(terms), tuple(shape), value.problem)
 
 
 def resized(value: Value, shape: Sequence[int], last: int) -> Value | None:

@@ -18,7 +18,7 @@ from maskcl.nn.message_passing import is_channelwise, is_message_passing
 from maskcl.nn.state import TaskAware
 
 # The same at every size of the inputs.
-_FIXED = ("ndim", "dtype", "device", "layout", "is_cuda")
+_FIXED = ("dim", "ndim", "dtype", "device", "layout", "is_cuda")
 
 
 class Tracer(fx.Tracer):
@@ -185,8 +185,9 @@ class _Proxy(_Holds):
     held: Any
 
     def __getattr__(self, name: str) -> Any:
-        if name in _FIXED and isinstance(_held(self), Tensor):
-            return getattr(_held(self), name)
+        value = _held(self)
+        if name in _FIXED and isinstance(value, Tensor):
+            return getattr(value, name)
         return _Attribute(self, name)
 
 

@@ -41,7 +41,7 @@ def written_modules(trace: Trace) -> set[str]:
                 found.add(str(target.target))
         if chain and not _keeps_units(trace, node):
             # Neither the value nor a view of it may be read again by its old name.
-            for name in _views(trace, chain[-1]) - {node}:
+            for name in _views(trace, chain[-1], node):
                 if any(order[user] > order[node] for user in name.users):
                     raise ConversionError(
                         f"{trace.describe(node)} writes into {chain[0].name!r}, which is read again"
@@ -58,14 +58,15 @@ def _chain(trace: Trace, node: fx.Node) -> Iterator[fx.Node]:
         target = target.args[0] if target.args and _aliases(trace, target) else None
 
 
-def _views(trace: Trace, origin: fx.Node) -> set[fx.Node]:
-    """Nodes that may share memory with ``origin``, itself among them."""
+def _views(trace: Trace, origin: fx.Node, written: fx.Node) -> set[fx.Node]:
+    """Nodes that may share memory with ``origin``, itself among them, ``written`` and its not."""
     found = {origin}
     todo = [origin]
     while todo:
         for user in todo.pop().users:
             if (
                 user not in found
+                and user is not written
                 and user.args[:1]
                 and user.args[0] in found
                 and _aliases(trace, user)

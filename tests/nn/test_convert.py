@@ -159,10 +159,6 @@ REFUSED = {
         Two(lambda x: torch.einsum("ni,ij->nj", x, torch.eye(6))),
         "function einsum() at .*cannot be",
     ),
-    "mean over units": (
-        Two(lambda x: x - x.mean(1, keepdim=True)),
-        "tensor method .mean() at .*cannot be",
-    ),
     "parametrized range": (Two(nn.Hardtanh(0.5, 1.0)), "module 'between' (Hardtanh)"),
     "later use": (Two(lambda x: torch.relu(x.cos())), "tensor method .cos() at .*does not keep"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -216,3 +218,60 @@ def test_closed_units_add_exact_zeros_to_norms_that_mix_channels(name: str) -> N
         closed = entered.movedim(1 if name == "grouped" else -1, 0)[1::2]
         assert torch.equal(closed, torch.zeros_like(closed))
         assert torch.equal(left == 0, entered == 0)
+
+
+class Between(nn.Module):
+    """Two layers with ``between`` applied to the first's output, [N, 6]."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], inputs: int = 6) -> None:
+        super().__init__()
+        self.between = between
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(inputs, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(torch.tanh(self.first(x))))
+
+
+# What the last layer reads: None where every task uses every input.
+MIXED: dict[str, tuple[Between, list[list[int]] | None]] = {
+    "mean of two units": (
+        Between(lambda x: x.view(-1, 3, 2).mean(2), 3),
+        [[0, 2, 4], [1, 3, 5]],
+    ),
+    "mean of many units": (
+        Between(lambda x: x.repeat(1, 2).mean(1, keepdim=True).expand(-1, 6)),
+        None,
+    ),
+    "sum over units in a product": (Between(lambda x: x @ torch.ones(6, 6)), None),
+    "addcmul": (
+        Between(lambda x: torch.addcmul(x, x.flip(1), x)),
+        [[*range(6)], [*range(5, -1, -1)]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(MIXED))
+def test_units_that_are_mixed_all_count(name: str) -> None:
+    model, wanted = MIXED[name]
+    net = to_hat(model, 2, torch.randn(2, 4)).eval()
+    found = net.topology.feeds["last"]
+    assert (found if found is None else found.tolist()) == wanted
+    net.finish_task(0)
+    assert_restores(net, torch.randn(9, 4))
+
+
+def test_a_norm_of_tokens_of_which_one_has_no_units_is_read_by_every_task() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+            self.embed, self.norm, self.last = nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], 1)
+            return self.last(self.norm(x).mean(1))
+
+    net = to_hat(Tokens(), 2, torch.randn(2, 3, 4)).eval()
+    assert net.topology.feeds["last"] is None and net.topology.masks == {}
+    net.finish_task(0)
+    assert_restores(net, torch.randn(5, 3, 4))
