@@ -47,7 +47,7 @@ $(VENV)/.stamp-train: $(TORCH_STAMP) pyproject.toml
 	@touch $@
 
 $(VENV)/.stamp-test: $(TORCH_STAMP) pyproject.toml
-	$(PIP) install -q --no-build-isolation -c $(VENV)/constraints.txt -e ".[train,graph,vision,dev]"
+	$(PIP) install -q --no-build-isolation -c $(VENV)/constraints.txt -e ".[train,graph,vision,export,dev]"
 	@touch $@ $(VENV)/.stamp-train
 
 build: $(VENV)/.stamp-built
