@@ -288,7 +288,7 @@ def test_killed_resumes_to_the_identical_result(tmp_path, finished):
 
 
 def interrupted(folder):
-    """A run stopped by Ctrl-C, and what it said; another, where one ended before the signal came."""
+    """A run stopped by Ctrl-C and what it said; another, where one ended before the signal came."""
     for attempt in range(10):
         process = start(folder / str(attempt))
         wait_for(process, "task 1/2 epoch 1/2")
