@@ -41,7 +41,7 @@ def analyse(trace: Trace, sources: Sources | None = None) -> Topology:
         ConversionError: a value cannot be followed to a module that has to know, or a name in
             ``sources`` is wrong.
     """
-    topology = Topology(sizes=trace.sizes)
+    topology = Topology(arguments=trace.arguments, sizes=trace.sizes)
     outputs = output_modules(trace)
     for node in trace.graph.nodes:
         module, name = trace.called(node), str(node.target)

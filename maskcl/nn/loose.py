@@ -76,8 +76,8 @@ class Loosened(nn.Module):
 def loosen(model: nn.Module, num_tasks: int) -> None:
     """Give every task its own copy of each loose trainable parameter of a model, in place.
 
-    Loose are those that a module which is not torch's, nor made from one of torch's, registers. One
-    that another module has too stays as it is.
+    Loose are those that a module registers which is not torch's or torch_geometric's, nor made from
+    one of theirs. One that another module has too stays as it is.
     """
     aware = {inner for m in model.modules() if isinstance(m, TaskAware) for inner in m.modules()}
     rest = [module for module in model.modules() if module not in aware]
@@ -118,10 +118,11 @@ def tighten(model: nn.Module, task: int) -> None:
 
 
 def _is_torchs(kind: type) -> bool:
-    """Whether a class is, or is made from, a module of torch.nn that has a meaning of its own."""
+    """Whether a class is, or is made from, a module of torch or torch_geometric that computes."""
     bases: Iterator[type] = (base for base in kind.__mro__ if issubclass(base, nn.Module))
     plain = {nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.Identity}
-    return any(b.__module__.startswith("torch.nn") and b not in plain for b in bases)
+    packages = ("torch.nn", "torch_geometric")
+    return any(b.__module__.startswith(packages) and b not in plain for b in bases)
 
 
 def _reader(name: str) -> property:

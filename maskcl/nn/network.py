@@ -15,6 +15,7 @@ from maskcl.nn.owners import check_owners, shared_parameters
 from maskcl.nn.protection import Protection, protect
 from maskcl.nn.state import WORD
 from maskcl.nn.task_network import TaskNetwork, own_parameters
+from maskcl.nn.trace import sizes_of
 from maskcl.ops import hat_gate
 
 INITS = ("normal", "uniform", "dense")
@@ -90,12 +91,11 @@ class HATNetwork(TaskNetwork):
 
         Raises:
             RuntimeError: no task is active.
-            ValueError: the model branches on the sizes of its inputs, and these are others than
-                those of the example inputs (the first dimension apart).
+            ValueError: there are more or fewer arguments than example inputs; or the model branches
+                on sizes, and these are others than the examples' (the first dimension apart).
         """
         state, task = self._state, self._active_task()
-        if self.topology.sizes is not None:
-            self._check_sizes(args)
+        self._check_arguments(*args, *kwargs.values())
         if state.scale is None:
             mask = self.hard_mask(task).to(self.embeddings[task].dtype)
         else:
@@ -104,13 +104,19 @@ class HATNetwork(TaskNetwork):
         state.parts = mask.split(self._sizes)
         return self.model(*args, **kwargs)
 
-    def _check_sizes(self, args: tuple[Any, ...]) -> None:
-        found = tuple(tuple(x.shape[1:]) for x in args if isinstance(x, Tensor))
-        if found != self.topology.sizes:
+    def _check_arguments(self, *found: Any) -> None:
+        """Raise ValueError where the model may take another path than the one that was followed."""
+        count, sizes = self.topology.arguments, self.topology.sizes
+        if count is not None and len(found) != count:
             raise ValueError(
-                f"HATNetwork: inputs have sizes {found} behind the first dimension, and the model"
-                f" branches on sizes, so that its units were followed for {self.topology.sizes}"
-                " alone: convert it with example_inputs of the size that it will see"
+                f"HATNetwork: {len(found)} arguments, and the model was followed with {count}:"
+                " convert it with example_inputs for all that it will be given"
+            )
+        if sizes is not None and sizes_of(found) != sizes:
+            raise ValueError(
+                f"HATNetwork: inputs have sizes {sizes_of(found)} behind the first dimension, and"
+                f" the model branches on sizes, so that its units were followed for {sizes} alone:"
+                " convert it with example_inputs of the size that it will see"
             )
 
     def _checked_scale(self, index: int, scale: float | Tensor | None) -> Tensor | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,8 +27,9 @@ class Topology:
         masks: by norm, the same for its output, with the channel dimension; absent: no mask.
         moved: masked layers whose mask is applied behind the BatchNorm that follows.
         written: modules whose output the network writes into in place.
-        sizes: of the inputs that are tensors, without the first dimension, where the forward
-            branches on sizes and so was followed for these alone; else None.
+        arguments: how many the forward was followed with; None where it was not.
+        sizes: as ``trace.sizes_of`` gives them, where the forward branches on sizes and so was
+            followed for these alone; else None.
     """
 
     units: dict[str, slice] = field(default_factory=dict)
@@ -35,7 +37,8 @@ class Topology:
     masks: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     moved: set[str] = field(default_factory=set)
     written: set[str] = field(default_factory=set)
-    sizes: tuple[tuple[int, ...], ...] | None = None
+    arguments: int | None = None
+    sizes: tuple[Any, ...] | None = None
 
     @property
     def num_units(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +38,16 @@ class Trace:
         graph: torch.fx graph; modules of torch.nn and task-aware ones are its leaves.
         results: what each node returned on the example inputs, with a Shape for each tensor.
         modules: the traced model's modules by name.
-        sizes: of the example inputs that are tensors, without the first dimension, where the
-            forward branches on sizes, so that the graph holds for these alone; else None.
+        arguments: how many the forward was given.
+        sizes: ``sizes_of`` them, where the forward branches on sizes, so that the graph holds for
+            these alone; else None.
     """
 
     graph: fx.Graph
     results: dict[fx.Node, Any]
     modules: dict[str, nn.Module]
-    sizes: tuple[tuple[int, ...], ...] | None = None
+    arguments: int
+    sizes: tuple[Any, ...] | None
 
     def calls(self, name: str) -> list[fx.Node]:
         """Nodes that call module ``name``."""
@@ -112,8 +114,19 @@ def trace(
         for module, mode in modes.items():
             module.training = mode
     modules = dict(model.named_modules(remove_duplicate=False))
-    sizes = tuple(tuple(x.shape[1:]) for x in inputs if isinstance(x, Tensor))
-    return Trace(graph, results, modules, sizes if tracer.branched else None)
+    sizes = sizes_of(inputs) if tracer.branched else None
+    return Trace(graph, results, modules, len(inputs), sizes)
+
+
+def sizes_of(arguments: Iterable[Any]) -> tuple[Any, ...]:
+    """A tensor's shape without its first dimension, a number or switch itself, else the type."""
+
+    def size(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return tuple(x.shape[1:])
+        return x if x is None or isinstance(x, (bool, int, float, str)) else type(x).__name__
+
+    return tuple(map(size, arguments))
 
 
 def shapes_in(result: Any) -> Iterator[Shape]:

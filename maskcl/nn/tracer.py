@@ -31,7 +31,7 @@ class Tracer(fx.Tracer):
         leaves: further modules that are not looked into.
 
     Attributes:
-        branched: whether a branch was taken on a size, or a size became a Python number.
+        branched: whether a branch was taken on a size or may have been on a switch.
     """
 
     record_stack_traces = True
@@ -65,7 +65,7 @@ class Tracer(fx.Tracer):
         type_expr: Any = None,
         proxy_factory_fn: Any = None,
     ) -> Any:
-        """A new node; where it is an argument of the forward and no tensor, the argument itself."""
+        """A new node; for an argument that is a switch or None, the argument itself."""
         proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
         is_given = bool(self._inputs)
         value = self._value(kind, target, args, kwargs)
@@ -75,6 +75,7 @@ class Tracer(fx.Tracer):
             is_given and type(value) in (int, float)
         )
         if kind == "placeholder" and not varies:
+            self.branched = self.branched or (is_given and value is not None)
             return value
         vars(proxy)["held"] = value
         return proxy

@@ -187,8 +187,27 @@ def test_arguments_without_an_example_take_their_defaults() -> None:
             h = torch.relu(self.first(x))
             return self.last(h if scale is None else h.exp() * scale)
 
-    net = to_hat(Optional(), 1, torch.randn(2, 4))
+    x = torch.randn(2, 4)
+    net = to_hat(Optional(), 1, x)
     assert net.topology.feeds["last"].tolist() == [[*range(6)]]
+    # With the argument closed units would not be 0.
+    with net.task(0), pytest.raises(ValueError, match=r"2 arguments, .* followed with 1"):
+        net(x, scale=x.mean())
+
+
+def test_a_switch_that_is_given_holds_for_its_value_alone() -> None:
+    class Switched(Branches):
+        def forward(self, x: Tensor, turned: bool = False) -> Tensor:
+            h = torch.relu(self.first(x))
+            return self.last(h.flip(1) if turned else h)
+
+    x = torch.randn(2, 4)
+    net = to_hat(Switched(), 1, (x, True))
+    assert net.topology.feeds["last"].tolist() == [[5, 4, 3, 2, 1, 0]]
+    with net.task(0):
+        assert net(x, True).shape == (2, 2)
+        with pytest.raises(ValueError, match=r"\(\(4,\), False\) .*for \(\(4,\), True\) alone"):
+            net(x, False)
 
 
 def test_a_layers_weight_read_without_calling_the_layer_is_refused() -> None:
