@@ -63,9 +63,7 @@ class HATMaskMLP(HATMaskBackbone, MLP):
             **kwargs,
         )
         self.batch_normalization = batch_normalization
-        widths = [*self.hidden_dims, output_dim]
-        for name, width in zip(self.weighted_layer_names, widths, strict=True):
-            self.task_embedding_t[name] = nn.Embedding(1, width)
+        self._embed_units()
         if batch_normalization == "independent":
             self.fc_bns = NormsByTask(self.fc_bn)
 
@@ -78,9 +76,8 @@ class HATMaskMLP(HATMaskBackbone, MLP):
         """
         if self.batch_normalization is None:
             return None
-        if self.batch_normalization == "independent" and stage in ("test", "unlearning_test"):
-            return self.fc_bns.of(self.current_task() if test_task_id is None else test_task_id)
-        return self.fc_bn
+        task = self._norm_task(stage, test_task_id)
+        return self.fc_bn if task is None else self.fc_bns.of(task)
 
     @spellings(task_id="test_task_id")
     def forward(  # type: ignore[override]

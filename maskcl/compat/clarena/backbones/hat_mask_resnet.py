@@ -78,9 +78,7 @@ class HATMaskResNetBase(HATMaskBackbone, ResNetBase):
             **kwargs,
         )
         self.batch_normalization = batch_normalization
-        for name in self.weighted_layer_names:
-            channels = self.get_layer_by_name(name).out_channels
-            self.task_embedding_t[name] = nn.Embedding(1, channels)
+        self._embed_units()
         if batch_normalization == "independent":
             self.conv_bn1s = NormsByTask(self.conv_bn1)
             for block in self.blocks():
@@ -112,9 +110,9 @@ class HATMaskResNetBase(HATMaskBackbone, ResNetBase):
         Arguments behind ``input`` are `get_mask`'s, and so are the errors.
         """
         mask = self.get_mask(stage, s_max, batch_idx, num_batches, test_task_id, test_mask)
-        norm_task, norm = None, getattr(self, "conv_bn1", None)
-        if self.batch_normalization == "independent" and stage in ("test", "unlearning_test"):
-            norm_task = self.current_task() if test_task_id is None else test_task_id
+        norm_task = self._norm_task(stage, test_task_id)
+        norm = getattr(self, "conv_bn1", None)
+        if norm_task is not None:
             norm = self.conv_bn1s.of(norm_task)
         activation = getattr(self, "conv_activation1", None)
         x = masked_layer(self.conv1, input, mask["conv1"], activation, norm)

@@ -82,6 +82,12 @@ class HATMaskBackbone(MaskedUnits):
         for norms in self.norms_by_task():
             norms.keep(self.current_task())
 
+    def _norm_task(self, stage: str, test_task_id: int | None) -> int | None:
+        """The task whose stored BatchNorms count at a stage; None: those in training."""
+        if self.batch_normalization == "independent" and stage in ("test", "unlearning_test"):
+            return self.current_task() if test_task_id is None else test_task_id
+        return None
+
     @spellings(task_id="test_task_id")
     def get_mask(
         self,

@@ -45,6 +45,12 @@ class MaskedUnits(CLBackbone):
             if str(task_id) not in norms:
                 norms.keep(task_id)
 
+    def _embed_units(self) -> None:
+        """Give each weighted layer an embedding of its units."""
+        for name in self.weighted_layer_names:
+            units = self.get_layer_by_name(name).weight.shape[0]
+            self.task_embedding_t[name] = nn.Embedding(1, units)
+
     def embeddings(self) -> list[nn.Parameter]:
         """The current task's embeddings, [1, units] each, in the layers' order.
 
