@@ -9,8 +9,9 @@ from torch import Tensor
 
 from maskcl.compat.begin.data import DataGraph
 from maskcl.compat.begin.scenarios.common import BaseScenarioLoader
+from maskcl.compat.begin.scenarios.items import ItemScenarioLoader, given_split
 from maskcl.compat.begin.scenarios.nodes import CUSTOM
-from maskcl.compat.begin.scenarios.places import Places, flags, in_a_row, places_of
+from maskcl.compat.begin.scenarios.places import Places, in_a_row
 from maskcl.graph import Graph
 from maskcl.problems.sampling import draw_negatives
 from maskcl.scenarios import Scenario, scores
@@ -18,7 +19,7 @@ from maskcl.scenarios.graph_cut import Items, Request
 from maskcl.scenarios.graph_links import link_scenario, split_links
 
 
-class LCScenarioLoader(BaseScenarioLoader):
+class LCScenarioLoader(ItemScenarioLoader):
     """Link classification; arguments as for `BaseScenarioLoader`.
 
     A dataset is a `DataGraph` whose ``edges()`` are links with ``edata`` as LCTrainer says; in the
@@ -35,11 +36,9 @@ class LCScenarioLoader(BaseScenarioLoader):
         graph: DataGraph = found["graph"]
         data, pairs = graph.edata, torch.stack(graph.edges(), dim=1)
         labels = data["label"].flatten()
-        if "train_mask" in data:
-            train = data["train_mask"] | data.get("val_mask", data["train_mask"])
-            test = data["test_mask"]
-        else:
-            train, test = split_links(pairs, graph.num_nodes(), labels, request.seed)
+        train, test = given_split(data) or split_links(
+            pairs, graph.num_nodes(), labels, request.seed
+        )
         items = Items(labels, train, test, data.get("domain"), data.get("time"))
         x = graph.ndata["feat"]
         return link_scenario(request, x, graph.num_nodes(), pairs, items, CUSTOM)
@@ -48,25 +47,7 @@ class LCScenarioLoader(BaseScenarioLoader):
         links, rows, test = _links(self._scenario, self._tested())
         current: Any = self._scenario.train_set(self._curr_task)
         graph = DataGraph(current.graph, links=links)
-        count, data = len(links), graph.edata
-        train = {task: rows[task][self._train[task]] for task in tasks}
-        val = {task: rows[task][self._val[task]] for task in tasks}
-        for name, chosen in (("train", train), ("val", val), ("test", test)):
-            data[f"{name}_mask"] = flags(count, torch.cat(list(chosen.values())))
-        first = self._labels(tasks[0])
-        data["label"] = first.new_full((count, *first.shape[1:]), -1)
-        for task in tasks:
-            data["label"][rows[task]] = self._labels(task)
-        if self.incr_type == "task":
-            masks = torch.ones(count, self.num_classes, dtype=torch.bool)
-            for task in rows:
-                masks[torch.cat([rows[task], test[task]])] = self._task_mask(task)
-            data["task_specific_mask"] = masks
-        places = {
-            "val": places_of(data["val_mask"], val),
-            "test": places_of(data["test_mask"], test),
-        }
-        return graph, places
+        return graph, self._write_items(graph.edata, len(links), tasks, rows, test)
 
 
 def _links(

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from maskcl.compat.begin.data import DataGraph
-from maskcl.compat.begin.scenarios.common import BaseScenarioLoader
-from maskcl.compat.begin.scenarios.places import Places, flags, places_of
+from maskcl.compat.begin.scenarios.items import ItemScenarioLoader, given_split
+from maskcl.compat.begin.scenarios.places import Places
 from maskcl.scenarios import Scenario
 from maskcl.scenarios.graph_build import About, node_scenario
 from maskcl.scenarios.graph_cut import Items, Request, split
@@ -16,7 +16,7 @@ from maskcl.scenarios.graph_cut import Items, Request, split
 CUSTOM = About("dataset_load_func", "as given", "as given")
 
 
-class NCScenarioLoader(BaseScenarioLoader):
+class NCScenarioLoader(ItemScenarioLoader):
     """Node classification; arguments as for `BaseScenarioLoader`.
 
     A dataset is a `DataGraph` with ``ndata`` as NCTrainer says. In the time setting it has the
@@ -31,38 +31,14 @@ class NCScenarioLoader(BaseScenarioLoader):
     def _custom(self, request: Request, found: dict[str, Any]) -> Scenario:
         graph: DataGraph = found["graph"]
         data = graph.ndata
-        train, test = split(data["label"], request.seed)
-        if "train_mask" in data:
-            train = data["train_mask"] | data.get("val_mask", data["train_mask"])
-            test = data["test_mask"]
+        train, test = given_split(data) or split(data["label"], request.seed)
         items = Items(data["label"], train, test, data.get("domain"), data.get("time"))
         return node_scenario(request, data["feat"], torch.stack(graph.edges()), items, CUSTOM)
 
     def _build(self, tasks: list[int]) -> tuple[DataGraph, Places]:
-        sets = {task: self._scenario.train_set(task) for task in range(self.num_tasks)}
-        graph = DataGraph(sets[self._curr_task].graph)  # type: ignore[attr-defined]
-        count, data = graph.num_nodes(), graph.ndata
-        test = {
-            task: self._scenario.test_inputs(task).nodes  # type: ignore[attr-defined]
-            for task in self._tested()
-        }
-        nodes: dict[int, Any] = {task: sets[task].nodes for task in tasks}  # type: ignore[attr-defined]
-        train = {task: nodes[task][self._train[task]] for task in tasks}
-        val = {task: nodes[task][self._val[task]] for task in tasks}
-        for name, rows in (("train", train), ("val", val), ("test", test)):
-            data[f"{name}_mask"] = flags(count, torch.cat(list(rows.values())))
-        first = self._labels(tasks[0])
-        data["label"] = first.new_full((count, *first.shape[1:]), -1)
-        for task in tasks:
-            data["label"][nodes[task]] = self._labels(task)
-        if self.incr_type == "task":
-            masks = torch.ones(count, self.num_classes, dtype=torch.bool)
-            for task in range(self.num_tasks):
-                own = self._scenario.train_set(task).nodes  # type: ignore[attr-defined]
-                masks[torch.cat([own, test[task]])] = self._task_mask(task)
-            data["task_specific_mask"] = masks
-        places = {
-            "val": places_of(data["val_mask"], val),
-            "test": places_of(data["test_mask"], test),
-        }
-        return graph, places
+        sets: dict[int, Any] = {k: self._scenario.train_set(k) for k in range(self.num_tasks)}
+        inputs: dict[int, Any] = {task: self._scenario.test_inputs(task) for task in self._tested()}
+        graph = DataGraph(sets[self._curr_task].graph)
+        nodes = {task: found.nodes for task, found in sets.items()}
+        test = {task: found.nodes for task, found in inputs.items()}
+        return graph, self._write_items(graph.ndata, graph.num_nodes(), tasks, nodes, test)
