@@ -10,10 +10,11 @@ from torch import Tensor, fx, nn
 from maskcl.export.flow import Flow
 from maskcl.export.labels import along
 from maskcl.export.layers import shrink
-from maskcl.export.step import Plan, mapped
+from maskcl.export.step import Plan
 from maskcl.nn.operations import READOUTS, operation
 from maskcl.nn.plain import UnitMask
 from maskcl.nn.trace import Trace
+from maskcl.nn.trees import mapped
 
 # Do nothing in evaluation mode.
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -54,8 +55,12 @@ class Builder:
         """A new node named as ``old``, of arguments that name old nodes."""
         if op == "call_module":
             self.root[target] = self.trace.modules[target]
-        args, kwargs = mapped(args, self.new), mapped(kwargs, self.new)
+        args, kwargs = self._read(args), self._read(kwargs)
         return self.graph.create_node(op, target, args, kwargs, old.name)
+
+    def _read(self, arguments: Any) -> Any:
+        """Arguments with new nodes for old ones."""
+        return mapped(arguments, fx.Node, self.new.__getitem__)
 
     def _written(self, node: fx.Node) -> Any:
         edit = self.plan.edits.get(node)
@@ -96,7 +101,7 @@ class Builder:
         """torch_geometric's readout in torch's own operations: fx cannot look into it again."""
         names = ("x", "batch", "size")
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-        x, batch, size = (mapped(given.get(name), self.new) for name in names)
+        x, batch, size = (self._read(given.get(name)) for name in names)
         if batch is None or size is None:
             return self.create(node, node.op, node.target, node.args, dict(node.kwargs))
         channels = int(self.plan.flows[node].kept(self.kept, 1).sum())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskcl.export.labels import along
+from maskcl.nn.provenance import aligned
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,21 +61,3 @@ def with_axis(shape: Sequence[int], dim: int, axis: Tensor, zero: Tensor) -> Flo
     axes: list[Tensor | None] = [None] * len(shape)
     axes[dim] = axis
     return Flow(tuple(shape), tuple(axes), along(zero, dim, len(shape)))
-
-
-def aligned(tensor: Tensor, rank: int) -> Tensor:
-    """A tensor with ``rank`` dimensions, as broadcasting aligns them."""
-    return tensor.reshape((1,) * (rank - tensor.dim()) + tuple(tensor.shape))
-
-
-def flows_in(tree: Any) -> Iterator[Flow]:
-    """All Flows in a node's result or arguments."""
-    if isinstance(tree, Flow):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from flows_in(item)
-    elif isinstance(tree, dict):
-        yield from flows_in(list(tree.values()))
-    elif isinstance(tree, slice):
-        yield from flows_in([tree.start, tree.stop, tree.step])

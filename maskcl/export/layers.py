@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from maskcl.export.flow import Flow, aligned, with_axis
+from maskcl.export.flow import Flow, with_axis
 from maskcl.export.labels import EVERY, Labels
 from maskcl.export.step import Step, nowhere
 from maskcl.nn.message_passing import refusal
 from maskcl.nn.plain import UnitMask
+from maskcl.nn.provenance import aligned
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from maskcl.export.arguments import WRITERS, written_sizes
-from maskcl.export.flow import Flow, flows_in
+from maskcl.export.flow import Flow
 from maskcl.export.labels import EVERY, along
-from maskcl.export.step import Step, replaced
+from maskcl.export.step import Step
 from maskcl.nn.provenance import compact as squeezed
+from maskcl.nn.trees import leaves, mapped
 
 if TYPE_CHECKING:
     from maskcl.export.build import Builder
@@ -37,7 +38,7 @@ class Call:
 
     def run(self, module: nn.Module | None, values: dict[fx.Node, Any]) -> Any:
         """What it returns on those values."""
-        args, kwargs = replaced((self.args, self.kwargs), lambda item: values[item])
+        args, kwargs = mapped((self.args, self.kwargs), fx.Node, values.__getitem__)
         if self.op == "call_module":
             assert module is not None
             return module(*args, **kwargs)
@@ -55,7 +56,7 @@ def moved(step: Step) -> Any:
         return None
     if found is None:
         return None
-    outputs = list(flows_in(found))
+    outputs = list(leaves(found, Flow))
     step.plan.checks[step.node] = lambda kept: move.call_for(kept, outputs) is not None
 
     def edit(builder: Builder) -> Any:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskcl.export.flow import Flow, aligned
+from maskcl.export.flow import Flow
 from maskcl.export.products import attention, matrix_product
 from maskcl.export.step import Step, nowhere, zeros_of
 from maskcl.nn import operations as ops
+from maskcl.nn.provenance import aligned
 
 _SOFTMAX = ("softmax", "log_softmax", "softmin")
 _MIXING = (*_SOFTMAX, "layer_norm", "group_norm", "rms_norm", "normalize", "instance_norm")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from maskcl.export.flow import Flow, aligned
+from maskcl.export.flow import Flow
 from maskcl.export.step import Step
+from maskcl.nn.provenance import aligned
 
 if TYPE_CHECKING:
     from maskcl.export.build import Builder

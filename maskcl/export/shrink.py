@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from maskcl.export.build import Builder
-from maskcl.export.flow import Flow, flows_in
+from maskcl.export.flow import Flow
 from maskcl.export.step import Plan
 from maskcl.export.walk import walk
 from maskcl.nn import ConversionError, HATNetwork, ImportanceNetwork, PiggybackNetwork, to_plain
@@ -15,6 +15,7 @@ from maskcl.nn.convert import replace_modules
 from maskcl.nn.message_passing import Aggregated
 from maskcl.nn.plain import UnitMask
 from maskcl.nn.trace import trace
+from maskcl.nn.trees import leaves
 from maskcl.nn.written import written_modules
 
 Network = HATNetwork | PiggybackNetwork | ImportanceNetwork
@@ -76,7 +77,7 @@ def _solved(plan: Plan) -> Tensor:
             return kept
         for node in failed:
             read = [plan.flows[n] for n in node.all_input_nodes]
-            for flow in flows_in([*read, plan.flows[node]]):
+            for flow in leaves([*read, plan.flows[node]], Flow):
                 _pin(plan, flow)
 
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from maskcl.export.flow import Flow, aligned, flows_in, whole
+from maskcl.export.flow import Flow, whole
 from maskcl.export.labels import Labels
+from maskcl.nn.provenance import aligned
 from maskcl.nn.trace import Shape, Trace
+from maskcl.nn.trees import leaves, mapped
 
 if TYPE_CHECKING:
     from maskcl.export.build import Builder
@@ -50,9 +52,9 @@ class Step:
         self.plan = plan
         self.labels = plan.labels
         self.result = trace.results[node]
-        self.args = mapped(node.args, plan.flows)
-        self.kwargs = mapped(node.kwargs, plan.flows)
-        self.flows = list(flows_in((self.args, self.kwargs)))
+        self.args = mapped(node.args, fx.Node, plan.flows.__getitem__)
+        self.kwargs = mapped(node.kwargs, fx.Node, plan.flows.__getitem__)
+        self.flows = list(leaves((self.args, self.kwargs), Flow))
 
     @property
     def module(self) -> nn.Module | None:
@@ -79,7 +81,7 @@ class Step:
         """The result with nothing known; all that it reads stays too."""
         for flow in self.flows:
             self.pin(flow)
-        return replaced(self.result, lambda shape: whole(shape.size))
+        return mapped(self.result, Shape, lambda shape: whole(shape.size))
 
     def joined_axes(self, flows: Sequence[Flow], dims: Sequence[int]) -> list[Tensor | None]:
         """Axes of tensors that broadcast to the result: along each of ``dims`` the same channels.
@@ -120,23 +122,3 @@ def zeros_of(flows: Sequence[Flow], rank: int, join: Callable[[Tensor, Tensor], 
 def nowhere(rank: int) -> Tensor:
     """No element is known to be 0."""
     return torch.zeros((1,) * rank, dtype=torch.bool)
-
-
-def mapped(tree: Any, values: dict[fx.Node, Any]) -> Any:
-    """Arguments with nodes replaced by ``values``, whatever these are."""
-    return replaced(tree, lambda item: values[item] if isinstance(item, fx.Node) else item)
-
-
-def replaced(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """A tree of tuples, lists, dicts and slices with all leaves changed."""
-    if isinstance(tree, torch.Size):
-        return tree
-    if isinstance(tree, list):
-        return [replaced(item, change) for item in tree]
-    if isinstance(tree, tuple):
-        return tuple(replaced(item, change) for item in tree)
-    if isinstance(tree, dict):
-        return {key: replaced(item, change) for key, item in tree.items()}
-    if isinstance(tree, slice):
-        return slice(*(replaced(item, change) for item in (tree.start, tree.stop, tree.step)))
-    return change(tree) if isinstance(tree, (fx.Node, Shape)) else tree

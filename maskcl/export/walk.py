@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from maskcl.export.flow import Flow, flows_in
+from maskcl.export.flow import Flow
 from maskcl.export.layers import layer_flow, norm_flow
 from maskcl.export.moves import moved
 from maskcl.export.operations import by_element, operation_flow, pooled, rows, softmaxed
@@ -17,6 +17,7 @@ from maskcl.nn.activations import keeps_zero
 from maskcl.nn.message_passing import is_channelwise
 from maskcl.nn.operations import operation
 from maskcl.nn.trace import Shape, Trace
+from maskcl.nn.trees import leaves
 
 # Say nothing about a tensor's size.
 _HARMLESS = ("dim", "ndim", "ndimension", "dtype", "device", "layout", "is_cuda", "requires_grad")
@@ -29,12 +30,12 @@ def walk(trace: Trace) -> Plan:
     plan = Plan()
     for node in trace.graph.nodes:
         if node.op == "output":
-            for flow in flows_in([plan.flows[n] for n in node.all_input_nodes]):
+            for flow in leaves([plan.flows[n] for n in node.all_input_nodes], Flow):
                 for axis in flow.axes:
                     plan.labels.pin(axis)
         else:
             plan.flows[node] = _Walker(trace, plan, node).flow()
-    axes = {id(a): a for f in flows_in(list(plan.flows.values())) for a in f.axes if a is not None}
+    axes = {id(a): a for f in leaves(plan.flows, Flow) for a in f.axes if a is not None}
     for axis in axes.values():
         plan.labels.at_least_one(axis)
     return plan
@@ -100,7 +101,7 @@ class _Walker:
         if name in ("cat", "concat", "concatenate"):
             return operation_flow(step)
         if name in ops.MOVES or (name == "getattr" and step.args[1] in ("T", "mT", "data")):
-            return moved(step) if len(list(flows_in(first))) == len(step.flows) else None
+            return moved(step) if len(list(leaves(first, Flow))) == len(step.flows) else None
         return operation_flow(step)
 
     def _picks_rows(self) -> bool:
@@ -162,7 +163,7 @@ class _Walker:
         if isinstance(found, Flow):
             return isinstance(self.step.result, Shape) and found.shape == self.step.result.size
         shapes = [s.size for s in self.step.result] if isinstance(self.step.result, tuple) else []
-        return [flow.shape for flow in flows_in(found)] == shapes
+        return [flow.shape for flow in leaves(found, Flow)] == shapes
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
@@ -19,6 +19,7 @@ from maskcl.nn.operations import operation
 from maskcl.nn.provenance import Value
 from maskcl.nn.state import NONE, TaskAware
 from maskcl.nn.trace import Shape, Trace
+from maskcl.nn.trees import leaves, mapped
 
 Layer = Callable[[fx.Node, TaskAware, Value], Value]
 
@@ -49,9 +50,9 @@ class _Node:
         self.trace = trace
         self.node = node
         self.result = trace.results[node]
-        read: Any = fx.node.map_arg((node.args, node.kwargs), lambda n: cast(Any, _Boxed(env[n])))
-        self.args, self.kwargs = _map(read, lambda x: x.inner if isinstance(x, _Boxed) else x)
-        self.values = list(_values((self.args, self.kwargs)))
+        self.args = mapped(node.args, fx.Node, env.__getitem__)
+        self.kwargs = mapped(node.kwargs, fx.Node, env.__getitem__)
+        self.values = list(leaves((self.args, self.kwargs), Value))
 
     def value(self, layer: Layer) -> Any:
         if self.node.op == "placeholder" or self.node.op == "get_attr":
@@ -109,7 +110,7 @@ class _Node:
             return self._rows()
         if name in ops.MOVES:
             first = self.args[0] if self.args else None
-            data = list(_values(first))
+            data = list(leaves(first, Value))
             return self._moved(self._call) if len(data) == len(self.values) else None
         if name == "getattr":
             return self._moved(self._call) if self.args[1] in ("T", "mT", "data") else None
@@ -123,9 +124,10 @@ class _Node:
             return self._sum()
         if name in ops.PRODUCTS:
             return p.product(self.values, self.result.size)
-        if name in ("matmul", "bmm"):
+        if name in ("matmul", "bmm") and len(self.args) == 2:
+            left, right = (x if isinstance(x, Value) else None for x in self.args)
             # Where units are summed over, each element comes from many: all tasks use it.
-            return self._matrix_product(self.args[0], self.args[1]) or p.every(self.result.size)
+            return p.contracted(left, right, self.result.size) or p.every(self.result.size)
         if name == "addcmul":
             return self._scaled_product()
         if name == "scaled_dot_product_attention":
@@ -182,23 +184,12 @@ class _Node:
         size = self.result.size
         return p.joined([first, p.product(factors, size)], size)
 
-    def _matrix_product(self, left: Any, right: Any) -> Value | None:
-        """Rows of ``left`` or columns of ``right``, where no units change along the summed side."""
-        size = self.result.size
-        for side, summed in ((right, -2), (left, -1)):
-            if not isinstance(side, Value) or not side.terms or side.problem or len(side.shape) < 2:
-                continue
-            terms = [p.aligned(term, len(size)) for term in side.terms]
-            if all(term.shape[summed] == 1 for term in terms):
-                return Value(tuple(terms), size)
-        return None
-
     def _attention(self) -> Value | None:
         named = [self.kwargs.get("value"), *self.args[2:3]]
         found = next((v for v in named if isinstance(v, Value)), None)
         if found is None or found.every:
             return None
-        return self._matrix_product(None, found)
+        return p.contracted(None, found, self.result.size)
 
     def _picks_rows(self) -> bool:
         index = self.args[-1]
@@ -248,9 +239,7 @@ class _Node:
 
         def move(terms: list[Tensor]) -> Any:
             rest = iter(terms)
-            args, kwargs = _map(
-                (self.args, self.kwargs), lambda x: next(rest) if isinstance(x, Value) else x
-            )
+            args, kwargs = mapped((self.args, self.kwargs), Value, lambda _: next(rest))
             return call(*args, **kwargs)
 
         try:
@@ -271,48 +260,11 @@ class _Node:
     def _fits(self, found: Any) -> bool:
         if isinstance(found, Value):
             return isinstance(self.result, Shape) and found.shape == self.result.size
-        sizes = [value.shape for value in _values(found)]
-        return sizes == [shape.size for shape in _shapes(self.result)]
+        sizes = [value.shape for value in leaves(found, Value)]
+        return sizes == [shape.size for shape in leaves(self.result, Shape)]
 
     def _all(self, make: Callable[[tuple[int, ...]], Value]) -> Any:
-        return _map(self.result, lambda x: make(x.size) if isinstance(x, Shape) else x)
+        return mapped(self.result, Shape, lambda shape: make(shape.size))
 
     def _where(self) -> str:
         return self.trace.describe(self.node)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Boxed:
-    """Keeps fx from reading a node's tuple of values as a tuple of arguments."""
-
-    inner: Any
-
-
-def _map(tree: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(tree, list):
-        return [_map(item, change) for item in tree]
-    if isinstance(tree, tuple):
-        return tuple(_map(item, change) for item in tree)
-    if isinstance(tree, dict):
-        return {key: _map(item, change) for key, item in tree.items()}
-    if isinstance(tree, slice):
-        return slice(*(_map(item, change) for item in (tree.start, tree.stop, tree.step)))
-    return change(tree)
-
-
-def _values(tree: Any) -> Iterator[Value]:
-    if isinstance(tree, Value):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _values(item)
-    elif isinstance(tree, dict):
-        yield from _values(list(tree.values()))
-
-
-def _shapes(tree: Any) -> Iterator[Shape]:
-    if isinstance(tree, Shape):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from _shapes(item)

@@ -134,6 +134,20 @@ def reduced(value: Value, shape: Sequence[int], dims: Sequence[int], keepdim: bo
     return Value(distinct(terms), tuple(shape), value.problem)
 
 
+def contracted(left: Value | None, right: Value | None, shape: Sequence[int]) -> Value | None:
+    """Matrix product: rows of ``left`` or columns of ``right``, either None where it is no Value.
+
+    None unless no units change along the summed side of one of the two.
+    """
+    for side, summed in ((right, -2), (left, -1)):
+        if side is None or not side.terms or side.problem or len(side.shape) < 2:
+            continue
+        terms = [aligned(term, len(shape)) for term in side.terms]
+        if all(term.shape[summed] == 1 for term in terms):
+            return Value(tuple(terms), tuple(shape))
+    return None
+
+
 def resized(value: Value, shape: Sequence[int], last: int) -> Value | None:
     """Pooling over the ``last`` dimensions; None where a term changes along one of them."""
     if value.every:

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.operations import READOUTS
 from maskcl.nn.tracer import Tracer
+from maskcl.nn.trees import leaves
 
 _OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
@@ -59,7 +60,7 @@ class Trace:
 
     def carries_tensor(self, node: fx.Node) -> bool:
         """Whether a node's result has a tensor in it."""
-        return any(True for _ in shapes_in(self.results.get(node)))
+        return any(True for _ in leaves(self.results.get(node), Shape))
 
     def describe(self, node: fx.Node) -> str:
         """A node as an error message names it: its name, what it calls and where in the source."""
@@ -127,17 +128,6 @@ def sizes_of(arguments: Iterable[Any]) -> tuple[Any, ...]:
         return x if x is None or isinstance(x, (bool, int, float, str)) else type(x).__name__
 
     return tuple(map(size, arguments))
-
-
-def shapes_in(result: Any) -> Iterator[Shape]:
-    """All Shapes in a recorded result."""
-    if isinstance(result, Shape):
-        yield result
-    elif isinstance(result, (tuple, list)):
-        for item in result:
-            yield from shapes_in(item)
-    elif isinstance(result, dict):
-        yield from shapes_in(list(result.values()))
 
 
 def _readouts() -> dict[str, Callable[..., Any]]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from maskcl.nn import HATNetwork, to_hat
+from maskcl.nn import ConversionError, HATNetwork, to_hat
 from tests.nn.zoo import MODELS, assert_restores, images
 
 NAMES = list(MODELS)
@@ -258,6 +258,12 @@ def test_units_that_are_mixed_all_count(name: str) -> None:
     assert (found if found is None else found.tolist()) == wanted
     net.finish_task(0)
     assert_restores(net, torch.randn(9, 4))
+
+
+def test_a_matrix_product_with_an_argument_by_name_is_refused_with_a_remedy() -> None:
+    model = Between(lambda x: torch.matmul(x, other=torch.ones(6, 6)))
+    with pytest.raises(ConversionError, match=r"matmul\(\).* cannot be followed.*sources="):
+        to_hat(model, 2, torch.randn(2, 4))
 
 
 def test_a_norm_of_tokens_of_which_one_has_no_units_is_read_by_every_task() -> None:
