@@ -11,9 +11,9 @@ from maskcl.export.flow import Flow
 from maskcl.export.step import Plan
 from maskcl.export.walk import walk
 from maskcl.nn import ConversionError, HATNetwork, ImportanceNetwork, PiggybackNetwork, to_plain
-from maskcl.nn.convert import replace_modules
 from maskcl.nn.message_passing import Aggregated
 from maskcl.nn.plain import UnitMask
+from maskcl.nn.swap import replace_modules
 from maskcl.nn.trace import trace
 from maskcl.nn.trees import leaves
 from maskcl.nn.written import written_modules

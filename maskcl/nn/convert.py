@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -13,27 +13,14 @@ from maskcl.nn.attach import unmasked
 from maskcl.nn.by_hand import Sources
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.heads import TaskHeads, head_like
-from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
+from maskcl.nn.layers import HATLinear
 from maskcl.nn.loose import loosen
-from maskcl.nn.message_passing import swapped_convolution
 from maskcl.nn.network import HATNetwork
-from maskcl.nn.norms import (
-    TaskBatchNorm1d,
-    TaskBatchNorm2d,
-    TaskBatchNorm3d,
-    TaskGroupNorm,
-    TaskLayerNorm,
-    TaskNorm,
-)
-from maskcl.nn.opened import Opened, computes_as, opened
 from maskcl.nn.owners import check_owners
 from maskcl.nn.state import Masked
-from maskcl.nn.topology import HATLayer, output_modules, sole_reader, weight_layers
+from maskcl.nn.swap import replace_modules, task_aware_like
+from maskcl.nn.topology import output_modules, sole_reader, weight_layers
 from maskcl.nn.trace import Shape, Trace, trace
-
-_CONVS: dict[type, type] = {nn.Conv1d: HATConv1d, nn.Conv2d: HATConv2d, nn.Conv3d: HATConv3d}
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_NORMS = (*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm)
 
 
 class FusedActivation(nn.Identity):
@@ -96,7 +83,7 @@ def to_hat(
     model = copy.deepcopy(model)
     if type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential):
         model = nn.Sequential(model)
-    replace_modules(model, lambda module: _swapped(module, num_tasks))
+    replace_modules(model, lambda module: task_aware_like(module, num_tasks))
     loosen(model, num_tasks)
     check_owners(model)
     traced = _trace(model, example_inputs, sources)
@@ -110,109 +97,6 @@ def to_hat(
         if getattr(module, "inplace", False) is True:
             setattr(module, "inplace", False)  # noqa: B010 - not every Module has it
     return HATNetwork(model, num_tasks, example_inputs, init=init, sources=sources)
-
-
-def replace_modules(model: nn.Module, change: Callable[[nn.Module], nn.Module | None]) -> None:
-    """Put ``change(child)`` in the place of each child for which it is not None, everywhere.
-
-    A module that occurs twice is changed once.
-    """
-    done: dict[int, nn.Module | None] = {}
-    kept: list[nn.Module] = []
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is None:
-                continue
-            if id(child) not in done:
-                kept.append(child)
-                done[id(child)] = change(child)
-            if (new := done[id(child)]) is not None:
-                parent._modules[name] = new
-
-
-def _swapped(module: nn.Module, num_tasks: int) -> nn.Module | None:
-    """The task-aware module for an ordinary one, None where it stays."""
-    kind = next((k for k in type(module).__mro__ if k is nn.Linear or k in _CONVS), None)
-    if kind is not None:
-        is_layer = _is_plain_layer(module) and computes_as(module, kind)
-        return _swapped_layer(module) if is_layer else None
-    return swapped_convolution(module) or task_norm(module, num_tasks)
-
-
-def task_norm(module: nn.Module, num_tasks: int) -> nn.Module | None:
-    """A TaskNorm of copies of an ordinary norm; None for a module of another kind.
-
-    A norm of a class of the user's own that goes on with other modules (timm's have an activation
-    in them) becomes a Sequential: the TaskNorm, then those modules.
-    """
-    kind = next((k for k in type(module).__mro__ if k in _NORMS), None)
-    if kind is None:
-        return None
-    found = Opened(module, [], True) if type(module) is kind else opened(module)
-    if kind in _BATCH_NORMS and not found.is_channelwise:
-        return None
-    new = _task_norm_like(module, num_tasks)
-    new.norms = nn.ModuleList(copy.deepcopy(found.norm) for _ in range(num_tasks))
-    new.training = module.training
-    return with_hooks(nn.Sequential(new, *found.tail) if found.tail else new, module)
-
-
-def _task_norm_like(module: nn.Module, num_tasks: int) -> TaskNorm:
-    """An empty one for this kind of norm."""
-    match module:
-        case nn.LayerNorm():
-            return TaskLayerNorm(module.normalized_shape, num_tasks, device="meta")
-        case nn.GroupNorm():
-            return TaskGroupNorm(module.num_groups, module.num_channels, num_tasks, device="meta")
-        case nn.BatchNorm1d():
-            return TaskBatchNorm1d(module.num_features, num_tasks, device="meta")
-        case nn.BatchNorm2d():
-            return TaskBatchNorm2d(module.num_features, num_tasks, device="meta")
-    assert isinstance(module, nn.BatchNorm3d)
-    return TaskBatchNorm3d(module.num_features, num_tasks, device="meta")
-
-
-def _is_plain_layer(module: nn.Module) -> bool:
-    """Whether it has a weight (and bias) of its own and nothing else, and trains."""
-    own = dict(module.named_parameters())
-    return set(own) <= {"weight", "bias"} and any(p.requires_grad for p in own.values())
-
-
-def _swapped_layer(module: nn.Module) -> HATLayer:
-    # Built without memory, then given the very parameters of the (copied) layer.
-    if isinstance(module, nn.Linear):
-        bias = module.bias is not None
-        new: HATLayer = HATLinear(module.in_features, module.out_features, bias, device="meta")
-    else:
-        assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        kind = next(k for k in type(module).__mro__ if k in _CONVS)
-        new = _CONVS[kind](**conv_options(module), device="meta")
-    new.weight, new.bias = module.weight, module.bias
-    return with_hooks(new, module)
-
-
-def conv_options(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
-    """A convolution's constructor arguments."""
-    names = (
-        "in_channels",
-        "out_channels",
-        "kernel_size",
-        "stride",
-        "padding",
-        "dilation",
-        "groups",
-    )
-    options = {name: getattr(conv, name) for name in (*names, "padding_mode")}
-    return {**options, "bias": conv.bias is not None}
-
-
-def with_hooks(new: Any, old: nn.Module) -> Any:
-    """``new`` with the hooks and the mode of ``old``."""
-    for name, value in vars(old).items():
-        if "hook" in name and value:
-            setattr(new, name, value)
-    new.training = old.training
-    return new
 
 
 def _trace(model: nn.Module, example_inputs: Any, sources: Sources | None) -> Trace | None:

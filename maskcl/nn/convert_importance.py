@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from maskcl.nn.convert import replace_modules
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.graph_checks import refuse_cached
 from maskcl.nn.heads import GrowingHead, TaskHeads, find_output, head_like
 from maskcl.nn.importance_network import ImportanceNetwork
+from maskcl.nn.swap import replace_modules
 
 
 def to_importance(

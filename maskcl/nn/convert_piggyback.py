@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from maskcl.nn.convert import conv_options, replace_modules, task_norm, with_hooks
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.graph_checks import is_graph_linear, refuse_cached, refuse_reading
 from maskcl.nn.heads import TaskHeads, find_output, head_like
@@ -22,6 +21,7 @@ from maskcl.nn.piggyback import (
     PiggybackLinear,
 )
 from maskcl.nn.piggyback_network import PiggybackNetwork
+from maskcl.nn.swap import conv_options, replace_modules, task_norm, with_hooks
 from maskcl.nn.weight_masks import PiggybackLayer, check_levels
 
 NORMS = ("frozen", "task")

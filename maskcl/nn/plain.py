@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.activations import keeps_zero, module_of
-from maskcl.nn.convert import FusedActivation, conv_options, replace_modules
+from maskcl.nn.convert import FusedActivation
 from maskcl.nn.heads import TaskHeads
 from maskcl.nn.importance_network import ImportanceNetwork
 from maskcl.nn.layers import HATLinear
@@ -20,6 +20,7 @@ from maskcl.nn.piggyback_network import PiggybackNetwork
 from maskcl.nn.plain_importance import plain_importance
 from maskcl.nn.plain_piggyback import plain_piggyback
 from maskcl.nn.state import Masked
+from maskcl.nn.swap import conv_options, replace_modules
 from maskcl.nn.topology import HAT_LAYERS, HATLayer
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

@@ -7,10 +7,10 @@ import copy
 import torch
 from torch import nn
 
-from maskcl.nn.convert import replace_modules, with_hooks
 from maskcl.nn.heads import GrowingHead, TaskHeads
 from maskcl.nn.importance_network import ImportanceNetwork
 from maskcl.nn.norms import TaskNorm
+from maskcl.nn.swap import replace_modules, with_hooks
 
 
 @torch.no_grad()

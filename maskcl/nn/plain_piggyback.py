@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.convert import conv_options, replace_modules, with_hooks
 from maskcl.nn.frozen import open_shortcuts, thaw_norm
 from maskcl.nn.heads import TaskHeads
 from maskcl.nn.norms import TaskNorm
 from maskcl.nn.piggyback import PIGGYBACK_LAYERS
 from maskcl.nn.piggyback_network import PiggybackNetwork
+from maskcl.nn.swap import conv_options, replace_modules, with_hooks
 from maskcl.nn.weight_masks import PiggybackLayer
 
 _CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
