@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from maskcl.export.flow import Flow, with_axis
 from maskcl.export.labels import EVERY, Labels
 from maskcl.export.step import Step, nowhere
-from maskcl.nn.message_passing import refusal
+from maskcl.nn.convolutions import refusal
 from maskcl.nn.plain import UnitMask
 from maskcl.nn.provenance import aligned
 

@@ -14,7 +14,7 @@ from maskcl.export.operations import by_element, operation_flow, pooled, rows, s
 from maskcl.export.step import Plan, Step
 from maskcl.nn import operations as ops
 from maskcl.nn.activations import keeps_zero
-from maskcl.nn.message_passing import is_channelwise
+from maskcl.nn.convolutions import is_channelwise
 from maskcl.nn.operations import operation
 from maskcl.nn.trace import Shape, Trace
 from maskcl.nn.trees import leaves

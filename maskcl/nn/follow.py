@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 from maskcl.nn import operations as ops
 from maskcl.nn import provenance as p
 from maskcl.nn.activations import keeps_zero
+from maskcl.nn.convolutions import is_channelwise
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.loose import TaskParameter
-from maskcl.nn.message_passing import HATMessagePassing, is_channelwise
+from maskcl.nn.message_passing import HATMessagePassing
 from maskcl.nn.operations import operation
 from maskcl.nn.provenance import Value
 from maskcl.nn.state import NONE, TaskAware

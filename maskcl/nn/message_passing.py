@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,52 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskcl.nn.activations import check_activation
+from maskcl.nn.convolutions import KINDS, is_geometric, is_message_passing, refusal
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.sparse import is_constant_csr, sparse_product
 from maskcl.nn.state import Masked
 from maskcl.ops import masked_activation
 from maskcl.reference.masked_forward import activate
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """Where a convolution keeps what.
-
-    Attributes:
-        bias: its parameter with an element for each output channel.
-        attention: parameters [1, heads, channels] whose product with the channels, summed over
-            them, decides how much a neighbour counts.
-        wanted: attribute -> the only values under which each output channel is a function of its
-            own rows of the weights, and of all inputs.
-    """
-
-    bias: str
-    attention: tuple[str, ...] = ()
-    wanted: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-
-
-_AGGREGATIONS = ("add", "sum", "mean", "max", "min")
-_KINDS = {
-    "GCNConv": _Kind("bias", wanted={"cached": (False,)}),
-    "GraphConv": _Kind("lin_rel.bias", wanted={"aggr": _AGGREGATIONS}),
-    "SAGEConv": _Kind(
-        "lin_l.bias",
-        wanted={"aggr": _AGGREGATIONS, "normalize": (False,), "project": (False,)},
-    ),
-    "GATConv": _Kind(
-        "bias", ("att_src", "att_dst"), wanted={"edge_dim": (None,), "residual": (False,)}
-    ),
-}
-
-# Without weights: an output channel comes from the same channel of the rows read, 0 from 0.
-_CHANNELWISE = (
-    "APPNP",
-    "LGConv",
-    "MaxAggregation",
-    "MeanAggregation",
-    "SimpleConv",
-    "SumAggregation",
-)
 
 
 class HATMessagePassing(Masked):
@@ -89,7 +47,7 @@ class HATMessagePassing(Masked):
         reason = refusal(conv)
         if reason is not None:
             raise ConversionError(f"HATMessagePassing: {reason}")
-        kind = _KINDS[type(conv).__name__]
+        kind = KINDS[type(conv).__name__]
         heads = conv.heads if kind.attention and conv.concat else 1
         self.in_channels: int = conv.in_channels
         self.out_channels: int = conv.out_channels * heads
@@ -142,7 +100,7 @@ class HATMessagePassing(Masked):
             conv._non_persistent_buffers_set.discard(name)
             value = getattr(self, name).detach().clone().view(shape)
             conv.register_parameter(name, nn.Parameter(value))
-        owner, name = _owner(conv, _KINDS[type(conv).__name__].bias)
+        owner, name = _owner(conv, KINDS[type(conv).__name__].bias)
         if self.bias is not None:
             owner.register_parameter(name, nn.Parameter(self.bias.detach().clone()))
             if closed is not None:
@@ -206,7 +164,7 @@ class Aggregated(nn.Module):
 
 def swapped_convolution(module: nn.Module) -> nn.Module | None:
     """What takes a convolution's place in a HATNetwork's model; None for all other modules."""
-    if not _is_geometric(module):
+    if not is_geometric(module):
         return None
     if type(module).__name__ == "GINConv":
         return Aggregated(module)
@@ -214,48 +172,7 @@ def swapped_convolution(module: nn.Module) -> nn.Module | None:
     return HATMessagePassing(module) if trains else None
 
 
-def is_known(module: nn.Module) -> bool:
-    """Whether it is a convolution that HATMessagePassing takes, its options apart."""
-    return _is_geometric(module) and type(module).__name__ in _KINDS
-
-
-def is_message_passing(module: nn.Module) -> bool:
-    """Whether it is a convolution of torch_geometric or of that kind."""
-    return any(base.__name__ == "MessagePassing" for base in type(module).__mro__)
-
-
-def is_channelwise(module: nn.Module) -> bool:
-    """Whether it reads rows of its first argument and keeps each channel to itself, 0 at 0."""
-    if not _is_geometric(module) or next(module.parameters(), None) is not None:
-        return False
-    name = type(module).__name__
-    return name in _CHANNELWISE or (
-        name == "GINConv" and isinstance(module.nn, nn.Identity) and module.aggr in _AGGREGATIONS
-    )
-
-
-def refusal(conv: nn.Module) -> str | None:
-    """Why a convolution cannot carry masks; None where it can."""
-    name = type(conv).__name__
-    if not is_known(conv):
-        return f"conv is a {name}, wanted one of {', '.join(_KINDS)}, GINConv; or freeze it"
-    for option, wanted in _KINDS[name].wanted.items():
-        found = getattr(conv, option, wanted[0])
-        if found not in wanted:
-            values = " or ".join(map(repr, wanted))
-            return f"{name} has {option}={found!r}, wanted {values}"
-    if not isinstance(conv.in_channels, int) or conv.in_channels < 1:
-        return (
-            f"{name} has in_channels={conv.in_channels!r}, wanted one number (run it once if lazy)"
-        )
-    return None
-
-
 def _owner(conv: nn.Module, path: str) -> tuple[Any, str]:
     """The module that holds a parameter, and the parameter's name there."""
     parent, _, name = path.rpartition(".")
     return conv.get_submodule(parent), name
-
-
-def _is_geometric(module: nn.Module) -> bool:
-    return type(module).__module__.split(".")[0] == "torch_geometric"

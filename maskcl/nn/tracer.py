@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, TraceError
 
-from maskcl.nn.message_passing import is_channelwise, is_message_passing
+from maskcl.nn.convolutions import is_channelwise, is_message_passing
 from maskcl.nn.state import TaskAware
 
 # The same at every size of the inputs.
