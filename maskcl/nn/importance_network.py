@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,28 +65,6 @@ class ImportanceNetwork(TaskNetwork):
         for module in model.modules():
             if isinstance(module, TaskAware):
                 module._state = self._state
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output for the active task.
-
-        Raises:
-            RuntimeError: no task is active.
-        """
-        self._active_task()
-        return self.model(*args, **kwargs)
-
-    def begin_task(self, task: int) -> None:
-        """Let what the task trains require gradients, and nothing else; all gradients are dropped.
-
-        Raises:
-            RuntimeError: the task is finished.
-        """
-        self._check_open("begin_task", task)
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for parameter in self.task_parameters(task):
-            parameter.requires_grad_(True)
 
     def finish_task(self, task: int) -> None:
         """Mark the task as trained, and freeze its own head and norms.

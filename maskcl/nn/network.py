@@ -232,19 +232,6 @@ class HATNetwork(TaskNetwork):
                 start = torch.ones(count)
         self.embeddings[task].copy_(start)
 
-    def begin_task(self, task: int) -> None:
-        """Let only what the task trains require gradients; all other gradients are dropped.
-
-        Raises:
-            RuntimeError: the task is finished.
-        """
-        self._check_open("begin_task", task)
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for parameter in self.task_parameters(task):
-            parameter.requires_grad_(True)
-
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains: the shared weights, its embedding, its norms' affine and its head."""
         self._check_task("task_parameters", task)

@@ -77,15 +77,6 @@ class PiggybackNetwork(TaskNetwork):
         """The task between begin_task and finish_task, None where there is none."""
         return None if self._state.cut is None else self._state.cut.task
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output for the active task.
-
-        Raises:
-            RuntimeError: no task is active, or it is neither finished nor in training.
-        """
-        self._active_task()
-        return self.model(*args, **kwargs)
-
     @contextmanager
     def task(self, index: int, scale: float | Tensor | None = None) -> Iterator[Self]:
         """Make a task active; nests, and what was active before returns on any exit.

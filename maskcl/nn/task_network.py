@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,28 @@ class TaskNetwork(nn.Module):
         finished = torch.zeros(num_tasks, dtype=torch.bool, device=self._device())
         self.register_buffer("finished", finished)
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output for the active task.
+
+        Raises:
+            RuntimeError: no task is active; or, in a PiggybackNetwork, it is neither finished nor
+                in training.
+        """
+        self._active_task()
+        return self.model(*args, **kwargs)
+
     def begin_task(self, task: int) -> None:
-        """Let only what the task trains require gradients; all other gradients are dropped."""
-        raise NotImplementedError
+        """Let what the task trains require gradients, and nothing else; all gradients are dropped.
+
+        Raises:
+            RuntimeError: the task is finished.
+        """
+        self._check_open("begin_task", task)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in self.task_parameters(task):
+            parameter.requires_grad_(True)
 
     def finish_task(self, task: int) -> None:
         """Record that the task is trained, and its masks; freeze all that is its own."""
