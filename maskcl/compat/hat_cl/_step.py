@@ -21,6 +21,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from maskcl.compat.hat_cl._eager import eager
 from maskcl.ops import clamp_grads_, restore_protected_
 
 # With no decay these leave an element where it is whose gradient and state are zero.
@@ -73,6 +74,7 @@ class Owner:
     def bound(self, task: int) -> None:
         """Called behind a step in which ``task`` ran."""
 
+    @eager
     def note(self, task: int, locked: tuple[int, ...] | None) -> None:
         """Say that ``task`` runs in training, while ``locked`` are not to change."""
         record = self._record
@@ -147,6 +149,7 @@ def _owners(held: set[int]) -> Iterator[Owner]:
             yield owner
 
 
+@eager
 @torch.no_grad()
 def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if not _OWNERS:
@@ -173,6 +176,7 @@ def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         watch.saved.update((id(p), p.detach().clone()) for p in kept if id(p) in held)
 
 
+@eager
 @torch.no_grad()
 def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     watch = _WATCHES.get(optimizer)

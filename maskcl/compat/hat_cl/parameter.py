@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from maskcl.compat.hat_cl import _step
 from maskcl.compat.hat_cl._base import TaskDependentMixin
+from maskcl.compat.hat_cl._eager import eager
 from maskcl.compat.hat_cl.types_ import ForgetResult
 
 
@@ -42,6 +43,7 @@ class TaskIndexedParameter(TaskDependentMixin, nn.ParameterList, _step.Owner):
         """How many tasks it has values for."""
         return len(self)
 
+    @eager
     def __getitem__(self, index: Any) -> Any:
         if self.training and isinstance(index, int) and torch.is_grad_enabled():
             self.note(index % len(self), None)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from maskcl.compat.hat_cl._eager import eager
 from maskcl.compat.hat_cl._product import LinearProduct
 from maskcl.compat.hat_cl.exceptions import MaskDimensionMismatchError
 from maskcl.compat.hat_cl.layout import MIXED, Layout, after_module, unit_index
@@ -57,6 +58,7 @@ class HATPayload:
         # Whether closed units of the unmasked data still hold what other tasks make of them.
         self.exposed = False
 
+    @eager
     def derive(self, data: Tensor | LinearProduct, **changes: Any) -> HATPayload:
         """Other data with the rest of this payload.
 
@@ -75,6 +77,7 @@ class HATPayload:
         return result
 
     @property
+    @eager
     def data(self) -> Tensor:
         """The masked data where there is a masker, else the unmasked ones."""
         found = self.masked_data
@@ -83,6 +86,7 @@ class HATPayload:
         return found
 
     @property
+    @eager
     def masked_data(self) -> Tensor | None:
         """The masked data; None where there is no masker."""
         if self._masked_data is None and self.masker is not None:
@@ -90,6 +94,7 @@ class HATPayload:
         return self._masked_data
 
     @property
+    @eager
     def unmasked_data(self) -> Tensor | None:
         """The data before their mask; None where they came masked."""
         if self._unmasked_data is None and self._product is not None:
@@ -97,12 +102,14 @@ class HATPayload:
         return self._unmasked_data
 
     @property
+    @eager
     def original_data(self) -> Tensor:
         """The data that the payload was made of."""
         found = self._masked_data if self.mask_applied else self.unmasked_data
         assert found is not None
         return found
 
+    @eager
     def activated(self, activation: str) -> Tensor:
         """act(data) under their mask, in one pass; for activations with act(m x) = m act(x)."""
         if self.masker is None or self._masked_data is not None:
@@ -131,6 +138,7 @@ class HATPayload:
             data = data.to(mask.dtype)
         return masked_activation(data, mask, activation=activation, channel_dim=dim)
 
+    @eager
     def forward_by(self, module: nn.Module, use_masked_data: bool = True) -> HATPayload:
         """The payload behind a module; see `utils.forward_hat_payload`."""
         from maskcl.compat.hat_cl.utils.forward import forward_hat_payload
@@ -148,12 +156,14 @@ class HATPayload:
         fields = {name: getattr(self, name) for name in (*names, "mask_applied")} | kwargs
         return fields | {"data": self.original_data} if include_data else fields
 
+    @eager
     def apply_mask(self) -> HATPayload:
         """A payload whose data are masked; itself where there is nothing to do."""
         if self.masker is None or self.mask_applied:
             return self
         return self.derive(self.data, mask_applied=True)
 
+    @eager
     def after(self, module: nn.Module, data: Tensor, **changes: Any) -> HATPayload:
         """The payload of what a module without weights made of ``data``."""
         out = module(data)
@@ -170,12 +180,14 @@ class HATPayload:
             layout = _known(source).then(op, tuple(numbers), before.shape)
         return source.derive(data, layout=layout, mask_applied=source.mask_applied)
 
+    @eager
     def reshape(self, *args: Any, **kwargs: Any) -> HATPayload:
         """Reshaped data, masked first; arguments as for ``torch.Tensor.reshape``."""
         source = self.apply_mask()
         data = source.original_data.reshape(*args, **kwargs)
         return self._moved("reshape", data.shape, data, source)
 
+    @eager
     def permute(self, *args: Any, **kwargs: Any) -> HATPayload:
         """Permuted data, masked first; arguments as for ``torch.Tensor.permute``."""
         source = self.apply_mask()
@@ -183,6 +195,7 @@ class HATPayload:
         dims = kwargs.get("dims", args[0] if args and not isinstance(args[0], int) else args)
         return self._moved("permute", [d % data.dim() for d in dims], data, source)
 
+    @eager
     def transpose(self, dim0: int, dim1: int) -> HATPayload:
         """Data with two dimensions exchanged, masked first."""
         dims = list(range(self.data.dim()))
@@ -195,11 +208,13 @@ class HATPayload:
             return mine or theirs
         return [*theirs, *(m for m in mine if not any(m is t for t in theirs))]
 
+    @eager
     def __add__(self, other: HATPayload | Tensor | float) -> HATPayload:
         """The sum of both masked data, to be masked again by this payload's masker."""
         data = self.data + (other.data if isinstance(other, HATPayload) else other)
         return self._combined(data, other, mask_applied=False)
 
+    @eager
     def __mul__(self, other: HATPayload | Tensor | float) -> HATPayload:
         """The product of both masked data, element by element; masked, therefore."""
         data = self.data * (other.data if isinstance(other, HATPayload) else other)
@@ -213,6 +228,7 @@ class HATPayload:
             data, prev_maskers=self._merged(other), layout=layout, mask_applied=mask_applied
         )
 
+    @eager
     def __matmul__(self, other: HATPayload | Tensor) -> HATPayload:
         """The matrix product of both masked data; the masker is ``other``'s.
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from maskcl.compat.hat_cl import _step
 from maskcl.compat.hat_cl._base import TaskDependentMixin
+from maskcl.compat.hat_cl._eager import eager
 from maskcl.compat.hat_cl.types_ import ForgetResult
 
 if TYPE_CHECKING:
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 
 class HATPayloadCarrierMixin(nn.Module, ABC):
-    """A module whose ``forward`` takes and returns a `HATPayload`."""
+    """A module whose ``forward`` takes and returns a `HATPayload`, outside of compiled code."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "forward" in vars(cls):
+            cls.forward = eager(cls.forward)  # type: ignore[method-assign]
 
     @abstractmethod
     def forward(self, pld: HATPayload) -> HATPayload:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from maskcl.compat.hat_cl._eager import eager
 from maskcl.compat.hat_cl.layout import MIXED
 from maskcl.compat.hat_cl.modules._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.modules.utils import base_to_task_dependent_mapping as mapping
@@ -18,6 +19,7 @@ _MASKED_BEHIND = (nn.Sigmoid, nn.Hardsigmoid, nn.LogSigmoid, nn.Softplus)
 _MIXING = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.ChannelShuffle)
 
 
+@eager
 def forward_hat_payload(
     module: nn.Module, hat_payload: HATPayload, use_masked_data: bool = True
 ) -> HATPayload:

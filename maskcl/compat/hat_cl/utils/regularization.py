@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from maskcl.compat.hat_cl._eager import eager
 from maskcl.compat.hat_cl.modules import HATMasker
 from maskcl.compat.hat_cl.modules.maskers._regulator import check_strategy
 
 
+@eager
 def get_hat_reg_term(module: nn.Module, strat: str, **kwargs: Any) -> Any:
     """The regularization term of all maskers of a module, a 0-d tensor; 0.0 where there is none.
 
