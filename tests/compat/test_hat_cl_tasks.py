@@ -51,6 +51,19 @@ def test_remembering(name, optimizer):
         assert same(before, outputs(net, x, range(task)))
 
 
+def test_gradients_left_from_an_earlier_task_move_nothing():
+    net, shape = trained("mlp", tasks=1)
+    x = torch.rand(3, *shape)
+    before = outputs(net, x, [0])
+    net.train()
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    payload(shape, 1).forward_by(net).data.square().sum().backward()
+    optimizer.step()
+    assert same(before, outputs(net, x, [0]))
+
+
 def test_learning_is_not_suppressed():
     net, shape = trained("mlp", tasks=1)
     x = torch.rand(4, *shape)

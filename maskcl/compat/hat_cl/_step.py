@@ -78,6 +78,7 @@ class Owner:
     def note(self, task: int, locked: tuple[int, ...] | None) -> None:
         """Say that ``task`` runs in training, while ``locked`` are not to change."""
         record = self._record
+        begins = record is None or record.stepped
         if record is None or record.stepped:
             self._record = _Record({task}, locked)
         else:
@@ -88,6 +89,9 @@ class Owner:
         _install()
         if locked and locked != self._settled:
             self._settled = locked
+            if begins:
+                # What is left of gradients that an earlier step has used.
+                _clear_grads(self.shared_parameters(locked))
             for watch in _WATCHES.values():
                 watch.settle(self, locked)
 
@@ -200,6 +204,13 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if rows:
         _clear_state(optimizer, rows)
     watch.inside, watch.saved = False, {}
+
+
+@torch.no_grad()
+def _clear_grads(rows: list[tuple[nn.Parameter, Sides]]) -> None:
+    for batch in _alike([(p.grad, sides) for p, sides in rows if p.grad is not None]):
+        out, into, groups = _columns([sides for _, sides in batch])
+        clamp_grads_([grad for grad, _ in batch], out, into, groups=groups)
 
 
 def _clear_state(optimizer: Optimizer, rows: list[tuple[nn.Parameter, Sides]]) -> None:

@@ -6,8 +6,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+# NumPy's, as what is kept must not be a tensor of the mode (inference, fake) it was asked for in.
+Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -39,37 +44,43 @@ class Layout:
 MIXED = Layout(0, (), mixed=True)
 
 
-@lru_cache(maxsize=64)
 def unit_index(layout: Layout) -> Tensor | None:
     """The unit of each element of the data, int64 of the data's shape; None where they mix."""
+    index = _unit_index(layout)
+    return None if index is None else torch.from_numpy(index)
+
+
+@lru_cache(maxsize=64)
+def _unit_index(layout: Layout) -> Index | None:
     if layout.mixed:
         return None
     ones = [1] * len(layout.shape)
     ones[layout.dim] = -1
-    index = torch.arange(layout.shape[layout.dim]).view(ones).expand(layout.shape)
+    units = np.arange(layout.shape[layout.dim], dtype=np.int64).reshape(ones)
+    index: Index = np.broadcast_to(units, layout.shape)
     for op, numbers in layout.ops:
         if op == "reshape":
             index = index.reshape(numbers)
         elif op == "permute":
-            index = index.permute(numbers)
+            index = index.transpose(numbers)
         elif index.shape == numbers and bool((index == index[..., :1, :]).all()):
             # Rows of the right factor are summed over: each column is one unit's all along.
             continue
         else:
             return None
-    return index
+    return index.copy()
 
 
 @lru_cache(maxsize=64)
-def feature_units(layout: Layout, feature_dim: int) -> Tensor | None:
+def feature_units(layout: Layout, feature_dim: int) -> Index | None:
     """The unit behind each feature, int64 [F]; None where a feature comes from several units."""
-    index = unit_index(layout)
-    if index is None or not -index.dim() <= feature_dim < index.dim():
+    index = _unit_index(layout)
+    if index is None or not -index.ndim <= feature_dim < index.ndim:
         return None
-    rows = index.movedim(feature_dim, -1).reshape(-1, index.shape[feature_dim])
+    rows = np.moveaxis(index, feature_dim, -1).reshape(-1, index.shape[feature_dim])
     if rows.shape[0] == 0 or not bool((rows == rows[:1]).all()):
         return None
-    return rows[0].clone()
+    return rows[0].copy()
 
 
 def after_module(layout: Layout | None, before: torch.Size, after: torch.Size, units: int) -> Any:

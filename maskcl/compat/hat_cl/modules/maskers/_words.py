@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from maskcl.compat.hat_cl.layout import Layout, feature_units
+from maskcl.compat.hat_cl.layout import Index, Layout, feature_units
 
 if TYPE_CHECKING:
     from maskcl.compat.hat_cl.modules.maskers.hat_masker import HATMasker
@@ -50,14 +51,16 @@ class Feed:
     """
 
     masker: HATMasker | None
-    units: Tensor | None = None
+    units: Index | None = None
 
     def words(self, tasks: tuple[int, ...]) -> Tensor | None:
         """int64 [I, W], or None for every task."""
         if self.masker is None:
             return None
         words = self.masker.words(tasks)
-        return words if self.units is None else words[self.units.to(words.device)]
+        if self.units is None:
+            return words
+        return words[torch.from_numpy(self.units).to(words.device)]
 
     def same(self, other: Feed) -> bool:
         """Whether it says the same."""
@@ -65,7 +68,7 @@ class Feed:
             return False
         if self.units is None or other.units is None:
             return True
-        return torch.equal(self.units, other.units)
+        return np.array_equal(self.units, other.units)
 
 
 @dataclass
@@ -90,8 +93,8 @@ class Feeds:
         key = (None if masker is None else id(masker), where, shape[feature_dim], feature_dim)
         if key in self._seen:
             return
-        self._seen.add(key)
         feed = _feed(masker, layout, shape[feature_dim], feature_dim)
+        self._seen.add(key)
         if not any(feed.same(other) for other in self.known):
             self.known.append(feed)
         self.saved = None
@@ -133,7 +136,7 @@ def _feed(masker: HATMasker | None, layout: Layout | None, inputs: int, feature_
     if inputs == units:
         return Feed(masker)
     if inputs % units == 0 and masker.mask_dim in (None, 1):
-        return Feed(masker, torch.arange(units).repeat_interleave(inputs // units))
+        return Feed(masker, np.arange(units, dtype=np.int64).repeat(inputs // units))
     return Feed(None)
 
 
@@ -146,12 +149,16 @@ class Cache:
 
     def get(self, key: Any, tensors: Sequence[Tensor], make: Callable[[], Any]) -> Any:
         """What ``make`` returned for ``key``, as long as ``tensors`` are what they were."""
+        if any(t.is_inference() for t in tensors):
+            return make()  # whether these are written cannot be seen
         found = self._kept.get(key)
         if found is not None and len(found[0]) == len(tensors):
             pairs = zip(found[0], tensors, strict=True)
             if all(t is now and version == now._version for (t, version), now in pairs):
                 return found[1]
-        value = make()
+        # What inference mode makes could not be used in training later.
+        with torch.inference_mode(False), torch.no_grad():
+            value = make()
         self._kept.pop(key, None)
         while len(self._kept) >= self._size:
             self._kept.pop(next(iter(self._kept)))
