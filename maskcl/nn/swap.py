@@ -22,7 +22,11 @@ from maskcl.nn.opened import Opened, computes_as, opened
 from maskcl.nn.topology import HATLayer
 
 _CONVS: dict[type, type] = {nn.Conv1d: HATConv1d, nn.Conv2d: HATConv2d, nn.Conv3d: HATConv3d}
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_BATCH_NORMS: dict[type, type] = {
+    nn.BatchNorm1d: TaskBatchNorm1d,
+    nn.BatchNorm2d: TaskBatchNorm2d,
+    nn.BatchNorm3d: TaskBatchNorm3d,
+}
 _NORMS = (*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -65,25 +69,19 @@ def task_norm(module: nn.Module, num_tasks: int) -> nn.Module | None:
     found = Opened(module, [], True) if type(module) is kind else opened(module)
     if kind in _BATCH_NORMS and not found.is_channelwise:
         return None
-    new = _task_norm_like(module, num_tasks)
+    new = _task_norm_like(module, kind, num_tasks)
     new.norms = nn.ModuleList(copy.deepcopy(found.norm) for _ in range(num_tasks))
     new.training = module.training
     return with_hooks(nn.Sequential(new, *found.tail) if found.tail else new, module)
 
 
-def _task_norm_like(module: nn.Module, num_tasks: int) -> TaskNorm:
+def _task_norm_like(module: Any, kind: type[nn.Module], num_tasks: int) -> TaskNorm:
     """An empty one for this kind of norm."""
-    match module:
-        case nn.LayerNorm():
-            return TaskLayerNorm(module.normalized_shape, num_tasks, device="meta")
-        case nn.GroupNorm():
-            return TaskGroupNorm(module.num_groups, module.num_channels, num_tasks, device="meta")
-        case nn.BatchNorm1d():
-            return TaskBatchNorm1d(module.num_features, num_tasks, device="meta")
-        case nn.BatchNorm2d():
-            return TaskBatchNorm2d(module.num_features, num_tasks, device="meta")
-    assert isinstance(module, nn.BatchNorm3d)
-    return TaskBatchNorm3d(module.num_features, num_tasks, device="meta")
+    if kind is nn.LayerNorm:
+        return TaskLayerNorm(module.normalized_shape, num_tasks, device="meta")
+    if kind is nn.GroupNorm:
+        return TaskGroupNorm(module.num_groups, module.num_channels, num_tasks, device="meta")
+    return _BATCH_NORMS[kind](module.num_features, num_tasks, device="meta")
 
 
 def _is_plain_layer(module: nn.Module) -> bool:
@@ -115,9 +113,9 @@ def conv_options(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
         "padding",
         "dilation",
         "groups",
+        "padding_mode",
     )
-    options = {name: getattr(conv, name) for name in (*names, "padding_mode")}
-    return {**options, "bias": conv.bias is not None}
+    return {**{name: getattr(conv, name) for name in names}, "bias": conv.bias is not None}
 
 
 def with_hooks(new: Any, old: nn.Module) -> Any:
