@@ -21,7 +21,7 @@ from maskcl.export.flow import Flow
 from maskcl.export.labels import EVERY, along
 from maskcl.export.step import Step
 from maskcl.nn.provenance import compact as squeezed
-from maskcl.nn.trees import leaves, mapped
+from maskcl.nn.trees import leaves_of, mapped
 
 if TYPE_CHECKING:
     from maskcl.export.build import Builder
@@ -56,7 +56,7 @@ def moved(step: Step) -> Any:
         return None
     if found is None:
         return None
-    outputs = list(leaves(found, Flow))
+    outputs = list(leaves_of(found, Flow))
     step.plan.checks[step.node] = lambda kept: move.call_for(kept, outputs) is not None
 
     def edit(builder: Builder) -> Any:

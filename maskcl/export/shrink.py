@@ -15,7 +15,7 @@ from maskcl.nn.message_passing import Aggregated
 from maskcl.nn.plain import UnitMask
 from maskcl.nn.swap import replace_modules
 from maskcl.nn.trace import trace
-from maskcl.nn.trees import leaves
+from maskcl.nn.trees import leaves_of
 from maskcl.nn.written import written_modules
 
 Network = HATNetwork | PiggybackNetwork | ImportanceNetwork
@@ -77,7 +77,7 @@ def _solved(plan: Plan) -> Tensor:
             return kept
         for node in failed:
             read = [plan.flows[n] for n in node.all_input_nodes]
-            for flow in leaves([*read, plan.flows[node]], Flow):
+            for flow in leaves_of([*read, plan.flows[node]], Flow):
                 _pin(plan, flow)
 
 

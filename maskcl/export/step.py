@@ -13,7 +13,7 @@ from maskcl.export.flow import Flow, whole
 from maskcl.export.labels import Labels
 from maskcl.nn.provenance import aligned
 from maskcl.nn.trace import Shape, Trace
-from maskcl.nn.trees import leaves, mapped
+from maskcl.nn.trees import leaves_of, mapped
 
 if TYPE_CHECKING:
     from maskcl.export.build import Builder
@@ -54,7 +54,7 @@ class Step:
         self.result = trace.results[node]
         self.args = mapped(node.args, fx.Node, plan.flows.__getitem__)
         self.kwargs = mapped(node.kwargs, fx.Node, plan.flows.__getitem__)
-        self.flows = list(leaves((self.args, self.kwargs), Flow))
+        self.flows = list(leaves_of((self.args, self.kwargs), Flow))
 
     @property
     def module(self) -> nn.Module | None:

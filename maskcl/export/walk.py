@@ -17,7 +17,7 @@ from maskcl.nn.activations import keeps_zero
 from maskcl.nn.convolutions import is_channelwise
 from maskcl.nn.operations import operation
 from maskcl.nn.trace import Shape, Trace
-from maskcl.nn.trees import leaves
+from maskcl.nn.trees import leaves_of
 
 # Say nothing about a tensor's size.
 _HARMLESS = ("dim", "ndim", "ndimension", "dtype", "device", "layout", "is_cuda", "requires_grad")
@@ -30,12 +30,12 @@ def walk(trace: Trace) -> Plan:
     plan = Plan()
     for node in trace.graph.nodes:
         if node.op == "output":
-            for flow in leaves([plan.flows[n] for n in node.all_input_nodes], Flow):
+            for flow in leaves_of([plan.flows[n] for n in node.all_input_nodes], Flow):
                 for axis in flow.axes:
                     plan.labels.pin(axis)
         else:
             plan.flows[node] = _Walker(trace, plan, node).flow()
-    axes = {id(a): a for f in leaves(plan.flows, Flow) for a in f.axes if a is not None}
+    axes = {id(a): a for f in leaves_of(plan.flows, Flow) for a in f.axes if a is not None}
     for axis in axes.values():
         plan.labels.at_least_one(axis)
     return plan
@@ -101,7 +101,7 @@ class _Walker:
         if name in ("cat", "concat", "concatenate"):
             return operation_flow(step)
         if name in ops.MOVES or (name == "getattr" and step.args[1] in ("T", "mT", "data")):
-            return moved(step) if len(list(leaves(first, Flow))) == len(step.flows) else None
+            return moved(step) if len(list(leaves_of(first, Flow))) == len(step.flows) else None
         return operation_flow(step)
 
     def _picks_rows(self) -> bool:
@@ -163,7 +163,7 @@ class _Walker:
         if isinstance(found, Flow):
             return isinstance(self.step.result, Shape) and found.shape == self.step.result.size
         shapes = [s.size for s in self.step.result] if isinstance(self.step.result, tuple) else []
-        return [flow.shape for flow in leaves(found, Flow)] == shapes
+        return [flow.shape for flow in leaves_of(found, Flow)] == shapes
 
 
 def _has_hooks(module: nn.Module) -> bool:

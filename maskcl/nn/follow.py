@@ -20,7 +20,7 @@ from maskcl.nn.operations import operation
 from maskcl.nn.provenance import Value
 from maskcl.nn.state import NONE, TaskAware
 from maskcl.nn.trace import Shape, Trace
-from maskcl.nn.trees import leaves, mapped
+from maskcl.nn.trees import leaves_of, mapped
 
 Layer = Callable[[fx.Node, TaskAware, Value], Value]
 
@@ -53,7 +53,7 @@ class _Node:
         self.result = trace.results[node]
         self.args = mapped(node.args, fx.Node, env.__getitem__)
         self.kwargs = mapped(node.kwargs, fx.Node, env.__getitem__)
-        self.values = list(leaves((self.args, self.kwargs), Value))
+        self.values = list(leaves_of((self.args, self.kwargs), Value))
 
     def value(self, layer: Layer) -> Any:
         if self.node.op == "placeholder" or self.node.op == "get_attr":
@@ -111,7 +111,7 @@ class _Node:
             return self._rows()
         if name in ops.MOVES:
             first = self.args[0] if self.args else None
-            data = list(leaves(first, Value))
+            data = list(leaves_of(first, Value))
             return self._moved(self._call) if len(data) == len(self.values) else None
         if name == "getattr":
             return self._moved(self._call) if self.args[1] in ("T", "mT", "data") else None
@@ -261,8 +261,8 @@ class _Node:
     def _fits(self, found: Any) -> bool:
         if isinstance(found, Value):
             return isinstance(self.result, Shape) and found.shape == self.result.size
-        sizes = [value.shape for value in leaves(found, Value)]
-        return sizes == [shape.size for shape in leaves(self.result, Shape)]
+        sizes = [value.shape for value in leaves_of(found, Value)]
+        return sizes == [shape.size for shape in leaves_of(self.result, Shape)]
 
     def _all(self, make: Callable[[tuple[int, ...]], Value]) -> Any:
         return mapped(self.result, Shape, lambda shape: make(shape.size))

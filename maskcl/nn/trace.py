@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from maskcl.nn.errors import ConversionError
 from maskcl.nn.operations import READOUTS
 from maskcl.nn.tracer import Tracer
-from maskcl.nn.trees import leaves
+from maskcl.nn.trees import leaves_of
 
 _OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
@@ -60,7 +60,7 @@ class Trace:
 
     def carries_tensor(self, node: fx.Node) -> bool:
         """Whether a node's result has a tensor in it."""
-        return any(True for _ in leaves(self.results.get(node), Shape))
+        return any(True for _ in leaves_of(self.results.get(node), Shape))
 
     def describe(self, node: fx.Node) -> str:
         """A node as an error message names it: its name, what it calls and where in the source."""

@@ -27,14 +27,14 @@ def mapped(tree: Any, kind: type[Any], change: Callable[[Any], Any]) -> Any:
     return tree
 
 
-def leaves(tree: Any, kind: type[Leaf]) -> Iterator[Leaf]:
+def leaves_of(tree: Any, kind: type[Leaf]) -> Iterator[Leaf]:
     """All leaves of this kind, in the order in which `mapped` comes to them."""
     if isinstance(tree, kind):
         yield tree
     elif isinstance(tree, (tuple, list)):
         for item in tree:
-            yield from leaves(item, kind)
+            yield from leaves_of(item, kind)
     elif isinstance(tree, dict):
-        yield from leaves(list(tree.values()), kind)
+        yield from leaves_of(list(tree.values()), kind)
     elif isinstance(tree, slice):
-        yield from leaves((tree.start, tree.stop, tree.step), kind)
+        yield from leaves_of((tree.start, tree.stop, tree.step), kind)
