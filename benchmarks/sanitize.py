@@ -54,6 +54,23 @@ def masked_forward(dtype):
                 yield "masked_activation_backward", g, y, m, None, *rest[2:], True, True, True
 
 
+def open_products(dtype):
+    for batch, inputs, outputs in PRODUCTS:
+        shut = (torch.arange(max(inputs, outputs)) % 2).to(dtype)
+        x, g = filled((batch, inputs), dtype), filled((batch, outputs), dtype)
+        x, g, w = x * shut[:inputs], g * shut[:outputs], filled((outputs, inputs), dtype)
+        for bias in (None, filled(outputs, dtype)):
+            yield "open_linear", x, w, bias
+        yield "open_linear_backward", g, x, w, True, True
+    for stride, padding in ((1, 0), (2, 1)):
+        window = [stride] * 2, [padding] * 2, [1, 1]
+        x = (filled((3, 18, 6, 5), dtype) * (torch.arange(18) % 2).view(-1, 1, 1)).to(dtype)
+        x, w = x.contiguous(memory_format=torch.channels_last), filled((17, 18, 3, 2), dtype)
+        yield "open_conv", x, w, filled(17, dtype), *window
+        g = filled(torch.conv2d(x, w, None, stride, padding).shape, dtype)
+        yield "open_conv_backward", g, x, w, *window, True, True, True
+
+
 def grad_clamp(dtype):
     shapes, groups = map(list, zip(*WEIGHTS, strict=True))
     grads, saved = ([filled(s, dtype) for s in shapes] for _ in range(2))
@@ -132,7 +149,7 @@ def importance(dtype):
             yield "linear_importance_", omega, x, g, 0.25, square
 
 
-CASES = (gate, masked_forward, grad_clamp, weight_mask, bitmask, importance)
+CASES = (gate, masked_forward, open_products, grad_clamp, weight_mask, bitmask, importance)
 
 
 def outcome(function, arguments, device):

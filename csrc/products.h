@@ -36,6 +36,22 @@ inline void batched_matmul_out(const Tensor& a, const Tensor& b, const Tensor& o
   TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(bmm_out)(out.get(), a.get(), b.get()));
 }
 
+// out = x W^T + b, as an ordinary linear layer has it
+inline void linear_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out) {
+  Tensor w = weight;
+  const Tensor columns = torch::stable::transpose(w, 0, 1);
+  if (!bias) return matmul_out(x, columns, out);
+  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(addmm_out)(out.get(), bias->get(), x.get(), columns.get(), 1.0, 1.0));
+}
+
+// Of its output's gradient: dx = g W and dW = g^T x, where they are wanted.
+inline void linear_backward_out(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor* dx,
+                                const Tensor* dweight) {
+  Tensor g = grad;
+  if (dx) matmul_out(grad, weight, *dx);
+  if (dweight) matmul_out(torch::stable::transpose(g, 0, 1), x, *dweight);
+}
+
 inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
   Tensor source = t;
   return torch::stable::narrow(source, 0, first, count);

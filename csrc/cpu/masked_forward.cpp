@@ -207,10 +207,12 @@ void forward(const Tensor& x, const Tensor& y, const Tensor& mask, const std::op
     const C leak = static_cast<C>(slope);
     if (layout.inner == repeat) {
       parallel(layout.outer, width, [&](int64_t begin, int64_t end) {
+        const FlushSubnormals flush;
         run_rows(from + begin * width, b, m, to + begin * width, end - begin, width, activation, leak);
       });
     } else {
       parallel(layout.outer * layout.channels, layout.inner, [&](int64_t begin, int64_t end) {
+        const FlushSubnormals flush;
         run_planes(from, b, m, to, begin, end, layout, activation, leak);
       });
     }
@@ -266,11 +268,13 @@ void backward(const Backward<T, C>& pass, const Layout& layout, int64_t repeat, 
   std::vector<C> dm(blocks * width, C(0)), db(blocks * width, C(0));
   if (planes) {
     parallel(layout.outer * width, layout.inner, [&](int64_t begin, int64_t end) {
+      const FlushSubnormals flush;
       run_backward_planes(pass, begin, end, layout, dm.data(), db.data());
     });
   } else {
     const int64_t tiles = (width + kColumns - 1) / kColumns;
     parallel(blocks * tiles, rows * std::min(width, kColumns), [&](int64_t begin, int64_t end) {
+      const FlushSubnormals flush;
       for (int64_t t = begin; t < end; ++t) {
         const int64_t block = t / tiles, column = (t % tiles) * kColumns;
         run_tile(pass, block * rows, std::min((block + 1) * rows, layout.outer), width, column,

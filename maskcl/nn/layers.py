@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.activations import check_activation
 from maskcl.nn.state import Masked
-from maskcl.ops import masked_linear
+from maskcl.ops import masked_linear, open_conv
 from maskcl.reference.masked_forward import activate
 
 
@@ -64,6 +64,17 @@ class HATLinear(Masked, nn.Linear):
         )
 
 
+def convolved(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """What ``layer``, an ``nn.Conv1d``, 2d or 3d, makes of x with this weight and bias.
+
+    Closed channels of channels_last images are left out on a CPU.
+    """
+    simple = layer.padding_mode == "zeros" and layer.groups == 1
+    if isinstance(layer, nn.Conv2d) and simple and not isinstance(layer.padding, str):
+        return open_conv(x, weight, bias, layer.stride, layer.padding, layer.dilation)
+    return layer._conv_forward(x, weight, bias)
+
+
 class _HATConv(Masked):
     """What the convolutions share; ``_space`` is their number of spatial dimensions."""
 
@@ -85,7 +96,7 @@ class _HATConv(Masked):
     def forward(self, input: Tensor) -> Tensor:
         """act(conv(x)) * mask, the mask along the channels."""
         # The convolution adds the bias itself: its kernels do so for nothing.
-        y = self._conv_forward(input, self.weight, self.bias)
+        y = convolved(self, input, self.weight, self.bias)
         return self._finish(y, y.dim() - 1 - self._space)
 
 

@@ -28,6 +28,7 @@ from maskcl.ops.importance import (
     mas_penalty_grads_,
 )
 from maskcl.ops.masked_forward import masked_activation, masked_linear
+from maskcl.ops.open_products import open_conv
 from maskcl.ops.weight_mask import (
     binarize,
     kth_largest,
@@ -57,6 +58,7 @@ __all__ = [
     "mas_penalty_grads_",
     "masked_activation",
     "masked_linear",
+    "open_conv",
     "or_words",
     "pack_mask",
     "pack_scores",

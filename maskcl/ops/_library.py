@@ -33,6 +33,16 @@ SIGNATURES = {
         " str activation, float slope, int channel_dim, bool from_output, bool mask_grad,"
         " bool bias_grad) -> (Tensor, Tensor, Tensor)",
     ),
+    "open_products": (
+        "open_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor",
+        "open_linear_backward(Tensor grad, Tensor x, Tensor weight, bool want_x, bool want_weight)"
+        " -> (Tensor, Tensor)",
+        "open_conv(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding,"
+        " int[] dilation) -> Tensor",
+        "open_conv_backward(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding,"
+        " int[] dilation, bool want_x, bool want_weight, bool want_bias)"
+        " -> (Tensor, Tensor, Tensor)",
+    ),
     "grad_clamp": (
         "clamp_grads_(Tensor(a!)[] grads, Tensor[] out_tasks, Tensor[] in_tasks, int[] groups,"
         " bool exact, str rule, float[] values, int seed) -> ()",

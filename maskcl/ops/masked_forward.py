@@ -12,6 +12,7 @@ from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction
 from maskcl.ops._library import fake
+from maskcl.ops.open_products import linear, linear_backward
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.masked_forward import ACTIVATIONS, FROM_OUTPUT
 
@@ -199,7 +200,7 @@ class MaskedLinearFunction(OpFunction):
         x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float
     ) -> Tensor:
         # The product adds the bias, so that an ordinary Linear has the same bits.
-        y = F.linear(x, weight, bias)
+        y = linear(x, weight, bias)
         backends.select("masked_activation_", y)(y, mask, None, activation, slope, y.dim() - 1)
         return y
 
@@ -217,11 +218,7 @@ class MaskedLinearFunction(OpFunction):
         dz, dmask, dbias = run(
             grad, y, mask, None, activation, slope, last, True, want_mask, want_bias
         )
-        dx = dz @ weight if want_x else None
-        dweight = None
-        if want_weight:
-            rows = dz if last == 1 else dz.reshape(-1, dz.shape[-1])
-            dweight = rows.t() @ (x if last == 1 else x.reshape(-1, x.shape[-1]))
+        dx, dweight = linear_backward(dz, x, weight, want_x, want_weight)
         return (
             dx,
             dweight,

@@ -34,6 +34,9 @@ def sample_inputs(name: str, dtype: torch.dtype, device: str, strided: bool) -> 
     select = (None, "binary", 0.1, False, 1.0)
     soft = (None, "soft", 0.1, False, 2.0)
     words = ops.pack_mask(scores.detach(), ternary=True)
+    images, filters = leaf(2, 5, 4, 8 if strided else 4), leaf(3, 5, 2, 4 if strided else 2)
+    images = images.contiguous(memory_format=torch.channels_last)
+    window = [1, 1], [0, 0], [1, 1]
     shape = list(scores.shape)
     return {
         "weight_mask": (scores, *soft),
@@ -78,6 +81,18 @@ def sample_inputs(name: str, dtype: torch.dtype, device: str, strided: bool) -> 
         "masked_activation": (x, unit, unit, "relu", 0.01, 1),
         "masked_activation_": (x.detach(), unit, unit, "gelu", 0.01, 1),
         "masked_activation_backward": (g, x, unit, unit, "relu", 0.01, 1, False, True, True),
+        "open_linear": (rows, weight, leaf(3)),
+        "open_linear_backward": (leaf(2, 6)[:, :3].detach(), rows, weight, True, True),
+        "open_conv": (images, filters, leaf(3), *window),
+        "open_conv_backward": (
+            leaf(2, 3, 3, 6 if strided else 3).detach(),
+            images,
+            filters,
+            *window,
+            True,
+            True,
+            True,
+        ),
         "clamp_grads_": (*lists, True, "hat", [0.0], 0),
         "restore_protected_": (lists[0], [g.clone()], *lists[1:], True),
         "clamp_grads_soft_": (lists[0], [unit[:3]], [unit], [1], "min"),

@@ -1,0 +1,68 @@
+// Convolutions of channels_last images by the device's own library.
+#pragma once
+
+#include "products.h"
+
+namespace maskcl {
+
+struct ConvolutionOptions {
+  const std::vector<int64_t>&stride, &padding, &dilation;
+};
+
+inline std::vector<int64_t> output_sizes(const Tensor& x, const Tensor& weight, const ConvolutionOptions& o) {
+  std::vector<int64_t> sizes{x.size(0), weight.size(0)};
+  for (int d = 0; d < 2; ++d) {
+    const int64_t reach = o.dilation[d] * (weight.size(2 + d) - 1) + 1;
+    sizes.push_back((x.size(2 + d) + 2 * o.padding[d] - reach) / o.stride[d] + 1);
+  }
+  return sizes;
+}
+
+// Fresh images [N, C, H, W] in the order [N, H, W, C].
+inline Tensor empty_images(const Tensor& like, const std::vector<int64_t>& sizes) {
+  Tensor t = torch::stable::new_empty(like, {sizes[0], sizes[2], sizes[3], sizes[1]});
+  t = torch::stable::transpose(t, 1, 3);
+  return torch::stable::transpose(t, 2, 3);
+}
+
+inline Tensor in_channels_last(const Tensor& t) {
+  if (is_channels_last(t)) return t;
+  Tensor out = empty_images(t, {t.size(0), t.size(1), t.size(2), t.size(3)});
+  torch::stable::copy_(out, t);
+  return out;
+}
+
+inline Tensor convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                          const ConvolutionOptions& o) {
+  const int64_t none[2] = {0, 0};
+  AtenTensorHandle added = bias ? bias->get() : nullptr, y = nullptr;
+  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(convolution)(x.get(), weight.get(), bias ? &added : nullptr, o.stride.data(), 2,
+                                                     o.padding.data(), 2, o.dilation.data(), 2, 0, none, 2, 1, &y));
+  return Tensor(y);
+}
+
+// (dx, dweight, dbias); those not wanted have no elements.
+inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& dz, const Tensor& x, const Tensor& weight,
+                                                               const ConvolutionOptions& o,
+                                                               const std::array<bool, 3>& wanted) {
+  std::array<Tensor, 3> out{torch::stable::new_empty(x, {0}), torch::stable::new_empty(weight, {0}),
+                            torch::stable::new_empty(weight, {0})};
+  if (!wanted[0] && !wanted[1] && !wanted[2]) return {out[0], out[1], out[2]};
+  const int64_t none[2] = {0, 0}, outs = weight.size(0);
+  const int64_t* bias_sizes = &outs;
+  const int32_t mask[3] = {wanted[0], wanted[1], wanted[2]};
+  AtenTensorHandle found[3] = {};
+  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(convolution_backward)(
+      dz.get(), x.get(), weight.get(), &bias_sizes, 1, o.stride.data(), 2, o.padding.data(), 2, o.dilation.data(), 2, 0,
+      none, 2, 1, mask, 3, &found[0], &found[1], &found[2]));
+  for (int i = 0; i < 3; ++i) {
+    if (!found[i]) continue;
+    const Tensor made(found[i]);
+    if (wanted[i]) out[i] = made;
+  }
+  if (wanted[0]) out[0] = in_channels_last(out[0]);
+  if (wanted[1]) out[1] = in_order_of(out[1], weight);
+  return {out[0], out[1], out[2]};
+}
+
+}  // namespace maskcl

@@ -1,0 +1,127 @@
+// The products of a linear layer over open units, for batches of 32 to a few hundred rows.
+#pragma once
+
+#include "open_tile.h"
+
+namespace maskcl {
+
+constexpr int64_t kDepth = 512;   // terms between two visits of the stored sums
+constexpr int64_t kBlock = 96;    // batch rows whose packed operand fits the second-level cache; of 6, 16 and 32
+constexpr int64_t kTogether = 8;  // tiles of weight rows that share a packed operand
+constexpr int64_t kStrip = 64;    // columns of the weight that are packed at once: four cache lines of a row
+constexpr int64_t kPair = 2 * kRows;
+
+// sums[r][j] += sum over k of left(r, k) right[k][j], or what was there is forgotten.
+template <int Bytes, typename Left>
+MASKCL_INLINE void add_stored(int64_t depth, const Left& left, const float* right, float* sums, int64_t stride,
+                              bool fresh) {
+  Sums<Bytes> tile;
+  if (!fresh) tile.load(sums, stride);
+  tile.add(depth, left, right);
+  tile.store(sums, stride);
+}
+
+// What one of the products below is of. weight is [O, I].
+struct Product {
+  Operand x, dz;  // [N, I] and [N, O]
+  const float *weight, *bias;
+  const float *packed_x, *packed_dz;
+  float* out;
+  int64_t ins, outs;
+  int64_t row, rows;  // of the batch, in the forward product
+};
+
+// --- y [N, O] = x [N, open I] weight [O, open I]^T + bias ----------------------------------------------------------
+
+// Groups [begin, end) of kTogether tiles of weight rows, for batch rows [row, row + rows); packed_x has those alone.
+template <int Bytes>
+MASKCL_INLINE void forward_groups(const Product& p, int64_t begin, int64_t end) {
+  constexpr int64_t width = Vector<Bytes>::width, block = kBlock;
+  const int64_t terms = p.x.terms(), panels = tiles_of(p.rows, width);
+  std::vector<float> scratch(kTogether * kRows * block);
+  for (int64_t group = begin; group < end; ++group) {
+    const int64_t first = group * kTogether * kRows, count = std::min(kTogether * kRows, p.outs - first);
+    for (int64_t k = 0; k < terms || k == 0; k += kDepth) {
+      const int64_t depth = std::min(kDepth, terms - k);
+      for (int64_t r = 0; r < count; r += kRows) {
+        Gathered left{{}, p.x.open->data() + k};
+        for (int i = 0; i < kRows; ++i) left.rows[i] = p.weight + std::min(first + r + i, p.outs - 1) * p.ins;
+        for (int64_t j = 0; j < panels; ++j)
+          add_stored<Bytes>(depth, left, p.packed_x + (j * terms + k) * width, &scratch[r * block + j * width], block,
+                            k == 0);
+      }
+    }
+    for (int64_t n = 0; n < p.rows; ++n) {
+      float* to = p.out + (p.row + n) * p.outs + first;
+      for (int64_t o = 0; o < count; ++o) to[o] = scratch[o * block + n] + (p.bias ? p.bias[first + o] : 0.0f);
+    }
+  }
+}
+
+// --- dx [N, I] = dz [N, open O] weight [open O, I] ------------------------------------------------------------------
+
+// Strips [begin, end) of kStrip columns; packed_dz has tiles of kRows batch rows.
+template <int Bytes>
+MASKCL_INLINE void input_grad_strips(const Product& p, int64_t begin, int64_t end) {
+  constexpr int64_t width = Vector<Bytes>::width, most = kDepth / 2;
+  const int64_t terms = p.dz.terms();
+  std::vector<float> panels(most * kStrip), scratch(kBlock * kStrip);
+  for (int64_t s = begin; s < end; ++s) {
+    const int64_t column = s * kStrip, columns = std::min(kStrip, p.ins - column);
+    for (int64_t row = 0; row < p.dz.rows; row += kBlock) {
+      const int64_t rows = std::min(kBlock, p.dz.rows - row);
+      for (int64_t k = 0; k < terms || k == 0; k += most) {
+        const int64_t depth = std::min(most, terms - k);
+        for (int64_t i = 0; i < depth; ++i) {
+          const float* from = p.weight + (*p.dz.open)[k + i] * p.ins + column;
+          for (int64_t j = 0; j < kStrip; j += width) {
+            float* to = &panels[j * depth + i * width];
+            if (j + width <= columns) {
+              memcpy(to, from + j, width * sizeof(float));
+            } else {
+              for (int64_t c = 0; c < width; ++c) to[c] = j + c < columns ? from[j + c] : 0.0f;
+            }
+          }
+        }
+        for (int64_t j = 0; j < kStrip; j += width)
+          for (int64_t r = 0; r < rows; r += kRows)
+            add_stored<Bytes>(depth, Packed{p.packed_dz + (row + r) * terms + k * kRows}, &panels[j * depth],
+                              &scratch[r * kStrip + j], kStrip, k == 0);
+      }
+      for (int64_t n = 0; n < rows; ++n) std::copy_n(&scratch[n * kStrip], columns, p.out + (row + n) * p.ins + column);
+    }
+  }
+}
+
+// --- dW [O, I] = dz [N, open O]^T x [N, open I], 0 elsewhere --------------------------------------------------------
+
+// Pairs [begin, end) of tiles of open weight rows; both operands are packed in tiles of open columns.
+template <int Bytes>
+MASKCL_INLINE void weight_grad_pairs(const Product& p, int64_t begin, int64_t end) {
+  constexpr int64_t width = Vector<Bytes>::width;
+  const int64_t batch = p.dz.rows, terms = p.x.terms();
+  const int32_t *rows = p.dz.open->data(), *index = p.x.open->data();
+  const bool all = terms == p.ins;
+  float sums[kRows * width];
+  for (int64_t b = begin; b < end; ++b) {
+    const int64_t first = b * kPair, count = std::min(kPair, p.dz.terms() - first);
+    if (!all)
+      for (int64_t r = 0; r < count; ++r) std::fill_n(p.out + rows[first + r] * p.ins, p.ins, 0.0f);
+    for (int64_t column = 0; column < terms; column += width) {
+      const int64_t columns = std::min(width, terms - column);
+      for (int64_t r = 0; r < count; r += kRows) {
+        add_stored<Bytes>(batch, Packed{p.packed_dz + (first + r) * batch}, p.packed_x + column * batch, sums, width,
+                          true);
+        for (int64_t i = 0; i < std::min<int64_t>(kRows, count - r); ++i) {
+          float* to = p.out + rows[first + r + i] * p.ins;
+          if (all)
+            std::copy_n(sums + i * width, columns, to + column);
+          else
+            for (int64_t j = 0; j < columns; ++j) to[index[column + j]] = sums[i * width + j];
+        }
+      }
+    }
+  }
+}
+
+}  // namespace maskcl

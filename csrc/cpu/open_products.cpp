@@ -1,0 +1,266 @@
+// Products that leave out closed units: see maskcl/reference/open_products.py for what that is. What is not worth
+// skipping goes to the device's library as it is.
+
+#include "../convolution.h"
+#include "open_columns.h"
+#include "open_filters.h"
+#include "open_gemm.h"
+
+namespace maskcl {
+namespace {
+
+constexpr int64_t kFewest = 32;          // rows: of fewer the library's product takes the time of reading the weight
+constexpr int64_t kFewestChannels = 16;  // that come out of a convolution: tiles are as wide
+
+// --- the kernels, by width of vectors -------------------------------------------------------------------------------
+
+// Unlike other loops' clones they differ in the tile, not only in instructions.
+struct Kernels {
+  int64_t width;
+  void (*forward)(const Product&, int64_t, int64_t);
+  void (*input_grad)(const Product&, int64_t, int64_t);
+  void (*weight_grad)(const Product&, int64_t, int64_t);
+  void (*convolve)(const Convolution&, int64_t, int64_t);
+  void (*filter_grad)(const FilterGrad&, int64_t, int64_t);
+};
+
+#define MASKCL_KERNEL(TARGET, name, kernel, Job) \
+  TARGET void name(const Job& job, int64_t begin, int64_t end) { kernel(job, begin, end); }
+#define MASKCL_KERNELS(TARGET, level, bytes)                                             \
+  MASKCL_KERNEL(TARGET, forward_##level, forward_groups<bytes>, Product)                 \
+  MASKCL_KERNEL(TARGET, input_grad_##level, input_grad_strips<bytes>, Product)           \
+  MASKCL_KERNEL(TARGET, weight_grad_##level, weight_grad_pairs<bytes>, Product)          \
+  MASKCL_KERNEL(TARGET, convolve_##level, convolve_blocks<bytes>, Convolution)           \
+  MASKCL_KERNEL(TARGET, filter_grad_##level, filter_grad_items<bytes>, FilterGrad)       \
+  constexpr Kernels level{Vector<bytes>::width,  &forward_##level,  &input_grad_##level, \
+                          &weight_grad_##level,  &convolve_##level, &filter_grad_##level};
+
+MASKCL_KERNELS(, plain, 16)
+#if defined(__x86_64__) && defined(__GNUC__)
+MASKCL_KERNELS(__attribute__((target("avx2,fma"))), avx2, 32)
+MASKCL_KERNELS(__attribute__((target("avx512f"))), avx512, 64)
+const Kernels& kernels() {
+  static const Kernels& found = __builtin_cpu_supports("avx512f")                                 ? avx512
+                                : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2
+                                                                                                  : plain;
+  return found;
+}
+#else
+const Kernels& kernels() { return plain; }
+#endif
+
+// One of the kernels over [0, count), each of `cost` elements.
+template <typename Job>
+void run(void (*kernel)(const Job&, int64_t, int64_t), const Job& job, int64_t count, int64_t cost) {
+  parallel(count, cost, [&](int64_t begin, int64_t end) {
+    const FlushSubnormals flush;
+    kernel(job, begin, end);
+  });
+}
+
+bool all_float(std::initializer_list<const Tensor*> tensors) {
+  return std::all_of(tensors.begin(), tensors.end(),
+                     [](const Tensor* t) { return !t || t->scalar_type() == ScalarType::Float; });
+}
+
+// --- linear ---------------------------------------------------------------------------------------------------------
+
+void forward(Product p, const Tensor& y) {
+  const Kernels& k = kernels();
+  for (p.row = 0; p.row < p.x.rows; p.row += kBlock) {
+    p.rows = std::min(kBlock, p.x.rows - p.row);
+    const Scratch packed = rows_packed(y, p.x, p.row, p.rows, k.width);
+    p.packed_x = packed.data;
+    run(k.forward, p, tiles_of(p.outs, kTogether * kRows), kTogether * kRows * p.x.terms());
+  }
+}
+
+void input_grad(Product p, const Tensor& dx) {
+  const Scratch packed = rows_packed(dx, p.dz, 0, p.dz.rows, kRows);
+  p.packed_dz = packed.data, p.out = mutable_floats(dx);
+  run(kernels().input_grad, p, tiles_of(p.ins, kStrip), kStrip * p.dz.terms());
+}
+
+void weight_grad(Product p, const Tensor& dweight) {
+  const Kernels& k = kernels();
+  const Scratch packed_x = columns_packed(dweight, p.x, k.width), packed_dz = columns_packed(dweight, p.dz, kRows);
+  p.packed_x = packed_x.data, p.packed_dz = packed_dz.data, p.out = mutable_floats(dweight);
+  std::vector<bool> open(p.outs, false);
+  for (const int32_t o : *p.dz.open) open[o] = true;
+  parallel(p.outs, p.ins, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o)
+      if (!open[o]) std::fill_n(p.out + o * p.ins, p.ins, 0.0f);
+  });
+  run(k.weight_grad, p, tiles_of(p.dz.terms(), kPair), kPair * p.ins);
+}
+
+Tensor open_linear_cpu(const Tensor& x_in, const Tensor& weight, const std::optional<Tensor>& bias) {
+  const Tensor y = torch::stable::new_empty(x_in, {x_in.size(0), weight.size(0)});
+  if (x_in.size(0) >= kFewest && weight.numel() > 0 && all_float({&x_in, &weight, bias ? &*bias : nullptr})) {
+    const Tensor x = torch::stable::contiguous(x_in);
+    if (const Index open = open_columns(floats(x), x.size(0), x.size(1)); skips(open, x.size(1))) {
+      const Tensor w = torch::stable::contiguous(weight);
+      const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
+      Product p{};
+      p.x = {floats(x), x.size(0), x.size(1), &open}, p.weight = floats(w), p.bias = bias ? floats(b) : nullptr;
+      p.ins = w.size(1), p.outs = w.size(0), p.out = mutable_floats(y);
+      forward(p, y);
+      return y;
+    }
+  }
+  linear_out(x_in, weight, bias, y);
+  return y;
+}
+
+std::tuple<Tensor, Tensor> open_linear_backward_cpu(const Tensor& grad, const Tensor& x_in, const Tensor& weight,
+                                                    bool want_x, bool want_weight) {
+  const int64_t batch = x_in.size(0), ins = weight.size(1), outs = weight.size(0);
+  const Tensor dx = torch::stable::new_empty(x_in, {want_x ? batch : 0, want_x ? ins : 0});
+  const Tensor dweight = torch::stable::new_empty(weight, {want_weight ? outs : 0, want_weight ? ins : 0});
+  if (batch < kFewest || weight.numel() == 0 || !all_float({&grad, &x_in, &weight})) {
+    linear_backward_out(grad, x_in, weight, want_x ? &dx : nullptr, want_weight ? &dweight : nullptr);
+    return {dx, dweight};
+  }
+  const Tensor dz = torch::stable::contiguous(grad), w = torch::stable::contiguous(weight);
+  const Tensor x = torch::stable::contiguous(x_in);
+  const Index rows = open_columns(floats(dz), batch, outs);
+  const Index columns = want_weight ? open_columns(floats(x), batch, ins) : Index{};
+  Product p{};
+  p.dz = {floats(dz), batch, outs, &rows}, p.x = {floats(x), batch, ins, &columns}, p.weight = floats(w);
+  p.ins = ins, p.outs = outs;
+  if (want_x) skips(rows, outs) ? input_grad(p, dx) : matmul_out(dz, w, dx);
+  if (want_weight)
+    skips(rows, outs) || skips(columns, ins) ? weight_grad(p, dweight) : matmul_out(transposed(dz), x, dweight);
+  return {dx, dweight};
+}
+
+// --- convolution ----------------------------------------------------------------------------------------------------
+
+Images images(const Tensor& t) { return {floats(t), t.size(0), t.size(2), t.size(3), t.size(1)}; }
+
+Window window_of(const Tensor& weight, const ConvolutionOptions& options) {
+  Window w{weight.size(2), weight.size(3), {}, {}, {}};
+  for (int d = 0; d < 2; ++d)
+    w.stride[d] = options.stride[d], w.padding[d] = options.padding[d], w.dilation[d] = options.dilation[d];
+  return w;
+}
+
+// The weight by tiles of the channels that come out: [tiles][taps][open][width]. transposed: O goes in, I comes out.
+std::vector<float> filters_packed(const Tensor& weight, const Index& open, bool transposed, int64_t width) {
+  const int64_t out_dim = transposed ? 1 : 0, outs = weight.size(out_dim), terms = open.size();
+  const int64_t out_stride = weight.stride(out_dim), in_stride = weight.stride(1 - out_dim);
+  const int64_t taps = weight.size(2) * weight.size(3);
+  std::vector<float> to(tiles_of(outs, width) * taps * terms * width, 0.0f);
+  for (int64_t o = 0; o < outs; ++o)
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const float* from = floats(weight) + o * out_stride + tap / weight.size(3) * weight.stride(2) +
+                          tap % weight.size(3) * weight.stride(3);
+      float* row = &to[((o / width * taps + tap) * terms) * width + o % width];
+      for (int64_t k = 0; k < terms; ++k) row[k * width] = from[open[k] * in_stride];
+    }
+  return to;
+}
+
+void convolve(const Tensor& from, const Tensor& to, const Tensor& weight, const std::optional<Tensor>& bias,
+              const ConvolutionOptions& options, const Index& open, bool transposed) {
+  const Kernels& k = kernels();
+  const std::vector<float> packed = filters_packed(weight, open, transposed, k.width), zeros(from.size(1), 0.0f);
+  const Convolution job{images(from),  images(to),    window_of(weight, options),
+                        transposed,    &open,         packed.data(),
+                        bias ? floats(*bias) : nullptr, zeros.data(), mutable_floats(to)};
+  run(k.convolve, job, tiles_of(job.out.pixels(), kPixels),
+      kPixels * job.window.taps() * static_cast<int64_t>(open.size()));
+}
+
+// x with its padding around it, zeros.
+Tensor padded(const Tensor& x, const ConvolutionOptions& options) {
+  const int64_t down = options.padding[0], right = options.padding[1];
+  if (down == 0 && right == 0) return x;
+  const Tensor out = empty_images(x, {x.size(0), x.size(1), x.size(2) + 2 * down, x.size(3) + 2 * right});
+  fill_with_zeros(out);
+  Tensor middle = out;
+  middle = torch::stable::narrow(middle, 2, down, x.size(2));
+  middle = torch::stable::narrow(middle, 3, right, x.size(3));
+  torch::stable::copy_(middle, x);
+  return out;
+}
+
+void filter_grad(const Tensor& x_in, const Tensor& dz, const Tensor& dweight, const ConvolutionOptions& options,
+                 const Index& columns, const Index& rows) {
+  const Kernels& k = kernels();
+  const Tensor x = padded(x_in, options);
+  const Operand dz_rows{floats(dz), dz.numel() / dz.size(1), dz.size(1), &rows};
+  const Scratch packed = columns_packed(dz, dz_rows, k.width);
+  FilterGrad job{images(x), images(dz), window_of(dweight, options), &columns, nullptr, packed.data,
+                 tiles_of(dz_rows.terms(), k.width), nullptr};
+  const Index places = places_of(job);
+  job.places = &places;
+  const int64_t groups = job.groups(), terms = columns.size();
+  std::vector<float> sums(job.tiles * groups * kRows * k.width);
+  job.result = sums.data();
+  run(k.filter_grad, job, job.tiles * groups, job.dz.pixels() * k.width);
+  fill_with_zeros(dweight);
+  float* to = mutable_floats(dweight);
+  for (int64_t pair = 0; pair < job.pairs(); ++pair) {
+    const int64_t tap = pair / terms, down = tap / job.window.width, right = tap % job.window.width;
+    float* at = to + columns[pair % terms] * dweight.stride(1) + down * dweight.stride(2) + right * dweight.stride(3);
+    for (int64_t r = 0; r < dz_rows.terms(); ++r)
+      at[rows[r] * dweight.stride(0)] = sums[(r / k.width * groups * kRows + pair) * k.width + r % k.width];
+  }
+}
+
+bool may_skip(const Tensor& x, const Tensor& weight) {
+  return is_channels_last(x) && x.numel() > 0 && weight.numel() > 0 && weight.size(0) >= kFewestChannels;
+}
+
+Index open_channels(const Tensor& x) { return open_columns(floats(x), x.numel() / x.size(1), x.size(1)); }
+
+Tensor open_conv_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                     std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
+  const ConvolutionOptions options{stride, padding, dilation};
+  if (may_skip(x, weight) && all_float({&x, &weight, bias ? &*bias : nullptr}))
+    if (const Index open = open_channels(x); skips(open, x.size(1))) {
+      const Tensor y = empty_images(x, output_sizes(x, weight, options));
+      std::optional<Tensor> b;
+      if (bias) b = torch::stable::contiguous(*bias);
+      if (y.numel() > 0) convolve(x, y, weight, b, options, open, false);
+      return y;
+    }
+  return in_channels_last(convolution(x, weight, bias, options));
+}
+
+std::tuple<Tensor, Tensor, Tensor> open_conv_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& weight,
+                                                          std::vector<int64_t> stride, std::vector<int64_t> padding,
+                                                          std::vector<int64_t> dilation, bool want_x,
+                                                          bool want_weight, bool want_bias) {
+  const ConvolutionOptions options{stride, padding, dilation};
+  const Tensor dz = in_channels_last(grad);
+  if (!may_skip(x, weight) || dz.numel() == 0 || !all_float({&grad, &x, &weight}))
+    return convolution_backward(dz, x, weight, options, {want_x, want_weight, want_bias});
+  const Index rows = open_channels(dz), columns = want_weight ? open_channels(x) : Index{};
+  const bool skip_x = want_x && skips(rows, dz.size(1));
+  const bool skip_weight = want_weight && (skips(rows, dz.size(1)) || skips(columns, x.size(1)));
+  auto [dx, dweight, dbias] =
+      convolution_backward(dz, x, weight, options, {want_x && !skip_x, want_weight && !skip_weight, false});
+  if (skip_x) {
+    dx = empty_images(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
+    convolve(dz, dx, weight, std::nullopt, options, rows, true);
+  }
+  if (skip_weight) {
+    dweight = torch::stable::empty_like(weight);
+    filter_grad(x, dz, dweight, options, columns, rows);
+  }
+  if (want_bias) dbias = sums_of(dz, floats(dz), dz.numel() / dz.size(1), dz.size(1));
+  return {dx, dweight, dbias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(maskcl, CPU, m) {
+  m.impl("open_linear", TORCH_BOX(&open_linear_cpu));
+  m.impl("open_linear_backward", TORCH_BOX(&open_linear_backward_cpu));
+  m.impl("open_conv", TORCH_BOX(&open_conv_cpu));
+  m.impl("open_conv_backward", TORCH_BOX(&open_conv_backward_cpu));
+}
+
+}  // namespace maskcl

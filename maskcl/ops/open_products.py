@@ -1,0 +1,193 @@
+"""Products that leave closed units out, for layers behind masked ones.
+
+On a CPU most of a HAT step is products with units whose gates are all but 0. The C++ backend looks
+which columns hold nothing that float32 would see (:mod:`maskcl.reference.open_products`) and
+neither copies nor multiplies them. On a GPU to look would be to wait for it: there the library's
+own product is traced as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskcl import backends
+from maskcl.ops._autograd import OpFunction
+from maskcl.ops._library import fake
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b, below autograd: x [.., I], weight [O, I], bias [O] -> [.., O]."""
+    if x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    y = backends.select("open_linear", x)(rows, weight, bias)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
+
+
+def linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """(dx like x, dweight [O, I]) of :func:`linear`; None where not asked for."""
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    g = grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1])
+    if x.device.type != "cpu":
+        dx = g @ weight if want_x else None
+        dweight = g.t() @ rows if want_weight else None
+    else:
+        run = backends.select("open_linear_backward", x)
+        dx, dweight = run(g, rows, weight, want_x, want_weight)
+    return dx.view(x.shape) if dx is not None and want_x else None, dweight if want_weight else None
+
+
+def open_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> Tensor:
+    """conv2d(x) + bias without the closed channels of x; gradients without those of dy as well.
+
+    ``F.conv2d`` within rounding. Channels are left out on a CPU, of float32 images in channels_last
+    (``x.contiguous(memory_format=torch.channels_last)``), where a quarter or more are closed. All
+    else is ``F.conv2d``, autocast too.
+
+    Args:
+        x: [N, I, H, W].
+        weight: [O, I, KH, KW].
+        bias: [O] or None.
+        stride: of both dimensions.
+        padding: zeros around x, of both dimensions.
+        dilation: of both dimensions.
+
+    Returns:
+        [N, O, OH, OW], channels_last where x is.
+
+    Raises:
+        RuntimeError, ValueError: as ``F.conv2d``; and for images that are smaller than the window.
+    """
+    plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
+    dtypes = {t.dtype for t in (x, weight, bias) if t is not None}
+    if plain or dtypes != {torch.float32} or not _is_channels_last(x) or weight.dim() != 4:
+        return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
+    _check_conv(x, weight, bias, stride, padding, dilation)
+    options = [list(stride), list(padding), list(dilation)]
+    return OpenConvFunction.apply(x, weight, bias, *options)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    # Images of one channel or one pixel are in both orders: conv2d then takes the ordinary one.
+    ordinary = x.dim() != 4 or x.is_contiguous()
+    return not ordinary and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _check_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> None:
+    found = list(weight.shape)
+    if weight.shape[1] != x.shape[1]:
+        raise ValueError(f"open_conv: weight has shape {found}, wanted [O, {x.shape[1]}, KH, KW]")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"open_conv: bias has shape {list(bias.shape)}, wanted [{weight.shape[0]}]"
+        )
+    for name, pair, least in (
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+    ):
+        if len(pair) != 2 or min(pair) < least:
+            raise ValueError(f"open_conv: {name} is {pair}, wanted two numbers, {least} or more")
+    for size, kernel, pad, step in zip(x.shape[2:], found[2:], padding, dilation, strict=True):
+        if size + 2 * pad < step * (kernel - 1) + 1:
+            raise ValueError(
+                f"open_conv: x has shape {list(x.shape)}, smaller than the window of {found[2:]}"
+            )
+
+
+class OpenConvFunction(OpFunction):
+    """open_conv; keeps x."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+    ) -> Tensor:
+        return backends.select("open_conv", x)(x, weight, bias, stride, padding, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, *ctx.options = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        run = backends.select("open_conv_backward", x)
+        grads = run(grad, x, weight, *ctx.options, *wanted)
+        found = (g if want else None for g, want in zip(grads, wanted, strict=True))
+        return (*found, None, None, None)
+
+
+@fake("open_linear")
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@fake("open_linear_backward")
+def _(
+    grad: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool
+) -> tuple[Tensor, Tensor]:
+    dx = x.new_empty(x.shape if want_x else (0, 0))
+    return dx, weight.new_empty(weight.shape if want_weight else (0, 0))
+
+
+@fake("open_conv")
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    sizes = [
+        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d]
+        + 1
+        for d in range(2)
+    ]
+    y = x.new_empty(x.shape[0], weight.shape[0], *sizes)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+@fake("open_conv_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    want_x: bool,
+    want_weight: bool,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=torch.channels_last) if want_x else x.new_empty(0)
+    dweight = torch.empty_like(weight) if want_weight else weight.new_empty(0)
+    return dx, dweight, weight.new_empty(weight.shape[0] if want_bias else 0)

@@ -1,0 +1,65 @@
+"""The products of layers between masked units, in plain torch.
+
+HAT's masks make most units of a task all but 0 (Serra et al. 2018, section 2.2: a layer's output is
+multiplied by gates that saturate). A column of a product's operand is *closed* where none of its
+elements reaches 2^-40 of the operand's largest: a term that float32 sums, with their 24 bits, do
+not see. A backend may leave closed columns out. The sums are then these within rounding, and
+gradients that would be as small as that may be 0.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def open_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b: x [N, I], weight [O, I], bias [O] -> [N, O]."""
+    return F.linear(x, weight, bias)
+
+
+def open_linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """(dx = g W [N, I], dweight = g^T x [O, I]); those not asked for are [0, 0]."""
+    dx = grad @ weight if want_x else x.new_empty(0, 0)
+    dweight = grad.t() @ x if want_weight else weight.new_empty(0, 0)
+    return dx, dweight
+
+
+def open_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    """conv2d(x) + b: x [N, I, H, W], weight [O, I, *], bias [O] -> [N, O, *], channels_last."""
+    y = F.conv2d(x, weight, bias, stride, padding, dilation)
+    return y.contiguous(memory_format=torch.channels_last)
+
+
+def open_conv_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    want_x: bool,
+    want_weight: bool,
+    want_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, channels_last, dweight in the weight's order, dbias [O]); those not asked for are [0].
+
+    The transposed convolution of ``grad`` with the weight, and the correlation of x with ``grad``.
+    """
+    wanted = [want_x, want_weight, want_bias]
+    dx, dweight, dbias = torch.ops.aten.convolution_backward(
+        grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], 1, wanted
+    )
+    dx = dx.contiguous(memory_format=torch.channels_last) if want_x else x.new_empty(0)
+    dweight = torch.empty_like(weight).copy_(dweight) if want_weight else weight.new_empty(0)
+    return dx, dweight, dbias if want_bias else weight.new_empty(0)

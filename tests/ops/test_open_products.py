@@ -1,0 +1,270 @@
+"""Products that leave closed units out: every backend against float64, and proof that they do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from maskcl import backends, ops
+from tests.helpers import assert_close, assert_sum_close, variants
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+# N, I, O: fewer rows than tiles are for, ragged tiles, several blocks of rows, terms and columns.
+LINEAR = [(0, 5, 4), (3, 0, 4), (4, 33, 17), (37, 50, 41), (130, 97, 70), (200, 1100, 65)]
+# N, I, O, (H, W), kernel, stride, padding, dilation.
+CONV = [
+    (2, 16, 18, (9, 7), (3, 2), (1, 1), (0, 0), (1, 1)),
+    (3, 20, 33, (8, 11), (3, 3), (2, 1), (1, 2), (1, 2)),
+    (5, 3, 16, (5, 5), (2, 2), (1, 2), (0, 0), (1, 1)),
+    (1, 17, 16, (1, 30), (1, 1), (1, 3), (0, 0), (1, 1)),
+    (9, 16, 40, (4, 4), (3, 3), (3, 3), (2, 2), (1, 1)),
+]
+SMALL = 1e-14  # of the largest: closed
+
+
+def closed(columns: int, share: float, device: str) -> torch.Tensor:
+    """A quarter of these columns exactly 0, the rest of ``share`` all but 0."""
+    factors = torch.ones(columns, device=device)
+    count = int(share * columns)
+    order = torch.randperm(columns, device=device)
+    factors[order[:count]] = SMALL
+    factors[order[: count // 4]] = 0.0
+    return factors
+
+
+def linear_inputs(shape, share, dtype, device):
+    rows, ins, outs = shape
+    x = torch.randn(rows, ins, device=device) * closed(ins, share, device)
+    g = torch.randn(rows, outs, device=device) * closed(outs, share, device)
+    w, b = torch.randn(outs, ins, device=device), torch.randn(outs, device=device)
+    return [t.to(dtype) for t in (x, g, w, b)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("shape", LINEAR, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_linear_matches_float64(backend, device, dtype, shape, share):
+    if backends.not_supported_reasons(backend, "open_linear", device, dtype):
+        pytest.skip(f"{backend} does not take {dtype}")
+    x, g, w, b = linear_inputs(shape, share, dtype, device)
+    run, back = backends.select("open_linear", x), backends.select("open_linear_backward", x)
+    views = [variants(t).values() for t in (x, g, w)]
+    for view, grad, weight in zip(*views, strict=True):
+        terms = view.double()[:, None] * weight.double()
+        if shape[1]:
+            assert_sum_close(run(view, weight, b) - b, terms, [2], dtype, scale=4)
+            assert_sum_close(run(view, weight, None), terms, [2], dtype, scale=4)
+        dx, dw = back(grad, view, weight, True, True)
+        assert_sum_close(dx, grad.double()[:, :, None] * weight.double(), [1], dtype, scale=4)
+        assert_sum_close(
+            dw, grad.double()[:, :, None] * view.double()[:, None], [0], dtype, scale=4
+        )
+        for want in ((True, False), (False, True)):
+            found = back(grad, view, weight, *want)
+            assert [t.numel() for t in found] == [
+                t.numel() * wanted for t, wanted in zip((dx, dw), want, strict=True)
+            ]
+
+
+def conv_inputs(case, share, dtype, device):
+    n, ins, outs, size, kernel, stride, padding, dilation = case
+    options = [list(stride), list(padding), list(dilation)]
+    x = torch.randn(n, ins, *size, device=device) * closed(ins, share, device).view(-1, 1, 1)
+    w, b = torch.randn(outs, ins, *kernel, device=device), torch.randn(outs, device=device)
+    y = F.conv2d(x, w, b, *options)
+    g = torch.randn_like(y) * closed(outs, share, device).view(-1, 1, 1)
+    x, w, b, g = (t.to(dtype) for t in (x, w, b, g))
+    return x.contiguous(memory_format=torch.channels_last), w, b, g, options
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("case", CONV, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_convolution_matches_float64(backend, device, dtype, case, share):
+    if backends.not_supported_reasons(backend, "open_conv", device, dtype):
+        pytest.skip(f"{backend} does not take {dtype}")
+    x, w, b, g, options = conv_inputs(case, share, dtype, device)
+    run, back = backends.select("open_conv", x), backends.select("open_conv_backward", x)
+    wide = [t.double().requires_grad_() for t in (x, w, b)]
+    right = F.conv2d(*wide, *options)
+    slack = 8 * w[0].numel() ** 0.5  # of sums of standard normals
+    for order in (torch.contiguous_format, torch.channels_last):
+        weight = w.contiguous(memory_format=order)
+        for bias, wanted in ((b, right), (None, right - wide[2].view(-1, 1, 1))):
+            y = run(x, weight, bias, *options)
+            assert y.is_contiguous(memory_format=torch.channels_last)
+            assert_close(y, wanted.detach(), dtype, scale=slack)
+        grads = torch.autograd.grad(right, wide, g.double(), retain_graph=True)
+        found = back(g.contiguous(memory_format=order), x, weight, *options, True, True, True)
+        assert found[1].stride() == weight.stride()
+        for f, wanted in zip(found, grads, strict=True):
+            assert_close(f, wanted, dtype, scale=slack * right[0, 0].numel() ** 0.5)
+        for i, one in enumerate(([True, False, False], [False, True, False], [False, False, True])):
+            only = back(g, x, weight, *options, *one)
+            assert_close(only[i], grads[i], dtype, scale=slack * right[0, 0].numel() ** 0.5)
+            assert all(t.numel() == 0 for j, t in enumerate(only) if j != i)
+
+
+def half_closed(columns: int) -> torch.Tensor:
+    return torch.arange(columns) % 2 == 0
+
+
+def test_closed_units_are_not_multiplied():
+    """Their weights may be NaN: nothing that they touch is."""
+    x, w = torch.rand(64, 40), torch.randn(50, 40)
+    shut, out_shut = half_closed(40), half_closed(50)
+    x[:, shut] *= SMALL
+    w[:, shut] = float("nan")
+    run = backends.select("open_linear", x)
+    assert run(x, w, None).isfinite().all()
+    w = torch.randn(50, 40)
+    w[out_shut] = float("nan")
+    g = torch.rand(64, 50)
+    g[:, out_shut] *= SMALL
+    dx, dw = backends.select("open_linear_backward", x)(g, x, w, True, True)
+    assert dx.isfinite().all()
+    assert (dw[out_shut] == 0).all() and (dw[:, shut] == 0).all()
+    assert (dw[~out_shut][:, ~shut] > 0).all()
+
+
+def test_closed_channels_are_not_multiplied():
+    x = torch.rand(4, 16, 6, 6).contiguous(memory_format=torch.channels_last)
+    shut, out_shut = half_closed(16), half_closed(18)
+    x[:, shut] *= SMALL
+    w = torch.randn(18, 16, 3, 3)
+    w[:, shut] = float("nan")
+    y = ops.open_conv(x, w, None)
+    assert y.isfinite().all()
+    w = torch.randn(18, 16, 3, 3)
+    w[out_shut] = float("nan")
+    g = torch.rand_like(y)
+    g[:, out_shut] *= SMALL
+    options = [1, 1], [0, 0], [1, 1]
+    run = backends.select("open_conv_backward", x)
+    dx, dw, db = run(g, x, w, *options, True, True, True)
+    assert dx.isfinite().all() and (db[~out_shut] > 0).all()
+    assert (dw[out_shut] == 0).all() and (dw[:, shut] == 0).all()
+    assert (dw[~out_shut][:, ~shut] > 0).all()
+
+
+def test_nothing_is_closed_beside_infinity_and_nan():
+    for bad in (float("inf"), float("nan")):
+        x, w = torch.zeros(32, 40), torch.ones(50, 40)
+        x[:, 0], x[3, 1] = SMALL, bad
+        y = backends.select("open_linear", x)(x, w, None)
+        assert not y[3].isfinite().any() and torch.allclose(y[0], torch.tensor(SMALL))
+
+
+def test_open_layers_have_the_bits_of_ordinary_ones():
+    x, w, b = torch.randn(64, 40), torch.randn(50, 40), torch.randn(50)
+    assert torch.equal(backends.select("open_linear", x)(x, w, b), F.linear(x, w, b))
+    x = torch.randn(4, 16, 6, 6).contiguous(memory_format=torch.channels_last)
+    w, b = torch.randn(18, 16, 3, 3), torch.randn(18)
+    assert torch.equal(ops.open_conv(x, w, b), F.conv2d(x, w, b))
+
+
+def test_what_closed_units_weigh_changes_no_bit():
+    """The promise: later tasks move weights between units that this one does not use."""
+    x = torch.rand(64, 40) * ~half_closed(40)
+    w = torch.randn(50, 40)
+    other = torch.where(half_closed(40), torch.randn(50, 40), w)
+    run = backends.select("open_linear", x)
+    assert torch.equal(run(x, w, None), run(x, other, None))
+
+
+@pytest.mark.parametrize("rows", [40, 64, 200])
+def test_leaving_out_exact_zeros_changes_no_bit(rows):
+    """Sums are chains over ascending units: more zeros in some batch do not show in another."""
+    x = torch.rand(rows, 600) * (torch.arange(600) % 2 == 0)
+    more = x * (torch.arange(600) % 3 == 0)
+    w = torch.randn(50, 600)
+    run = backends.select("open_linear", x)
+    beside = torch.cat([x, more])  # its open units are x's
+    assert torch.equal(run(beside, w, None)[rows:], run(more, w, None))
+
+
+def test_threads_change_no_bit():
+    x = torch.rand(130, 300) * closed(300, 0.5, "cpu")
+    w, g = torch.randn(200, 300), torch.rand(130, 200) * closed(200, 0.5, "cpu")
+    images = torch.rand(6, 32, 12, 12) * closed(32, 0.5, "cpu").view(-1, 1, 1)
+    images = images.contiguous(memory_format=torch.channels_last)
+    filters, dy = torch.randn(40, 32, 3, 3), torch.rand(6, 40, 10, 10)
+    dy = dy * closed(40, 0.5, "cpu").view(-1, 1, 1)
+
+    def results():
+        pairs = [1, 1], [0, 0], [1, 1]
+        grads = torch.ops.maskcl.open_conv_backward(dy, images, filters, *pairs, True, True, True)
+        linear = torch.ops.maskcl.open_linear_backward(g, x, w, True, True)
+        return [
+            torch.ops.maskcl.open_linear(x, w, None), *linear,
+            ops.open_conv(images, filters, None), *grads,
+        ]  # fmt: skip
+
+    two = results()
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(two, results(), strict=True))
+
+
+def test_subnormals_are_flushed_inside_the_kernels_alone():
+    mask = torch.tensor([1e-40, 1.0] * 20).requires_grad_()
+    x = torch.rand(64, 40)
+    y = ops.masked_activation(x, mask)
+    assert (y[:, ::2] == 0).all() and (y[:, 1::2] == x[:, 1::2]).all()
+    run = backends.select("open_linear", x)
+    run(x * half_closed(40), torch.randn(50, 40), None)
+    small = torch.full((1 << 20,), 1e-40)  # on every thread
+    assert (small * 0.5 != 0).all()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_open_conv_has_the_gradients_of_conv2d(channels_last):
+    x = torch.rand(2, 16, 6, 5) * closed(16, 0.5, "cpu").view(-1, 1, 1)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    leaves = [t.requires_grad_() for t in (x, torch.randn(18, 16, 3, 3), torch.randn(18))]
+    found = torch.autograd.grad(ops.open_conv(*leaves, padding=(1, 0)).sin().sum(), leaves)
+    wanted = torch.autograd.grad(F.conv2d(*leaves, padding=(1, 0)).sin().sum(), leaves)
+    for f, w in zip(found, wanted, strict=True):
+        torch.testing.assert_close(f, w, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 16, 1, 1), (2, 16, 8, 8)], ids=str)
+def test_open_conv_has_the_strides_of_conv2d(shape):
+    """A view behind it must work as behind conv2d."""
+    w = torch.randn(18, shape[1], 1, 1)
+    for order in (torch.contiguous_format, torch.channels_last):
+        x = torch.rand(shape).contiguous(memory_format=order)
+        assert ops.open_conv(x, w, None).stride() == F.conv2d(x, w).stride()
+
+
+def test_open_conv_compiles_to_one_graph():
+    x = torch.rand(2, 16, 6, 5).contiguous(memory_format=torch.channels_last)
+    leaves = [x.requires_grad_(), torch.randn(18, 16, 3, 3, requires_grad=True)]
+
+    def step(x, w):
+        return ops.open_conv(x, w, None, stride=(2, 1)).relu().sum()
+
+    compiled = torch.compile(step, fullgraph=True)
+    found = torch.autograd.grad(compiled(*leaves), leaves)
+    for f, w in zip(found, torch.autograd.grad(step(*leaves), leaves), strict=True):
+        torch.testing.assert_close(f, w)
+
+
+def test_open_conv_says_what_is_wrong():
+    x = torch.rand(2, 16, 6, 5).contiguous(memory_format=torch.channels_last)
+    w = torch.randn(18, 16, 3, 3)
+    with pytest.raises(ValueError, match=r"weight has shape \[18, 15, 3, 3\], wanted \[O, 16"):
+        ops.open_conv(x, w[:, 1:], None)
+    with pytest.raises(ValueError, match=r"bias has shape \[17\], wanted \[18\]"):
+        ops.open_conv(x, w, torch.rand(17))
+    with pytest.raises(ValueError, match="stride is \\(0, 1\\), wanted two numbers, 1 or more"):
+        ops.open_conv(x, w, None, stride=(0, 1))
+    with pytest.raises(ValueError, match="smaller than the window"):
+        ops.open_conv(x, w, None, dilation=(3, 1))
+
+
+def test_open_conv_takes_part_in_autocast():
+    x = torch.rand(2, 16, 6, 5).contiguous(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert ops.open_conv(x, torch.randn(18, 16, 3, 3), None).dtype == torch.bfloat16
