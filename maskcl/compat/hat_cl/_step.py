@@ -199,7 +199,7 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for batch in _alike(rows):
         parameters, sides = [p for p, _ in batch], [s for _, s in batch]
         saved_rows = [watch.saved[id(p)] for p in parameters]
-        out, into, groups = _columns(sides)
+        out, into, groups = columns(sides)
         restore_protected_(parameters, saved_rows, out, into, groups=groups)
     if rows:
         _clear_state(optimizer, rows)
@@ -209,7 +209,7 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 @torch.no_grad()
 def _clear_grads(rows: list[tuple[nn.Parameter, Sides]]) -> None:
     for batch in _alike([(p.grad, sides) for p, sides in rows if p.grad is not None]):
-        out, into, groups = _columns([sides for _, sides in batch])
+        out, into, groups = columns([sides for _, sides in batch])
         clamp_grads_([grad for grad, _ in batch], out, into, groups=groups)
 
 
@@ -224,7 +224,7 @@ def _clear_state(optimizer: Optimizer, rows: list[tuple[nn.Parameter, Sides]]) -
         and value.is_floating_point()
     ]
     for batch in _alike(states):
-        out, into, groups = _columns([sides for _, sides in batch])
+        out, into, groups = columns([sides for _, sides in batch])
         clamp_grads_([value for value, _ in batch], out, into, groups=groups)
 
 
@@ -236,7 +236,8 @@ def _alike(rows: list[tuple[Any, Sides]]) -> list[list[tuple[Any, Sides]]]:
     return list(found.values())
 
 
-def _columns(sides: list[Sides]) -> tuple[list[Any], list[Any], list[int]]:
+def columns(sides: list[Sides]) -> tuple[list[Any], list[Any], list[int]]:
+    """Out sides, in sides and groups, as the ops take them."""
     return [s.out for s in sides], [s.into for s in sides], [s.groups for s in sides]
 
 

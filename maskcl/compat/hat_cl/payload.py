@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from maskcl.compat.hat_cl._eager import eager
@@ -57,6 +58,8 @@ class HATPayload:
         self.layout: Layout | None = None
         # Whether closed units of the unmasked data still hold what other tasks make of them.
         self.exposed = False
+        # Whether a layer has put images in channels_last that came otherwise.
+        self.rearranged = False
 
     @eager
     def derive(self, data: Tensor | LinearProduct, **changes: Any) -> HATPayload:
@@ -74,46 +77,71 @@ class HATPayload:
             result._product = data
         result.layout = extra.get("layout", self.layout)
         result.exposed = bool(extra.get("exposed", False))
+        result.rearranged = self.rearranged
         return result
 
     @property
     @eager
-    def data(self) -> Tensor:
-        """The masked data where there is a masker, else the unmasked ones."""
-        found = self.masked_data
-        found = self.unmasked_data if found is None else found
+    def arranged(self) -> Tensor:
+        """The data, as ``data``, in whatever order of memory the last module left them."""
+        found = self.part(True)
+        found = self.part(False) if found is None else found
         assert found is not None
         return found
 
-    @property
     @eager
-    def masked_data(self) -> Tensor | None:
-        """The masked data; None where there is no masker."""
-        if self._masked_data is None and self.masker is not None:
-            self._masked_data = self._mask("identity")
-        return self._masked_data
-
-    @property
-    @eager
-    def unmasked_data(self) -> Tensor | None:
-        """The data before their mask; None where they came masked."""
+    def part(self, masked: bool) -> Tensor | None:
+        """Masked or unmasked data in whatever order of memory; None where there are none."""
+        if masked:
+            if self._masked_data is None and self.masker is not None:
+                self._masked_data = self._mask("identity")
+            return self._masked_data
         if self._unmasked_data is None and self._product is not None:
             self._unmasked_data = self._product.plain()
         return self._unmasked_data
 
     @property
     @eager
+    def data(self) -> Tensor:
+        """The masked data where there is a masker, else the unmasked ones."""
+        return self._ordinary(self.arranged)
+
+    @property
+    @eager
+    def masked_data(self) -> Tensor | None:
+        """The masked data; None where there is no masker."""
+        found = self.part(True)
+        return None if found is None else self._ordinary(found)
+
+    @property
+    @eager
+    def unmasked_data(self) -> Tensor | None:
+        """The data before their mask; None where they came masked."""
+        found = self.part(False)
+        return None if found is None else self._ordinary(found)
+
+    @property
+    @eager
     def original_data(self) -> Tensor:
         """The data that the payload was made of."""
-        found = self._masked_data if self.mask_applied else self.unmasked_data
+        found = self._masked_data if self.mask_applied else self.part(False)
         assert found is not None
-        return found
+        return self._ordinary(found)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The data's."""
+        return self.arranged.shape
+
+    def _ordinary(self, data: Tensor) -> Tensor:
+        """Images as nn.Conv2d would leave them, so that a view of them works."""
+        return data.contiguous() if self.rearranged else data
 
     @eager
     def activated(self, activation: str) -> Tensor:
         """act(data) under their mask, in one pass; for activations with act(m x) = m act(x)."""
         if self.masker is None or self._masked_data is not None:
-            return activate(self.data, activation, 0.0)
+            return activate(self.arranged, activation, 0.0)
         return self._mask(activation)
 
     def _mask(self, activation: str) -> Tensor:
@@ -121,12 +149,12 @@ class HATPayload:
         assert masker is not None
         mask = masker.working_mask(self.task_id, self.mask_scale)
         if mask is None:
-            unmasked = self.unmasked_data
+            unmasked = self.part(False)
             assert unmasked is not None
             return activate(unmasked, activation, 0.0)
         if self._product is not None and self._unmasked_data is None and masker.mask_dim is None:
             return self._product.masked(mask, activation)
-        data = self.unmasked_data
+        data = self.part(False)
         assert data is not None
         if self.layout is not None and (self.layout.ops or self.layout.mixed):
             if (index := unit_index(self.layout)) is None or index.shape != data.shape:
@@ -161,7 +189,7 @@ class HATPayload:
         """A payload whose data are masked; itself where there is nothing to do."""
         if self.masker is None or self.mask_applied:
             return self
-        return self.derive(self.data, mask_applied=True)
+        return self.derive(self.arranged, mask_applied=True)
 
     @eager
     def after(self, module: nn.Module, data: Tensor, **changes: Any) -> HATPayload:
@@ -176,8 +204,7 @@ class HATPayload:
     def _moved(self, op: str, numbers: Sequence[int], data: Tensor, source: HATPayload) -> Any:
         layout = None
         if source.masker is not None:
-            before = source.data
-            layout = _known(source).then(op, tuple(numbers), before.shape)
+            layout = _known(source).then(op, tuple(numbers), source.shape)
         return source.derive(data, layout=layout, mask_applied=source.mask_applied)
 
     @eager
@@ -198,7 +225,7 @@ class HATPayload:
     @eager
     def transpose(self, dim0: int, dim1: int) -> HATPayload:
         """Data with two dimensions exchanged, masked first."""
-        dims = list(range(self.data.dim()))
+        dims = list(range(len(self.shape)))
         dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
         return self.permute(*dims)
 
@@ -211,19 +238,19 @@ class HATPayload:
     @eager
     def __add__(self, other: HATPayload | Tensor | float) -> HATPayload:
         """The sum of both masked data, to be masked again by this payload's masker."""
-        data = self.data + (other.data if isinstance(other, HATPayload) else other)
+        data = self.arranged + (other.arranged if isinstance(other, HATPayload) else other)
         return self._combined(data, other, mask_applied=False)
 
     @eager
     def __mul__(self, other: HATPayload | Tensor | float) -> HATPayload:
         """The product of both masked data, element by element; masked, therefore."""
-        data = self.data * (other.data if isinstance(other, HATPayload) else other)
+        data = self.arranged * (other.arranged if isinstance(other, HATPayload) else other)
         return self._combined(data, other, mask_applied=self.masker is not None)
 
     def _combined(self, data: Tensor, other: Any, mask_applied: bool) -> HATPayload:
         layout = self.layout
-        if self.masker is not None and data.shape != self.data.shape:
-            layout = after_module(layout, self.data.shape, data.shape, self.masker.num_features)
+        if self.masker is not None and data.shape != self.shape:
+            layout = after_module(layout, self.shape, data.shape, self.masker.num_features)
         return self.derive(
             data, prev_maskers=self._merged(other), layout=layout, mask_applied=mask_applied
         )

@@ -115,8 +115,8 @@ class TaskIndexedModuleListABC(nn.ModuleList, TaskDependentModuleABC, _step.Owne
             if self.training and torch.is_grad_enabled():
                 self.note(pld.task_id, None)
         masked = use_masked_data or (self.mixes_units and pld.exposed)
-        data = pld.masked_data if masked else pld.unmasked_data
-        data = pld.data if data is None else data
+        data = pld.part(masked)
+        data = pld.arranged if data is None else data
         exposed = pld.exposed and not masked
         return pld.derive(self[pld.task_id](data), exposed=exposed)
 

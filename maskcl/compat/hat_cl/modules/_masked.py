@@ -76,23 +76,28 @@ class HATMaskedModuleABC(HATModuleABC, _step.Owner, ABC):
         """
         masker, task = self.masker, pld.task_id
         masker.check_payload(pld)
-        x = pld.data
-        weight, bias = self.weight, self.bias
+        given = pld.arranged
+        x, weight, bias = given, self.weight, self.bias
         masker.meet(pld, x.shape, self.channel_dim)
         if task is not None and self.training and torch.is_grad_enabled():
             locked = masker.locked_tasks(task, pld.locked_task_ids)
             self.note(task, locked)
-            if locked and weight.requires_grad:
-                weight = _Locked.apply(weight, self, locked, 0)
-            if locked and bias is not None and bias.requires_grad:
-                bias = _Locked.apply(bias, self, locked, 1)
+            if locked:
+                weight, bias = _Locked.apply(self, locked, weight, bias)
+            x = self.arrange(x)
         if type(self).waits_for_mask and waits(x, task):
             produced: Any = LinearProduct(x, weight, bias)
             shape = (*x.shape[:-1], weight.shape[0])
         else:
             produced = self.product(x, weight, bias)
             shape = tuple(produced.shape)
-        return masker.enter(pld, produced, Layout(len(shape) + self.channel_dim, shape))
+        behind = masker.enter(pld, produced, Layout(len(shape) + self.channel_dim, shape))
+        behind.rearranged = pld.rearranged or x is not given
+        return behind
+
+    def arrange(self, x: Tensor) -> Tensor:
+        """x in the order of memory that training is fastest in."""
+        return x
 
     def sides(self, tasks: tuple[int, ...]) -> list[_step.Sides]:
         """Which of ``tasks`` use each end of the weight and of the bias."""
@@ -202,26 +207,37 @@ class HATMaskedModuleABC(HATModuleABC, _step.Owner, ABC):
 
 
 class _Locked(torch.autograd.Function):
-    """A parameter as it is; its gradient is 0 where a locked task uses it."""
+    """Weight and bias as they are; their gradients are 0 where a locked task uses them."""
 
     @staticmethod
     def forward(
-        ctx: Any, parameter: Tensor, layer: HATMaskedModuleABC, locked: tuple[int, ...], which: int
-    ) -> Tensor:
-        ctx.layer, ctx.locked, ctx.which = layer, locked, which
-        return parameter.view_as(parameter)
+        ctx: Any,
+        layer: HATMaskedModuleABC,
+        locked: tuple[int, ...],
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.layer, ctx.locked = layer, locked
+        ctx.set_materialize_grads(False)
+        return weight.view_as(weight), None if bias is None else bias.view_as(bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
         # Only now has the whole forward shown where a layer that is used twice gets its inputs.
-        sides = ctx.layer.sides(ctx.locked)[ctx.which]
+        rows = zip(grads, ctx.layer.sides(ctx.locked), strict=True)
+        found = [(grad, side) for grad, side in rows if grad is not None]
+        sides = [side for _, side in found]
+        out, into, groups = _step.columns(sides)
         if torch.is_grad_enabled():
-            kept = torch.ones_like(grad)
-            clamp_grads_([kept], [sides.out], [sides.into], groups=[sides.groups])
-            return torch.where(kept != 0, grad, torch.zeros_like(grad)), None, None, None
-        # Products alone make this gradient, and give it away: it is written in place.
-        clamp_grads_([grad], [sides.out], [sides.into], groups=[sides.groups])
-        return grad, None, None, None
+            factors = [torch.ones_like(grad) for grad, _ in found]
+            clamp_grads_(factors, out, into, groups=groups)
+            kept = [torch.where(f != 0, g, 0.0) for f, (g, _) in zip(factors, found, strict=True)]
+        else:
+            # Products alone make these gradients, and give them away: they are written in place.
+            kept = [grad for grad, _ in found]
+            clamp_grads_(kept, out, into, groups=groups)
+        left = iter(kept)
+        return (None, None, *(None if grad is None else next(left) for grad in grads))
 
 
 def _warn_depleted(name: str, out: Tensor, into: Tensor | None) -> None:

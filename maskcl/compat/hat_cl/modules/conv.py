@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from maskcl.compat.hat_cl.modules._masked import HATMaskedModuleABC
 from maskcl.compat.hat_cl.modules.utils import register_mapping
 from maskcl.compat.hat_cl.types_ import HATConfig
+from maskcl.nn.layers import convolved
 
 _OPTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
@@ -20,8 +21,6 @@ class _HATConvNd(HATMaskedModuleABC):
 
     in_channels: int
     out_channels: int
-    # What nn.ConvNd, the other base of each subclass, brings.
-    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def __init__(
         self,
@@ -54,9 +53,15 @@ class _HATConvNd(HATMaskedModuleABC):
             padding_mode=padding_mode,
         )
 
+    def arrange(self, x: Tensor) -> Tensor:
+        """Images on a CPU in channels_last: pooling is faster, closed channels are left out."""
+        if x.dim() != 4 or x.device.type != "cpu":
+            return x
+        return x.contiguous(memory_format=torch.channels_last)
+
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution."""
-        return self._conv_forward(x, weight, bias)
+        return convolved(self, x, weight, bias)
 
     def to_base_module(self, task_id: int | None = None, **kwargs: Any) -> nn.Sequential:
         """An ordinary convolution and the task's AttentionMasker (an Identity for no task).

@@ -66,7 +66,11 @@ def _takes_payloads(module: nn.Module) -> bool:
 
 def _plain(module: nn.Module, pld: HATPayload, use_masked_data: bool) -> HATPayload:
     unmasked = None if use_masked_data and not isinstance(module, _MASKED_BEHIND) else True
-    source: Tensor | None = pld.unmasked_data if unmasked else None
+    # Modules of torch's own take images in any order; those of users may well view them.
+    known = type(module).__module__.startswith("torch.nn.") and not list(module.children())
+    source: Tensor | None = None
+    if unmasked:
+        source = pld.part(False) if known else pld.unmasked_data
     if source is not None:
         return pld.after(module, _own(module, source), exposed=pld.exposed)
     if type(module) is nn.ReLU and not _hooked(module):
@@ -75,7 +79,8 @@ def _plain(module: nn.Module, pld: HATPayload, use_masked_data: bool) -> HATPayl
         return pld.derive(pld.activated("relu"), layout=layout, mask_applied=_masked(pld))
     # f(0) != 0 behind a mask that was applied before: the closed units are closed once more.
     keeps = _masked(pld) and not isinstance(module, _MASKED_BEHIND)
-    behind = pld.after(module, _own(module, pld.data), mask_applied=keeps)
+    data = pld.arranged if known else pld.data
+    behind = pld.after(module, _own(module, data), mask_applied=keeps)
     if isinstance(module, _MIXING) and pld.masker is not None:
         behind.layout = MIXED
     return behind

@@ -76,7 +76,7 @@ class HATMasker(Topology, Locks, VectorMaskerABC, HATModuleABC):
     def forward(self, pld: HATPayload) -> HATPayload:
         """The payload with this masker, whose mask is applied where masked data are asked for."""
         self.check_payload(pld)
-        data = pld.data
+        data = pld.arranged
         layout = None if pld.masker is None else pld.layout
         self.meet(pld, data.shape, self.mask_dimension(data, layout))
         return self.enter(pld, data, layout)
