@@ -71,17 +71,24 @@ def main(rounds: int) -> None:
     compare(graphs.TITLE, {name: graphs.step_of(name) for name in graphs.NAMES}, rounds)
 
 
-def compare(title: str, steps: dict[str, Callable[[], None]], rounds: int) -> None:
-    """Time the steps in turn and print each one's median and its ratio to the unmasked step."""
+def compare(
+    title: str, steps: dict[str, Callable[[], None]], rounds: int
+) -> list[dict[str, float]]:
+    """Time the steps in turn and print each one's median and its ratio to the unmasked step.
+
+    Returns:
+        The seconds of each step, round by round.
+    """
     for _ in range(3):
         for step in steps.values():
             step()
     taken = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds)]
-    print(f"\n{title}\n  {'':24}{'ms':>9}{'of no mask':>12}")
+    print(f"\n{title}\n  {'':30}{'ms':>9}{'of no mask':>12}")
     for name in steps:
         milliseconds = statistics.median(t[name] for t in taken) * 1e3
         ratio = statistics.median(t[name] / t["no mask"] for t in taken)
-        print(f"  {name:24}{milliseconds:9.2f}{ratio:12.3f}")
+        print(f"  {name:30}{milliseconds:9.2f}{ratio:12.3f}")
+    return taken
 
 
 if __name__ == "__main__":

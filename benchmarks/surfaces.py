@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
+import statistics
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -163,7 +164,11 @@ def main(rounds: int) -> None:
     print(f"{processor()}, torch {torch.__version__}, {rounds} rounds, commit {commit()}")
     for network in NETWORKS:
         torch.manual_seed(0)
-        compare(f"{network}, batch {BATCH}, SGD", steps_of(network), rounds)
+        taken = compare(f"{network}, batch {BATCH}, SGD", steps_of(network), rounds)
+        for ours, theirs in (tuple(HAT_CL), tuple(CLARENA)):
+            if theirs in taken[0]:
+                ratio = statistics.median(t[ours] / t[theirs] for t in taken)
+                print(f"  {ours}: {ratio:.3f} of {theirs}")
 
 
 if __name__ == "__main__":
