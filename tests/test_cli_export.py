@@ -66,6 +66,7 @@ def test_any_method_and_form(runs: Path, tmp_path: Path) -> None:
         ("hat", ["--task", "0", "-o", "x.pth"], "x.pth ends in '.pth', wanted one of .pt2, .onnx"),
         ("hat", ["--task", "0", "-o", "no/x.pt2"], "cannot be made: there is no such folder"),
         ("hat", ["--task", "0", "-o", "there.pt2"], "there.pt2 exists already"),
+        ("hat", ["--task", "0", "-o", f"{'x' * 300}.pt2"], "cannot be written: File name too long"),
         ("hat", ["--task", "0", "-o", "x.pt2", "--batch-size", "1"], "batch-size must be at"),
         ("none", ["--task", "0", "-o", "x.pt2"], "holds no run"),
     ],

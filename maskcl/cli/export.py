@@ -62,7 +62,7 @@ def export(run: Path, task: int, out: Path, samples: int, methods: dict[str, Met
         methods: by name.
 
     Raises:
-        CommandError: no such run or task, the file exists, or it cannot be written in that form;
+        CommandError: no such run or task, the file exists, or it cannot be written (in that form);
             nothing is written then.
     """
     if samples < 2:
@@ -85,6 +85,8 @@ def export(run: Path, task: int, out: Path, samples: int, methods: dict[str, Met
         if isinstance(error, CommandError):
             raise
         raise CommandError(str(error).removeprefix("save: ")) from None
+    except OSError as error:
+        raise CommandError(f"{out} cannot be written: {error.strerror or error}") from None
     return f"{found}\n{out}: {size:,} bytes, task {task} of {run}"
 
 
