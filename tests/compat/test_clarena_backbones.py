@@ -155,7 +155,12 @@ def test_masks_by_stage() -> None:
         ("num_batches is None", {"stage": "train", "s_max": 9.0, "batch_idx": 0}),
         ("batch is 2", {"stage": "train", "s_max": 9.0, "batch_idx": 2, "num_batches": 2}),
         ("batch is -1", {"stage": "train", "s_max": 9.0, "batch_idx": -1, "num_batches": 2}),
-        ("max_scale is 0.5", {"stage": "validation", "s_max": 0.5}),
+        ("s_max is 0.5", {"stage": "validation", "s_max": 0.5}),
+        ("s_max is '9'", {"stage": "validation", "s_max": "9"}),
+        (
+            "s_max is inf",
+            {"stage": "train", "s_max": float("inf"), "batch_idx": 0, "num_batches": 2},
+        ),
         ("s_max is None", {"stage": "validation"}),
         ("test_task_id is None", {"stage": "test"}),
         ("task 3 has no stored mask", {"stage": "test", "test_task_id": 3}),
@@ -223,6 +228,8 @@ def test_measure_of_parameters(mode: str) -> None:
     assert torch.equal(older[0], measure["fc/0"][:, None].expand(16, FEATURES))
     with pytest.raises(ValueError, match="median"):
         backbone.get_layer_measure_parameter_wise(measure, "fc/1", "median")
+    with pytest.raises(ValueError, match="layer_name is None"):
+        backbone.get_layer_measure_parameter_wise(measure, None, "min")
 
 
 def test_forward_is_the_layers_with_masks() -> None:

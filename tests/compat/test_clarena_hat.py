@@ -258,7 +258,12 @@ def test_arguments_are_checked() -> None:
         ("factor is -1", "hat", {"mask_sparsity_reg_factor": -1}),
         ("task_embedding_init_mode is 'masked'", "hat", {"task_embedding_init_mode": "masked"}),
         ("protection is 'max'", "hat", {"protection": "max"}),
+        ("alpha is 'x'", "hat_const_alpha", {"alpha": "x"}),
+        ("factor is None", "hat", {"mask_sparsity_reg_factor": None}),
         ("s_max is 0.5", "hat", {"s_max": 0.5}),
+        ("s_max is None", "hat", {"s_max": None}),
+        ("s_max is inf", "hat", {"s_max": float("inf")}),
+        ("clamp_threshold is '50'", "hat", {"clamp_threshold": "50"}),
         ("epsilon is 0", "adahat", {"epsilon": 0}),
         ("output_dim is 9", "hat", {"heads": HeadsTIL(8)}),
         ("HeadsTIL or HeadDIL", "hat", {"heads": nn.Linear(9, 3)}),
@@ -268,6 +273,8 @@ def test_arguments_are_checked() -> None:
             hat(mode, **options)
     with pytest.raises(ValueError, match="adjustment_intensity is 0"):
         AdaHAT(mlp(), HeadsTIL(9), "adahat", 0, 40, 50, 0.75)
+    with pytest.raises(ValueError, match="adjustment_intensity is None"):
+        AdaHAT(mlp(), HeadsTIL(9), "adahat", None, 40, 50, 0.75)
     for mode in ("adahat", "adahat_no_sum"):
         algorithm = hat(mode)
         begin(algorithm, 1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskcl.compat.clarena.backbones.protection import per_input
 from maskcl.compat.clarena.backbones.units import MaskedUnits, Masks
+from maskcl.compat.clarena.checks import check_number
 from maskcl.compat.clarena.spelling import spellings
 from maskcl.ops import epoch_progress, hat_gate, hat_scale
 
@@ -124,6 +125,8 @@ class HATMaskBackbone(MaskedUnits):
         for name, value in needs.items():
             if value is None:
                 raise ValueError(f"get_mask: {name} is None, wanted a number at stage {stage!r}")
+        if needs:
+            check_number("get_mask: s_max", s_max, 1)
         if stage == "test":
             return self._test_mask(test_task_id, test_mask)
         flat = self.flat_embedding()
@@ -182,6 +185,8 @@ class HATMaskBackbone(MaskedUnits):
             ValueError: the layer or the mode is unknown.
         """
         before = self.preceding_layer_name(layer_name)
+        if layer_name is None:
+            raise ValueError("get_layer_measure_parameter_wise: layer_name is None, wanted a name")
         weight = self.get_layer_by_name(layer_name).weight
         own = neuron_wise_measure[layer_name]
         tail = (1,) * (weight.dim() - 2)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maskcl.compat.clarena.backbones import HATMaskBackbone
 from maskcl.compat.clarena.backbones.units import Masks
+from maskcl.compat.clarena.checks import check_number
 from maskcl.compat.clarena.cl_algorithms.adjustment import SCALE
 from maskcl.compat.clarena.cl_algorithms.base import Heads
 from maskcl.compat.clarena.cl_algorithms.hat import HAT
@@ -68,8 +69,7 @@ class AdaHAT(HAT):
         protection: str = "min",
     ) -> None:
         for name, value in (("adjustment_intensity", adjustment_intensity), ("epsilon", epsilon)):
-            if not value > 0:
-                raise ValueError(f"AdaHAT: {name} is {value!r}, wanted a number above 0")
+            check_number(f"AdaHAT: {name}", value, 0, above=True)
         super().__init__(
             backbone,
             heads,

@@ -11,6 +11,7 @@ from torch import Tensor
 from maskcl.compat.clarena.backbones import HATMaskBackbone
 from maskcl.compat.clarena.backbones.masked import INITS
 from maskcl.compat.clarena.backbones.units import Masks
+from maskcl.compat.clarena.checks import check_number
 from maskcl.compat.clarena.cl_algorithms.adjustment import (
     Adjustment,
     AdjustmentRates,
@@ -40,7 +41,7 @@ class HAT(MaskedAlgorithm):
         mask_sparsity_reg_factor: c, the weight of the sparsity term.
         mask_sparsity_reg_mode: "original" (eq. 5) or "cross".
         task_embedding_init_mode: "N01", "U-11", "U01", "U-10" or "last".
-        alpha: of "hat_const_alpha".
+        alpha: of "hat_const_alpha", at least 0.
         non_algorithmic_hparams: saved among ``hparams``.
         protection: which weights stored tasks use: "min", CLArena's and the paper's eq. 2, where
             any task uses the one end and any the other; "exact", where some task uses both.
@@ -101,13 +102,10 @@ class HAT(MaskedAlgorithm):
             raise ValueError(f"{name}: backbone is a {found}, wanted a HATMaskBackbone")
         self._check("adjustment_mode", self.adjustment_mode, self.modes)
         self._check("task_embedding_init_mode", self.task_embedding_init_mode, INITS)
-        if not self.s_max >= 1 or not self.clamp_threshold > 0:
-            raise ValueError(
-                f"{name}: s_max is {self.s_max!r} and clamp_threshold {self.clamp_threshold!r},"
-                " wanted at least 1 and above 0"
-            )
-        if self.adjustment_mode == "hat_const_alpha" and self.alpha is None:
-            raise ValueError(f"{name}: alpha is None, wanted a number for 'hat_const_alpha'")
+        check_number(f"{name}: s_max", self.s_max, 1)
+        check_number(f"{name}: clamp_threshold", self.clamp_threshold, 0, above=True)
+        if self.adjustment_mode == "hat_const_alpha":
+            check_number(f"{name}: alpha", self.alpha, 0)
         unprotected = self.backbone.unprotected()
         if unprotected and self.adjustment_mode == "hat":
             shown = ", ".join(unprotected[:3]) + (", .." if len(unprotected) > 3 else "")

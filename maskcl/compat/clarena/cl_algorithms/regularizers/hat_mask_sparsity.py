@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from maskcl.compat.clarena.checks import check_number
 from maskcl.ops import hat_sparsity
 
 __all__ = ["HATMaskSparsityReg"]
@@ -31,8 +32,7 @@ class HATMaskSparsityReg(nn.Module):
         if mode not in MODES:
             wanted = " or ".join(map(repr, MODES))
             raise ValueError(f"HATMaskSparsityReg: mode is {mode!r}, wanted {wanted}")
-        if not factor >= 0:
-            raise ValueError(f"HATMaskSparsityReg: factor is {factor!r}, wanted at least 0")
+        check_number("HATMaskSparsityReg: factor", factor, 0)
         self.factor = factor
         self.mode = mode
 
