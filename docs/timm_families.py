@@ -1,8 +1,9 @@
 """Which of timm's families to_hat converts: writes docs/timm.md.
 
-    python docs/timm_families.py [MODULE ...]
+    python docs/timm_families.py [MODULE | MODEL ...]
 
-One small model of each of timm's modules is converted with random weights at its own image size.
+One small model of each of timm's modules, and of other families in some, is converted with random
+weights at its own image size.
 "works" means: with task 0 finished, every parameter that tasks share is drawn anew, what is
 protected is put back, and the logits of task 0 are the same bits. Without arguments all modules
 are tried and the table is written, which takes about a quarter of an hour; with arguments those
@@ -89,6 +90,26 @@ SMALL = {
     "xception_aligned": "xception41p",
     "xcit": "xcit_nano_12_p8_224",
 }
+# Other families of modules that define several.
+MORE = (
+    "botnet26t_256",
+    "lambda_resnet26t",
+    "repvgg_a0",
+    "mobileone_s0",
+    "convnextv2_atto",
+    "mixnet_s",
+    "tinynet_e",
+    "tf_efficientnet_b0",
+    "ghostnetv2_100",
+    "convformer_s18",
+    "resmlp_12_224",
+    "lcnet_035",
+    "tf_mobilenetv3_small_minimal_100",
+    "mobilevitv2_050",
+    "regnety_002",
+    "ecaresnet26t",
+    "flexivit_small",
+)
 # Not created: above this many parameters a table row is not worth the memory.
 LARGEST = 200e6
 
@@ -145,8 +166,9 @@ def warm(model: torch.nn.Module, x: torch.Tensor) -> None:
         model.train()(x)
 
 
-def table(rows: list[tuple[str, str, str]]) -> str:
+def table(every: list[tuple[str, str, str]]) -> str:
     """The Markdown page."""
+    rows = [row for row in every if row[1] not in MORE]
     works = sum(result.startswith("works") for _, _, result in rows)
     lines = [
         "# timm's families and `to_hat`",
@@ -157,11 +179,18 @@ def table(rows: list[tuple[str, str, str]]) -> str:
         " protected ones put",
         "back, its logits are the same bits. The others are refused with the sentence given.",
         "",
-        "| module | model | result |",
-        "| --- | --- | --- |",
+        *_rows(rows),
+        "",
+        "Other families of the same modules:",
+        "",
+        *_rows([row for row in every if row[1] in MORE]),
     ]
-    lines += [f"| {module} | `{name}` | {_cell(result)} |" for module, name, result in rows]
     return "\n".join(lines) + "\n"
+
+
+def _rows(rows: list[tuple[str, str, str]]) -> list[str]:
+    head = ["| module | model | result |", "| --- | --- | --- |"]
+    return head + [f"| {module} | `{name}` | {_cell(result)} |" for module, name, result in rows]
 
 
 def _cell(sentence: str) -> str:
@@ -174,8 +203,10 @@ def main() -> None:
     """Print every row as it is found; without arguments write the page."""
     warnings.filterwarnings("ignore")
     rows = []
-    for module in sys.argv[1:] or timm.list_modules():
-        name = representative(module)
+    modules = {name: m for m in timm.list_modules() for name in timm.list_models(module=m)}
+    for asked in sys.argv[1:] or [*timm.list_modules(), *MORE]:
+        module = modules.get(asked, asked)
+        name = asked if asked in modules else representative(asked)
         rows.append((module, name, outcome(name)))
         print(*rows[-1], sep=" | ", flush=True)
         gc.collect()
