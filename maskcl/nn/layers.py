@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.activations import check_activation
 from maskcl.nn.state import Masked
-from maskcl.ops import masked_linear, open_conv
+from maskcl.ops import masked_conv, masked_linear
 from maskcl.reference.masked_forward import activate
 
 
@@ -64,15 +64,13 @@ class HATLinear(Masked, nn.Linear):
         )
 
 
-def convolved(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """What ``layer``, an ``nn.Conv1d``, 2d or 3d, makes of x with this weight and bias.
+def has_plain_window(layer: Any) -> bool:
+    """Whether ``layer``, an ``nn.Conv1d``, 2d or 3d, is what the ops take.
 
-    Closed channels of channels_last images are left out on a CPU.
+    That is: of images, with zeros around them, all channels to all.
     """
-    simple = layer.padding_mode == "zeros" and layer.groups == 1
-    if isinstance(layer, nn.Conv2d) and simple and not isinstance(layer.padding, str):
-        return open_conv(x, weight, bias, layer.stride, layer.padding, layer.dilation)
-    return layer._conv_forward(x, weight, bias)
+    zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return isinstance(layer, nn.Conv2d) and zeros and layer.groups == 1
 
 
 class _HATConv(Masked):
@@ -83,6 +81,9 @@ class _HATConv(Masked):
     # What nn.ConvNd, the other base of each subclass, brings.
     weight: Tensor
     bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: Any
+    dilation: tuple[int, ...]
     _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def __init__(
@@ -96,7 +97,20 @@ class _HATConv(Masked):
     def forward(self, input: Tensor) -> Tensor:
         """act(conv(x)) * mask, the mask along the channels."""
         # The convolution adds the bias itself: its kernels do so for nothing.
-        y = convolved(self, input, self.weight, self.bias)
+        if has_plain_window(self) and input.dim() == 4 and (mask := self._mask()) is not None:
+            return masked_conv(
+                input,
+                self.weight,
+                mask,
+                self.bias,
+                self.stride,
+                self.padding,
+                self.dilation,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                save=self._save,
+            )
+        y = self._conv_forward(input, self.weight, self.bias)
         return self._finish(y, y.dim() - 1 - self._space)
 
 

@@ -27,7 +27,7 @@ from maskcl.ops.importance import (
     mas_penalty,
     mas_penalty_grads_,
 )
-from maskcl.ops.masked_forward import masked_activation, masked_linear
+from maskcl.ops.masked_forward import masked_activation, masked_conv, masked_linear
 from maskcl.ops.open_products import open_conv
 from maskcl.ops.weight_mask import (
     binarize,
@@ -57,6 +57,7 @@ __all__ = [
     "mas_penalty",
     "mas_penalty_grads_",
     "masked_activation",
+    "masked_conv",
     "masked_linear",
     "open_conv",
     "or_words",

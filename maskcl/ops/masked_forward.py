@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,13 @@ from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction
 from maskcl.ops._library import fake
-from maskcl.ops.open_products import linear, linear_backward
+from maskcl.ops.open_products import (
+    check_window,
+    linear,
+    linear_backward,
+    may_skip,
+    open_conv,
+)
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.masked_forward import ACTIVATIONS, FROM_OUTPUT
 
@@ -114,6 +121,54 @@ def masked_linear(
     return MaskedActivationFunction.apply(
         z, mask, None, activation, negative_slope, z.dim() - 1, False
     )
+
+
+def masked_conv(
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    *,
+    activation: str = "identity",
+    negative_slope: float = 0.01,
+    save: str = "auto",
+) -> Tensor:
+    """y = act(conv2d(x) + bias) * mask along the channels.
+
+    For images that :func:`open_conv` leaves closed channels out of, the mask is applied in place on
+    the convolution's output; else it is :func:`masked_activation` behind it.
+
+    Args:
+        x: [N, I, H, W], floating.
+        weight: [O, I, KH, KW].
+        mask: [O], floating, >= 0.
+        bias: [O] or None.
+        stride: as for :func:`open_conv`.
+        padding: as for :func:`open_conv`.
+        dilation: as for :func:`open_conv`.
+        activation: as for :func:`masked_activation`.
+        negative_slope: of leaky_relu.
+        save: as for :func:`masked_activation`.
+
+    Returns:
+        [N, O, OH, OW] in x's dtype (the autocast dtype under autocast).
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
+    """
+    _check_arguments("masked_conv", x, mask, bias, activation, save)
+    _check.dimensions("masked_conv", "weight", weight, 4)
+    _check_channels("masked_conv", mask, bias, weight.shape[0])
+    if may_skip(x, weight, bias) and _keeps_output(x.dtype, activation, save):
+        check_window("masked_conv", x, weight, stride, padding, dilation)
+        options = [list(stride), list(padding), list(dilation)]
+        return MaskedConvFunction.apply(x, weight, mask, bias, activation, negative_slope, *options)
+    z = open_conv(x, weight, bias, stride, padding, dilation)
+    keeps = _keeps_output(z.dtype, activation, save)
+    return MaskedActivationFunction.apply(z, mask, None, activation, negative_slope, 1, keeps)
 
 
 def _check_arguments(
@@ -226,6 +281,49 @@ class MaskedLinearFunction(OpFunction):
             _as(dbias, y.dtype) if want_bias else None,
             None,
             None,
+        )
+
+
+class MaskedConvFunction(OpFunction):
+    """masked_conv where y alone need be kept: the mask is applied in place on the product."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        slope: float,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+    ) -> Tensor:
+        y = backends.select("open_conv", x)(x, weight, bias, stride, padding, dilation)
+        backends.select("masked_activation_", y)(y, mask, None, activation, slope, 1)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, mask, _, ctx.activation, ctx.slope, *ctx.options = inputs
+        ctx.save_for_backward(x, weight, mask, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mask, y = ctx.saved_tensors
+        want_x, want_weight, want_mask, want_bias = ctx.needs_input_grad[:4]
+        dz, dmask, dbias = backends.select("masked_activation_backward", y)(
+            grad, y, mask, None, ctx.activation, ctx.slope, 1, True, want_mask, want_bias
+        )
+        dx, dweight, _ = backends.select("open_conv_backward", x)(
+            dz, x, weight, *ctx.options, want_x, want_weight, False
+        )
+        return (
+            dx if want_x else None,
+            dweight if want_weight else None,
+            _as(dmask, mask.dtype) if want_mask else None,
+            _as(dbias, y.dtype) if want_bias else None,
+            *(None,) * 5,
         )
 
 

@@ -72,13 +72,23 @@ def open_conv(
     Raises:
         RuntimeError, ValueError: as ``F.conv2d``; and for images that are smaller than the window.
     """
-    plain = x.device.type != "cpu" or torch.is_autocast_enabled("cpu")
-    dtypes = {t.dtype for t in (x, weight, bias) if t is not None}
-    if plain or dtypes != {torch.float32} or not _is_channels_last(x) or weight.dim() != 4:
+    if not may_skip(x, weight, bias):
         return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
-    _check_conv(x, weight, bias, stride, padding, dilation)
+    check_window("open_conv", x, weight, stride, padding, dilation)
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"open_conv: bias has shape {list(bias.shape)}, wanted [{weight.shape[0]}]"
+        )
     options = [list(stride), list(padding), list(dilation)]
     return OpenConvFunction.apply(x, weight, bias, *options)
+
+
+def may_skip(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether closed channels of such a convolution may be left out."""
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return False
+    dtypes = {t.dtype for t in (x, weight, bias) if t is not None}
+    return dtypes == {torch.float32} and weight.dim() == 4 and _is_channels_last(x)
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -87,32 +97,26 @@ def _is_channels_last(x: Tensor) -> bool:
     return not ordinary and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _check_conv(
+def check_window(
+    op: str,
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> None:
+    """Raise ValueError unless they fit each other."""
     found = list(weight.shape)
     if weight.shape[1] != x.shape[1]:
-        raise ValueError(f"open_conv: weight has shape {found}, wanted [O, {x.shape[1]}, KH, KW]")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"open_conv: bias has shape {list(bias.shape)}, wanted [{weight.shape[0]}]"
-        )
-    for name, pair, least in (
-        ("stride", stride, 1),
-        ("padding", padding, 0),
-        ("dilation", dilation, 1),
-    ):
+        raise ValueError(f"{op}: weight has shape {found}, wanted [O, {x.shape[1]}, KH, KW]")
+    options = {"stride": (stride, 1), "padding": (padding, 0), "dilation": (dilation, 1)}
+    for name, (pair, least) in options.items():
         if len(pair) != 2 or min(pair) < least:
-            raise ValueError(f"open_conv: {name} is {pair}, wanted two numbers, {least} or more")
+            raise ValueError(f"{op}: {name} is {pair}, wanted two numbers, {least} or more")
     for size, kernel, pad, step in zip(x.shape[2:], found[2:], padding, dilation, strict=True):
         if size + 2 * pad < step * (kernel - 1) + 1:
             raise ValueError(
-                f"open_conv: x has shape {list(x.shape)}, smaller than the window of {found[2:]}"
+                f"{op}: x has shape {list(x.shape)}, smaller than the window of {found[2:]}"
             )
 
 

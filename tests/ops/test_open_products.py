@@ -229,6 +229,34 @@ def test_open_conv_has_the_gradients_of_conv2d(channels_last):
         torch.testing.assert_close(f, w, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_masked_conv_matches_float64(backend, device, channels_last, activation):
+    x = torch.randn(3, 16, 6, 5, device=device) * closed(16, 0.5, device).view(-1, 1, 1)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    mask = torch.rand(18, device=device) + 0.5
+    leaves = [x, torch.randn(18, 16, 3, 3, device=device), mask, torch.randn(18, device=device)]
+    y = ops.masked_conv(*map(torch.Tensor.requires_grad_, leaves), (2, 1), activation=activation)
+    assert y.is_contiguous(memory_format=torch.channels_last) == channels_last
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    z = F.conv2d(wide[0], wide[1], wide[3], (2, 1))
+    right = getattr(torch, activation, F.gelu)(z) * wide[2].view(-1, 1, 1)
+    assert_close(y.detach(), right.detach(), torch.float32, scale=20)
+    g = torch.randn_like(y)
+    grads = zip(torch.autograd.grad(y, leaves, g), torch.autograd.grad(right, wide, g.double()))
+    for found, wanted in grads:
+        assert_close(found, wanted, torch.float32, scale=200)
+
+
+def test_masked_conv_says_what_is_wrong():
+    x, w = torch.rand(2, 16, 6, 5), torch.randn(18, 16, 3, 3)
+    with pytest.raises(ValueError, match="masked_conv: mask has 17 elements, wanted 18 channels"):
+        ops.masked_conv(x, w, torch.rand(17))
+    with pytest.raises(ValueError, match=r"masked_conv: weight has shape \[18, 144\], wanted 4"):
+        ops.masked_conv(x, w.flatten(1), torch.rand(18))
+
+
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 16, 1, 1), (2, 16, 8, 8)], ids=str)
 def test_open_conv_has_the_strides_of_conv2d(shape):
     """A view behind it must work as behind conv2d."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.compat.hat_cl._eager import eager
-from maskcl.compat.hat_cl._product import LinearProduct
+from maskcl.compat.hat_cl._product import Product
 from maskcl.compat.hat_cl.exceptions import MaskDimensionMismatchError
 from maskcl.compat.hat_cl.layout import MIXED, Layout, after_module, unit_index
 from maskcl.ops import masked_activation
@@ -47,7 +47,7 @@ class HATPayload:
     ) -> None:
         self._masked_data = data if mask_applied else None
         self._unmasked_data = None if mask_applied else data
-        self._product: LinearProduct | None = None
+        self._product: Product | None = None
         self.masker = masker
         self.task_id = task_id
         self.mask_scale = mask_scale
@@ -62,7 +62,7 @@ class HATPayload:
         self.rearranged = False
 
     @eager
-    def derive(self, data: Tensor | LinearProduct, **changes: Any) -> HATPayload:
+    def derive(self, data: Tensor | Product, **changes: Any) -> HATPayload:
         """Other data with the rest of this payload.
 
         Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.compat.hat_cl import _step
-from maskcl.compat.hat_cl._product import LinearProduct, waits
+from maskcl.compat.hat_cl._product import Product, waits
 from maskcl.compat.hat_cl.exceptions import (
     LearningSuppressedWarning,
     NoParameterToForgetWarning,
@@ -44,8 +44,6 @@ class HATMaskedModuleABC(HATModuleABC, _step.Owner, ABC):
     bias: Tensor | None
     # Dimension of the units, in input and output, counted from the end.
     channel_dim: int
-    # Whether the product is a matrix product, whose epilogue the mask can be.
-    waits_for_mask = False
 
     def __init__(
         self,
@@ -62,6 +60,10 @@ class HATMaskedModuleABC(HATModuleABC, _step.Owner, ABC):
     @abstractmethod
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The ordinary layer's output."""
+
+    def deferred(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Product | None:
+        """The product, to be computed when its mask is known; None where it cannot wait."""
+        return None
 
     @property
     def num_tasks(self) -> int:
@@ -85,12 +87,10 @@ class HATMaskedModuleABC(HATModuleABC, _step.Owner, ABC):
             if locked:
                 weight, bias = _Locked.apply(self, locked, weight, bias)
             x = self.arrange(x)
-        if type(self).waits_for_mask and waits(x, task):
-            produced: Any = LinearProduct(x, weight, bias)
-            shape = (*x.shape[:-1], weight.shape[0])
-        else:
+        produced: Any = self.deferred(x, weight, bias) if waits(x, task) else None
+        if produced is None:
             produced = self.product(x, weight, bias)
-            shape = tuple(produced.shape)
+        shape = tuple(produced.shape)
         behind = masker.enter(pld, produced, Layout(len(shape) + self.channel_dim, shape))
         behind.rearranged = pld.rearranged or x is not given
         return behind

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from maskcl.compat.hat_cl._product import ConvProduct
 from maskcl.compat.hat_cl.modules._masked import HATMaskedModuleABC
 from maskcl.compat.hat_cl.modules.utils import register_mapping
 from maskcl.compat.hat_cl.types_ import HATConfig
-from maskcl.nn.layers import convolved
+from maskcl.nn.layers import has_plain_window
 
 _OPTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 
@@ -21,6 +23,11 @@ class _HATConvNd(HATMaskedModuleABC):
 
     in_channels: int
     out_channels: int
+    stride: Any
+    padding: Any
+    dilation: Any
+    # What nn.ConvNd, the other base of each subclass, brings.
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def __init__(
         self,
@@ -61,7 +68,13 @@ class _HATConvNd(HATMaskedModuleABC):
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution."""
-        return convolved(self, x, weight, bias)
+        return self._conv_forward(x, weight, bias)
+
+    def deferred(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> ConvProduct | None:
+        """The convolution of images, whose mask will be applied in place on it."""
+        if x.dim() != 4 or not has_plain_window(self):
+            return None
+        return ConvProduct(x, weight, bias, (self.stride, self.padding, self.dilation))
 
     def to_base_module(self, task_id: int | None = None, **kwargs: Any) -> nn.Sequential:
         """An ordinary convolution and the task's AttentionMasker (an Identity for no task).

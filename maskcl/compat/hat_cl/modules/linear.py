@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskcl.compat.hat_cl._product import LinearProduct
 from maskcl.compat.hat_cl.modules._masked import HATMaskedModuleABC
 from maskcl.compat.hat_cl.modules.utils import register_mapping
 from maskcl.compat.hat_cl.types_ import HATConfig
@@ -25,7 +26,6 @@ class HATLinear(HATMaskedModuleABC, nn.Linear):  # type: ignore[misc]
 
     base_class = nn.Linear
     channel_dim = -1
-    waits_for_mask = True
 
     def __init__(
         self,
@@ -49,6 +49,10 @@ class HATLinear(HATMaskedModuleABC, nn.Linear):  # type: ignore[misc]
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x W^T + b."""
         return F.linear(x, weight, bias)
+
+    def deferred(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> LinearProduct:
+        """The product: the mask will be its epilogue."""
+        return LinearProduct(x, weight, bias)
 
     def to_base_module(self, task_id: int | None = None, **kwargs: Any) -> nn.Sequential:
         """An ``nn.Linear`` and the task's AttentionMasker (an Identity for no task).
