@@ -97,7 +97,9 @@ struct Scratch {
   float* data;
 
   Scratch(const Tensor& like, int64_t count)
-      : owner(torch::stable::new_empty(like, {count}, ScalarType::Float)), data(mutable_floats(owner)) {}
+      : owner(torch::stable::new_empty(like, {count}, ScalarType::Float)), data(mutable_floats(owner)) {
+    expect_large_writes(owner);
+  }
 };
 
 // `rows` rows from `first`, `size` side by side for each open column.

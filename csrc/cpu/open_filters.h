@@ -7,7 +7,7 @@
 namespace maskcl {
 
 constexpr int64_t kPixels = 8 * kRows;  // output pixels that share a panel of the weight
-constexpr int64_t kTerms = 256;         // about as many terms between two visits of a weight gradient's stored sums
+constexpr int64_t kTerms = 128;         // about as many terms between two visits of a weight gradient's stored sums
 
 // [N, H, W, C] in this order of memory.
 struct Images {
@@ -100,22 +100,34 @@ MASKCL_INLINE void convolve_blocks(const Convolution& c, int64_t begin, int64_t 
 struct FilterGrad {
   Images x, dz;  // x with its padding around it
   Window window;
-  const Index* open;       // channels of x
-  const Index* places;     // of the images taken together: for each pixel of dz, where its first tap is in x
+  const Index* shifts;     // of each pair of a tap and an open channel: how far it is in x from the first tap
+  const Index* places;     // of a block: for each pixel of dz, where its first tap is in x
   const float* packed_dz;  // tiles of open channels: [tiles][pixels][width]
   int64_t tiles;
   float* result;  // [tiles][groups][kRows][width]
 
-  // Pairs of a tap and an open channel are taken kRows at a time.
-  int64_t pairs() const { return window.taps() * static_cast<int64_t>(open->size()); }
-  int64_t groups() const { return tiles_of(pairs(), kRows); }
-  int64_t images_together() const { return std::max<int64_t>(1, kTerms / (dz.height * dz.width)); }
+  int64_t groups() const { return shifts->size() / kRows; }
+  // A block of terms is some rows of an image, or some whole images.
+  int64_t block_rows() const { return std::min(dz.height, std::max<int64_t>(1, kTerms / dz.width)); }
+  int64_t block_images() const { return std::max<int64_t>(1, kTerms / (dz.height * dz.width)); }
 };
+
+// For kRows pairs at a time; the last ones may be computed twice.
+inline Index shifts_of(const Images& x, const Window& w, const Index& open) {
+  Index shifts;
+  for (int64_t tap = 0; tap < w.taps(); ++tap)
+    for (const int32_t channel : open) {
+      const int64_t down = tap / w.width * w.dilation[0], right = tap % w.width * w.dilation[1];
+      shifts.push_back(static_cast<int32_t>((down * x.width + right) * x.channels + channel));
+    }
+  while (shifts.size() % kRows != 0) shifts.push_back(shifts.back());
+  return shifts;
+}
 
 inline Index places_of(const FilterGrad& f) {
   Index places;
-  for (int64_t n = 0; n < f.images_together(); ++n)
-    for (int64_t row = 0; row < f.dz.height; ++row)
+  for (int64_t n = 0; n < f.block_images(); ++n)
+    for (int64_t row = 0; row < f.block_rows(); ++row)
       for (int64_t column = 0; column < f.dz.width; ++column)
         places.push_back(static_cast<int32_t>(
             ((n * f.x.height + row * f.window.stride[0]) * f.x.width + column * f.window.stride[1]) * f.x.channels));
@@ -126,24 +138,23 @@ inline Index places_of(const FilterGrad& f) {
 template <int Bytes>
 MASKCL_INLINE void filter_grad_items(const FilterGrad& f, int64_t begin, int64_t end) {
   constexpr int64_t width = Vector<Bytes>::width, size = kRows * width;
-  const Window& w = f.window;
-  const int64_t terms = f.open->size(), pixels = f.dz.height * f.dz.width, together = f.images_together();
-  const int64_t image_size = f.x.height * f.x.width * f.x.channels;
-  for (int64_t image = 0; image < f.x.count; image += together) {
-    const int64_t depth = std::min(together, f.x.count - image) * pixels;
+  const int64_t rows = f.block_rows(), images = f.block_images(), groups = f.groups();
+  const int64_t across = f.x.width * f.x.channels;
+  for (int64_t first = 0; first < f.dz.count * f.dz.height; first += images * rows) {
+    const int64_t image = first / f.dz.height, row = first % f.dz.height;
+    const int64_t here = images > 1 ? std::min(images, f.dz.count - image) * rows : std::min(rows, f.dz.height - row);
+    const float* x = f.x.data + (image * f.x.height + row * f.window.stride[0]) * across;
     for (int64_t item = begin; item < end; ++item) {
+      const int64_t group = item % groups, tile_of_dz = item / groups;
       Gathered left{{}, f.places->data()};
-      for (int r = 0; r < kRows; ++r) {
-        const int64_t pair = std::min(item % f.groups() * kRows + r, f.pairs() - 1), tap = pair / terms;
-        const int64_t down = tap / w.width * w.dilation[0], right = tap % w.width * w.dilation[1];
-        left.rows[r] = f.x.data + image * image_size + (down * f.x.width + right) * f.x.channels +
-                       (*f.open)[pair % terms];
-      }
+      for (int r = 0; r < kRows; ++r) left.rows[r] = x + (*f.shifts)[group * kRows + r];
+      const float* dz = f.packed_dz + (tile_of_dz * f.dz.count * f.dz.height + first) * f.dz.width * width;
       Sums<Bytes> tile;
-      if (image > 0) tile.load(f.result + item * size, width);
-      tile.add(depth, left, f.packed_dz + (item / f.groups() * f.dz.count + image) * pixels * width);
+      if (first > 0) tile.load(f.result + item * size, width);
+      tile.add(here * f.dz.width, left, dz);
       tile.store(f.result + item * size, width);
     }
+    if (images == 1) first += here - rows;  // an image's last rows may be fewer
   }
 }
 

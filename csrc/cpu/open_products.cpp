@@ -128,6 +128,7 @@ std::tuple<Tensor, Tensor> open_linear_backward_cpu(const Tensor& grad, const Te
   Product p{};
   p.dz = {floats(dz), batch, outs, &rows}, p.x = {floats(x), batch, ins, &columns}, p.weight = floats(w);
   p.ins = ins, p.outs = outs;
+  expect_large_writes(dweight);
   if (want_x) skips(rows, outs) ? input_grad(p, dx) : matmul_out(dz, w, dx);
   if (want_weight)
     skips(rows, outs) || skips(columns, ins) ? weight_grad(p, dweight) : matmul_out(transposed(dz), x, dweight);
@@ -151,13 +152,15 @@ std::vector<float> filters_packed(const Tensor& weight, const Index& open, bool 
   const int64_t out_stride = weight.stride(out_dim), in_stride = weight.stride(1 - out_dim);
   const int64_t taps = weight.size(2) * weight.size(3);
   std::vector<float> to(tiles_of(outs, width) * taps * terms * width, 0.0f);
-  for (int64_t o = 0; o < outs; ++o)
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const float* from = floats(weight) + o * out_stride + tap / weight.size(3) * weight.stride(2) +
-                          tap % weight.size(3) * weight.stride(3);
-      float* row = &to[((o / width * taps + tap) * terms) * width + o % width];
-      for (int64_t k = 0; k < terms; ++k) row[k * width] = from[open[k] * in_stride];
-    }
+  parallel(outs, taps * terms, [&](int64_t begin, int64_t end) {
+    for (int64_t o = begin; o < end; ++o)
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const float* from = floats(weight) + o * out_stride + tap / weight.size(3) * weight.stride(2) +
+                            tap % weight.size(3) * weight.stride(3);
+        float* row = &to[((o / width * taps + tap) * terms) * width + o % width];
+        for (int64_t k = 0; k < terms; ++k) row[k * width] = from[open[k] * in_stride];
+      }
+  });
   return to;
 }
 
@@ -191,22 +194,31 @@ void filter_grad(const Tensor& x_in, const Tensor& dz, const Tensor& dweight, co
   const Tensor x = padded(x_in, options);
   const Operand dz_rows{floats(dz), dz.numel() / dz.size(1), dz.size(1), &rows};
   const Scratch packed = columns_packed(dz, dz_rows, k.width);
-  FilterGrad job{images(x), images(dz), window_of(dweight, options), &columns, nullptr, packed.data,
-                 tiles_of(dz_rows.terms(), k.width), nullptr};
+  const Window window = window_of(dweight, options);
+  const Index shifts = shifts_of(images(x), window, columns);
+  FilterGrad job{images(x), images(dz), window, &shifts, nullptr, packed.data, tiles_of(dz_rows.terms(), k.width),
+                 nullptr};
   const Index places = places_of(job);
   job.places = &places;
-  const int64_t groups = job.groups(), terms = columns.size();
+  const int64_t groups = job.groups(), terms = columns.size(), pairs = window.taps() * terms;
   std::vector<float> sums(job.tiles * groups * kRows * k.width);
   job.result = sums.data();
   run(k.filter_grad, job, job.tiles * groups, job.dz.pixels() * k.width);
   fill_with_zeros(dweight);
-  float* to = mutable_floats(dweight);
-  for (int64_t pair = 0; pair < job.pairs(); ++pair) {
-    const int64_t tap = pair / terms, down = tap / job.window.width, right = tap % job.window.width;
-    float* at = to + columns[pair % terms] * dweight.stride(1) + down * dweight.stride(2) + right * dweight.stride(3);
-    for (int64_t r = 0; r < dz_rows.terms(); ++r)
-      at[rows[r] * dweight.stride(0)] = sums[(r / k.width * groups * kRows + pair) * k.width + r % k.width];
+  std::vector<int64_t> places_in_filter(pairs);
+  for (int64_t pair = 0; pair < pairs; ++pair) {
+    const int64_t tap = pair / terms, down = tap / window.width, right = tap % window.width;
+    places_in_filter[pair] =
+        columns[pair % terms] * dweight.stride(1) + down * dweight.stride(2) + right * dweight.stride(3);
   }
+  float* to = mutable_floats(dweight);
+  parallel(dz_rows.terms(), pairs, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* from = &sums[r / k.width * groups * kRows * k.width + r % k.width];
+      float* filter = to + rows[r] * dweight.stride(0);
+      for (int64_t pair = 0; pair < pairs; ++pair) filter[places_in_filter[pair]] = from[pair * k.width];
+    }
+  });
 }
 
 bool may_skip(const Tensor& x, const Tensor& weight) {
@@ -223,9 +235,12 @@ Tensor open_conv_cpu(const Tensor& x, const Tensor& weight, const std::optional<
       const Tensor y = empty_images(x, output_sizes(x, weight, options));
       std::optional<Tensor> b;
       if (bias) b = torch::stable::contiguous(*bias);
+      expect_large_writes(y);
       if (y.numel() > 0) convolve(x, y, weight, b, options, open, false);
       return y;
     }
+  // The library makes its output itself: in memory that was asked for and given back a moment ago, if it can.
+  expect_large_writes(empty_images(x, output_sizes(x, weight, options)));
   return in_channels_last(convolution(x, weight, bias, options));
 }
 
@@ -244,6 +259,7 @@ std::tuple<Tensor, Tensor, Tensor> open_conv_backward_cpu(const Tensor& grad, co
       convolution_backward(dz, x, weight, options, {want_x && !skip_x, want_weight && !skip_weight, false});
   if (skip_x) {
     dx = empty_images(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
+    expect_large_writes(dx);
     convolve(dz, dx, weight, std::nullopt, options, rows, true);
   }
   if (skip_weight) {

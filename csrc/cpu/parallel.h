@@ -45,7 +45,7 @@ inline void expect_large_writes(const Tensor& out) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
   const uintptr_t bytes = out.numel() * out.element_size();
-  if (bytes < 4 * kHuge) return;
+  if (bytes < 2 * kHuge) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(out.mutable_data_ptr());
   const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = (begin + bytes) / kHuge * kHuge;
   madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: failure changes nothing
