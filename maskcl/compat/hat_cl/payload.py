@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.compat.hat_cl._eager import eager
-from maskcl.compat.hat_cl._product import Product
+from maskcl.compat.hat_cl._product import ConvProduct, Product
 from maskcl.compat.hat_cl.exceptions import MaskDimensionMismatchError
 from maskcl.compat.hat_cl.layout import MIXED, Layout, after_module, unit_index
 from maskcl.ops import masked_activation
@@ -96,6 +96,8 @@ class HATPayload:
             if self._masked_data is None and self.masker is not None:
                 self._masked_data = self._mask("identity")
             return self._masked_data
+        if self.mask_applied:
+            return None
         if self._unmasked_data is None and self._product is not None:
             self._unmasked_data = self._product.plain()
         return self._unmasked_data
@@ -124,7 +126,7 @@ class HATPayload:
     @eager
     def original_data(self) -> Tensor:
         """The data that the payload was made of."""
-        found = self._masked_data if self.mask_applied else self.part(False)
+        found = self.part(self.mask_applied)
         assert found is not None
         return self._ordinary(found)
 
@@ -152,8 +154,8 @@ class HATPayload:
             unmasked = self.part(False)
             assert unmasked is not None
             return activate(unmasked, activation, 0.0)
-        if self._product is not None and self._unmasked_data is None and masker.mask_dim is None:
-            return self._product.masked(mask, activation)
+        if (product := self._waiting()) is not None:
+            return product.masked(mask, activation)
         data = self.part(False)
         assert data is not None
         if self.layout is not None and (self.layout.ops or self.layout.mixed):
@@ -165,6 +167,20 @@ class HATPayload:
         if not data.is_floating_point():
             data = data.to(mask.dtype)
         return masked_activation(data, mask, activation=activation, channel_dim=dim)
+
+    def _waiting(self) -> Product | None:
+        """The product, if it can still be computed together with its mask."""
+        masker = self.masker
+        if masker is None or masker.mask_dim is not None:
+            return None
+        return self._product if self._masked_data is None and self._unmasked_data is None else None
+
+    @eager
+    def waiting_for(self, module: nn.Module) -> HATPayload | None:
+        """The payload behind ``module``, to be computed with its mask; None if it cannot wait."""
+        product = self._waiting()
+        behind = product.then(module) if isinstance(product, ConvProduct) else None
+        return None if behind is None else self.derive(behind, mask_applied=True)
 
     @eager
     def forward_by(self, module: nn.Module, use_masked_data: bool = True) -> HATPayload:

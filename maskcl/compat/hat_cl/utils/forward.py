@@ -73,6 +73,8 @@ def _plain(module: nn.Module, pld: HATPayload, use_masked_data: bool) -> HATPayl
         source = pld.part(False) if known else pld.unmasked_data
     if source is not None:
         return pld.after(module, _own(module, source), exposed=pld.exposed)
+    if not _hooked(module) and (behind := pld.waiting_for(module)) is not None:
+        return behind
     if type(module) is nn.ReLU and not _hooked(module):
         # relu(m x) = m relu(x): the mask's pass does both.
         layout = pld.layout
