@@ -121,6 +121,8 @@ class _Watch:
     held: set[int]
     inside: bool = False
     restores: bool = False
+    # Modules with parameters in it, while it is in a step.
+    owners: list[Owner] | None = None
     saved: dict[int, Tensor] = field(default_factory=dict)
 
     def settle(self, owner: Owner, locked: tuple[int, ...]) -> None:
@@ -169,6 +171,8 @@ def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     watch.held, watch.inside, watch.restores = held, True, not _keeps_still(optimizer)
     watch.saved = {}
     closure = any(a is not None for a in (*args[1:], *kwargs.values()))
+    # A closure runs forwards, which may be other modules' first.
+    watch.owners = None if closure else owners
     for owner in owners:
         for parameter in owner.foreign_parameters():
             # Momentum and decay act on whatever has a gradient, were it zero.
@@ -187,8 +191,9 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if watch is None:
         return
     rows: list[tuple[nn.Parameter, Sides]] = []
-    for owner in _owners(watch.held):
-        rows += [r for r in owner.locked_parameters() if id(r[0]) in watch.saved]
+    for owner in _owners(watch.held) if watch.owners is None else watch.owners:
+        if watch.saved:
+            rows += [r for r in owner.locked_parameters() if id(r[0]) in watch.saved]
         for parameter in owner.foreign_parameters():
             if (saved := watch.saved.get(id(parameter))) is not None:
                 parameter.copy_(saved)
@@ -203,7 +208,7 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         restore_protected_(parameters, saved_rows, out, into, groups=groups)
     if rows:
         _clear_state(optimizer, rows)
-    watch.inside, watch.saved = False, {}
+    watch.inside, watch.saved, watch.owners = False, {}, None
 
 
 @torch.no_grad()
