@@ -27,7 +27,8 @@ from maskcl.ops.importance import (
     mas_penalty,
     mas_penalty_grads_,
 )
-from maskcl.ops.masked_forward import masked_activation, masked_conv, masked_linear
+from maskcl.ops.masked_forward import masked_activation
+from maskcl.ops.masked_products import masked_conv, masked_linear
 from maskcl.ops.open_products import open_conv
 from maskcl.ops.weight_mask import (
     binarize,
