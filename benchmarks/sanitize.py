@@ -60,7 +60,8 @@ def open_products(dtype):
         x, g = filled((batch, inputs), dtype), filled((batch, outputs), dtype)
         x, g, w = x * shut[:inputs], g * shut[:outputs], filled((outputs, inputs), dtype)
         for bias in (None, filled(outputs, dtype)):
-            yield "open_linear", x, w, bias
+            for ordinary in (True, False):
+                yield "open_linear", x, w, bias, ordinary
         yield "open_linear_backward", g, x, w, True, True
     for stride, padding in ((1, 0), (2, 1)):
         window = [stride] * 2, [padding] * 2, [1, 1]

@@ -9,7 +9,8 @@
 namespace maskcl {
 namespace {
 
-constexpr int64_t kFewest = 32;          // rows: of fewer the library's product takes the time of reading the weight
+constexpr int64_t kFewest = 32;          // rows: of fewer the library's product takes the time of reading the weight;
+                                         // of up to kBlock it is at half of an AMD core's peak where nothing is closed
 constexpr int64_t kFewestChannels = 16;  // that come out of a convolution: tiles are as wide
 
 // --- the kernels, by width of vectors -------------------------------------------------------------------------------
@@ -94,11 +95,12 @@ void weight_grad(Product p, const Tensor& dweight) {
   run(k.weight_grad, p, tiles_of(p.dz.terms(), kPair), kPair * p.ins);
 }
 
-Tensor open_linear_cpu(const Tensor& x_in, const Tensor& weight, const std::optional<Tensor>& bias) {
+Tensor open_linear_cpu(const Tensor& x_in, const Tensor& weight, const std::optional<Tensor>& bias, bool ordinary) {
   const Tensor y = torch::stable::new_empty(x_in, {x_in.size(0), weight.size(0)});
   if (x_in.size(0) >= kFewest && weight.numel() > 0 && all_float({&x_in, &weight, bias ? &*bias : nullptr})) {
     const Tensor x = torch::stable::contiguous(x_in);
-    if (const Index open = open_columns(floats(x), x.size(0), x.size(1)); skips(open, x.size(1))) {
+    const Index open = open_columns(floats(x), x.size(0), x.size(1));
+    if (skips(open, x.size(1)) || (!ordinary && x.size(0) <= kBlock)) {
       const Tensor w = torch::stable::contiguous(weight);
       const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
       Product p{};

@@ -214,7 +214,9 @@ class _Node:
             return p.resized(value, self.result.size, len(pad) // 2)
         if given.get("value") not in (None, 0, 0.0):
             return None
-        return p.moved([value], lambda terms: F.pad(terms[0], pad, value=NONE))
+        # Zeros around whole images leave each channel its units.
+        around = p.resized(value, self.result.size, len(pad) // 2)
+        return around or p.moved([value], lambda terms: F.pad(terms[0], pad, value=NONE))
 
     def _clamps_zero_to_zero(self) -> bool | None:
         low, high = (*self.args[1:3], None, None)[:2]

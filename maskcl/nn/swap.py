@@ -19,6 +19,7 @@ from maskcl.nn.norms import (
     TaskNorm,
 )
 from maskcl.nn.opened import Opened, computes_as, opened
+from maskcl.nn.same_padding import same_padding
 from maskcl.nn.topology import HATLayer
 
 _CONVS: dict[type, type] = {nn.Conv1d: HATConv1d, nn.Conv2d: HATConv2d, nn.Conv3d: HATConv3d}
@@ -52,9 +53,17 @@ def task_aware_like(module: nn.Module, num_tasks: int) -> nn.Module | None:
     """The module that carries tasks' masks in the place of an ordinary one; None where it stays."""
     kind = next((k for k in type(module).__mro__ if k is nn.Linear or k in _CONVS), None)
     if kind is not None:
-        is_layer = _is_plain_layer(module) and computes_as(module, kind)
-        return _swapped_layer(module) if is_layer else None
+        return _layer_like(module, kind) if _is_plain_layer(module) else None
     return swapped_convolution(module) or task_norm(module, num_tasks)
+
+
+def _layer_like(module: nn.Module, kind: type[nn.Module]) -> nn.Module | None:
+    """The HAT layer of one that computes what ``kind`` does, behind a SamePadding that it has."""
+    if computes_as(module, kind):
+        return with_hooks(_swapped_layer(module), module)
+    if (padding := same_padding(module)) is None:
+        return None
+    return with_hooks(nn.Sequential(padding, _swapped_layer(module)), module)
 
 
 def task_norm(module: nn.Module, num_tasks: int) -> nn.Module | None:
@@ -100,7 +109,8 @@ def _swapped_layer(module: nn.Module) -> HATLayer:
         kind = next(k for k in type(module).__mro__ if k in _CONVS)
         new = _CONVS[kind](**conv_options(module), device="meta")
     new.weight, new.bias = module.weight, module.bias
-    return with_hooks(new, module)
+    new.training = module.training
+    return new
 
 
 def conv_options(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:

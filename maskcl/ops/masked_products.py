@@ -69,7 +69,11 @@ def masked_linear(
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if keeps_output(x.dtype, activation, save):
-        return MaskedLinearFunction.apply(x, weight, mask, bias, activation, negative_slope)
+        # A mask that learns is soft: no ordinary layer has that output.
+        ordinary = not (mask.requires_grad and torch.is_grad_enabled())
+        return MaskedLinearFunction.apply(
+            x, weight, mask, bias, activation, negative_slope, ordinary
+        )
     z = F.linear(x, weight, bias)
     return MaskedActivationFunction.apply(
         z, mask, None, activation, negative_slope, z.dim() - 1, False
@@ -129,16 +133,22 @@ class MaskedLinearFunction(OpFunction):
 
     @staticmethod
     def forward(
-        x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float
+        x: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        slope: float,
+        ordinary: bool,
     ) -> Tensor:
         # The product adds the bias, so that an ordinary Linear has the same bits.
-        y = linear(x, weight, bias)
+        y = linear(x, weight, bias, ordinary)
         backends.select("masked_activation_", y)(y, mask, None, activation, slope, y.dim() - 1)
         return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, mask, _, ctx.activation, ctx.slope = inputs
+        x, weight, mask, _, ctx.activation, ctx.slope, _ = inputs
         ctx.save_for_backward(x, weight, mask, output)
 
     @staticmethod
@@ -156,8 +166,7 @@ class MaskedLinearFunction(OpFunction):
             dweight,
             in_dtype(dmask, mask.dtype) if want_mask else None,
             in_dtype(dbias, y.dtype) if want_bias else None,
-            None,
-            None,
+            *(None,) * 3,
         )
 
 

@@ -20,12 +20,15 @@ from maskcl.ops._autograd import OpFunction
 from maskcl.ops._library import fake
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b, below autograd: x [.., I], weight [O, I], bias [O] -> [.., O]."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool) -> Tensor:
+    """x W^T + b, below autograd: x [.., I], weight [O, I], bias [O] -> [.., O].
+
+    ``ordinary`` asks for the bits of F.linear where nothing is closed.
+    """
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    y = backends.select("open_linear", x)(rows, weight, bias)
+    y = backends.select("open_linear", x)(rows, weight, bias, ordinary)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -150,7 +153,7 @@ class OpenConvFunction(OpFunction):
 
 
 @fake("open_linear")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool = True) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 

@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def open_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b: x [N, I], weight [O, I], bias [O] -> [N, O]."""
+def open_linear(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool = True) -> Tensor:
+    """x W^T + b: x [N, I], weight [O, I], bias [O] -> [N, O].
+
+    ``ordinary`` asks for the bits of an ordinary layer where nothing is closed.
+    """
     return F.linear(x, weight, bias)
 
 

@@ -53,6 +53,12 @@ def efficientnet() -> nn.Module:
     return timm.create_model("test_efficientnet", num_classes=3)
 
 
+def tf_mobilenetv3() -> nn.Module:
+    """Padded as TensorFlow does."""
+    name = "tf_mobilenetv3_small_minimal_100"
+    return _one_block_a_stage(timm.create_model(name, num_classes=3))
+
+
 FAMILIES: list[Callable[[], nn.Module]] = [
     resnet,
     vit,
@@ -61,6 +67,7 @@ FAMILIES: list[Callable[[], nn.Module]] = [
     mobilenetv3,
     convnext,
     efficientnet,
+    tf_mobilenetv3,
 ]
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
 

@@ -81,7 +81,7 @@ def sample_inputs(name: str, dtype: torch.dtype, device: str, strided: bool) -> 
         "masked_activation": (x, unit, unit, "relu", 0.01, 1),
         "masked_activation_": (x.detach(), unit, unit, "gelu", 0.01, 1),
         "masked_activation_backward": (g, x, unit, unit, "relu", 0.01, 1, False, True, True),
-        "open_linear": (rows, weight, leaf(3)),
+        "open_linear": (rows, weight, leaf(3), False),
         "open_linear_backward": (leaf(2, 6)[:, :3].detach(), rows, weight, True, True),
         "open_conv": (images, filters, leaf(3), *window),
         "open_conv_backward": (

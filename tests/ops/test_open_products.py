@@ -55,6 +55,7 @@ def test_linear_matches_float64(backend, device, dtype, shape, share):
         if shape[1]:
             assert_sum_close(run(view, weight, b) - b, terms, [2], dtype, scale=4)
             assert_sum_close(run(view, weight, None), terms, [2], dtype, scale=4)
+            assert_sum_close(run(view, weight, b, False) - b, terms, [2], dtype, scale=4)
         dx, dw = back(grad, view, weight, True, True)
         assert_sum_close(dx, grad.double()[:, :, None] * weight.double(), [1], dtype, scale=4)
         assert_sum_close(
@@ -159,6 +160,10 @@ def test_nothing_is_closed_beside_infinity_and_nan():
 def test_open_layers_have_the_bits_of_ordinary_ones():
     x, w, b = torch.randn(64, 40), torch.randn(50, 40), torch.randn(50)
     assert torch.equal(backends.select("open_linear", x)(x, w, b), F.linear(x, w, b))
+    for mask in (torch.ones(50), torch.ones(50, requires_grad=True)):
+        y = ops.masked_linear(x, w, mask, b)
+        torch.testing.assert_close(y.detach(), F.linear(x, w, b))
+        assert mask.requires_grad or torch.equal(y, F.linear(x, w, b))
     x = torch.randn(4, 16, 6, 6).contiguous(memory_format=torch.channels_last)
     w, b = torch.randn(18, 16, 3, 3), torch.randn(18)
     assert torch.equal(ops.open_conv(x, w, b), F.conv2d(x, w, b))
