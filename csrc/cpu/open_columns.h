@@ -12,7 +12,7 @@ namespace {
 // A column is closed where nothing in it reaches this part of the largest value: below float32's sight, 2^-24, by so much
 // that thousands of such terms are too.
 constexpr float kSight = 0x1p-40f;
-constexpr double kWorthwhile = 0.75;  // of a product's columns open, else the library is as fast
+constexpr double kWorthwhile = 2.0 / 3;  // of a product's columns open, else the library is as fast
 constexpr int64_t kRowsAtOnce = 1024;
 
 inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
@@ -102,12 +102,12 @@ struct Scratch {
   }
 };
 
-// `rows` rows from `first`, `size` side by side for each open column.
-inline Scratch rows_packed(const Tensor& like, const Operand& a, int64_t first, int64_t rows, int64_t size) {
-  Scratch to(like, tiles_of(rows, size) * size * a.terms());
-  parallel(tiles_of(rows, size), size * a.terms(), [&](int64_t begin, int64_t end) {
+// All rows, `size` side by side for each open column.
+inline Scratch rows_packed(const Tensor& like, const Operand& a, int64_t size) {
+  Scratch to(like, tiles_of(a.rows, size) * size * a.terms());
+  parallel(tiles_of(a.rows, size), size * a.terms(), [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t)
-      pack_rows(a, first + t * size, std::min(size, rows - t * size), size, to.data + t * size * a.terms());
+      pack_rows(a, t * size, std::min(size, a.rows - t * size), size, to.data + t * size * a.terms());
   });
   return to;
 }

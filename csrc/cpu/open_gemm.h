@@ -28,18 +28,23 @@ struct Product {
   const float *packed_x, *packed_dz;
   float* out;
   int64_t ins, outs;
-  int64_t row, rows;  // of the batch, in the forward product
+
+  int64_t blocks() const { return tiles_of(x.rows, kBlock); }
 };
 
 // --- y [N, O] = x [N, open I] weight [O, open I]^T + bias ----------------------------------------------------------
 
-// Groups [begin, end) of kTogether tiles of weight rows, for batch rows [row, row + rows); packed_x has those alone.
+// Items [begin, end): kTogether tiles of weight rows and a block of batch rows each; neighbours share the weight rows.
+// packed_x has tiles of batch rows.
 template <int Bytes>
 MASKCL_INLINE void forward_groups(const Product& p, int64_t begin, int64_t end) {
   constexpr int64_t width = Vector<Bytes>::width, block = kBlock;
-  const int64_t terms = p.x.terms(), panels = tiles_of(p.rows, width);
+  const int64_t terms = p.x.terms();
   std::vector<float> scratch(kTogether * kRows * block);
-  for (int64_t group = begin; group < end; ++group) {
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t group = item / p.blocks(), row = item % p.blocks() * block, rows = std::min(block, p.x.rows - row);
+    const int64_t panels = tiles_of(rows, width);
+    const float* packed = p.packed_x + row * terms;
     const int64_t first = group * kTogether * kRows, count = std::min(kTogether * kRows, p.outs - first);
     for (int64_t k = 0; k < terms || k == 0; k += kDepth) {
       const int64_t depth = std::min(kDepth, terms - k);
@@ -47,12 +52,12 @@ MASKCL_INLINE void forward_groups(const Product& p, int64_t begin, int64_t end) 
         Gathered left{{}, p.x.open->data() + k};
         for (int i = 0; i < kRows; ++i) left.rows[i] = p.weight + std::min(first + r + i, p.outs - 1) * p.ins;
         for (int64_t j = 0; j < panels; ++j)
-          add_stored<Bytes>(depth, left, p.packed_x + (j * terms + k) * width, &scratch[r * block + j * width], block,
+          add_stored<Bytes>(depth, left, packed + (j * terms + k) * width, &scratch[r * block + j * width], block,
                             k == 0);
       }
     }
-    for (int64_t n = 0; n < p.rows; ++n) {
-      float* to = p.out + (p.row + n) * p.outs + first;
+    for (int64_t n = 0; n < rows; ++n) {
+      float* to = p.out + (row + n) * p.outs + first;
       for (int64_t o = 0; o < count; ++o) to[o] = scratch[o * block + n] + (p.bias ? p.bias[first + o] : 0.0f);
     }
   }

@@ -68,16 +68,13 @@ bool all_float(std::initializer_list<const Tensor*> tensors) {
 
 void forward(Product p, const Tensor& y) {
   const Kernels& k = kernels();
-  for (p.row = 0; p.row < p.x.rows; p.row += kBlock) {
-    p.rows = std::min(kBlock, p.x.rows - p.row);
-    const Scratch packed = rows_packed(y, p.x, p.row, p.rows, k.width);
-    p.packed_x = packed.data;
-    run(k.forward, p, tiles_of(p.outs, kTogether * kRows), kTogether * kRows * p.x.terms());
-  }
+  const Scratch packed = rows_packed(y, p.x, k.width);
+  p.packed_x = packed.data;
+  run(k.forward, p, tiles_of(p.outs, kTogether * kRows) * p.blocks(), kTogether * kRows * p.x.terms());
 }
 
 void input_grad(Product p, const Tensor& dx) {
-  const Scratch packed = rows_packed(dx, p.dz, 0, p.dz.rows, kRows);
+  const Scratch packed = rows_packed(dx, p.dz, kRows);
   p.packed_dz = packed.data, p.out = mutable_floats(dx);
   run(kernels().input_grad, p, tiles_of(p.ins, kStrip), kStrip * p.dz.terms());
 }
