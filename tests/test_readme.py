@@ -108,7 +108,7 @@ def test_the_export_example(tmp_path, monkeypatch):
 def op_rows():
     found = re.findall(r"^\| `(\w+\(.*?\))` \| `(.*?)` \|$", TEXT, flags=re.MULTILINE)
     found = [(call, formula.replace("\\|", "|")) for call, formula in found]  # | ends a cell
-    assert len(found) == 33
+    assert len(found) == 35
     return found
 
 
@@ -129,6 +129,8 @@ def arguments():
         "d": rand(4, 6) - 0.5, "k": rand(6, 6),
         "u": torch.randint(-9, 9, (5,)).int(), "v": torch.randint(-9, 9, (5,)).int(),
         "out": tasks(6), "inp": tasks(6), "a": rand(6), "c": rand(6),
+        "im": (rand(2, 6, 5, 5) - 0.5).contiguous(memory_format=torch.channels_last),
+        "f": rand(6, 6, 3, 3) - 0.5,
     }  # fmt: skip
 
 
