@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kFewest = 32;          // rows: of fewer the library's product takes the time of reading the weight;
                                          // of up to kBlock it is at half of an AMD core's peak where nothing is closed
 constexpr int64_t kFewestChannels = 16;  // that come out of a convolution: tiles are as wide
+constexpr int64_t kLargestImage = int64_t{1} << 24;  // elements: kTerms images have int32 indices
 
 // --- the kernels, by width of vectors -------------------------------------------------------------------------------
 
@@ -221,7 +222,8 @@ void filter_grad(const Tensor& x_in, const Tensor& dz, const Tensor& dweight, co
 }
 
 bool may_skip(const Tensor& x, const Tensor& weight) {
-  return is_channels_last(x) && x.numel() > 0 && weight.numel() > 0 && weight.size(0) >= kFewestChannels;
+  return is_channels_last(x) && x.numel() > 0 && weight.numel() > 0 && weight.size(0) >= kFewestChannels &&
+         x.numel() / x.size(0) <= kLargestImage;
 }
 
 Index open_channels(const Tensor& x) { return open_columns(floats(x), x.numel() / x.size(1), x.size(1)); }

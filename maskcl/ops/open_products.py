@@ -58,7 +58,7 @@ def open_conv(
     """conv2d(x) + bias without the closed channels of x; gradients without those of dy as well.
 
     ``F.conv2d`` within rounding. Channels are left out on a CPU, of float32 images in channels_last
-    (``x.contiguous(memory_format=torch.channels_last)``), where a quarter or more are closed. All
+    (``x.contiguous(memory_format=torch.channels_last)``), where a third or more are closed. All
     else is ``F.conv2d``, autocast too.
 
     Args:
