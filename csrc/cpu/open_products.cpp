@@ -95,10 +95,11 @@ void weight_grad(Product p, const Tensor& dweight) {
 
 Tensor open_linear_cpu(const Tensor& x_in, const Tensor& weight, const std::optional<Tensor>& bias, bool ordinary) {
   const Tensor y = torch::stable::new_empty(x_in, {x_in.size(0), weight.size(0)});
-  if (x_in.size(0) >= kFewest && weight.numel() > 0 && all_float({&x_in, &weight, bias ? &*bias : nullptr})) {
+  const bool may_skip = !ordinary && x_in.size(0) >= kFewest && weight.numel() > 0;
+  if (may_skip && all_float({&x_in, &weight, bias ? &*bias : nullptr})) {
     const Tensor x = torch::stable::contiguous(x_in);
     const Index open = open_columns(floats(x), x.size(0), x.size(1));
-    if (skips(open, x.size(1)) || (!ordinary && x.size(0) <= kBlock)) {
+    if (skips(open, x.size(1)) || x.size(0) <= kBlock) {
       const Tensor w = torch::stable::contiguous(weight);
       const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
       Product p{};

@@ -34,7 +34,7 @@ SIGNATURES = {
         " bool bias_grad) -> (Tensor, Tensor, Tensor)",
     ),
     "open_products": (
-        "open_linear(Tensor x, Tensor weight, Tensor? bias, bool ordinary=True) -> Tensor",
+        "open_linear(Tensor x, Tensor weight, Tensor? bias, bool ordinary=False) -> Tensor",
         "open_linear_backward(Tensor grad, Tensor x, Tensor weight, bool want_x, bool want_weight)"
         " -> (Tensor, Tensor)",
         "open_conv(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding,"

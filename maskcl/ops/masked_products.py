@@ -40,6 +40,9 @@ def masked_linear(
 ) -> Tensor:
     """y = act(x W^T + bias) * mask, the mask an epilogue of the product, in place on its output.
 
+    While the mask learns, closed columns of x are left out on a CPU; else the product has the bits
+    of ``F.linear``. Gradients always leave out what is closed.
+
     Equivalent to ``act(F.linear(x, weight, bias)) * mask``. Takes part in autocast.
 
     Args:
@@ -69,10 +72,8 @@ def masked_linear(
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     if keeps_output(x.dtype, activation, save):
-        # A mask that learns is soft: no ordinary layer has that output.
-        ordinary = not (mask.requires_grad and torch.is_grad_enabled())
         return MaskedLinearFunction.apply(
-            x, weight, mask, bias, activation, negative_slope, ordinary
+            x, weight, mask, bias, activation, negative_slope, not _learns(mask)
         )
     z = F.linear(x, weight, bias)
     return MaskedActivationFunction.apply(
@@ -95,8 +96,9 @@ def masked_conv(
 ) -> Tensor:
     """y = act(conv2d(x) + bias) * mask along the channels.
 
-    For images that :func:`open_conv` leaves closed channels out of, the mask is applied in place on
-    the convolution's output; else it is :func:`masked_activation` behind it.
+    While the mask learns, images are convolved as by :func:`open_conv`, and where that leaves
+    closed channels out, the mask is applied in place on its output; else the product has the bits
+    of ``F.conv2d``.
 
     Args:
         x: [N, I, H, W], floating.
@@ -119,13 +121,21 @@ def masked_conv(
     check_arguments("masked_conv", x, mask, bias, activation, save)
     _check.dimensions("masked_conv", "weight", weight, 4)
     check_channels("masked_conv", mask, bias, weight.shape[0])
-    if may_skip(x, weight, bias) and keeps_output(x.dtype, activation, save):
+    skips = _learns(mask) and may_skip(x, weight, bias)
+    if skips and keeps_output(x.dtype, activation, save):
         check_window("masked_conv", x, weight, stride, padding, dilation)
         options = [list(stride), list(padding), list(dilation)]
         return MaskedConvFunction.apply(x, weight, mask, bias, activation, negative_slope, *options)
-    z = open_conv(x, weight, bias, stride, padding, dilation)
+    convolve = open_conv if skips else F.conv2d
+    z = convolve(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
     keeps = keeps_output(z.dtype, activation, save)
     return MaskedActivationFunction.apply(z, mask, None, activation, negative_slope, 1, keeps)
+
+
+def _learns(mask: Tensor) -> bool:
+    # Then it is soft, and no ordinary layer has that output. One that is fixed is a task's own: its
+    # outputs are, to the bit, those of a plain network with the closed units' weights.
+    return mask.requires_grad and torch.is_grad_enabled()
 
 
 class MaskedLinearFunction(OpFunction):

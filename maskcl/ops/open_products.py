@@ -23,7 +23,7 @@ from maskcl.ops._library import fake
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool) -> Tensor:
     """x W^T + b, below autograd: x [.., I], weight [O, I], bias [O] -> [.., O].
 
-    ``ordinary`` asks for the bits of F.linear where nothing is closed.
+    ``ordinary`` asks for the bits of F.linear: nothing is left out.
     """
     if x.device.type != "cpu":
         return F.linear(x, weight, bias)
@@ -153,7 +153,7 @@ class OpenConvFunction(OpFunction):
 
 
 @fake("open_linear")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool = True) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool = False) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 

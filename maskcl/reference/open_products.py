@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def open_linear(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool = True) -> Tensor:
+def open_linear(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool = False) -> Tensor:
     """x W^T + b: x [N, I], weight [O, I], bias [O] -> [N, O].
 
-    ``ordinary`` asks for the bits of an ordinary layer where nothing is closed.
+    ``ordinary`` asks for the bits of an ordinary layer: nothing is left out.
     """
     return F.linear(x, weight, bias)
 

@@ -55,7 +55,7 @@ def test_linear_matches_float64(backend, device, dtype, shape, share):
         if shape[1]:
             assert_sum_close(run(view, weight, b) - b, terms, [2], dtype, scale=4)
             assert_sum_close(run(view, weight, None), terms, [2], dtype, scale=4)
-            assert_sum_close(run(view, weight, b, False) - b, terms, [2], dtype, scale=4)
+            assert_sum_close(run(view, weight, b, True) - b, terms, [2], dtype, scale=4)
         dx, dw = back(grad, view, weight, True, True)
         assert_sum_close(dx, grad.double()[:, :, None] * weight.double(), [1], dtype, scale=4)
         assert_sum_close(
@@ -159,7 +159,7 @@ def test_nothing_is_closed_beside_infinity_and_nan():
 
 def test_open_layers_have_the_bits_of_ordinary_ones():
     x, w, b = torch.randn(64, 40), torch.randn(50, 40), torch.randn(50)
-    assert torch.equal(backends.select("open_linear", x)(x, w, b), F.linear(x, w, b))
+    assert torch.equal(backends.select("open_linear", x)(x, w, b, True), F.linear(x, w, b))
     for mask in (torch.ones(50), torch.ones(50, requires_grad=True)):
         y = ops.masked_linear(x, w, mask, b)
         torch.testing.assert_close(y.detach(), F.linear(x, w, b))
@@ -167,6 +167,16 @@ def test_open_layers_have_the_bits_of_ordinary_ones():
     x = torch.randn(4, 16, 6, 6).contiguous(memory_format=torch.channels_last)
     w, b = torch.randn(18, 16, 3, 3), torch.randn(18)
     assert torch.equal(ops.open_conv(x, w, b), F.conv2d(x, w, b))
+
+
+def test_fixed_masks_leave_an_ordinary_network_s_bits():
+    """Closed units or not: a task's outputs are those of its plain network."""
+    shut = ~half_closed(40)
+    x, w, mask = torch.rand(64, 40) * shut, torch.randn(50, 40), (~half_closed(50)).float()
+    assert torch.equal(ops.masked_linear(x, w, mask), F.linear(x, w) * mask)
+    x = torch.rand(4, 40, 6, 6) * shut.view(-1, 1, 1)
+    x, w = x.contiguous(memory_format=torch.channels_last), torch.randn(50, 40, 3, 3)
+    assert torch.equal(ops.masked_conv(x, w, mask), F.conv2d(x, w) * mask.view(-1, 1, 1))
 
 
 def test_what_closed_units_weigh_changes_no_bit():
