@@ -9,7 +9,7 @@ constexpr int64_t kDepth = 512;   // terms between two visits of the stored sums
 constexpr int64_t kBlock = 96;    // batch rows whose packed operand fits the second-level cache; of 6, 16 and 32
 constexpr int64_t kTogether = 8;  // tiles of weight rows that share a packed operand
 constexpr int64_t kStrip = 64;    // columns of the weight that are packed at once: four cache lines of a row
-constexpr int64_t kPair = 2 * kRows;
+constexpr int64_t kPair = 2 * kRows;  // open weight rows whose tiles share a panel of x
 
 // sums[r][j] += sum over k of left(r, k) right[k][j], or what was there is forgotten.
 template <int Bytes, typename Left>

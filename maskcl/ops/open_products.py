@@ -18,6 +18,7 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops._autograd import OpFunction
 from maskcl.ops._library import fake
+from maskcl.reference.open_products import open_linear_backward
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool) -> Tensor:
@@ -38,13 +39,10 @@ def linear_backward(
     """(dx like x, dweight [O, I]) of :func:`linear`; None where not asked for."""
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     g = grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1])
-    if x.device.type != "cpu":
-        dx = g @ weight if want_x else None
-        dweight = g.t() @ rows if want_weight else None
-    else:
-        run = backends.select("open_linear_backward", x)
-        dx, dweight = run(g, rows, weight, want_x, want_weight)
-    return dx.view(x.shape) if dx is not None and want_x else None, dweight if want_weight else None
+    cpu = x.device.type == "cpu"
+    run = backends.select("open_linear_backward", x) if cpu else open_linear_backward
+    dx, dweight = run(g, rows, weight, want_x, want_weight)
+    return dx.view(x.shape) if want_x else None, dweight if want_weight else None
 
 
 def open_conv(
