@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from maskcl import backends, reference
-from maskcl.ops._library import STEM_OF
 from maskcl.reference.grad_clamp import AGGREGATIONS, RULES
 from maskcl.reference.masked_forward import ACTIVATIONS, FROM_OUTPUT
 from maskcl.reference.weight_mask import LEVELS
+from maskcl.schemas import STEM_OF
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WEIGHTS = [((33, 65), 1), ((6, 4, 3, 3), 1), ((4, 1, 3, 3), 4), ((129,), 1), ((0, 4), 1)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from maskcl.methods.hat import HAT
     from maskcl.methods.mas import MAS
     from maskcl.methods.piggyback import Piggyback
-    from maskcl.trainer import Trainer
+    from maskcl.training.trainer import Trainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -39,7 +39,7 @@ _LATE = {
     "HAT": "maskcl.methods.hat",
     "MAS": "maskcl.methods.mas",
     "Piggyback": "maskcl.methods.piggyback",
-    "Trainer": "maskcl.trainer",
+    "Trainer": "maskcl.training.trainer",
 }
 
 

@@ -1,7 +1,7 @@
 """Loads the native libraries once and keeps the reason where one is absent.
 
 ``maskcl._C`` holds the CPU kernels, ``libmaskcl_cuda.so`` the CUDA kernels; loading them registers
-kernels under the schemas of :mod:`maskcl.ops._library`. A library that was never built is no news;
+kernels under the schemas of :mod:`maskcl.schemas`. A library that was never built is no news;
 one that exists and does not load is said once, as a warning. Neither breaks the import.
 """
 

@@ -7,6 +7,7 @@ the first backend of the device's list that supports the input.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -17,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskcl import _extension, reference
-from maskcl.ops import _library
+from maskcl import _extension, reference, schemas
 
 __all__ = ["BACKENDS", "BackendError", "not_supported_reasons", "select", "use_backend"]
 
@@ -53,6 +53,28 @@ def _triton_devices() -> tuple[str, ...]:
     return ("cpu", "cuda") if os.environ.get("TRITON_INTERPRET") == "1" else ("cuda",)
 
 
+def _late(module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``module``, imported when it is first called."""
+
+    def call(*args: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args)
+
+    return call
+
+
+def _register() -> None:
+    """Give every op its floor, the reference, and its Triton launcher; C++ and CUDA do their own.
+
+    They come on the CPU and CUDA keys, which go before these.
+    """
+    key = "CompositeExplicitAutograd"
+    for op, stem in schemas.STEM_OF.items():
+        schemas.library.impl(op, getattr(getattr(reference, stem), op), key)
+        launcher = _late(f"maskcl.triton.{stem}", op)
+        schemas.library.impl(f"triton_{op}", launcher, key)
+
+
+_register()
 _extension.load()
 BACKENDS = {
     "reference": Backend(None, _FLOATS, None),
@@ -75,7 +97,7 @@ def _order(op: str, device: str) -> tuple[str, ...]:
 
 def _implementations() -> dict[str, dict[str, Callable[..., Any]]]:
     table: dict[str, dict[str, Callable[..., Any]]] = {name: {} for name in BACKENDS}
-    for op, stem in _library.STEM_OF.items():
+    for op, stem in schemas.STEM_OF.items():
         native = getattr(torch.ops.maskcl, op).default
         table["reference"][op] = getattr(getattr(reference, stem), op)
         table["cpp"][op] = table["cuda"][op] = native
@@ -87,7 +109,7 @@ _TABLE = _implementations()
 # The automatic choice, looked up once: an op's call must not cost more than its kernel.
 _CHOSEN = {
     (op, device, dtype): _TABLE[name][op]
-    for op in _library.STEM_OF
+    for op in schemas.STEM_OF
     for device in _PREFERENCE
     for name in reversed(_order(op, device))
     for dtype in BACKENDS[name].dtypes
@@ -122,7 +144,7 @@ def not_supported_reasons(backend: str, op: str, device: str, dtype: torch.dtype
     """Why ``backend`` cannot run ``op`` on such a tensor; empty where it can."""
     declared = BACKENDS[backend]
     reasons = [] if declared.absent is None else [declared.absent]
-    if op not in _library.STEM_OF:
+    if op not in schemas.STEM_OF:
         reasons.append(f"{op} is not an op of maskcl")
     if declared.devices is not None and device not in declared.devices:
         reasons.append(f"{backend} runs on {' and '.join(declared.devices)}, not on {device}")

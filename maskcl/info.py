@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from maskcl import __version__, _extension, backends
-from maskcl.ops import _library
+from maskcl import __version__, _extension, backends, schemas
 
 __all__ = ["collect", "main", "text"]
 
@@ -42,7 +41,7 @@ def collect() -> dict[str, Any]:
         "devices": _devices(),
         "native": _extension.status(),
         "ops": {
-            op: {name: _reasons(name, op) for name in backends.BACKENDS} for op in _library.STEM_OF
+            op: {name: _reasons(name, op) for name in backends.BACKENDS} for op in schemas.STEM_OF
         },
     }
 

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from maskcl.methods import HAT, MAS, Piggyback
-from maskcl.nn.task_network import TaskNetwork
+from maskcl.nn.tasks.network import TaskNetwork
 from maskcl.problems import Vision
-from maskcl.trainer import Callback, Result, Trainer
+from maskcl.training.trainer import Callback, Result, Trainer
 from tests import tiny
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

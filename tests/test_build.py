@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maskcl import _extension
-from maskcl.ops import _library
+from maskcl import _extension, schemas
 
 ROOT = Path(__file__).resolve().parent.parent
 SECOND_PYTHON = os.environ.get("MASKCL_SECOND_PYTHON")
@@ -221,7 +220,7 @@ def test_cuda_library_is_compiled_linked_and_loaded() -> None:
     if reason is not None and "nvcc" in reason:
         pytest.skip(reason)
     assert reason is None
-    for name in _library.STEM_OF:
+    for name in schemas.STEM_OF:
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"maskcl::{name}", "CUDA")
 
 
@@ -241,6 +240,6 @@ def test_sdist_holds_every_source_and_nothing_built(tmp_path: Path) -> None:
     with tarfile.open(folder / name) as content:
         names = {member.split("/", 1)[-1] for member in content.getnames()}
     wanted = {str(f.relative_to(ROOT)) for f in (ROOT / "csrc").rglob("*") if f.is_file()}
-    wanted |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "maskcl/ops/_library.py"}
+    wanted |= {"setup.py", "pyproject.toml", "LICENSE", "README.md", "maskcl/schemas.py"}
     assert wanted <= names
     assert not {n for n in names if n.endswith((".so", "_build.json", ".pyc"))}

@@ -19,7 +19,7 @@ from maskcl import checkpoint as ckpt
 from maskcl.methods import HAT, Piggyback
 from maskcl.problems import Vision
 from maskcl.randomness import rng_state, set_rng_state
-from maskcl.trainer import Callback, Trainer
+from maskcl.training.trainer import Callback, Trainer
 from tests import resume_run, tiny
 
 CONFIG = {"seed": 1, "optimizer": {"lr": 0.1, "betas": (0.9, 0.999)}, "nan": float("nan")}

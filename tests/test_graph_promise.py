@@ -12,7 +12,7 @@ from maskcl import HAT, Piggyback
 from maskcl.nn import to_hat, to_piggyback
 from maskcl.problems import Graphs, Link, Node
 from maskcl.scenarios import load
-from maskcl.trainer import Callback, Trainer
+from maskcl.training.trainer import Callback, Trainer
 
 pytest.importorskip("torch_geometric")
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from maskcl import mask_file, masks
-from maskcl.masks import MaskFileError, export_masks, import_masks, read_masks
+from maskcl import masks
+from maskcl.masks import MaskFileError, export_masks, import_masks, mask_file, read_masks
 from maskcl.methods import Piggyback
 from maskcl.nn import PiggybackNetwork, to_piggyback
 from tests import tiny

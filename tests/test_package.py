@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import maskcl
-from maskcl.ops import _library
+from maskcl import schemas
 
 ROOT = Path(__file__).resolve().parent.parent
-STEMS = list(_library.SIGNATURES)
+STEMS = list(schemas.SIGNATURES)
 MOST_SECONDS = 0.3
 
 # Runs in a fresh interpreter; tells what `import maskcl` costs beyond `import torch`, and does. The
@@ -96,13 +96,13 @@ def test_native_folders_register_exactly_the_ops_of_their_stems(folder: str, end
     files = {file.stem: file.read_text() for file in (ROOT / folder).glob(f"*{ending}")}
     assert set(files) >= set(STEMS)
     registered = {name: re.findall(r'\bm\.impl\("(\w+)"', text) for name, text in files.items()}
-    for stem, lines in _library.SIGNATURES.items():
+    for stem, lines in schemas.SIGNATURES.items():
         ops = {line.split("(")[0] for line in lines}
         assert set(registered[stem]) <= ops
         # Only an op too long for its stem's file has one of its own.
         elsewhere = {op for op in ops if registered.get(op.rstrip("_")) == [op]}
         assert sorted(registered[stem]) == sorted(ops - elsewhere)
-    assert sum(map(len, registered.values())) == len(_library.STEM_OF)
+    assert sum(map(len, registered.values())) == len(schemas.STEM_OF)
 
 
 def test_one_version_everywhere() -> None:
@@ -116,7 +116,7 @@ def test_info_names_every_op_and_a_reason_for_every_no() -> None:
     from maskcl import backends, info
 
     facts = info.collect()
-    assert set(facts["ops"]) == set(_library.STEM_OF)
+    assert set(facts["ops"]) == set(schemas.STEM_OF)
     for row in facts["ops"].values():
         assert set(row) == set(backends.BACKENDS)
         assert row["reference"] == []

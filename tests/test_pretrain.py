@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from maskcl import models
-from maskcl.pretrain import BaseError, accuracy, read_base, train_backbone, write_base
 from maskcl.scenarios import Pretraining
+from maskcl.training.pretrain import BaseError, accuracy, read_base, train_backbone, write_base
 
 pytest.importorskip("safetensors", reason="bases are safetensors files")
 

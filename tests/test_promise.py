@@ -8,7 +8,7 @@ import torch
 
 from maskcl.methods import HAT, Piggyback
 from maskcl.problems import Vision
-from maskcl.trainer import Callback, Trainer
+from maskcl.training.trainer import Callback, Trainer
 from tests import tiny
 
 TASKS = 5

@@ -11,9 +11,9 @@ from torch.utils.data import TensorDataset
 from maskcl.methods import MAS, derive_seed
 from maskcl.nn import to_importance
 from maskcl.problems import Vision
-from maskcl.references import References, references
 from maskcl.scenarios import Scenario, from_datasets, load
-from maskcl.trainer import Trainer
+from maskcl.training.references import References, references
+from maskcl.training.trainer import Trainer
 
 ADAM = {"optimizer_fn": lambda groups: torch.optim.Adam(groups, lr=0.01)}
 SMALL = {"epochs": 2, "batch_size": 16, "device": "cpu", **ADAM}

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset, TensorDataset
 
 from maskcl.methods import EWC, HAT, MAS, Piggyback, PlanWarning
 from maskcl.problems import Vision
-from maskcl.result import Result
-from maskcl.trainer import Callback, Trainer
+from maskcl.training.result import Result
+from maskcl.training.trainer import Callback, Trainer
 from tests import resume_run, tiny, two_processes
 
 TASKS = 3
@@ -568,7 +568,8 @@ def test_wrong_arguments_are_named(changed, message):
 def test_the_trainers_module_is_not_imported_by_maskcl():
     code = """
 import sys, maskcl
-print([m for m in ("lightning_fabric", "safetensors", "maskcl.trainer") if m in sys.modules])
+late = ("lightning_fabric", "safetensors", "maskcl.training.trainer")
+print([m for m in late if m in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -14,7 +14,7 @@ from torch import nn
 from maskcl import ops
 from maskcl.methods import HAT
 from maskcl.problems import Vision
-from maskcl.trainer import Trainer
+from maskcl.training.trainer import Trainer
 from tests import tiny
 
 METHOD = HAT(sparsity=0.05)

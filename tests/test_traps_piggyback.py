@@ -16,7 +16,7 @@ from maskcl import masks, ops
 from maskcl.methods import Piggyback
 from maskcl.nn import PiggybackNetwork, to_piggyback
 from maskcl.problems import Vision
-from maskcl.trainer import Callback, Trainer
+from maskcl.training.trainer import Callback, Trainer
 from tests import tiny
 
 METHOD = Piggyback(lr=1e-2)

@@ -22,7 +22,7 @@ from maskcl.nn import (
     to_importance,
     to_piggyback,
 )
-from maskcl.nn.task_network import TaskNetwork
+from maskcl.nn.tasks.network import TaskNetwork
 from maskcl.scenarios import Scenario, from_datasets
 from maskcl.settings import TIME
 

@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 
 from maskcl.methods import MAS
 from maskcl.problems import Vision
-from maskcl.trainer import Trainer
+from maskcl.training.trainer import Trainer
 from tests import resume_run, tiny
 
 BATCH = 8  # of both together

@@ -13,7 +13,7 @@ from torch import nn
 from maskcl import models, scenarios
 from maskcl.cli.options import CommandError, Options, option
 from maskcl.methods import derive_seed
-from maskcl.pretrain import state_hash
+from maskcl.training.pretrain import state_hash
 
 # Used where no --batch-size is given: 64 is HAT's paper's; a task of 290 digits needs more steps.
 BATCH_SIZES = {"digits": 16, "mnist": 64}

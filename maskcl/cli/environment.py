@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 import maskcl
-from maskcl import backends
-from maskcl.ops import _library
+from maskcl import backends, schemas
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def backends_by_op(device: torch.device) -> dict[str, str]:
     """For each op the backend that runs it in float32 on the device."""
-    return {op: backends.choose(op, device.type, torch.float32) for op in _library.STEM_OF}
+    return {op: backends.choose(op, device.type, torch.float32) for op in schemas.STEM_OF}
 
 
 def _cpu() -> str:

@@ -21,7 +21,7 @@ from maskcl.export.measure import compare
 from maskcl.export.shrink import Network
 from maskcl.graph import Graph
 from maskcl.scenarios import Scenario
-from maskcl.trainer import CHECKPOINT
+from maskcl.training.trainer import CHECKPOINT
 
 # Edges for each node of the random graph that a graph network is measured on.
 _DEGREE = 5

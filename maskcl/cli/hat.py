@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import maskcl
-from maskcl import mask_metrics, report
+from maskcl import report
 from maskcl.cli.common import seeded_weights, table
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import example_of, plain_model
 from maskcl.cli.options import option
 from maskcl.methods import HAT
+from maskcl.training.mask_metrics import mask_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +82,7 @@ def finish(run: Trained) -> dict[str, Any]:
         "capacity": run.result.capacity,
         "protected": run.result.protected,
         "protected_share": _protected_share(net, run.result.protected[-1]),
-        "mask_bytes": mask_metrics.mask_bytes(masks),
+        "mask_bytes": mask_bytes(masks),
         "masks": report.encode_masks(masks, spans),
     }
 

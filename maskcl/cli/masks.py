@@ -20,9 +20,9 @@ from maskcl.cli.network import base_model
 from maskcl.cli.options import CommandError
 from maskcl.cli.piggyback import mask_facts
 from maskcl.masks import MaskFile, MaskFileError, export_masks, import_masks, read_masks
-from maskcl.pretrain import BaseError
 from maskcl.report.text import grid
-from maskcl.trainer import CHECKPOINT
+from maskcl.training.pretrain import BaseError
+from maskcl.training.trainer import CHECKPOINT
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,9 +15,9 @@ from maskcl.cli.common import RunOptions, table
 from maskcl.cli.options import CommandError, option
 
 if TYPE_CHECKING:
-    from maskcl.nn.task_network import TaskNetwork
-    from maskcl.result import Result
+    from maskcl.nn.tasks.network import TaskNetwork
     from maskcl.scenarios import Scenario
+    from maskcl.training.result import Result
 
 # Used where no --epochs is given. A step of a node problem is an epoch, unless neighbours are
 # sampled: then it has as many epochs as images.

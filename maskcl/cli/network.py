@@ -13,8 +13,8 @@ from maskcl import models
 from maskcl.cli.common import build_model
 from maskcl.cli.method import GRAPH_WIDTHS, TrainOptions
 from maskcl.cli.options import CommandError
-from maskcl.pretrain import BaseError, empty_model
 from maskcl.problems import Graphs, Link, Node, Problem, Vision
+from maskcl.training.pretrain import BaseError, empty_model
 
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork

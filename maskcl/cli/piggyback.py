@@ -15,7 +15,7 @@ from maskcl.cli.network import base_model, plain_model
 from maskcl.cli.options import CommandError, option
 from maskcl.masks import export_masks
 from maskcl.methods import Piggyback
-from maskcl.pretrain import BaseError, read_base
+from maskcl.training.pretrain import BaseError, read_base
 
 if TYPE_CHECKING:
     from torch import nn

@@ -19,8 +19,8 @@ from maskcl.cli.common import (
 from maskcl.cli.environment import environment
 from maskcl.cli.folders import check_new
 from maskcl.cli.options import CommandError, option
-from maskcl.pretrain import train_backbone, write_base
 from maskcl.scenarios.pretraining import SOURCES
+from maskcl.training.pretrain import train_backbone, write_base
 
 if TYPE_CHECKING:
     from rich.console import Console

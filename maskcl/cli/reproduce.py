@@ -17,7 +17,7 @@ from maskcl.cli.environment import environment
 from maskcl.cli.method import MethodCommand, TrainOptions
 from maskcl.cli.network import problem_for
 from maskcl.cli.options import CommandError, Options, combine, option
-from maskcl.trainer import Trainer
+from maskcl.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console

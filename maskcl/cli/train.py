@@ -22,18 +22,18 @@ from maskcl.cli.network import problem_for, with_heads
 from maskcl.cli.options import CommandError
 from maskcl.cli.progress import display
 from maskcl.files import new_folder
-from maskcl.references import References, references
 from maskcl.report.files import write_atomic
-from maskcl.trainer import Callback, Trainer
+from maskcl.training.references import References, references
+from maskcl.training.trainer import Callback, Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from maskcl.nn import ImportanceNetwork
-    from maskcl.nn.task_network import TaskNetwork
+    from maskcl.nn.tasks.network import TaskNetwork
     from maskcl.problems import Problem
-    from maskcl.result import Result
     from maskcl.scenarios import Scenario
+    from maskcl.training.result import Result
 
 
 def train(

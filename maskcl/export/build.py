@@ -11,10 +11,10 @@ from maskcl.export.flow import Flow
 from maskcl.export.labels import along
 from maskcl.export.layers import shrink
 from maskcl.export.step import Plan
-from maskcl.nn.operations import READOUTS, operation
-from maskcl.nn.plain import UnitMask
-from maskcl.nn.trace import Trace
-from maskcl.nn.trees import mapped
+from maskcl.nn.following.operations import READOUTS, operation
+from maskcl.nn.following.trace import Trace
+from maskcl.nn.following.trees import mapped
+from maskcl.nn.hat.plain import UnitMask
 
 # Do nothing in evaluation mode.
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

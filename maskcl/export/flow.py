@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskcl.export.labels import along
-from maskcl.nn.provenance import aligned
+from maskcl.nn.following.provenance import aligned
 
 
 @dataclass(frozen=True, eq=False)

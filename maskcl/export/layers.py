@@ -12,9 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from maskcl.export.flow import Flow, with_axis
 from maskcl.export.labels import EVERY, Labels
 from maskcl.export.step import Step, nowhere
-from maskcl.nn.convolutions import refusal
-from maskcl.nn.plain import UnitMask
-from maskcl.nn.provenance import aligned
+from maskcl.nn.following.provenance import aligned
+from maskcl.nn.hat.plain import UnitMask
+from maskcl.nn.tasks.graph_convolutions import refusal
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

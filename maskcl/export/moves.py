@@ -20,8 +20,8 @@ from maskcl.export.arguments import WRITERS, written_sizes
 from maskcl.export.flow import Flow
 from maskcl.export.labels import EVERY, along
 from maskcl.export.step import Step
-from maskcl.nn.provenance import compact as squeezed
-from maskcl.nn.trees import leaves_of, mapped
+from maskcl.nn.following.provenance import compact as squeezed
+from maskcl.nn.following.trees import leaves_of, mapped
 
 if TYPE_CHECKING:
     from maskcl.export.build import Builder

@@ -11,8 +11,8 @@ from torch import Tensor
 from maskcl.export.flow import Flow
 from maskcl.export.products import attention, matrix_product
 from maskcl.export.step import Step, nowhere, zeros_of
-from maskcl.nn import operations as ops
-from maskcl.nn.provenance import aligned
+from maskcl.nn.following import operations as ops
+from maskcl.nn.following.provenance import aligned
 
 _SOFTMAX = ("softmax", "log_softmax", "softmin")
 _MIXING = (*_SOFTMAX, "layer_norm", "group_norm", "rms_norm", "normalize", "instance_norm")

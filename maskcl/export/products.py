@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskcl.export.flow import Flow
 from maskcl.export.step import Step
-from maskcl.nn.provenance import aligned
+from maskcl.nn.following.provenance import aligned
 
 if TYPE_CHECKING:
     from maskcl.export.build import Builder

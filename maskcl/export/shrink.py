@@ -11,12 +11,12 @@ from maskcl.export.flow import Flow
 from maskcl.export.step import Plan
 from maskcl.export.walk import walk
 from maskcl.nn import ConversionError, HATNetwork, ImportanceNetwork, PiggybackNetwork, to_plain
-from maskcl.nn.message_passing import Aggregated
-from maskcl.nn.plain import UnitMask
-from maskcl.nn.swap import replace_modules
-from maskcl.nn.trace import trace
-from maskcl.nn.trees import leaves_of
-from maskcl.nn.written import written_modules
+from maskcl.nn.following.in_place_writes import written_modules
+from maskcl.nn.following.trace import trace
+from maskcl.nn.following.trees import leaves_of
+from maskcl.nn.hat.message_passing import Aggregated
+from maskcl.nn.hat.plain import UnitMask
+from maskcl.nn.tasks.replace_modules import replace_modules
 
 Network = HATNetwork | PiggybackNetwork | ImportanceNetwork
 

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from maskcl.export.flow import Flow, whole
 from maskcl.export.labels import Labels
-from maskcl.nn.provenance import aligned
-from maskcl.nn.trace import Shape, Trace
-from maskcl.nn.trees import leaves_of, mapped
+from maskcl.nn.following.provenance import aligned
+from maskcl.nn.following.trace import Shape, Trace
+from maskcl.nn.following.trees import leaves_of, mapped
 
 if TYPE_CHECKING:
     from maskcl.export.build import Builder

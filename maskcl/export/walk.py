@@ -12,12 +12,12 @@ from maskcl.export.layers import layer_flow, norm_flow
 from maskcl.export.moves import moved
 from maskcl.export.operations import by_element, operation_flow, pooled, rows, softmaxed
 from maskcl.export.step import Plan, Step
-from maskcl.nn import operations as ops
-from maskcl.nn.activations import keeps_zero
-from maskcl.nn.convolutions import is_channelwise
-from maskcl.nn.operations import operation
-from maskcl.nn.trace import Shape, Trace
-from maskcl.nn.trees import leaves_of
+from maskcl.nn.following import operations as ops
+from maskcl.nn.following.operations import operation
+from maskcl.nn.following.trace import Shape, Trace
+from maskcl.nn.following.trees import leaves_of
+from maskcl.nn.tasks.activations import keeps_zero
+from maskcl.nn.tasks.graph_convolutions import is_channelwise
 
 # Say nothing about a tensor's size.
 _HARMLESS = ("dim", "ndim", "ndimension", "dtype", "device", "layout", "is_cuda", "requires_grad")

@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from maskcl.importance.rules import Call, Matrix, Rows, Rule, Vector
 from maskcl.importance.windows import windows
-from maskcl.nn.graph_checks import is_graph_linear
+from maskcl.nn.tasks.graph_checks import is_graph_linear
 
 
 def _linear_columns(call: Call, start: int, stop: int) -> tuple[Tensor, Tensor]:

@@ -1,31 +1,31 @@
 """Modules that many tasks share through masks: tensors in, tensors out."""
 
-from maskcl.nn.convert import to_hat
-from maskcl.nn.convert_importance import to_importance
-from maskcl.nn.convert_piggyback import to_piggyback
-from maskcl.nn.errors import ConversionError
-from maskcl.nn.heads import GrowingHead, TaskHeads, mask_logits
-from maskcl.nn.importance_network import ImportanceNetwork
-from maskcl.nn.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
-from maskcl.nn.network import HATNetwork
-from maskcl.nn.norms import (
-    TaskBatchNorm1d,
-    TaskBatchNorm2d,
-    TaskBatchNorm3d,
-    TaskGroupNorm,
-    TaskLayerNorm,
-)
-from maskcl.nn.piggyback import (
+from maskcl.nn.hat.convert import to_hat
+from maskcl.nn.hat.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
+from maskcl.nn.hat.network import HATNetwork
+from maskcl.nn.hat.protection import Protection
+from maskcl.nn.importance.convert import to_importance
+from maskcl.nn.importance.network import ImportanceNetwork
+from maskcl.nn.piggyback.convert import to_piggyback
+from maskcl.nn.piggyback.layers import (
     PiggybackConv1d,
     PiggybackConv2d,
     PiggybackConv3d,
     PiggybackEmbedding,
     PiggybackLinear,
 )
-from maskcl.nn.piggyback_network import PiggybackNetwork
+from maskcl.nn.piggyback.network import PiggybackNetwork
 from maskcl.nn.plain import to_plain
-from maskcl.nn.protection import Protection
-from maskcl.nn.task_network import TaskNetwork
+from maskcl.nn.tasks.errors import ConversionError
+from maskcl.nn.tasks.heads import GrowingHead, TaskHeads, mask_logits
+from maskcl.nn.tasks.network import TaskNetwork
+from maskcl.nn.tasks.norms import (
+    TaskBatchNorm1d,
+    TaskBatchNorm2d,
+    TaskBatchNorm3d,
+    TaskGroupNorm,
+    TaskLayerNorm,
+)
 
 __all__ = [
     "ConversionError",

@@ -2,49 +2,14 @@
 
 from __future__ import annotations
 
-import copy
+from torch import nn
 
-import torch
-from torch import Tensor, nn
-
-from maskcl.nn.activations import keeps_zero, module_of
-from maskcl.nn.convert import FusedActivation
-from maskcl.nn.heads import TaskHeads
-from maskcl.nn.importance_network import ImportanceNetwork
-from maskcl.nn.layers import HATLinear
-from maskcl.nn.loose import tighten
-from maskcl.nn.message_passing import Aggregated, HATMessagePassing
-from maskcl.nn.network import HATNetwork
-from maskcl.nn.norms import TaskLayerNorm, TaskNorm
-from maskcl.nn.piggyback_network import PiggybackNetwork
-from maskcl.nn.plain_importance import plain_importance
-from maskcl.nn.plain_piggyback import plain_piggyback
-from maskcl.nn.state import Masked
-from maskcl.nn.swap import conv_options, replace_modules
-from maskcl.nn.topology import HAT_LAYERS, HATLayer
-
-_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-class UnitMask(nn.Module):
-    """Sets closed units to 0 where the layer before cannot: x times a constant along one dimension.
-
-    Args:
-        mask: [C], 0 or 1. dim: the dimension of C, counted from the front or from the end.
-    """
-
-    mask: Tensor
-
-    def __init__(self, mask: Tensor, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("mask", mask.clone())
-        self.dim = dim
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Masked input, its shape and dtype."""
-        sizes = [1] * input.dim()
-        sizes[self.dim] = -1
-        return input * self.mask.view(sizes).to(input.dtype)
+from maskcl.nn.hat.network import HATNetwork
+from maskcl.nn.hat.plain import plain_hat
+from maskcl.nn.importance.network import ImportanceNetwork
+from maskcl.nn.importance.plain import plain_importance
+from maskcl.nn.piggyback.network import PiggybackNetwork
+from maskcl.nn.piggyback.plain import plain_piggyback
 
 
 def to_plain(net: HATNetwork | PiggybackNetwork | ImportanceNetwork, task: int) -> nn.Module:
@@ -70,105 +35,4 @@ def to_plain(net: HATNetwork | PiggybackNetwork | ImportanceNetwork, task: int) 
         return plain_piggyback(net, task)
     if isinstance(net, ImportanceNetwork):
         return plain_importance(net, task)
-    return _Exporter(net, task).run()
-
-
-class _Exporter:
-    def __init__(self, net: HATNetwork, task: int) -> None:
-        self.task = task
-        self.topology = net.topology
-        mask = net.hard_mask(task).to(torch.float32)
-        # The slots NONE and EVERY are the last two.
-        self.table = torch.cat([mask, mask.new_zeros(1), mask.new_ones(1)])
-        self.model = copy.deepcopy(net.model)
-        self.modules = dict(self.model.named_modules())
-        self.names = {module: name for name, module in self.modules.items()}
-        self.fused = {m.layer: m for m in self.names if isinstance(m, FusedActivation)}
-
-    @torch.no_grad()
-    def run(self) -> nn.Module:
-        root = nn.ModuleList([self.model])
-        replace_modules(root, self._plain)
-        tighten(root, self.task)
-        return root[0].eval()
-
-    def _plain(self, module: nn.Module) -> nn.Module | None:
-        if isinstance(module, TaskHeads):
-            return module.heads[self.task]
-        if isinstance(module, FusedActivation):
-            owner = self.modules[module.layer]
-            assert isinstance(owner, Masked)
-            return self._activation(module.original, *self._mask(module.layer, owner))
-        if isinstance(module, HAT_LAYERS):
-            return self._with_activation(module, self._layer(module))
-        if isinstance(module, TaskNorm):
-            return self._with_activation(module, self._norm(module))
-        return module.plain() if isinstance(module, Aggregated) else None
-
-    def _mask(self, name: str, module: nn.Module) -> tuple[Tensor | None, int]:
-        """Mask of a module's output, [C], and its dimension; None where it has none."""
-        if name in self.topology.units:
-            dim = -1 if isinstance(module, (HATLinear, HATMessagePassing)) else 1
-            return self.table[self.topology.units[name]], dim
-        if name in self.topology.masks:
-            rows, dim = self.topology.masks[name]
-            return self.table[rows.to(self.table.device)].amax(0), dim
-        return None, 0
-
-    def _with_activation(self, module: Masked, plain: nn.Module) -> nn.Module:
-        name = self.names[module]
-        if name in self.fused or module.activation == "identity":
-            return plain
-        activation = module_of(module.activation, module.negative_slope)
-        return _chain(plain, self._activation(activation, *self._mask(name, module)))
-
-    def _activation(self, activation: nn.Module, mask: Tensor | None, dim: int) -> nn.Module:
-        if mask is None or keeps_zero(activation):
-            return activation
-        return _chain(activation, UnitMask(mask, dim))
-
-    def _layer(self, layer: HATLayer) -> nn.Module:
-        """The ordinary layer, closed units' weights and biases 0."""
-        mask, _ = self._mask(self.names[layer], layer)
-        closed = None if mask is None else mask == 0
-        if isinstance(layer, HATMessagePassing):
-            return layer.plain(closed)
-        if isinstance(layer, HATLinear):
-            plain: nn.Module = nn.Linear(layer.in_features, layer.out_features, device="meta")
-        else:
-            plain = _CONVS[layer._space](**conv_options(layer), device="meta")
-        for kind in ("weight", "bias"):
-            value = getattr(layer, kind)
-            value = None if value is None else nn.Parameter(value.detach().clone())
-            if value is not None and closed is not None:
-                value[closed] = 0
-            setattr(plain, kind, value)
-        return plain
-
-    def _norm(self, norm: TaskNorm) -> nn.Module:
-        """The task's norm with an affine of 0 for closed channels, else a UnitMask behind it."""
-        plain = norm.norms[self.task]
-        mask, dim = self._mask(self.names[norm], norm)
-        if mask is None or bool((mask == 1).all()):
-            return plain
-        weight, bias = getattr(plain, "weight", None), getattr(plain, "bias", None)
-        axis = (
-            dim + weight.dim()
-            if isinstance(norm, TaskLayerNorm) and weight is not None
-            else dim - 1
-        )
-        is_last = all(isinstance(child, nn.Identity) for child in plain.children())
-        if weight is None or not 0 <= axis < weight.dim() or not is_last:
-            return _chain(plain, UnitMask(mask, dim))
-        sizes = [1] * weight.dim()
-        sizes[axis] = -1
-        for value in (weight, bias):
-            if value is not None:
-                value.masked_fill_(mask.view(sizes) == 0, 0)
-        return plain
-
-
-def _chain(*modules: nn.Module) -> nn.Module:
-    """Modules one after the other; a Sequential is spliced in."""
-    parts = [p for m in modules for p in (m if isinstance(m, nn.Sequential) else [m])]
-    return nn.Sequential(*parts)
+    return plain_hat(net, task)

@@ -12,9 +12,9 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction
-from maskcl.ops._library import fake
 from maskcl.ops.weight_mask import linear_arguments, selection
 from maskcl.reference.bitmask import num_words
+from maskcl.schemas import fake
 
 
 def pack_mask(mask: Tensor, *, ternary: bool = False) -> Tensor:

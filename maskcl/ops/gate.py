@@ -11,8 +11,8 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction
-from maskcl.ops._library import fake
 from maskcl.reference.gate import compute_dtype
+from maskcl.schemas import fake
 
 COMPENSATIONS = ("exact", "recipe")
 SCHEDULES = ("linear", "cosine", "exponential", "constant")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._library import fake
 from maskcl.reference.grad_clamp import AGGREGATIONS, RULES
+from maskcl.schemas import fake
 
 PROTECTIONS = ("exact", "min")
 Sides = Sequence[Tensor | None]

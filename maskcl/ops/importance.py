@@ -15,7 +15,7 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction
-from maskcl.ops._library import fake
+from maskcl.schemas import fake
 
 Tensors = Sequence[Tensor]
 

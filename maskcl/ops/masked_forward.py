@@ -10,9 +10,9 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction
-from maskcl.ops._library import fake
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.masked_forward import ACTIVATIONS, FROM_OUTPUT
+from maskcl.schemas import fake
 
 SAVES = ("auto", "input", "output")
 

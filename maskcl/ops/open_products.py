@@ -17,8 +17,8 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops._autograd import OpFunction
-from maskcl.ops._library import fake
 from maskcl.reference.open_products import open_linear_backward
+from maskcl.schemas import fake
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool) -> Tensor:

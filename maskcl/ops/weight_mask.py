@@ -11,9 +11,9 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction
-from maskcl.ops._library import fake
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.weight_mask import LEVELS
+from maskcl.schemas import fake
 
 # kth, levels, threshold, inclusive, scale: which mask a score gives, as the low-level ops take it
 Select = tuple[Tensor | None, str, float, bool, float]

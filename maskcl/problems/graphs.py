@@ -11,7 +11,7 @@ from torch import Tensor
 from maskcl.graph import Graph
 from maskcl.problems.classification import Classification
 from maskcl.problems.node import checked_adjacency
-from maskcl.scenarios.graph_sets import GraphSet
+from maskcl.scenarios.graphs.sets import GraphSet
 
 
 class GraphBatch(NamedTuple):

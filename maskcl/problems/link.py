@@ -11,7 +11,7 @@ from torch import Tensor
 from maskcl.problems.classification import Classification
 from maskcl.problems.node import checked_adjacency
 from maskcl.problems.sampling import draw_negatives
-from maskcl.scenarios.graph_sets import LinkSet
+from maskcl.scenarios.graphs.sets import LinkSet
 
 
 class LinkBatch(NamedTuple):

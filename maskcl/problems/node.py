@@ -11,7 +11,7 @@ from torch import Tensor
 from maskcl.graph import ADJACENCIES
 from maskcl.problems.classification import Classification
 from maskcl.problems.sampling import sample_subgraph
-from maskcl.scenarios.graph_sets import NodeSet
+from maskcl.scenarios.graphs.sets import NodeSet
 
 
 class NodeBatch(NamedTuple):

@@ -1,5 +1,25 @@
 """The specification: every low-level op in plain torch, readable before fast.
 
 Each file holds one stem. The functions have the names and signatures of the schemas in
-:mod:`maskcl.ops._library`; the other backends are tested against them.
+:mod:`maskcl.schemas`; the other backends are tested against them.
 """
+
+from maskcl.reference import (
+    bitmask,
+    gate,
+    grad_clamp,
+    importance,
+    masked_forward,
+    open_products,
+    weight_mask,
+)
+
+__all__ = [
+    "bitmask",
+    "gate",
+    "grad_clamp",
+    "importance",
+    "masked_forward",
+    "open_products",
+    "weight_mask",
+]

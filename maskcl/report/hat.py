@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskcl.mask_metrics import mask_overlap
 from maskcl.report.drawing import (
     INK,
     MOST_NUMBERED,
@@ -22,6 +21,7 @@ from maskcl.report.drawing import (
 from maskcl.report.layout import Content, Layout, Measure, Picture
 from maskcl.report.masks import decode_masks
 from maskcl.report.text import byte_count, percent
+from maskcl.training.mask_metrics import mask_overlap
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

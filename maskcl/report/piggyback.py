@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskcl.mask_metrics import total_share
 from maskcl.report.drawing import layer_map, shorten, square, square_map
 from maskcl.report.layout import Card, Content, Layout, Measure, Picture, Table
 from maskcl.report.text import byte_count, number, percent
+from maskcl.training.mask_metrics import total_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,8 +17,8 @@ from maskcl.reproduce.runs import ReproduceError
 from maskcl.settings import SETTINGS
 
 if TYPE_CHECKING:
-    from maskcl.result import Result
     from maskcl.scenarios import Scenario
+    from maskcl.training.result import Result
 
 
 @dataclass(frozen=True)

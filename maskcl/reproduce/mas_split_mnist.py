@@ -24,7 +24,7 @@ from maskcl.problems import Vision
 from maskcl.randomness import seeded
 from maskcl.reproduce.table import Published, Row, Run
 from maskcl.scenarios import Scenario
-from maskcl.trainer import Trainer
+from maskcl.training.trainer import Trainer
 
 TASKS, EPOCHS, BATCH_SIZE, RATE, HIDDEN = 5, 4, 128, 1e-3, (400, 400)
 PADDING, MEAN, STD = 2, 0.1000, 0.2752

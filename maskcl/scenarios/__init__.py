@@ -13,9 +13,9 @@ from pathlib import Path
 from maskcl.scenarios import pretraining, sources, vision
 from maskcl.scenarios.base import Scenario, ScenarioError, Task, summary
 from maskcl.scenarios.datasets import find_setting, from_datasets
-from maskcl.scenarios.graph_cut import Request
-from maskcl.scenarios.graph_names import GRAPHS, load_graph
-from maskcl.scenarios.graph_pyg import from_pyg
+from maskcl.scenarios.graphs.cut import Request
+from maskcl.scenarios.graphs.names import GRAPHS, load_graph
+from maskcl.scenarios.graphs.pyg import from_pyg
 from maskcl.scenarios.pretraining import Pretraining
 from maskcl.scenarios.sources import Images
 from maskcl.settings import Setting

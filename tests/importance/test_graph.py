@@ -16,7 +16,7 @@ from maskcl.methods import EWC, MAS, TaskData
 from maskcl.models import ENCODERS
 from maskcl.nn import to_importance
 from maskcl.problems import Graphs
-from maskcl.scenarios.graph_sets import GraphSet
+from maskcl.scenarios.graphs.sets import GraphSet
 from tests import graph_zoo as graphs
 from tests.importance.zoo import assert_same
 

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskcl.nn import ConversionError, HATNetwork, TaskBatchNorm2d, TaskHeads, to_hat, to_plain
-from maskcl.nn.convert import FusedActivation
-from maskcl.nn.layers import HATLinear
-from maskcl.nn.loose import TaskParameter
+from maskcl.nn.hat.convert import FusedActivation
+from maskcl.nn.hat.layers import HATLinear
+from maskcl.nn.tasks.task_parameters import TaskParameter
 from tests.nn.zoo import assert_restores, images
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from maskcl.graph import Graph
 from maskcl.nn import ConversionError, HATNetwork, to_hat, to_plain
-from maskcl.nn.message_passing import HATMessagePassing
-from maskcl.nn.sparse import sparse_product
+from maskcl.nn.hat.message_passing import HATMessagePassing
+from maskcl.nn.hat.sparse_product import sparse_product
 
 pyg = pytest.importorskip("torch_geometric.nn")
 

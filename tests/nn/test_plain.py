@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from maskcl.nn import HATLinear, HATNetwork, TaskLayerNorm, to_hat, to_plain
-from maskcl.nn.plain import UnitMask
-from maskcl.nn.state import TaskAware
+from maskcl.nn.hat.plain import UnitMask
+from maskcl.nn.tasks.state import TaskAware
 from tests.nn.zoo import MODELS, images
 
 # Only activations whose fused form is exact; the others' may differ in the last bit.

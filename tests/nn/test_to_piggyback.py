@@ -22,8 +22,8 @@ from maskcl.nn import (
     to_piggyback,
     to_plain,
 )
-from maskcl.nn.frozen import FrozenNorm
-from maskcl.nn.state import TaskAware
+from maskcl.nn.tasks.frozen_modules import FrozenNorm
+from maskcl.nn.tasks.state import TaskAware
 from tests.nn.frozen_zoo import FROZEN, SELECT, begin, frozen, logits, train
 from tests.nn.zoo import MODELS
 

@@ -7,8 +7,7 @@ import contextlib
 import pytest
 import torch
 
-from maskcl import backends, ops
-from maskcl.ops import _library
+from maskcl import backends, ops, schemas
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -101,7 +100,7 @@ def sample_inputs(name: str, dtype: torch.dtype, device: str, strided: bool) -> 
 
 @pytest.mark.parametrize("strided", [False, True], ids=["dense", "strided"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", _library.STEM_OF)
+@pytest.mark.parametrize("name", schemas.STEM_OF)
 def test_opcheck(backend, device, name, dtype, strided):
     op = getattr(torch.ops.maskcl, ("triton_" if backend == "triton" else "") + name)
     # Autograd is the Functions'; these ops are below it.

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from maskcl import scenarios
-from maskcl.scenarios import ScenarioError, graph_digits, sources
+from maskcl.scenarios import ScenarioError, sources
+from maskcl.scenarios.graphs import digits as graph_digits
 from tests.scenarios.graphs import tensors, unordered
 
 NAMES = ("nodes-digits", "links-digits", "missing-links-digits", "graphs-digits")

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from maskcl.methods import HAT, MAS, Piggyback
 from maskcl.nn import to_hat, to_importance, to_piggyback
-from maskcl.nn.task_network import TaskNetwork
+from maskcl.nn.tasks.network import TaskNetwork
 
 
 @dataclass(frozen=True)

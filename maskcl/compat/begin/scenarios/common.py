@@ -14,7 +14,7 @@ from maskcl.compat.begin.scenarios.named import named
 from maskcl.compat.begin.scenarios.places import Places
 from maskcl.compat.begin.trainers.results import metrics_of
 from maskcl.scenarios import Scenario, scores
-from maskcl.scenarios.graph_cut import Request
+from maskcl.scenarios.graphs.cut import Request
 from maskcl.scenarios.labels import local_labels
 
 METRICS = {"rocauc": "auroc", "aucroc": "auroc"}

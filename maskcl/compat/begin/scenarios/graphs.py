@@ -13,8 +13,8 @@ from maskcl.compat.begin.scenarios.nodes import CUSTOM
 from maskcl.compat.begin.scenarios.places import Places, in_a_row
 from maskcl.graph import Graph
 from maskcl.scenarios import Scenario
-from maskcl.scenarios.graph_build import graph_scenario
-from maskcl.scenarios.graph_cut import Items, Request, split
+from maskcl.scenarios.graphs.build import graph_scenario
+from maskcl.scenarios.graphs.cut import Items, Request, split
 
 
 class GCScenarioLoader(BaseScenarioLoader):

@@ -15,8 +15,8 @@ from maskcl.compat.begin.scenarios.places import Places, in_a_row
 from maskcl.graph import Graph
 from maskcl.problems.sampling import draw_negatives
 from maskcl.scenarios import Scenario, scores
-from maskcl.scenarios.graph_cut import Items, Request
-from maskcl.scenarios.graph_links import link_scenario, split_links
+from maskcl.scenarios.graphs.cut import Items, Request
+from maskcl.scenarios.graphs.links import link_scenario, split_links
 
 
 class LCScenarioLoader(ItemScenarioLoader):

@@ -6,7 +6,7 @@ import os
 
 from maskcl import scenarios
 from maskcl.scenarios import Scenario
-from maskcl.scenarios.graph_cut import Request
+from maskcl.scenarios.graphs.cut import Request
 
 # BeGin's name: maskcl's scenario and its variant.
 DATASETS: dict[str, tuple[str, str | None]] = {

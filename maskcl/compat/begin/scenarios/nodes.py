@@ -10,8 +10,8 @@ from maskcl.compat.begin.data import DataGraph
 from maskcl.compat.begin.scenarios.items import ItemScenarioLoader, given_split
 from maskcl.compat.begin.scenarios.places import Places
 from maskcl.scenarios import Scenario
-from maskcl.scenarios.graph_build import About, node_scenario
-from maskcl.scenarios.graph_cut import Items, Request, split
+from maskcl.scenarios.graphs.build import About, node_scenario
+from maskcl.scenarios.graphs.cut import Items, Request, split
 
 CUSTOM = About("dataset_load_func", "as given", "as given")
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl.compat.begin.trainers.steps import States, Stats, Steps
-from maskcl.nn.task_network import TaskNetwork
+from maskcl.nn.tasks.network import TaskNetwork
 
 
 class Events(Steps):

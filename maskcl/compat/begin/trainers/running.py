@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl.nn.task_network import TaskNetwork
+from maskcl.nn.tasks.network import TaskNetwork
 
 
 @dataclass

@@ -21,7 +21,7 @@ from maskcl.compat.begin.utils.cores import (
     NodeCore,
     layers,
 )
-from maskcl.nn.task_network import TaskNetwork
+from maskcl.nn.tasks.network import TaskNetwork
 
 READOUTS = ("mean", "sum", "max", "none")
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from maskcl.nn.activations import fused_name
+from maskcl.nn.tasks.activations import fused_name
 from maskcl.ops import masked_activation, masked_linear
 
 

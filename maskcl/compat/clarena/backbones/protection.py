@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskcl.nn.protection import Protection
-from maskcl.nn.state import WORD
+from maskcl.nn.hat.protection import Protection
+from maskcl.nn.tasks.state import WORD
 
 Part = tuple[str, Any, str, "str | None"]
 """Name of a layer, the layer, the layer whose mask its output has, and the one of its input's."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.state import WORD, TaskState
+from maskcl.nn.tasks.state import WORD, TaskState
 
 
 class TaskMasks(dict[int, dict[str, Tensor]]):

@@ -13,7 +13,7 @@ from maskcl.compat.hat_cl._product import ConvProduct
 from maskcl.compat.hat_cl.modules._masked import HATMaskedModuleABC
 from maskcl.compat.hat_cl.modules.utils import register_mapping
 from maskcl.compat.hat_cl.types_ import HATConfig
-from maskcl.nn.layers import has_plain_window
+from maskcl.nn.hat.layers import has_plain_window
 
 _OPTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 

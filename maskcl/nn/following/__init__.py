@@ -1,0 +1,1 @@
+"""A traced model, and which units reach which of its values."""

@@ -1,0 +1,1 @@
+"""Unit masks (HAT): layers, the network, its topology and what finished tasks protect."""

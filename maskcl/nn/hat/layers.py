@@ -1,0 +1,141 @@
+"""Linear and convolution layers whose output units carry a mask a task (HAT, Serra et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from maskcl.nn.tasks.activations import check_activation
+from maskcl.nn.tasks.state import Masked
+from maskcl.ops import masked_conv, masked_linear
+from maskcl.reference.masked_forward import activate
+
+
+class HATLinear(Masked, nn.Linear):
+    """``act(x W^T + b) * mask``, the mask fused into the product's epilogue.
+
+    Args:
+        in_features, out_features, bias: as for ``nn.Linear``.
+        activation: what comes between the product and the mask (HAT section 2.2 masks the
+            activated output): identity, relu, gelu, gelu_tanh, silu, tanh, sigmoid or leaky_relu.
+        negative_slope: of leaky_relu.
+        device, dtype: of the parameters.
+
+    Shape: [.., in_features] -> [.., out_features].
+
+    Raises:
+        ValueError: the activation is unknown.
+        RuntimeError: (forward) it belongs to no network, or no task is active.
+    """
+
+    _network = "HATNetwork"
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        activation: str = "identity",
+        negative_slope: float = 0.01,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        check_activation("HATLinear", activation)
+        nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        """act(x W^T + b) * mask."""
+        mask = self._mask()
+        if mask is None:
+            return activate(nn.Linear.forward(self, input), self.activation, self.negative_slope)
+        return masked_linear(
+            input,
+            self.weight,
+            mask,
+            self.bias,
+            activation=self.activation,
+            negative_slope=self.negative_slope,
+            save=self._save,
+        )
+
+
+def has_plain_window(layer: Any) -> bool:
+    """Whether ``layer``, an ``nn.Conv1d``, 2d or 3d, is what the ops take.
+
+    That is: of images, with zeros around them, all channels to all.
+    """
+    zeros = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return isinstance(layer, nn.Conv2d) and zeros and layer.groups == 1
+
+
+class _HATConv(Masked):
+    """What the convolutions share; ``_space`` is their number of spatial dimensions."""
+
+    _network = "HATNetwork"
+    _space: int
+    # What nn.ConvNd, the other base of each subclass, brings.
+    weight: Tensor
+    bias: Tensor | None
+    stride: tuple[int, ...]
+    padding: Any
+    dilation: tuple[int, ...]
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+    def __init__(
+        self, *args: Any, activation: str = "identity", negative_slope: float = 0.01, **options: Any
+    ) -> None:
+        check_activation(type(self).__name__, activation)
+        super().__init__(*args, **options)
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def forward(self, input: Tensor) -> Tensor:
+        """act(conv(x)) * mask, the mask along the channels."""
+        # The convolution adds the bias itself: its kernels do so for nothing.
+        if has_plain_window(self) and input.dim() == 4 and (mask := self._mask()) is not None:
+            return masked_conv(
+                input,
+                self.weight,
+                mask,
+                self.bias,
+                self.stride,
+                self.padding,
+                self.dilation,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                save=self._save,
+            )
+        y = self._conv_forward(input, self.weight, self.bias)
+        return self._finish(y, y.dim() - 1 - self._space)
+
+
+class HATConv1d(_HATConv, nn.Conv1d):
+    """``act(conv1d(x)) * mask`` along the channels.
+
+    Takes ``nn.Conv1d``'s arguments and HATLinear's ``activation`` and ``negative_slope``.
+    """
+
+    _space = 1
+
+
+class HATConv2d(_HATConv, nn.Conv2d):
+    """``act(conv2d(x)) * mask`` along the channels.
+
+    Takes ``nn.Conv2d``'s arguments and HATLinear's ``activation`` and ``negative_slope``.
+    """
+
+    _space = 2
+
+
+class HATConv3d(_HATConv, nn.Conv3d):
+    """``act(conv3d(x)) * mask`` along the channels.
+
+    Takes ``nn.Conv3d``'s arguments and HATLinear's ``activation`` and ``negative_slope``.
+    """
+
+    _space = 3

@@ -1,0 +1,179 @@
+"""Convolutions of torch_geometric whose output channels carry a mask a task."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskcl.nn.hat.sparse_product import is_constant_csr, sparse_product
+from maskcl.nn.tasks.activations import check_activation
+from maskcl.nn.tasks.errors import ConversionError
+from maskcl.nn.tasks.graph_convolutions import KINDS, is_geometric, is_message_passing, refusal
+from maskcl.nn.tasks.state import Masked
+from maskcl.ops import masked_activation
+from maskcl.reference.masked_forward import activate
+
+
+class HATMessagePassing(Masked):
+    """``act(conv(x, edges)) * mask`` along the channels, of a convolution of torch_geometric.
+
+    Where attention weighs neighbours, closed channels take no part in that either: an earlier
+    task's attention is a function of what the task uses.
+
+    Args:
+        conv: a GCNConv, GraphConv, SAGEConv or GATConv; taken over. Its bias and attention vectors
+            become parameters of this module, flat.
+        activation, negative_slope: as for HATLinear.
+
+    Shape: [N, in_channels], edges -> [N, out_channels]; the channels of GATConv are those of all
+    heads where it concatenates them.
+
+    Raises:
+        ConversionError: the convolution is of another kind, or mixes its output's channels.
+    """
+
+    _network = "HATNetwork"
+    _takes_edges = True
+    bias: Tensor | None
+
+    def __init__(
+        self, conv: Any, *, activation: str = "identity", negative_slope: float = 0.01
+    ) -> None:
+        super().__init__()
+        check_activation("HATMessagePassing", activation)
+        reason = refusal(conv)
+        if reason is not None:
+            raise ConversionError(f"HATMessagePassing: {reason}")
+        kind = KINDS[type(conv).__name__]
+        heads = conv.heads if kind.attention and conv.concat else 1
+        self.in_channels: int = conv.in_channels
+        self.out_channels: int = conv.out_channels * heads
+        self.activation, self.negative_slope = activation, negative_slope
+        self.training = conv.training
+        self.conv = conv
+        owner, name = _owner(conv, kind.bias)
+        self.bias = owner._parameters.pop(name)
+        owner.register_parameter(name, None)
+        self.attention = kind.attention
+        for name in kind.attention:
+            value = conv._parameters.pop(name)
+            # Holds the place: a forward puts the gated vector there.
+            conv.register_buffer(name, torch.zeros_like(value), persistent=False)
+            flat = nn.Parameter(value.detach().flatten(), requires_grad=value.requires_grad)
+            setattr(self, name, flat)
+
+    def forward(self, x: Tensor, edges: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """act(conv(x, edges)) * mask; further arguments are the convolution's."""
+        mask = self._mask()
+        gated = {name: self._gated(name, mask) for name in self.attention}
+        if gated:
+            y = torch.func.functional_call(self.conv, gated, (x, edges, *args), kwargs)
+        elif self._is_one_product and is_constant_csr(edges) and not args and not kwargs:
+            y = self._two_products(x, edges)
+        else:
+            y = self.conv(x, edges, *args, **kwargs)
+        if mask is None:
+            y = y if self.bias is None else y + self.bias
+            return activate(y, self.activation, self.negative_slope)
+        return masked_activation(
+            y,
+            mask,
+            self.bias,
+            activation=self.activation,
+            channel_dim=-1,
+            negative_slope=self.negative_slope,
+            save=self._save,
+        )
+
+    def plain(self, closed: Tensor | None) -> Any:
+        """A copy of the convolution with its bias and attention, ``closed`` channels at 0.
+
+        Args:
+            closed: bool [out_channels], or None.
+        """
+        conv = copy.deepcopy(self.conv)
+        for name in self.attention:
+            shape = conv._buffers.pop(name).shape
+            conv._non_persistent_buffers_set.discard(name)
+            value = getattr(self, name).detach().clone().view(shape)
+            conv.register_parameter(name, nn.Parameter(value))
+        owner, name = _owner(conv, KINDS[type(conv).__name__].bias)
+        if self.bias is not None:
+            owner.register_parameter(name, nn.Parameter(self.bias.detach().clone()))
+            if closed is not None:
+                owner._parameters[name].data[closed] = 0
+        if closed is not None:
+            for weight in (p for n, p in conv.named_parameters() if n.endswith(".weight")):
+                weight.data[closed.repeat(len(weight) // len(closed))] = 0
+        return conv
+
+    @property
+    def _is_one_product(self) -> bool:
+        """Whether the convolution is (matrix of edges) (x W^T) and nothing else."""
+        conv = self.conv
+        plain = type(conv).__name__ == "GCNConv" and not conv.normalize
+        return plain and conv.aggr in ("add", "sum") and not conv._explain
+
+    def _two_products(self, x: Tensor, edges: Tensor) -> Tensor:
+        weight = self.conv.lin.weight
+        product = sparse_product(x, weight.t()) if is_constant_csr(x) else F.linear(x, weight)
+        return sparse_product(edges, product)
+
+    def _gated(self, name: str, mask: Tensor | None) -> Tensor:
+        value = getattr(self, name)
+        if mask is not None:
+            # Heads that are averaged have the same channels.
+            value = value * mask.repeat(len(value) // len(mask))
+        return value.view(self.conv.get_buffer(name).shape)
+
+
+class Aggregated(nn.Module):
+    """A GINConv as two steps, so that the layers of its network can be followed.
+
+    Args:
+        conv: a GINConv with a fixed eps; taken over.
+
+    Raises:
+        ConversionError: eps is trained.
+    """
+
+    def __init__(self, conv: Any) -> None:
+        super().__init__()
+        if isinstance(conv.eps, nn.Parameter) and conv.eps.requires_grad:
+            raise ConversionError(
+                "GINConv: train_eps is True, a number that all tasks share and no mask protects;"
+                " set train_eps=False"
+            )
+        self.training = conv.training
+        self.nn = conv.nn if isinstance(conv.nn, nn.Sequential) else nn.Sequential(conv.nn)
+        conv.nn = nn.Identity()
+        self.aggregate = conv
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        """nn((1 + eps) x + the sum of the neighbours' x)."""
+        return self.nn(self.aggregate(x, edges))
+
+    def plain(self) -> Any:
+        """The GINConv, this module's parts in it."""
+        self.aggregate.nn = self.nn
+        return self.aggregate
+
+
+def swapped_convolution(module: nn.Module) -> nn.Module | None:
+    """What takes a convolution's place in a HATNetwork's model; None for all other modules."""
+    if not is_geometric(module):
+        return None
+    if type(module).__name__ == "GINConv":
+        return Aggregated(module)
+    trains = is_message_passing(module) and any(p.requires_grad for p in module.parameters())
+    return HATMessagePassing(module) if trains else None
+
+
+def _owner(conv: nn.Module, path: str) -> tuple[Any, str]:
+    """The module that holds a parameter, and the parameter's name there."""
+    parent, _, name = path.rpartition(".")
+    return conv.get_submodule(parent), name

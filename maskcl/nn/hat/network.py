@@ -1,0 +1,256 @@
+"""The network that many tasks share through unit masks (HAT, Serra et al. 2018)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.nn.following.trace import sizes_of
+from maskcl.nn.hat.example_inputs import Example
+from maskcl.nn.hat.place_masks import attach
+from maskcl.nn.hat.protection import Protection, protect
+from maskcl.nn.hat.shared_parameters import check_owners, shared_parameters
+from maskcl.nn.hat.topology_by_hand import Sources
+from maskcl.nn.tasks.network import TaskNetwork, own_parameters
+from maskcl.nn.tasks.state import WORD
+from maskcl.ops import hat_gate
+
+INITS = ("normal", "uniform", "dense")
+
+
+class HATNetwork(TaskNetwork):
+    """A model whose layers' units carry one mask a task, m = sigmoid(s e) (HAT, eq. 1).
+
+    Every forward happens inside ``with net.task(k):`` and computes the masks of all layers at once.
+    Layers whose output is the network's (no other weight layer follows) have no mask.
+
+    Args:
+        model: HATLinear, HATConvNd, TaskNorms and TaskHeads among ordinary modules without
+            trainable parameters; taken over, not copied. ``to_hat`` makes one of an ordinary model.
+        num_tasks: how many tasks there will be, T.
+        example_inputs: a tensor, or a tuple of the forward's arguments, to trace the model with.
+        init: how embeddings start: "normal" N(0, 1), about half the units open (the paper's);
+            "uniform" U(0, 2), all open (its compression experiment, section 4.4); "dense", all 1.
+        sources: by module, the layers whose units reach its input (their sum, each repeated per
+            position), or None for "every task uses every input", where tracing cannot tell.
+
+    Attributes:
+        embeddings: one float32 [U] a task, all layers' units one after the other.
+        tasks: int64 [U, W]; bit k % 64 of word k // 64: finished task k uses the unit.
+        finished: bool [T].
+        units: layer name -> its slice of U.
+        example: makes inputs of the shapes that it was traced with.
+
+    Raises:
+        ConversionError: a parameter cannot be protected or a value cannot be followed; the message
+            names it and what to do.
+        ValueError: num_tasks or init is not as above, or a module has another number of tasks.
+    """
+
+    tasks: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_tasks: int,
+        example_inputs: Any,
+        *,
+        init: str = "normal",
+        sources: Sources | None = None,
+    ) -> None:
+        super().__init__(model, num_tasks)
+        _check_init(init)
+        check_owners(model)
+        self._gate: dict[str, Any] = {
+            "max_scale": None,
+            "cosh_clamp": 50.0,
+            "compensation": "exact",
+        }
+        self.example = Example(example_inputs)
+        self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
+        self.units = dict(self.topology.units)
+        self._sizes = [s.stop - s.start for s in self.units.values()]
+        self._build_units(init)
+
+    def _build_units(self, init: str) -> None:
+        device = self._device()
+        count = sum(self._sizes)
+        self.embeddings = nn.ParameterList(
+            nn.Parameter(torch.empty(count, device=device)) for _ in range(self.num_tasks)
+        )
+        words = -(-self.num_tasks // WORD)
+        self.register_buffer("tasks", torch.zeros(count, words, dtype=torch.int64, device=device))
+        for k in range(self.num_tasks):
+            self.reset_embedding(k, init)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output for the active task.
+
+        Raises:
+            RuntimeError: no task is active.
+            ValueError: there are more or fewer arguments than example inputs; or the model branches
+                on sizes, and these are others than the examples' (the first dimension apart).
+        """
+        state, task = self._state, self._active_task()
+        self._check_arguments(*args, *kwargs.values())
+        if state.scale is None:
+            mask = self.hard_mask(task).to(self.embeddings[task].dtype)
+        else:
+            mask = hat_gate(self.embeddings[task], state.scale, **self._gate)
+        state.mask = mask
+        state.parts = mask.split(self._sizes)
+        return self.model(*args, **kwargs)
+
+    def _check_arguments(self, *found: Any) -> None:
+        """Raise ValueError where the model may take another path than the one that was followed."""
+        count, sizes = self.topology.arguments, self.topology.sizes
+        if count is not None and len(found) != count:
+            raise ValueError(
+                f"HATNetwork: {len(found)} arguments, and the model was followed with {count}:"
+                " convert it with example_inputs for all that it will be given"
+            )
+        if sizes is not None and sizes_of(found) != sizes:
+            raise ValueError(
+                f"HATNetwork: inputs have sizes {sizes_of(found)} behind the first dimension, and"
+                f" the model branches on sizes, so that its units were followed for {sizes} alone:"
+                " convert it with example_inputs of the size that it will see"
+            )
+
+    def _checked_scale(self, index: int, scale: float | Tensor | None) -> Tensor | None:
+        """None for hard masks, exactly 0 or 1: the recorded units, else embedding > 0.
+
+        A positive number, or a 0-d tensor on the network's device (which may be filled anew in
+        place), for the soft masks that train.
+        """
+        if isinstance(scale, Tensor):
+            if scale.dim() != 0:
+                raise ValueError(
+                    f"HATNetwork.task: scale has shape {list(scale.shape)}, wanted a 0-d tensor"
+                )
+            return scale
+        if scale is None:
+            return None
+        if not 0 < scale < math.inf:
+            raise ValueError(f"HATNetwork.task: scale is {scale}, wanted a finite number above 0")
+        embedding = self.embeddings[index]
+        return torch.full((), float(scale), dtype=embedding.dtype, device=embedding.device)
+
+    def configure_gate(
+        self, max_scale: float | None = None, cosh_clamp: float = 50.0, compensation: str = "exact"
+    ) -> None:
+        """How the gate's gradient is compensated (HAT, section 2.5); see ``ops.hat_gate``."""
+        self._gate = {
+            "max_scale": max_scale,
+            "cosh_clamp": cosh_clamp,
+            "compensation": compensation,
+        }
+
+    def sparsity(self) -> Tensor:
+        """Share of the free units that the last forward's mask takes (HAT, eq. 5), a 0-d tensor.
+
+        Raises:
+            RuntimeError: the network has not run in this ``with net.task(k):``.
+        """
+        if self._state.mask is None:
+            raise RuntimeError(
+                "HATNetwork.sparsity: no forward yet inside this `with net.task(k):`"
+            )
+        # ops.hat_sparsity with its constants kept: while a task trains, eq. 5 is a dot product.
+        return torch.dot(self._state.mask, self._free_share())
+
+    def _free_share(self) -> Tensor:
+        """(1 - u) / sum (1 - u) of eq. 5, [U]; zeros where no unit is free."""
+        dtype = self.embeddings[0].dtype
+
+        def make() -> Tensor:
+            free = (~self._used()).to(dtype)
+            return free / free.sum().clamp_min(1)
+
+        return self._state.kept(f"free share {dtype}", make, (self.tasks,))
+
+    def hard_mask(self, task: int) -> Tensor:
+        """Units that a task uses, bool [U]: as recorded by finish_task, else embedding > 0."""
+        self._check_task("hard_mask", task)
+        recorded = ((self.tasks[:, task // WORD] >> (task % WORD)) & 1) != 0
+        return torch.where(self.finished[task], recorded, self.embeddings[task].detach() > 0)
+
+    def used(self) -> Tensor:
+        """Units that any finished task uses, bool [U]."""
+        return self._used().clone()
+
+    def _used(self) -> Tensor:
+        return self._state.kept("used", lambda: (self.tasks != 0).any(1), (self.tasks,))
+
+    def capacity(self) -> dict[str, float]:
+        """Fraction of each layer's units that finished tasks use."""
+        used = self._used().cpu()
+        return {name: float(used[span].double().mean()) for name, span in self.units.items()}
+
+    @torch.no_grad()
+    def finish_task(self, task: int) -> None:
+        """Record the units with embedding > 0 as the task's, and freeze all that is its own.
+
+        Raises:
+            RuntimeError: it is finished already.
+        """
+        self._check_open("finish_task", task)
+        bits = (self.embeddings[task] > 0).to(torch.int64) << (task % WORD)
+        self.tasks[:, task // WORD] |= bits
+        self.finished[task] = True
+        for parameter in (self.embeddings[task], *own_parameters(self.model, task)):
+            parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def forget_task(self, task: int) -> None:
+        """Take a task's record back: what only it used is free, its outputs are no longer kept."""
+        self._check_task("forget_task", task)
+        bit = torch.ones((), dtype=torch.int64, device=self.tasks.device) << (task % WORD)
+        self.tasks[:, task // WORD] &= ~bit
+        self.finished[task] = False
+
+    @torch.no_grad()
+    def reset_embedding(
+        self, task: int, init: str = "normal", generator: torch.Generator | None = None
+    ) -> None:
+        """Draw a task's embedding anew; ``init`` as for the class, ``generator`` on the CPU.
+
+        Raises:
+            RuntimeError: the task is finished.
+        """
+        self._check_open("reset_embedding", task)
+        _check_init(init)
+        count = sum(self._sizes)
+        match init:
+            case "normal":
+                start = torch.randn(count, generator=generator)
+            case "uniform":
+                start = 2 * torch.rand(count, generator=generator)
+            case _:
+                start = torch.ones(count)
+        self.embeddings[task].copy_(start)
+
+    def task_parameters(self, task: int) -> list[nn.Parameter]:
+        """What a task trains: the shared weights, its embedding, its norms' affine and its head."""
+        self._check_task("task_parameters", task)
+        return [
+            *shared_parameters(self.model),
+            self.embeddings[task],
+            *own_parameters(self.model, task),
+        ]
+
+    def protection(self) -> Protection:
+        """What the finished tasks need of the shared parameters, from the bits as they are now."""
+        parameters = shared_parameters(self.model)
+
+        def make() -> Protection:
+            return protect(self.model, self.topology, self.tasks, self.finished)
+
+        return self._state.kept("protection", make, (self.tasks, self.finished, *parameters))
+
+
+def _check_init(init: str) -> None:
+    if init not in INITS:
+        raise ValueError(f"HATNetwork: init is {init!r}, wanted one of {', '.join(INITS)}")

@@ -1,0 +1,172 @@
+"""What finished tasks need of the shared parameters, in the form that the kernels take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from maskcl import backends
+from maskcl.nn.hat.topology import Topology, unit_span, weight_layers
+from maskcl.nn.tasks.state import WORD
+from maskcl.ops import protected_fraction
+
+
+@dataclass(frozen=True)
+class Protection:
+    """Every shared parameter with the tasks that use each of its two ends; a copy of the bits.
+
+    A unit's tasks are W words of int64: bit k % 64 of word k // 64 says that finished task k uses
+    it. Weight (o, i) is protected where one task uses both ends (exact), or where each end has a
+    task (min).
+
+    Attributes:
+        names: of the parameters, as in ``HATNetwork.named_parameters()``.
+        parameters: [O, I, *] weights and [O] biases.
+        out_tasks: for each, int64 [O, W], or [1, W] where every task uses all rows.
+        in_tasks: for each, int64 [groups * I, W], or [1, W] of -1 where every task uses all columns
+        groups: of each parameter's convolution.
+        empty: no task is finished, so nothing is protected.
+    """
+
+    names: list[str]
+    parameters: list[nn.Parameter]
+    out_tasks: list[Tensor]
+    in_tasks: list[Tensor]
+    groups: list[int]
+    empty: bool
+
+    @torch.no_grad()
+    def clamp_(
+        self,
+        rule: str = "hat",
+        exact: bool = True,
+        values: float | Sequence[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Scale the gradients of protected weights, in place, in one call for the whole model.
+
+        Args:
+            rule: ``hat`` (to 0), ``const``, ``adahat`` or ``random``: ``maskcl.ops.clamp_grads_``.
+            exact: exact protection, else ``min``.
+            values: of ``const`` and ``adahat``, one number or one a parameter.
+            seed: of ``random``.
+
+        Raises:
+            ValueError: values has another length than parameters.
+        """
+        if self.empty:
+            return
+        count = len(self.parameters)
+        if values is None or isinstance(values, (int, float)):
+            numbers = [float(values or 0.0)] * count
+        else:
+            numbers = [float(v) for v in values]
+        if len(numbers) != count:
+            raise ValueError(
+                f"Protection.clamp_: values has {len(numbers)} entries, wanted {count}"
+            )
+        found = [p.grad for p in self.parameters]
+        lists: list[list[Any]] = [self.out_tasks, self.in_tasks, self.groups, numbers]
+        if any(grad is None for grad in found):
+            rows = [i for i, grad in enumerate(found) if grad is not None]
+            lists = [[entries[i] for i in rows] for entries in lists]
+            found = [found[i] for i in rows]
+        if found:
+            grads = cast(list[Tensor], found)
+            run = backends.select("clamp_grads_", grads[0])
+            run(grads, *lists[:3], exact, rule, lists[3], seed)
+
+    def snapshot(self) -> list[Tensor]:
+        """Copies of the parameters, for ``restore_``."""
+        return [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def restore_(self, saved: Sequence[Tensor], exact: bool = True) -> None:
+        """Put the protected elements of all parameters back from ``saved``, in place.
+
+        Raises:
+            ValueError: saved has another length or shape than the parameters.
+        """
+        found, wanted = [tuple(s.shape) for s in saved], [tuple(p.shape) for p in self.parameters]
+        if found != wanted:
+            raise ValueError(f"Protection.restore_: saved has shapes {found}, wanted {wanted}")
+        if self.empty or not self.parameters:
+            return
+        run = backends.select("restore_protected_", self.parameters[0])
+        run(list(self.parameters), list(saved), self.out_tasks, self.in_tasks, self.groups, exact)
+
+    def fraction(self, exact: bool = True) -> dict[str, float]:
+        """Share of each parameter's elements that is protected; waits for the device."""
+        if self.empty:
+            return dict.fromkeys(self.names, 0.0)
+        sides = zip(self.names, self.out_tasks, self.in_tasks, self.groups, strict=True)
+        return {name: _fraction(out, into, groups, exact) for name, out, into, groups in sides}
+
+
+def protect(model: nn.Module, topology: Topology, tasks: Tensor, finished: Tensor) -> Protection:
+    """The protection of a network's layers by its task bits.
+
+    Args:
+        model: below the network's ``model``.
+        topology: of ``model``.
+        tasks: int64 [U, W].
+        finished: bool [T].
+    """
+    rows = tasks.clone()
+    everyone = rows.new_full((1, rows.shape[1]), -1)
+    done = _finished_words(finished, rows.shape[1])
+    # The slots NONE and EVERY are the last two. What has no mask is every finished task's: bits of
+    # -1 on both sides would protect it before there is one.
+    table = torch.cat([rows, torch.zeros_like(done), done])
+    result = Protection([], [], [], [], [], empty=not bool(finished.any()))
+    for name, layer in weight_layers(model).items():
+        out = rows[topology.units[name]] if name in topology.units else done
+        feed = topology.feeds[name]
+        into = everyone if feed is None else _tasks_of(feed, table)
+        for kind, parameter in layer.named_parameters():
+            is_weight = parameter.dim() > 1
+            # Attention heads that are averaged have the same channels.
+            heads = len(parameter) // len(out) if len(out) > 1 else 1
+            result.names.append(f"model.{name}.{kind}" if name else f"model.{kind}")
+            result.parameters.append(parameter)
+            result.out_tasks.append(out.repeat(heads, 1) if heads > 1 else out)
+            result.in_tasks.append(into if is_weight else everyone)
+            result.groups.append(getattr(layer, "groups", 1) if is_weight else 1)
+    return result
+
+
+def _finished_words(finished: Tensor, words: int) -> Tensor:
+    """Bits of all finished tasks, int64 [1, W]."""
+    bits = torch.zeros(words * WORD, dtype=torch.int64, device=finished.device)
+    bits[: finished.numel()] = finished.to(torch.int64)
+    shifts = torch.arange(WORD, device=finished.device)
+    return (bits.view(words, WORD) << shifts).sum(1)[None]
+
+
+def _tasks_of(feed: Tensor, table: Tensor) -> Tensor:
+    """Tasks that use any of the units feeding each input, int64 [C, W]."""
+    if feed.shape[0] == 1 and (span := unit_span(feed[0])) is not None:
+        return table[span[0] : span[1]]
+    found = table[feed.to(table.device)]
+    while found.shape[0] > 1:
+        half = found.shape[0] // 2
+        both = found[:half] | found[half : 2 * half]
+        found = torch.cat([both, found[2 * half :]])
+    return found[0]
+
+
+def _fraction(out: Tensor, into: Tensor, groups: int, exact: bool) -> float:
+    if groups == 1:
+        return protected_fraction(out, into, protection="exact" if exact else "min")
+    # Rows of a group meet the columns of that group only.
+    out = out.expand(max(out.shape[0], groups), -1).reshape(groups, -1, 1, out.shape[-1])
+    into = into.expand(max(into.shape[0], groups), -1).reshape(groups, 1, -1, into.shape[-1])
+    if exact:
+        together = ((out & into) != 0).any(-1)
+    else:
+        together = (out != 0).any(-1) & (into != 0).any(-1)
+    return float(together.double().mean())

@@ -1,0 +1,117 @@
+"""Which layers have units, where their masks are applied, and which units feed each weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from maskcl.nn.following.trace import Trace
+from maskcl.nn.hat.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
+from maskcl.nn.hat.message_passing import HATMessagePassing
+from maskcl.nn.tasks.heads import TaskHeads
+from maskcl.nn.tasks.state import TaskAware
+
+
+@dataclass
+class Topology:
+    """What a network knows about itself before any task.
+
+    Attributes:
+        units: each masked layer's units, in the order in which the forward reaches the layers.
+        feeds: by weight layer, int64 [R, C] slots of the unit table: input c is 0 for a task that
+            uses none of the R units in its column. None: every task uses every input.
+        masks: by norm, the same for its output, with the channel dimension; absent: no mask.
+        moved: masked layers whose mask is applied behind the BatchNorm that follows.
+        written: modules whose output the network writes into in place.
+        arguments: how many the forward was followed with; None where it was not.
+        sizes: as ``trace.sizes_of`` gives them, where the forward branches on sizes and so was
+            followed for these alone; else None.
+    """
+
+    units: dict[str, slice] = field(default_factory=dict)
+    feeds: dict[str, Tensor | None] = field(default_factory=dict)
+    masks: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+    moved: set[str] = field(default_factory=set)
+    written: set[str] = field(default_factory=set)
+    arguments: int | None = None
+    sizes: tuple[Any, ...] | None = None
+
+    @property
+    def num_units(self) -> int:
+        """U, the units of all layers."""
+        return sum(s.stop - s.start for s in self.units.values())
+
+
+HAT_LAYERS = (HATLinear, HATConv1d, HATConv2d, HATConv3d, HATMessagePassing)
+HATLayer = HATLinear | HATConv1d | HATConv2d | HATConv3d | HATMessagePassing
+
+
+def weight_layers(model: nn.Module) -> dict[str, HATLayer]:
+    """The model's HAT layers by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, HAT_LAYERS)}
+
+
+def width(layer: HATLayer) -> int:
+    """Number of output units of a layer."""
+    return layer.out_features if isinstance(layer, HATLinear) else layer.out_channels
+
+
+def fan_in(layer: HATLayer) -> int:
+    """Number of input units of a layer, of all groups."""
+    return layer.in_features if isinstance(layer, HATLinear) else layer.in_channels
+
+
+def channel_dim(layer: HATLayer, rank: int) -> int:
+    """Dimension of the units in a layer's input or output of ``rank`` dimensions."""
+    space: int = getattr(layer, "_space", 0)
+    return rank - 1 - space
+
+
+def output_modules(trace: Trace) -> set[str]:
+    """Names of the weight layers whose output reaches the network's without another in between."""
+    (output,) = (node for node in trace.graph.nodes if node.op == "output")
+    found: set[str] = set()
+    seen: set[fx.Node] = set()
+    todo = list(output.all_input_nodes)
+    while todo:
+        node = todo.pop()
+        # Sizes that a forward reads off a tensor carry nothing of its values.
+        if node in seen or not trace.carries_tensor(node):
+            continue
+        seen.add(node)
+        module = trace.called(node)
+        if isinstance(module, (*HAT_LAYERS, TaskHeads)):
+            found.add(str(node.target))
+        else:
+            todo.extend(node.all_input_nodes)
+    return found
+
+
+def sole_reader(trace: Trace, name: str) -> tuple[str, nn.Module] | None:
+    """The module that alone reads what module ``name`` returns, where each is called once."""
+    calls = trace.calls(name)
+    if len(calls) != 1 or len(calls[0].users) != 1:
+        return None
+    (reader,) = calls[0].users
+    module = trace.called(reader)
+    if module is None or len(trace.calls(str(reader.target))) != 1:
+        return None
+    return str(reader.target), module
+
+
+def task_aware(model: nn.Module) -> Iterator[tuple[str, TaskAware]]:
+    """Names and task-aware modules of a model."""
+    return ((n, m) for n, m in model.named_modules() if isinstance(m, TaskAware))
+
+
+def unit_span(row: Tensor) -> tuple[int, int] | None:
+    """[start, stop) where slots count units up one by one, else None."""
+    start = int(row[0])
+    stop = start + row.numel()
+    if start < 0 or not torch.equal(row, torch.arange(start, stop)):
+        return None
+    return start, stop

@@ -1,0 +1,1 @@
+"""One network with an importance and an anchor a parameter (MAS, EWC)."""

@@ -1,0 +1,246 @@
+"""One network that all tasks train, with a record of how much each parameter matters (MAS, EWC)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.nn.importance.named_buffers import TensorTree, owner_of
+from maskcl.nn.tasks.heads import GrowingHead, TaskHeads
+from maskcl.nn.tasks.network import TaskNetwork, check_members, own_parameters
+from maskcl.nn.tasks.state import TaskAware
+
+ANCHORS = ("last", "mean")
+
+
+class ImportanceNetwork(TaskNetwork):
+    """A model with an importance and an anchor for every parameter that tasks share.
+
+    Importances say how much earlier tasks would suffer if a parameter left its anchor. They are
+    buffers, and so are anchors: ``importance.NAME`` and ``anchor.NAME`` in the ``state_dict``, by
+    the parameters' names below ``model``. Every forward happens inside ``with net.task(k):``.
+
+    A task's own parameters are its head in a TaskHeads and its norms in a TaskNorm; all others are
+    shared, apart from those that do not require gradients here. Running statistics of other norms
+    are shared too, and nothing keeps them. DistributedDataParallel sends all buffers in every step
+    unless its ``broadcast_buffers`` is False; importances are equal everywhere without that.
+
+    Args:
+        model: ordinary modules, TaskHeads or a GrowingHead, TaskNorms; taken over, not copied.
+            ``to_importance`` makes one of an ordinary model.
+        num_tasks: how many tasks there will be, T.
+        head: name of a module that is the output layer, and as such may be left out of penalties;
+            None for the GrowingHead, or, in a model without heads of maskcl's, the last nn.Linear.
+
+    Attributes:
+        finished: bool [T].
+        drifts: float32 [T, P], for each task and shared parameter the root mean square of its
+            distance from its anchor at the task's end; -1 where there was no anchor yet.
+
+    Raises:
+        ValueError: num_tasks or head is not as above, or the model has nothing that tasks share.
+    """
+
+    drifts: Tensor
+
+    def __init__(self, model: nn.Module, num_tasks: int, *, head: str | None = None) -> None:
+        super().__init__(model, num_tasks)
+        check_members("ImportanceNetwork", model, num_tasks)
+        own = {id(p) for task in range(num_tasks) for p in own_parameters(model, task)}
+        shared = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in own}
+        if not shared:
+            raise ValueError(
+                "ImportanceNetwork: the model has no parameter that tasks share and that trains"
+            )
+        self._names = list(shared)
+        self._output = _output_names(model, shared, head)
+        self.anchor = TensorTree({name: p.detach().clone() for name, p in shared.items()})
+        zeros = {name: torch.zeros_like(p, dtype=_wide(p)) for name, p in shared.items()}
+        self.importance = TensorTree(zeros, wide=True)
+        shape = (num_tasks, len(shared))
+        drifts = torch.full(shape, -1.0, device=self._device(), dtype=torch.float32)
+        self.register_buffer("drifts", drifts)
+        for module in model.modules():
+            if isinstance(module, TaskAware):
+                module._state = self._state
+
+    def finish_task(self, task: int) -> None:
+        """Mark the task as trained, and freeze its own head and norms.
+
+        Raises:
+            RuntimeError: it is finished already.
+        """
+        self._check_open("finish_task", task)
+        self.finished[task] = True
+        for parameter in own_parameters(self.model, task):
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def forget_task(self, task: int) -> None:
+        """Refused for a finished task; for another there is nothing to take back.
+
+        Raises:
+            RuntimeError: the task is finished: importances are sums, and its part is not known.
+        """
+        self._check_open("forget_task", task)
+
+    def task_parameters(self, task: int) -> list[nn.Parameter]:
+        """What a task trains: all shared parameters, its head and its norms."""
+        self._check_task("task_parameters", task)
+        own = own_parameters(self.model, task)
+        return [*(self._parameter(name) for name in self._names), *own]
+
+    def names(self, *, heads: bool = True) -> list[str]:
+        """Names below ``model`` of the shared parameters, in its order.
+
+        Args:
+            heads: with the output layer's, where tasks share it.
+        """
+        return [name for name in self._names if heads or name not in self._output]
+
+    @property
+    def importances(self) -> dict[str, Tensor]:
+        """By parameter, float32 (float64) of its shape; the buffers themselves."""
+        return {name: self.importance.of(name) for name in self._names}
+
+    @property
+    def anchors(self) -> dict[str, Tensor]:
+        """By parameter, where the penalty holds it; the buffers themselves."""
+        return {name: self.anchor.of(name) for name in self._names}
+
+    def anchored(
+        self, names: Sequence[str]
+    ) -> tuple[list[nn.Parameter], list[Tensor], list[Tensor]]:
+        """Parameters, anchors and importances of these names as the ops take them, not copied.
+
+        Parameters that do not require gradients now are left out: they do not move.
+        """
+        parameters, anchors, importances = [], [], []
+        for name in names:
+            parameter = self._parameter(name)
+            if parameter.requires_grad:
+                parameters.append(parameter)
+                anchors.append(self.anchor.of(name))
+                importances.append(self.importance.of(name))
+        return parameters, anchors, importances
+
+    @torch.no_grad()
+    def consolidate(
+        self, task: int, new: Mapping[str, Tensor], *, decay: float = 1.0, anchors: str = "last"
+    ) -> None:
+        """Add a task's importances to the earlier ones', and move the anchors.
+
+        Args:
+            task: not finished; its drift is recorded, see ``drifts``.
+            new: by parameter; float, none negative. Those that it lacks count as zeros. Copied.
+            decay: the earlier ones' factor: 1 sums over tasks, below 1 is online EWC's.
+            anchors: "last": the parameters as they are now. "mean": the mean of what they were
+                after each task, weighted by the tasks' importances: with it one anchor pulls as
+                all tasks' own anchors together would, as sum_t F_t (W - W_t)^2 and
+                (sum_t F_t) (W - mean)^2 differ by a constant.
+
+        Raises:
+            RuntimeError: the task is finished.
+            ValueError, TypeError: an argument is not as above; nothing has changed then.
+        """
+        self._check_open("consolidate", task)
+        caller = "ImportanceNetwork.consolidate"
+        if not 0 <= decay <= 1:
+            raise ValueError(f"{caller}: decay is {decay!r}, wanted a number from 0 to 1")
+        if anchors not in ANCHORS:
+            raise ValueError(f"{caller}: anchors is {anchors!r}, wanted one of {ANCHORS}")
+        _check_new(caller, new, self.importances)
+        if bool(self.finished.any()):
+            self.drifts[task] = self._drift()
+        for name in self._names:
+            anchor, omega = self.anchor.of(name), self.importance.of(name)
+            weight = self._parameter(name).detach()
+            omega.mul_(decay)
+            if name in new:
+                omega.add_(new[name].to(omega))
+            if anchors == "last":
+                anchor.copy_(weight)
+            elif name in new:
+                # Where nothing matters the anchor is free: it goes with the parameter.
+                share = torch.where(omega > 0, new[name].to(omega) / omega, 1.0)
+                anchor.copy_(torch.lerp(anchor.to(omega.dtype), weight.to(omega.dtype), share))
+
+    def mean_importance(self, names: Sequence[str]) -> dict[str, float]:
+        """Mean of each parameter's importances; waits for the device once."""
+        means = [self.importance.of(name).double().mean() for name in names]
+        return dict(zip(names, torch.stack(means).tolist(), strict=True)) if names else {}
+
+    def drift(self, task: int, names: Sequence[str]) -> dict[str, float]:
+        """How far parameters had gone from their anchors at a task's end, root mean squares.
+
+        Empty where there were no anchors: for the first task, and before a task is consolidated.
+        """
+        self._check_task("drift", task)
+        row = dict(zip(self._names, self.drifts[task].tolist(), strict=True))
+        return {name: row[name] for name in names if row[name] >= 0}
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        parameter = owner_of(self.model, name)._parameters[name.rpartition(".")[2]]
+        assert parameter is not None
+        return parameter
+
+    def _drift(self) -> Tensor:
+        moved = [
+            self._parameter(name).detach().double() - self.anchor.of(name).double()
+            for name in self._names
+        ]
+        return torch.stack([m.square().mean().sqrt() for m in moved]).to(self.drifts)
+
+    def _check_open(self, caller: str, task: int) -> None:
+        self._check_task(caller, task)
+        if bool(self.finished[task]):
+            raise RuntimeError(
+                f"ImportanceNetwork.{caller}: task {task} is finished, and importances are sums"
+                " that no task can be taken out of again; start from a fresh network"
+            )
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _output_names(
+    model: nn.Module, shared: Mapping[str, nn.Parameter], head: str | None
+) -> frozenset[str]:
+    """Names of the shared parameters that are an output layer's."""
+    modules = dict(model.named_modules())
+    if head is not None and head not in modules:
+        raise ValueError(f"ImportanceNetwork: head is {head!r}, wanted the name of a module")
+    built = [m for m in modules.values() if isinstance(m, (TaskHeads, GrowingHead))]
+    if head is not None:
+        outputs = [modules[head]]
+    elif built:
+        outputs = built
+    else:
+        outputs = [m for m in modules.values() if type(m) is nn.Linear][-1:]
+    inside = {id(p) for module in outputs for p in module.parameters()}
+    return frozenset(name for name, p in shared.items() if id(p) in inside)
+
+
+def _check_new(caller: str, new: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    for name, tensor in new.items():
+        if name not in like:
+            raise ValueError(f"{caller}: new has {name!r}, wanted names of shared parameters")
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            found = getattr(tensor, "dtype", type(tensor).__name__)
+            raise TypeError(f"{caller}: new[{name!r}] is {found}, wanted a floating tensor")
+        if tensor.shape != like[name].shape:
+            raise ValueError(
+                f"{caller}: new[{name!r}] has shape {list(tensor.shape)}, wanted"
+                f" {list(like[name].shape)}"
+            )
+    fine = {name: (t.isfinite() & (t >= 0)).all() for name, t in new.items()}
+    values = torch.stack([t.to(like[n].device) for n, t in fine.items()]).tolist() if fine else []
+    for name, good in zip(fine, values, strict=True):
+        if not good:
+            raise ValueError(
+                f"{caller}: new[{name!r}] has values that are negative or not finite, wanted"
+                " importances"
+            )

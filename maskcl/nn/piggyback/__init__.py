@@ -1,0 +1,1 @@
+"""Weight masks (Piggyback): layers, the network and its bits."""

@@ -1,0 +1,152 @@
+"""Frozen layers whose weights carry one mask a task (Piggyback, Mallya et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskcl import ops
+from maskcl.nn.piggyback.masked_layer import PiggybackLayer
+from maskcl.ops.weight_mask import PiggybackWeightFunction, selection
+
+
+class PiggybackLinear(PiggybackLayer, nn.Linear):
+    """``x (W m)^T + b`` with the active task's mask m; W and b never train.
+
+    Args:
+        in_features, out_features, bias: as for ``nn.Linear``.
+        num_tasks: how many masks there is room for.
+        levels: as for PiggybackLayer.
+        device, dtype: of the parameters.
+
+    Shape: [.., in_features] -> [.., out_features]. A sparse CSR input [N, in_features], such as
+    bags of words, meets the masked weight in one sparse product.
+
+    Raises:
+        ValueError: num_tasks or levels is not as above.
+        RuntimeError: (forward) it belongs to no network, or the active task has no mask.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        num_tasks: int,
+        levels: str = "binary",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
+        self._add_masks(num_tasks, levels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (W m)^T + b."""
+        if input.layout == torch.sparse_csr:
+            return F.linear(input, self.masked_weight(), self.frozen_bias())
+        words, cut = self.mask()
+        weight, bias = self.weight.detach(), self.frozen_bias()
+        if words is not None:
+            return ops.packed_linear(input, weight, words, bias)
+        assert self.scores is not None
+        return ops.piggyback_linear(
+            input,
+            weight,
+            self.scores,
+            cut.threshold,
+            bias,
+            levels=self.levels,
+            inclusive=cut.inclusive,
+            density=cut.density,
+        )
+
+
+class _PiggybackConv(PiggybackLayer):
+    """What the convolutions share."""
+
+    _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+    def __init__(self, *args: Any, num_tasks: int, levels: str = "binary", **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._add_masks(num_tasks, levels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """conv(x) with the weight W m."""
+        return self._conv_forward(input, self.masked_weight(), self.frozen_bias())
+
+
+class PiggybackConv1d(_PiggybackConv, nn.Conv1d):
+    """``conv1d(x, W m) + b``: ``nn.Conv1d``'s arguments and PiggybackLinear's."""
+
+
+class PiggybackConv2d(_PiggybackConv, nn.Conv2d):
+    """``conv2d(x, W m) + b``: ``nn.Conv2d``'s arguments and PiggybackLinear's."""
+
+
+class PiggybackConv3d(_PiggybackConv, nn.Conv3d):
+    """``conv3d(x, W m) + b``: ``nn.Conv3d``'s arguments and PiggybackLinear's."""
+
+
+class PiggybackEmbedding(PiggybackLayer, nn.Embedding):
+    """Rows of W m with the active task's mask m; only the rows asked for are masked.
+
+    Args:
+        num_embeddings, embedding_dim, padding_idx: as for ``nn.Embedding``; the scores of row
+            padding_idx take no gradient.
+        num_tasks, levels, device, dtype: as for PiggybackLinear.
+
+    Shape: integers [..] -> [.., embedding_dim].
+
+    Raises:
+        ValueError: an argument is not as above.
+        RuntimeError: (forward) it belongs to no network, or the active task has no mask.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        num_tasks: int,
+        levels: str = "binary",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        options = {"device": device, "dtype": dtype}
+        nn.Embedding.__init__(self, num_embeddings, embedding_dim, padding_idx, **options)
+        self._add_masks(num_tasks, levels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(W m)[input]."""
+        words, cut = self.mask()
+        weight = self.weight.detach()
+        if words is not None:
+            return ops.packed_embedding(input, weight, words)
+        assert self.scores is not None
+        # "topk" is of the whole table, whichever rows are asked for.
+        select = selection(
+            "PiggybackEmbedding",
+            self.scores,
+            cut.threshold,
+            self.levels,
+            cut.inclusive,
+            cut.density,
+        )
+        rows = F.embedding(input, weight)
+        scores = F.embedding(input, self.scores, self.padding_idx)
+        return PiggybackWeightFunction.apply(rows, scores, *select)
+
+
+PIGGYBACK_LAYERS = (
+    PiggybackLinear,
+    PiggybackConv1d,
+    PiggybackConv2d,
+    PiggybackConv3d,
+    PiggybackEmbedding,
+)

@@ -1,0 +1,144 @@
+"""What layers with a mask a task for their weights share: frozen weights, scores, and bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskcl import ops
+from maskcl.nn.piggyback.cut import NO_CUT, Cut, MaskState, check_levels, planes
+from maskcl.nn.tasks.state import TaskAware
+from maskcl.reference.bitmask import num_words
+
+
+class PiggybackLayer(TaskAware):
+    """What the layers share: a frozen weight and bias, one task's scores, every task's bits.
+
+    Attributes:
+        weight, bias: parameters that take no gradient.
+        scores: parameter of the weight's shape while a task trains, else None. float32 (float64 for
+            a float64 weight), and it stays so when the layer becomes half or bfloat16.
+        words: int32 [T, P, W], one bit a weight and task; P = 2 for the ternary levels (not 0, and
+            negative), else 1. See ``ops.pack_mask``.
+        num_tasks: T.
+        levels: "binary", "ternary", "ternary_symmetric" or "topk".
+    """
+
+    _network = "PiggybackNetwork"
+    # What nn.Linear, nn.ConvNd or nn.Embedding, the other base of each subclass, brings.
+    weight: Tensor
+    scores: nn.Parameter | None
+    words: Tensor
+
+    def _add_masks(self, num_tasks: int, levels: str) -> None:
+        name = type(self).__name__
+        if not isinstance(num_tasks, int) or num_tasks < 1:
+            raise ValueError(f"{name}: num_tasks is {num_tasks!r}, wanted at least 1")
+        check_levels(name, levels)
+        self.num_tasks = num_tasks
+        self.levels = levels
+        self.requires_grad_(False)
+        self.register_parameter("scores", None)
+        shape = num_tasks, planes(levels), num_words(self.weight.numel())
+        words = torch.zeros(shape, dtype=torch.int32, device=self.weight.device)
+        self.register_buffer("words", words)
+
+    def words_of(self, task: int) -> Tensor:
+        """A task's bits as the ops take them, a view: [W], or [2, W] for the ternary levels."""
+        return self.words[task] if planes(self.levels) == 2 else self.words[task, 0]
+
+    def packed_scores(self, cut: Cut) -> Tensor:
+        """The words that the scores give now, in the shape of ``words_of``."""
+        assert self.scores is not None
+        return ops.pack_scores(
+            self.scores,
+            cut.threshold,
+            levels=self.levels,
+            inclusive=cut.inclusive,
+            density=cut.density,
+        )
+
+    def masked_weight(self) -> Tensor:
+        """W m for the active task, with the gradient of the scores while it trains."""
+        words, cut = self.mask()
+        if words is not None:
+            return ops.packed_weight(self.weight.detach(), words)
+        assert self.scores is not None
+        return ops.piggyback_weight(
+            self.weight.detach(),
+            self.scores,
+            cut.threshold,
+            levels=self.levels,
+            inclusive=cut.inclusive,
+            density=cut.density,
+        )
+
+    def new_scores(self) -> nn.Parameter:
+        """Scores for this weight, not filled."""
+        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+        return nn.Parameter(torch.empty_like(self.weight, dtype=dtype, requires_grad=False))
+
+    @torch.no_grad()
+    def start_scores(
+        self, init: float, spread: str, generator: torch.Generator | None = None
+    ) -> None:
+        """Fresh scores: all ``init`` ("constant"), or U(-init, init) drawn on the CPU."""
+        self.scores = self.new_scores()
+        if spread == "uniform":
+            start = torch.empty(self.scores.shape, dtype=self.scores.dtype)
+            self.scores.copy_(start.uniform_(-init, init, generator=generator))
+        else:
+            self.scores.fill_(init)
+
+    def mask(self) -> tuple[Tensor | None, Cut]:
+        """The active task's words, or None and the cut of its scores."""
+        state, task = self._active()
+        assert isinstance(state, MaskState)
+        if task in state.done:
+            return self.words_of(task), NO_CUT
+        cut = state.cut
+        if cut is None or cut.task != task or self.scores is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: task {task} is neither finished nor in training, so it has"
+                f" no mask; net.begin_task({task}) starts it"
+            )
+        return None, cut
+
+    def frozen_bias(self) -> Tensor | None:
+        """The bias where there is one, out of reach of any optimizer as the weight is."""
+        bias: Tensor | None = self.bias  # type: ignore[assignment]
+        return None if bias is None else bias.detach()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # Half-precision scores would lose the small steps that they learn by.
+        scores, self.scores = self.scores, None
+        super()._apply(fn, recurse)
+        if scores is not None:
+            holder = nn.ParameterList([scores])
+            holder._apply(lambda tensor: _keep_precision(tensor, fn(tensor)))
+            self.scores = holder[0]
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # Scores come and go with the task in training that a state is of.
+        if prefix + "scores" in state_dict:
+            self.scores = self.scores if self.scores is not None else self.new_scores()
+        elif prefix + "words" in state_dict:
+            self.scores = None
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """The ordinary layer's arguments, and the masks'."""
+        return f"{super().extra_repr()}, num_tasks={self.num_tasks}, levels={self.levels}"
+
+
+def _keep_precision(scores: Tensor, moved: Tensor) -> Tensor:
+    """Where a conversion takes a parameter, scores go with it, but never below float32."""
+    if moved.dtype in (torch.float32, torch.float64):
+        return moved
+    return scores.to(moved.device, torch.float32)

@@ -1,0 +1,1 @@
+"""What every network of tasks has: the active task, heads, norms, and modules in others' places."""

@@ -1,0 +1,182 @@
+"""What every network of many tasks has: a model, an active task, and which tasks are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.nn.tasks.heads import TaskHeads
+from maskcl.nn.tasks.norms import TaskNorm
+from maskcl.nn.tasks.state import TaskAware, TaskState
+from maskcl.nn.tasks.task_parameters import TaskParameter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class TaskNetwork(nn.Module):
+    """Base of HATNetwork, PiggybackNetwork and ImportanceNetwork.
+
+    Args:
+        model: taken over, not copied.
+        num_tasks: how many tasks there will be, T.
+
+    Attributes:
+        finished: bool [T].
+
+    Raises:
+        ValueError: num_tasks is not at least 1.
+    """
+
+    finished: Tensor
+
+    def __init__(self, model: nn.Module, num_tasks: int) -> None:
+        super().__init__()
+        if not isinstance(num_tasks, int) or num_tasks < 1:
+            raise ValueError(
+                f"{type(self).__name__}: num_tasks is {num_tasks!r}, wanted at least 1"
+            )
+        self._state = self._new_state()
+        self.num_tasks = num_tasks
+        self.model = model
+        self.training = model.training
+        finished = torch.zeros(num_tasks, dtype=torch.bool, device=self._device())
+        self.register_buffer("finished", finished)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output for the active task.
+
+        Raises:
+            RuntimeError: no task is active; or, in a PiggybackNetwork, it is neither finished nor
+                in training.
+        """
+        self._active_task()
+        return self.model(*args, **kwargs)
+
+    def begin_task(self, task: int) -> None:
+        """Let what the task trains require gradients, and nothing else; all gradients are dropped.
+
+        Raises:
+            RuntimeError: the task is finished.
+        """
+        self._check_open("begin_task", task)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+            parameter.grad = None
+        for parameter in self.task_parameters(task):
+            parameter.requires_grad_(True)
+
+    def finish_task(self, task: int) -> None:
+        """Record that the task is trained, and its masks; freeze all that is its own."""
+        raise NotImplementedError
+
+    def forget_task(self, task: int) -> None:
+        """Take a task's record back."""
+        raise NotImplementedError
+
+    def task_parameters(self, task: int) -> list[nn.Parameter]:
+        """What a task trains."""
+        raise NotImplementedError
+
+    @contextmanager
+    def task(self, index: int, scale: float | Tensor | None = None) -> Iterator[Self]:
+        """Make a task active; nests, and what was active before returns on any exit.
+
+        Args:
+            index: of the task, from 0.
+            scale: None for the task's own masks as they count, hard ones. For the soft masks that
+                train, a HATNetwork takes a positive number, or a 0-d tensor on its device (which
+                may be filled anew in place).
+
+        Raises:
+            ValueError: no such task, or the network takes no such scale.
+        """
+        self._check_task("task", index)
+        scale = self._checked_scale(index, scale)
+        state = self._state
+        before = state.task, state.scale, state.mask, state.parts
+        state.task, state.scale, state.mask, state.parts = index, scale, None, ()
+        try:
+            yield self
+        finally:
+            state.task, state.scale, state.mask, state.parts = before
+
+    def _new_state(self) -> TaskState:
+        return TaskState()
+
+    def _checked_scale(self, index: int, scale: float | Tensor | None) -> Tensor | None:
+        """The scale as a tensor; here, where masks are never soft, only None will do."""
+        if scale is not None:
+            raise ValueError(f"{type(self).__name__}.task: scale is {scale!r}, wanted None")
+        return None
+
+    def _device(self) -> torch.device:
+        """Of the model's first parameter."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def _active_task(self) -> int:
+        task = self._state.task
+        if task is None:
+            raise RuntimeError(
+                f"{type(self).__name__}: no task is active, call the network in `with net.task(k):`"
+            )
+        return task
+
+    def _check_task(self, caller: str, task: int) -> None:
+        if not isinstance(task, int) or not 0 <= task < self.num_tasks:
+            raise ValueError(
+                f"{type(self).__name__}.{caller}: task is {task!r}, wanted an int from 0 to"
+                f" {self.num_tasks - 1}"
+            )
+
+    def _check_open(self, caller: str, task: int) -> None:
+        self._check_task(caller, task)
+        if bool(self.finished[task]):
+            raise RuntimeError(
+                f"{type(self).__name__}.{caller}: task {task} is finished;"
+                f" net.forget_task({task}) gives it up"
+            )
+
+
+def check_members(owner: str, model: nn.Module, num_tasks: int) -> None:
+    """Raise ValueError unless the task-aware modules of a model are free to join this network.
+
+    Args:
+        owner: name of the network's class.
+        model: its model.
+        num_tasks: T.
+    """
+    for name, module in model.named_modules():
+        if not isinstance(module, TaskAware):
+            continue
+        if module._state is not None:
+            raise ValueError(f"{owner}: module {name!r} belongs to another network")
+        if module._network not in (None, owner):
+            raise ValueError(
+                f"{owner}: module {name!r} is a {type(module).__name__}, which wants a"
+                f" {module._network}"
+            )
+        found = getattr(module, "num_tasks", num_tasks)
+        if found != num_tasks:
+            raise ValueError(f"{owner}: module {name!r} is for {found} tasks, wanted {num_tasks}")
+
+
+def own_parameters(model: nn.Module, task: int) -> list[nn.Parameter]:
+    """Parameters of a task's own norms, head and copies of loose parameters."""
+    return [p for _, module in own_modules(model, task) for p in module.parameters()]
+
+
+def own_modules(model: nn.Module, task: int) -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules of a task's own norms, head and copies of loose parameters."""
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, TaskNorm):
+            yield f"{prefix}norms.{task}", module.norms[task]
+        elif isinstance(module, TaskHeads):
+            yield f"{prefix}heads.{task}", module.heads[task]
+        elif isinstance(module, TaskParameter):
+            yield f"{prefix}copies.{task}", module.copies[task]

@@ -1,0 +1,1 @@
+"""Scenarios of graphs: nodes, links and whole graphs, cut into tasks."""

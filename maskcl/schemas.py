@@ -1,0 +1,103 @@
+"""Every schema on one screen.
+
+A low-level op exists twice: ``maskcl::<name>``, with the kernels of the reference, C++ and CUDA,
+and ``maskcl::triton_<name>``, which shares the CUDA key's devices and therefore needs a name of its
+own. Both are opaque to ``torch.compile`` and share one fake, so that choosing a backend never
+breaks a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+# Which mask a score gives: see reference.weight_mask.
+SELECT = "Tensor? kth, str levels, float threshold, bool inclusive, float scale"
+SIGNATURES = {
+    "gate": (
+        "hat_gate(Tensor embedding, Tensor scale) -> Tensor",
+        "hat_gate_backward(Tensor grad, Tensor embedding, Tensor mask, Tensor scale,"
+        " float max_scale, float cosh_clamp, bool recipe) -> Tensor",
+        "hat_sparsity(Tensor mask, Tensor used) -> Tensor",
+        "hat_sparsity_backward(Tensor grad, Tensor mask, Tensor used) -> Tensor",
+    ),
+    "masked_forward": (
+        "masked_activation(Tensor x, Tensor mask, Tensor? bias, str activation, float slope,"
+        " int channel_dim) -> Tensor",
+        "masked_activation_(Tensor(a!) x, Tensor mask, Tensor? bias, str activation, float slope,"
+        " int channel_dim) -> ()",
+        "masked_activation_backward(Tensor grad, Tensor saved, Tensor mask, Tensor? bias,"
+        " str activation, float slope, int channel_dim, bool from_output, bool mask_grad,"
+        " bool bias_grad) -> (Tensor, Tensor, Tensor)",
+    ),
+    "open_products": (
+        "open_linear(Tensor x, Tensor weight, Tensor? bias, bool ordinary=False) -> Tensor",
+        "open_linear_backward(Tensor grad, Tensor x, Tensor weight, bool want_x, bool want_weight)"
+        " -> (Tensor, Tensor)",
+        "open_conv(Tensor x, Tensor weight, Tensor? bias, int[] stride, int[] padding,"
+        " int[] dilation) -> Tensor",
+        "open_conv_backward(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding,"
+        " int[] dilation, bool want_x, bool want_weight, bool want_bias)"
+        " -> (Tensor, Tensor, Tensor)",
+    ),
+    "grad_clamp": (
+        "clamp_grads_(Tensor(a!)[] grads, Tensor[] out_tasks, Tensor[] in_tasks, int[] groups,"
+        " bool exact, str rule, float[] values, int seed) -> ()",
+        "restore_protected_(Tensor(a!)[] params, Tensor[] saved, Tensor[] out_tasks,"
+        " Tensor[] in_tasks, int[] groups, bool exact) -> ()",
+        "clamp_grads_soft_(Tensor(a!)[] grads, Tensor[] out_masks, Tensor[] in_masks, int[] groups,"
+        " str aggregation) -> ()",
+    ),
+    "weight_mask": (
+        f"weight_mask(Tensor scores, {SELECT}) -> Tensor",
+        f"masked_weight(Tensor weight, Tensor scores, {SELECT}) -> Tensor",
+        f"masked_weight_backward(Tensor grad, Tensor? weight, Tensor scores, {SELECT},"
+        " bool want_weight, bool want_scores) -> (Tensor, Tensor)",
+        "kth_largest(Tensor values, int k, bool magnitude) -> Tensor",
+        f"piggyback_linear(Tensor x, Tensor weight, Tensor scores, Tensor? bias, {SELECT})"
+        " -> Tensor",
+        "piggyback_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor scores,"
+        f" {SELECT}, bool want_x, bool want_weight, bool want_scores)"
+        " -> (Tensor, Tensor, Tensor)",
+    ),
+    "bitmask": (
+        "pack_mask(Tensor mask, bool ternary) -> Tensor",
+        "pack_scores(Tensor scores, Tensor? kth, str levels, float threshold, bool inclusive)"
+        " -> Tensor",
+        "unpack_mask(Tensor words, int[] shape, ScalarType dtype) -> Tensor",
+        "combine_words(Tensor a, Tensor b, str how) -> Tensor",
+        "popcount_words(Tensor words) -> Tensor",
+        "packed_weight(Tensor weight, Tensor words) -> Tensor",
+        "packed_linear(Tensor x, Tensor weight, Tensor words, Tensor? bias) -> Tensor",
+        "packed_embedding(Tensor index, Tensor weight, Tensor words) -> Tensor",
+    ),
+    "importance": (
+        "mas_accumulate_(Tensor(a!)[] importances, Tensor[] grads, float weight, float decay,"
+        " bool square) -> ()",
+        "mas_penalty(Tensor[] params, Tensor[] anchors, Tensor[] importances) -> Tensor",
+        "mas_penalty_grads_(Tensor(a!)[] grads, Tensor[] params, Tensor[] anchors,"
+        " Tensor[] importances, Tensor? scale, float strength, bool add) -> Tensor",
+        "linear_importance_(Tensor(a!) importance, Tensor x, Tensor grad_out, float weight,"
+        " bool square) -> ()",
+    ),
+}
+STEM_OF = {line.split("(")[0]: stem for stem, lines in SIGNATURES.items() for line in lines}
+
+library = torch.library.Library("maskcl", "DEF")
+for _lines in SIGNATURES.values():
+    for _line in _lines:
+        library.define(_line)
+        library.define("triton_" + _line)
+
+
+def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorator: the shapes of ``maskcl::<name>`` and ``maskcl::triton_<name>``."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        for prefix in ("", "triton_"):
+            torch.library.register_fake(f"maskcl::{prefix}{name}", function, lib=library)
+        return function
+
+    return register

@@ -1,0 +1,1 @@
+"""A training run: the loop over tasks, what it measures, and the networks to compare with."""

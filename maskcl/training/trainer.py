@@ -1,0 +1,342 @@
+"""The one training loop: a sequence of tasks, a method, a problem, a scenario."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from maskcl import checkpoint as ckpt
+from maskcl.callback import Callback
+from maskcl.methods import Method, TaskData, derive_seed
+from maskcl.nn.tasks.heads import TaskHeads
+from maskcl.ops import task_progress
+from maskcl.problems import Problem
+from maskcl.randomness import rng_state, seeded, set_rng_state
+from maskcl.settings import get_setting
+from maskcl.training.accelerator import make_fabric
+from maskcl.training.evaluation import score_task
+from maskcl.training.result import Result
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from maskcl.nn.tasks.network import TaskNetwork
+    from maskcl.scenarios.base import Scenario
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclasses.dataclass
+class _Running:
+    """The task in training."""
+
+    task: int
+    dataset: Any
+    state: Any
+    module: nn.Module  # the network as Fabric wraps it
+    optimizer: Optimizer
+    guard: Any
+
+
+class Trainer:
+    """Train a network on a scenario's tasks, one after the other.
+
+    Args:
+        net: the network; its weights' initialisation is the caller's.
+        method: for example ``HAT()`` or ``MAS()``; ``net`` is a network of its kind.
+        problem: for example ``Vision()``.
+        scenario: the tasks; it keeps the test labels and scores predictions.
+        optimizer_fn: parameter groups -> a new optimizer; called once a task. Any class of
+            ``torch.optim`` with the arguments it lacks. A group's own ``weight_decay`` (0 for
+            what decides about masks) and ``lr`` come before the optimizer's.
+        epochs: per task.
+        batch_size: samples a step (of this process).
+        seed: of shuffling, embeddings and dropout. The order of an epoch depends on
+            (seed, task, epoch) alone.
+        device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
+        precision: ``32`` or ``bf16`` (autocast).
+        directory: where the checkpoint goes at every epoch's end; None: nowhere.
+        callback: progress.
+        fabric: a launched Fabric of your own, for example with ``strategy="ddp"``; device and
+            precision are then its.
+
+    Raises:
+        ValueError: an argument is out of range, or the method refuses the setting.
+    """
+
+    def __init__(
+        self,
+        net: TaskNetwork,
+        method: Method,
+        problem: Problem,
+        scenario: Scenario,
+        optimizer_fn: Callable[[list[dict[str, Any]]], Optimizer],
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int = 0,
+        device: str = "auto",
+        precision: str = "32",
+        directory: str | os.PathLike[str] | None = None,
+        callback: Callback | None = None,
+        fabric: Fabric | None = None,
+    ) -> None:
+        self.setting = get_setting(scenario.setting)
+        reasons = method.not_supported_reasons(problem, self.setting)
+        if reasons:
+            raise ValueError(f"Trainer: setting is {self.setting.name!r}: {'; '.join(reasons)}")
+        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"Trainer: {name} is {value!r}, wanted an integer of at least 1")
+        if net.num_tasks < scenario.num_tasks:
+            raise ValueError(
+                f"Trainer: net has {net.num_tasks} tasks, the scenario {scenario.num_tasks}"
+            )
+        hidden = not self.setting.task_id_at_test
+        if hidden and any(isinstance(module, TaskHeads) for module in net.modules()):
+            raise ValueError(
+                f"Trainer: net has a head for each task, and the {self.setting.name} setting does"
+                " not tell the task at test; wanted one head that all tasks share"
+            )
+        self.net, self.method, self.problem, self.scenario = net, method, problem, scenario
+        self.optimizer_fn, self.epochs, self.batch_size = optimizer_fn, epochs, batch_size
+        self.seed, self.callback = seed, callback or Callback()
+        self.directory = None if directory is None else Path(directory)
+        self.fabric = fabric or make_fabric(device, precision)
+        self._check_precision()
+        self._latest: int | None = None  # task begun last
+
+    def _check_precision(self) -> None:
+        half = "bf16" in str(self.fabric.strategy.precision.precision)
+        if half and hasattr(self.problem, "adjacency") and self.fabric.device.type == "cpu":
+            raise ValueError(
+                f"Trainer: precision is bf16, which torch's sparse products on the CPU have not and"
+                f" {self.problem.name} problems need; wanted 32"
+            )
+
+    @property
+    def checkpoint_path(self) -> Path | None:
+        """Where the checkpoint is, or will be."""
+        return None if self.directory is None else self.directory / CHECKPOINT
+
+    def fit(self, resume: bool = False) -> Result:
+        """Train all tasks.
+
+        Args:
+            resume: go on from the directory's checkpoint; from the start if there is none yet.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged or of a run with other arguments.
+            FileExistsError: there is a checkpoint and ``resume`` is False.
+            RuntimeError: the loss is not finite, or the network was trained before.
+        """
+        path = self.checkpoint_path
+        exists = path is not None and path.exists()
+        if exists and not resume:
+            raise FileExistsError(f"{path} exists; fit(resume=True) goes on from it")
+        saved = ckpt.load_checkpoint(path, self.config) if path and exists else None
+        with seeded(self.fabric.device, derive_seed("run", self.seed, self.fabric.global_rank)):
+            self.fabric.to_device(self.net)
+            first, first_epoch = self._start(saved)
+            for task in range(first, self.scenario.num_tasks):
+                self._train_task(task, first_epoch, saved if first_epoch else None)
+                first_epoch = 0
+        return self.result
+
+    def _start(self, saved: ckpt.Checkpoint | None) -> tuple[int, int]:
+        """Start, or take up everything that was saved: (task, epoch) to go on with."""
+        if saved is None:
+            self.result = Result.empty(self.scenario.num_tasks)
+            self.result.untrained[:] = self._scores(trained=-1)
+            return 0, 0
+        task, epoch = saved.position["task"], saved.position["epoch"]
+        if epoch > 0:  # what exists only while a task trains is in the checkpoint
+            self.method.begin_task(self.net, task, seed=self.seed)
+        ckpt.load_network(self.net, saved.tensors, self.checkpoint_path)
+        self.result = Result.from_dict(saved.facts["result"])
+        set_rng_state(self.fabric.device, ckpt.take(saved.tensors, "rng."), saved.facts["rng"])
+        return task, epoch
+
+    def _train_task(self, task: int, first_epoch: int, saved: ckpt.Checkpoint | None) -> None:
+        running = self._begin_task(task, saved)
+        self._latest = task
+        self.callback.on_task_start(task, self.epochs, first_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            start = time.perf_counter()
+            self._train_epoch(running, epoch)
+            last = epoch + 1 == self.epochs
+            if last:
+                self._end_task(running)
+            self.result.seconds[task] += time.perf_counter() - start
+            self._save(running, (task + 1, 0) if last else (task, epoch + 1))
+        self.callback.on_task_end(task, self.result.matrix[task].copy())
+
+    def _begin_task(self, task: int, saved: ckpt.Checkpoint | None) -> _Running:
+        dataset: Any = self.scenario.train_set(task)
+        state = self.method.begin_task(self.net, task, seed=self.seed)
+        optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, task))
+        if saved is None:
+            samples = len(dataset) // self.fabric.world_size
+            steps = self.epochs * self.problem.num_batches(samples, self.batch_size)
+            self.method.check_plan(self.net, state, optimizer, steps)
+        else:
+            # begin_task has renewed what the interrupted task had already trained.
+            ckpt.load_network(self.net, saved.tensors, self.checkpoint_path)
+            state.load_state_dict(saved.facts["method"])
+            tensors = ckpt.take(saved.tensors, "optimizer.")
+            ckpt.load_optimizer(optimizer, tensors, saved.facts["optimizer"])
+            set_rng_state(self.fabric.device, ckpt.take(saved.tensors, "rng."), saved.facts["rng"])
+        guard = self.method.protect(optimizer, self.net, state)
+        module, wrapped = self.fabric.setup(self.net, optimizer)
+        return _Running(task, dataset, state, module, wrapped, guard)
+
+    def _train_epoch(self, run: _Running, epoch: int) -> None:
+        net, method, problem = self.net, self.method, self.problem
+        order = self._order(run.task, epoch, len(run.dataset))
+        batches = problem.num_batches(len(order), self.batch_size)
+        totals = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
+        self.callback.on_epoch_start(run.task, epoch, batches)
+        net.train()
+        chance = self._generator("batches", run.task, epoch)
+        loader = problem.train_batches(run.dataset, order, self.batch_size, chance)
+        for i, batch in enumerate(loader):
+            batch = self.fabric.to_device(batch)
+            progress = task_progress(epoch, self.epochs, i, batches)
+            method.before_step(net, run.state, progress)
+            run.optimizer.zero_grad()
+            with net.task(run.task, run.state.scale):
+                logits, target, weight = problem.forward(run.module, batch)
+                loss = problem.loss(logits, target, weight)
+                term = method.loss_term(net, run.state)
+                loss = loss + term if isinstance(term, Tensor) else loss
+                self.fabric.backward(loss)
+            method.after_backward(net, run.state)
+            run.optimizer.step()
+            method.after_step(net, run.state)
+            loss = loss.detach()
+            correct = (problem.predictions(logits.detach()) == target).sum()
+            count = torch.full_like(correct, target.shape[0])
+            totals += torch.stack([loss * count, correct, count])
+            self.callback.on_step(run.task, epoch, i, loss)
+        self._end_epoch(run.task, epoch, totals)
+
+    def _end_epoch(self, task: int, epoch: int, totals: Tensor) -> None:
+        # The epoch's only wait for the device.
+        summed: Any = self.fabric.all_reduce(totals, reduce_op="sum")
+        loss_sum, correct, count = summed.tolist()
+        loss, accuracy = loss_sum / count, correct / count
+        if not math.isfinite(loss):
+            raise RuntimeError(
+                f"Trainer: the loss is {loss} in task {task}, epoch {epoch};"
+                " try a smaller learning rate"
+            )
+        self.result.losses[task].append(loss)
+        self.result.accuracies[task].append(accuracy)
+        outlook = self.method.outlook(self.net, task)
+        self.callback.on_epoch_end(task, epoch, loss, accuracy, outlook)
+
+    def _end_task(self, run: _Running) -> None:
+        self.method.end_task(self.net, run.state, self._task_data(run))
+        if run.guard is not None:
+            run.guard.remove()
+        self.result.matrix[run.task] = self._scores(trained=run.task)
+        self.result.measures.append(self.method.measure(self.net, run.task))
+
+    def _scores(self, trained: int) -> list[float]:
+        """A row of the matrix: NaN for later tasks where a score on them would say nothing."""
+        later = self.setting.later_tasks_defined and self.method.later_tasks_defined
+        return [
+            self.evaluate(task) if task <= trained or later else math.nan
+            for task in range(self.scenario.num_tasks)
+        ]
+
+    def evaluate(self, task: int) -> float:
+        """Score on a task's test data in [0, 1], with its hard mask.
+
+        Where the setting hides the task at test, the network is as the latest task sees it: a
+        growing head chooses among all classes so far.
+        """
+        return score_task(
+            self.net, self.problem, self.scenario, self.fabric, task,
+            latest=self._active(), batch_size=self.batch_size,
+        )  # fmt: skip
+
+    def _active(self) -> int:
+        """The latest task: the one begun last here, else the last one finished, else the first."""
+        if self._latest is not None:
+            return self._latest
+        finished = torch.nonzero(self.net.finished).flatten().tolist()
+        return finished[-1] if finished else 0
+
+    def _task_data(self, run: _Running) -> TaskData:
+        """This process's share of all of a task's training samples, none left out, in order."""
+        order = list(range(self.fabric.global_rank, len(run.dataset), self.fabric.world_size))
+
+        def batches() -> Iterator[Any]:
+            chance = self._generator("measuring", run.task)
+            for batch in self.problem.train_batches(run.dataset, order, self.batch_size, chance):
+                yield self.fabric.to_device(batch)
+
+        def forward(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+            outputs, target, _ = self.problem.forward(module, batch)
+            return outputs, target
+
+        return TaskData(batches, forward, getattr(self.problem, "segments", None))
+
+    def _order(self, task: int, epoch: int, count: int) -> list[int]:
+        """This process's samples of an epoch, in order."""
+        order = torch.randperm(count, generator=self._generator("shuffle", task, epoch)).tolist()
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        if count < world:
+            raise ValueError(f"Trainer: task {task} has {count} training samples, wanted {world}")
+        # Every process takes the same number of steps, or the gradients' exchange would hang.
+        return order[rank : count - count % world : world]
+
+    def _generator(self, purpose: str, *parts: int) -> torch.Generator:
+        """Chance that depends on the seed, the purpose and these numbers alone."""
+        return torch.Generator().manual_seed(derive_seed(purpose, self.seed, *parts))
+
+    def _save(self, run: _Running, position: tuple[int, int]) -> None:
+        path = self.checkpoint_path
+        if path is None or not self.fabric.is_global_zero:
+            return
+        tensors = {f"network.{k}": v for k, v in self.net.state_dict().items()}
+        rng, rng_facts = rng_state(self.fabric.device)
+        tensors |= {f"rng.{k}": v for k, v in rng.items()}
+        facts = {"result": self.result.to_dict(), "rng": rng_facts}
+        if position[1] > 0:  # inside a task
+            optimizer, facts["optimizer"] = ckpt.optimizer_state(run.optimizer)
+            tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
+            facts["method"] = run.state.state_dict()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        where = {"task": position[0], "epoch": position[1]}
+        ckpt.save_checkpoint(path, ckpt.Checkpoint(self.config, where, tensors, facts))
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """All that the result depends on, as a JSON object."""
+        method: Any = self.method
+        optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, 0))
+        groups = ckpt.describe_optimizer(optimizer)
+        return {
+            "method": {"name": type(method).__name__, **dataclasses.asdict(method)},
+            "problem": self.problem.describe(),
+            "setting": self.setting.name,
+            "scenario": self.scenario.describe(),
+            "optimizer": {"name": type(optimizer).__name__, "groups": groups},
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "precision": type(self.fabric.strategy.precision).__name__,
+            "processes": self.fabric.world_size,
+        }
