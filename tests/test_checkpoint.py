@@ -16,10 +16,11 @@ import torch
 from torch import nn
 
 from maskcl import checkpoint as ckpt
+from maskcl.callback import Callback
 from maskcl.methods import HAT, Piggyback
 from maskcl.problems import Vision
 from maskcl.randomness import rng_state, set_rng_state
-from maskcl.training.trainer import Callback, Trainer
+from maskcl.training.trainer import Trainer
 from tests import resume_run, tiny
 
 CONFIG = {"seed": 1, "optimizer": {"lr": 0.1, "betas": (0.9, 0.999)}, "nan": float("nan")}

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from maskcl import HAT, Piggyback
+from maskcl.callback import Callback
 from maskcl.nn import to_hat, to_piggyback
 from maskcl.problems import Graphs, Link, Node
 from maskcl.scenarios import load
-from maskcl.training.trainer import Callback, Trainer
+from maskcl.training.trainer import Trainer
 
 pytest.importorskip("torch_geometric")
 

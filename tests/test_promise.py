@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from maskcl.callback import Callback
 from maskcl.methods import HAT, Piggyback
 from maskcl.problems import Vision
-from maskcl.training.trainer import Callback, Trainer
+from maskcl.training.trainer import Trainer
 from tests import tiny
 
 TASKS = 5

@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskcl import masks, ops
+from maskcl.callback import Callback
 from maskcl.methods import Piggyback
 from maskcl.nn import PiggybackNetwork, to_piggyback
 from maskcl.problems import Vision
-from maskcl.training.trainer import Callback, Trainer
+from maskcl.training.trainer import Trainer
 from tests import tiny
 
 METHOD = Piggyback(lr=1e-2)

@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from maskcl.training.trainer import Callback
+from maskcl.callback import Callback
 
 if TYPE_CHECKING:
     import numpy as np

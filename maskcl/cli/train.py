@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from maskcl import metrics, report, scenarios
+from maskcl import report, scenarios
+from maskcl.callback import Callback
 from maskcl.checkpoint import CheckpointError
 from maskcl.cli.common import fingerprint, optimizer_factory, seeded_weights
 from maskcl.cli.environment import environment
@@ -21,10 +20,11 @@ from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
 from maskcl.cli.options import CommandError
 from maskcl.cli.progress import display
+from maskcl.cli.result_content import result_content
 from maskcl.files import new_folder
 from maskcl.report.files import write_atomic
 from maskcl.training.references import References, references
-from maskcl.training.trainer import Callback, Trainer
+from maskcl.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from maskcl.nn.tasks.network import TaskNetwork
     from maskcl.problems import Problem
     from maskcl.scenarios import Scenario
-    from maskcl.training.result import Result
 
 
 def train(
@@ -66,7 +65,7 @@ def train(
         raise CommandError(str(error)) from None
     compared = _references(command, options, problem, scenario, made_from, console)
     content = {
-        **_common(options, scenario, net, result, compared),
+        **result_content(options, scenario, net, result, compared),
         "problem": problem.describe(),
         **command.finish(Trained(options, scenario, net, result, made_from, directory)),
         "weights_sha256": fingerprint(net),
@@ -142,64 +141,6 @@ def _references(
         precision=options.precision,
         callback=say,
     )
-
-
-def _common(
-    options: TrainOptions,
-    scenario: Scenario,
-    net: TaskNetwork,
-    result: Result,
-    compared: References | None,
-) -> dict[str, Any]:
-    """What every method's result.json holds."""
-    matrix = np.asarray(result.matrix)
-    chance = scenario.chance
-    if scenario.setting.head == "growing":  # at the end it chooses among the classes of all tasks
-        chance = chance[-1:] * scenario.num_tasks
-    found = metrics.all_metrics(
-        matrix,
-        untrained=result.untrained,
-        chance=chance,
-        joint=None if compared is None else compared.joint,
-        joint_last=None if compared is None else compared.joint_last,
-        scratch=None if compared is None else compared.scratch,
-    )
-    return {
-        "format": "maskcl-result",
-        "version": 1,
-        "method": options.NAME,
-        "scenario": scenario.describe(),
-        "summary": scenarios.summary(scenario.describe()),
-        "configuration": options.to_json(),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        "metric": scenario.metric,
-        "accuracy_axes": (
-            f"accuracy[i][j]: test {scenario.metric} on task j after training task i, from 0"
-        ),
-        "accuracy": _nulls(matrix),
-        "untrained": _nulls(np.asarray(result.untrained)),
-        "chance": chance,
-        "references": None if compared is None else _compared(compared),
-        "metrics": {name: metric.to_json() for name, metric in found.items()},
-        "seconds": list(result.seconds),
-        "losses": result.losses,
-        "training_accuracies": result.accuracies,
-    }
-
-
-def _compared(found: References) -> dict[str, Any]:
-    return {
-        "axes": "together[i][j]: on task j after tasks 0 to i together; scratch[j]: after j alone",
-        "together": _nulls(found.together),
-        "scratch": _nulls(found.scratch),
-    }
-
-
-def _nulls(values: np.ndarray) -> Any:
-    """Nested lists with None for NaN, which JSON does not know."""
-    mixed = values.astype(object)
-    mixed[np.isnan(values)] = None
-    return mixed.tolist()
 
 
 def _check_made_from(options: TrainOptions, made_from: dict[str, Any]) -> None:

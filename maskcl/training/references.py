@@ -21,6 +21,7 @@ from maskcl.problems import Problem
 from maskcl.randomness import seeded
 from maskcl.training.accelerator import make_fabric
 from maskcl.training.evaluation import score_task
+from maskcl.training.samples import chance
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -171,14 +172,10 @@ def _batches(plan: _Plan, tasks: list[int], epoch: int) -> Iterator[tuple[int, A
     loaders, turns = {}, []
     for task in tasks:
         dataset: Any = plan.scenario.train_set(task)
-        order = torch.randperm(len(dataset), generator=_chance(plan, "shuffle", task, epoch))
-        chance = _chance(plan, "batches", task, epoch)
-        loaders[task] = plan.problem.train_batches(dataset, order.tolist(), plan.batch_size, chance)
+        order = torch.randperm(len(dataset), generator=chance(plan.seed, "shuffle", task, epoch))
+        draws = chance(plan.seed, "batches", task, epoch)
+        loaders[task] = plan.problem.train_batches(dataset, order.tolist(), plan.batch_size, draws)
         turns += [task] * plan.problem.num_batches(len(dataset), plan.batch_size)
-    mixed = torch.randperm(len(turns), generator=_chance(plan, "turns", tasks[-1], epoch))
+    mixed = torch.randperm(len(turns), generator=chance(plan.seed, "turns", tasks[-1], epoch))
     for turn in mixed.tolist():
         yield turns[turn], next(loaders[turns[turn]])
-
-
-def _chance(plan: _Plan, purpose: str, *parts: int) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(purpose, plan.seed, *parts))

@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl import checkpoint as ckpt
 from maskcl.callback import Callback
-from maskcl.methods import Method, TaskData, derive_seed
+from maskcl.checkpoint import describe_optimizer
+from maskcl.methods import Method, derive_seed
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.ops import task_progress
 from maskcl.problems import Problem
-from maskcl.randomness import rng_state, seeded, set_rng_state
+from maskcl.randomness import seeded
 from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
 from maskcl.training.evaluation import score_task
 from maskcl.training.result import Result
+from maskcl.training.run_checkpoint import RunCheckpoint, open_run, save_run
+from maskcl.training.samples import Samples
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -113,6 +115,7 @@ class Trainer:
         self.seed, self.callback = seed, callback or Callback()
         self.directory = None if directory is None else Path(directory)
         self.fabric = fabric or make_fabric(device, precision)
+        self.samples = Samples(problem, self.fabric, batch_size, seed)
         self._check_precision()
         self._latest: int | None = None  # task begun last
 
@@ -140,35 +143,30 @@ class Trainer:
             FileExistsError: there is a checkpoint and ``resume`` is False.
             RuntimeError: the loss is not finite, or the network was trained before.
         """
-        path = self.checkpoint_path
-        exists = path is not None and path.exists()
-        if exists and not resume:
-            raise FileExistsError(f"{path} exists; fit(resume=True) goes on from it")
-        saved = ckpt.load_checkpoint(path, self.config) if path and exists else None
+        saved = open_run(self.checkpoint_path, self.config, resume=resume)
         with seeded(self.fabric.device, derive_seed("run", self.seed, self.fabric.global_rank)):
             self.fabric.to_device(self.net)
-            first, first_epoch = self._start(saved)
+            first = self._start(saved)
             for task in range(first, self.scenario.num_tasks):
-                self._train_task(task, first_epoch, saved if first_epoch else None)
-                first_epoch = 0
+                inside = saved is not None and task == saved.task and saved.epoch > 0
+                self._train_task(task, saved if inside else None)
         return self.result
 
-    def _start(self, saved: ckpt.Checkpoint | None) -> tuple[int, int]:
-        """Start, or take up everything that was saved: (task, epoch) to go on with."""
+    def _start(self, saved: RunCheckpoint | None) -> int:
+        """The task to begin with, everything that was saved taken up."""
         if saved is None:
             self.result = Result.empty(self.scenario.num_tasks)
             self.result.untrained[:] = self._scores(trained=-1)
-            return 0, 0
-        task, epoch = saved.position["task"], saved.position["epoch"]
-        if epoch > 0:  # what exists only while a task trains is in the checkpoint
-            self.method.begin_task(self.net, task, seed=self.seed)
-        ckpt.load_network(self.net, saved.tensors, self.checkpoint_path)
-        self.result = Result.from_dict(saved.facts["result"])
-        set_rng_state(self.fabric.device, ckpt.take(saved.tensors, "rng."), saved.facts["rng"])
-        return task, epoch
+            return 0
+        if saved.epoch > 0:  # what exists only while a task trains is in the checkpoint
+            self.method.begin_task(self.net, saved.task, seed=self.seed)
+        saved.restore(self.net, self.fabric.device)
+        self.result = saved.result
+        return saved.task
 
-    def _train_task(self, task: int, first_epoch: int, saved: ckpt.Checkpoint | None) -> None:
+    def _train_task(self, task: int, saved: RunCheckpoint | None) -> None:
         running = self._begin_task(task, saved)
+        first_epoch = 0 if saved is None else saved.epoch
         self._latest = task
         self.callback.on_task_start(task, self.epochs, first_epoch)
         for epoch in range(first_epoch, self.epochs):
@@ -181,36 +179,27 @@ class Trainer:
             self._save(running, (task + 1, 0) if last else (task, epoch + 1))
         self.callback.on_task_end(task, self.result.matrix[task].copy())
 
-    def _begin_task(self, task: int, saved: ckpt.Checkpoint | None) -> _Running:
+    def _begin_task(self, task: int, saved: RunCheckpoint | None) -> _Running:
         dataset: Any = self.scenario.train_set(task)
         state = self.method.begin_task(self.net, task, seed=self.seed)
         optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, task))
         if saved is None:
-            samples = len(dataset) // self.fabric.world_size
-            steps = self.epochs * self.problem.num_batches(samples, self.batch_size)
+            steps = self.epochs * self.samples.steps(dataset)
             self.method.check_plan(self.net, state, optimizer, steps)
         else:
             # begin_task has renewed what the interrupted task had already trained.
-            ckpt.load_network(self.net, saved.tensors, self.checkpoint_path)
-            state.load_state_dict(saved.facts["method"])
-            tensors = ckpt.take(saved.tensors, "optimizer.")
-            ckpt.load_optimizer(optimizer, tensors, saved.facts["optimizer"])
-            set_rng_state(self.fabric.device, ckpt.take(saved.tensors, "rng."), saved.facts["rng"])
+            saved.restore(self.net, self.fabric.device, state, optimizer)
         guard = self.method.protect(optimizer, self.net, state)
         module, wrapped = self.fabric.setup(self.net, optimizer)
         return _Running(task, dataset, state, module, wrapped, guard)
 
     def _train_epoch(self, run: _Running, epoch: int) -> None:
         net, method, problem = self.net, self.method, self.problem
-        order = self._order(run.task, epoch, len(run.dataset))
-        batches = problem.num_batches(len(order), self.batch_size)
+        batches = self.samples.steps(run.dataset)
         totals = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
         self.callback.on_epoch_start(run.task, epoch, batches)
         net.train()
-        chance = self._generator("batches", run.task, epoch)
-        loader = problem.train_batches(run.dataset, order, self.batch_size, chance)
-        for i, batch in enumerate(loader):
-            batch = self.fabric.to_device(batch)
+        for i, batch in enumerate(self.samples.epoch(run.task, epoch, run.dataset)):
             progress = task_progress(epoch, self.epochs, i, batches)
             method.before_step(net, run.state, progress)
             run.optimizer.zero_grad()
@@ -246,7 +235,7 @@ class Trainer:
         self.callback.on_epoch_end(task, epoch, loss, accuracy, outlook)
 
     def _end_task(self, run: _Running) -> None:
-        self.method.end_task(self.net, run.state, self._task_data(run))
+        self.method.end_task(self.net, run.state, self.samples.task_data(run.task, run.dataset))
         if run.guard is not None:
             run.guard.remove()
         self.result.matrix[run.task] = self._scores(trained=run.task)
@@ -278,56 +267,19 @@ class Trainer:
         finished = torch.nonzero(self.net.finished).flatten().tolist()
         return finished[-1] if finished else 0
 
-    def _task_data(self, run: _Running) -> TaskData:
-        """This process's share of all of a task's training samples, none left out, in order."""
-        order = list(range(self.fabric.global_rank, len(run.dataset), self.fabric.world_size))
-
-        def batches() -> Iterator[Any]:
-            chance = self._generator("measuring", run.task)
-            for batch in self.problem.train_batches(run.dataset, order, self.batch_size, chance):
-                yield self.fabric.to_device(batch)
-
-        def forward(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
-            outputs, target, _ = self.problem.forward(module, batch)
-            return outputs, target
-
-        return TaskData(batches, forward, getattr(self.problem, "segments", None))
-
-    def _order(self, task: int, epoch: int, count: int) -> list[int]:
-        """This process's samples of an epoch, in order."""
-        order = torch.randperm(count, generator=self._generator("shuffle", task, epoch)).tolist()
-        world, rank = self.fabric.world_size, self.fabric.global_rank
-        if count < world:
-            raise ValueError(f"Trainer: task {task} has {count} training samples, wanted {world}")
-        # Every process takes the same number of steps, or the gradients' exchange would hang.
-        return order[rank : count - count % world : world]
-
-    def _generator(self, purpose: str, *parts: int) -> torch.Generator:
-        """Chance that depends on the seed, the purpose and these numbers alone."""
-        return torch.Generator().manual_seed(derive_seed(purpose, self.seed, *parts))
-
     def _save(self, run: _Running, position: tuple[int, int]) -> None:
-        path = self.checkpoint_path
-        if path is None or not self.fabric.is_global_zero:
-            return
-        tensors = {f"network.{k}": v for k, v in self.net.state_dict().items()}
-        rng, rng_facts = rng_state(self.fabric.device)
-        tensors |= {f"rng.{k}": v for k, v in rng.items()}
-        facts = {"result": self.result.to_dict(), "rng": rng_facts}
-        if position[1] > 0:  # inside a task
-            optimizer, facts["optimizer"] = ckpt.optimizer_state(run.optimizer)
-            tensors |= {f"optimizer.{k}": v for k, v in optimizer.items()}
-            facts["method"] = run.state.state_dict()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        where = {"task": position[0], "epoch": position[1]}
-        ckpt.save_checkpoint(path, ckpt.Checkpoint(self.config, where, tensors, facts))
+        if (path := self.checkpoint_path) is not None and self.fabric.is_global_zero:
+            device = self.fabric.device
+            save_run(
+                path, self.config, position, self.net, self.result, device, run.state, run.optimizer
+            )
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
         """All that the result depends on, as a JSON object."""
         method: Any = self.method
         optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, 0))
-        groups = ckpt.describe_optimizer(optimizer)
+        groups = describe_optimizer(optimizer)
         return {
             "method": {"name": type(method).__name__, **dataclasses.asdict(method)},
             "problem": self.problem.describe(),

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maskcl.nn.piggyback.cut import NO_CUT, Cut, MaskState, check_levels, check_start
-from maskcl.nn.piggyback.frozen_base import base_hash, freeze
-from maskcl.nn.piggyback.layers import PIGGYBACK_LAYERS
-from maskcl.nn.piggyback.mask_words import check_all_words, differing_bits, off_shares
-from maskcl.nn.piggyback.masked_layer import PiggybackLayer
-from maskcl.nn.tasks.frozen_modules import freeze_norm, thaw_norm
-from maskcl.nn.tasks.network import TaskNetwork, check_members, own_modules, own_parameters
-from maskcl.nn.tasks.state import TaskAware
+from maskcl.nn.piggyback.cut import Cut, check_start
+from maskcl.nn.piggyback.recorded_masks import RecordedMasks
 from maskcl.ops.weight_mask import selection
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class PiggybackNetwork(TaskNetwork):
+class PiggybackNetwork(RecordedMasks):
     """A model whose weights are frozen and carry one mask a task, W m (Piggyback, section 3).
 
     Every forward happens inside ``with net.task(k):``. A task is begun, which gives each layer
@@ -46,30 +40,6 @@ class PiggybackNetwork(TaskNetwork):
         ValueError: num_tasks or levels is not as above or another than a module's, or the model has
             no layer to mask.
     """
-
-    _state: MaskState
-
-    def __init__(self, model: nn.Module, num_tasks: int, *, levels: str = "binary") -> None:
-        super().__init__(model, num_tasks)
-        check_levels("PiggybackNetwork", levels)
-        check_members("PiggybackNetwork", model, num_tasks)
-        self.levels = levels
-        self._check_layers()
-        freeze(model)
-        for module in model.modules():
-            if isinstance(module, TaskAware):
-                module._state = self._state
-        self.register_load_state_dict_post_hook(_after_loading)
-
-    @property
-    def layers(self) -> dict[str, PiggybackLayer]:
-        """The layers with masks, by name below ``model``."""
-        return {n: m for n, m in self.model.named_modules() if isinstance(m, PIGGYBACK_LAYERS)}
-
-    @property
-    def training_task(self) -> int | None:
-        """The task between begin_task and finish_task, None where there is none."""
-        return None if self._state.cut is None else self._state.cut.task
 
     @contextmanager
     def task(self, index: int, scale: float | Tensor | None = None) -> Iterator[Self]:
@@ -161,173 +131,3 @@ class PiggybackNetwork(TaskNetwork):
             layer.words[task] = 0
         self.finished[task] = False
         self._settle()
-
-    def task_parameters(self, task: int) -> list[nn.Parameter]:
-        """What a task trains: its scores if it is in training, its norms' affine and its head."""
-        self._check_task("task_parameters", task)
-        scores = self.scores() if self.training_task == task else []
-        return [*scores, *own_parameters(self.model, task)]
-
-    def scores(self) -> list[nn.Parameter]:
-        """Scores of the task in training, in the order of ``layers``; [] where there is none."""
-        return [layer.scores for layer in self.layers.values() if layer.scores is not None]
-
-    def words(self, task: int) -> dict[str, Tensor]:
-        """A finished task's masks by layer, a copy: int32 [W], or [2, W] for the ternary levels.
-
-        Raises:
-            RuntimeError: the task is not finished.
-        """
-        self._check_task("words", task)
-        if not bool(self.finished[task]):
-            raise RuntimeError(f"PiggybackNetwork.words: task {task} is not finished")
-        return {name: layer.words_of(task).clone() for name, layer in self.layers.items()}
-
-    @torch.no_grad()
-    def set_words(self, task: int, words: Mapping[str, Tensor]) -> None:
-        """Take a task's masks as they are, and mark it finished.
-
-        Args:
-            task: neither finished nor in training.
-            words: as :meth:`words` gives them, for every layer; bits past a weight's end are 0.
-
-        Raises:
-            RuntimeError: the task is finished or in training.
-            ValueError, TypeError: words do not fit; nothing has changed then.
-        """
-        self._check_open("set_words", task)
-        if self.training_task == task:
-            raise RuntimeError(
-                f"PiggybackNetwork.set_words: task {task} is in training;"
-                f" net.forget_task({task}) gives it up"
-            )
-        check_all_words("PiggybackNetwork.set_words", words, self.layers)
-        self._record(task, words)
-
-    def off(self, task: int) -> dict[str, float]:
-        """Share of each layer's weights that a task's mask turns off; waits for the device.
-
-        Of a finished task, or of the one in training as its scores are now.
-
-        Raises:
-            RuntimeError: the task is neither.
-        """
-        return off_shares(self._words_now("off", task), self.layers)
-
-    def differing(self, first: int, second: int) -> float:
-        """Share of all weights whose masks differ between two tasks; waits for the device.
-
-        Raises:
-            RuntimeError: a task is neither finished nor in training.
-        """
-        a, b = (self._words_now("differing", task) for task in (first, second))
-        total = sum(layer.weight.numel() for layer in self.layers.values())
-        return differing_bits(a, b) / max(total, 1)
-
-    def base_hash(self) -> str:
-        """sha256 of all that every task shares, in hexadecimal; masks fit no other base.
-
-        Names, dtypes, shapes and values of weights, biases, frozen norms with their statistics and
-        all other parameters and persistent buffers, but no masks, task norms or heads.
-        """
-        return base_hash(self.model)
-
-    def own_state(self, task: int) -> dict[str, Tensor]:
-        """A task's head and norms by their names in the ``state_dict``, not copied.
-
-        Every task has the same number of them, in the same order.
-        """
-        self._check_task("own_state", task)
-        found: dict[str, Tensor] = {}
-        for name, module in own_modules(self.model, task):
-            found |= module.state_dict(prefix=f"model.{name}.")
-        return found
-
-    def get_extra_state(self) -> Tensor:
-        """How the task in training is cut, for the ``state_dict``: see ``Cut.numbers``."""
-        return (self._state.cut or NO_CUT).numbers()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take :meth:`get_extra_state`'s numbers over."""
-        cut = Cut.of(state)
-        self._state.cut = None if cut == NO_CUT else cut
-
-    def _new_state(self) -> MaskState:
-        return MaskState()
-
-    def _check_layers(self) -> None:
-        if not self.layers:
-            raise ValueError("PiggybackNetwork: the model has no piggyback layer to mask")
-        for name, layer in self.layers.items():
-            if layer.levels != self.levels:
-                raise ValueError(
-                    f"PiggybackNetwork: module {name!r} has levels {layer.levels!r}, wanted"
-                    f" {self.levels!r}"
-                )
-
-    def _refresh(self) -> None:
-        """Follow ``finished``, which may have been loaded, moved or broadcast."""
-        if torch.compiler.is_compiling():
-            return
-
-        def follow() -> None:
-            self._state.done = frozenset(torch.nonzero(self.finished).flatten().tolist())
-            for task in range(self.num_tasks):
-                for _, module in own_modules(self.model, task):
-                    if task in self._state.done:
-                        freeze_norm(module)
-                    else:
-                        thaw_norm(module, self.training)
-
-        self._state.kept("done", follow, (self.finished,))
-
-    def _settle(self) -> None:
-        """After a change of tasks: what is finished, and what requires gradients."""
-        self._refresh()
-        trained = [] if self.training_task is None else self.task_parameters(self.training_task)
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
-
-    def _record(self, task: int, words: Mapping[str, Tensor]) -> None:
-        for name, layer in self.layers.items():
-            layer.words_of(task).copy_(words[name])
-        if self.training_task == task:
-            self._drop_scores()
-        for parameter in own_parameters(self.model, task):
-            parameter.grad = None
-        self.finished[task] = True
-        self._settle()
-
-    def _drop_scores(self) -> None:
-        self._state.cut = None
-        for layer in self.layers.values():
-            layer.scores = None
-
-    def _packed_scores(self, cut: Cut) -> dict[str, Tensor]:
-        return {name: layer.packed_scores(cut) for name, layer in self.layers.items()}
-
-    def _words_now(self, caller: str, task: int) -> dict[str, Tensor]:
-        self._check_task(caller, task)
-        self._refresh()
-        if task in self._state.done:
-            return {name: layer.words_of(task) for name, layer in self.layers.items()}
-        cut = self._state.cut
-        if cut is None or cut.task != task:
-            raise RuntimeError(
-                f"PiggybackNetwork.{caller}: task {task} is neither finished nor in training"
-            )
-        return self._packed_scores(cut)
-
-
-def _after_loading(net: PiggybackNetwork, incompatible_keys: Any) -> None:
-    """Follow a loaded state: what is finished, in training and frozen."""
-    with_scores = [name for name, layer in net.layers.items() if layer.scores is not None]
-    wanted = [] if net.training_task is None else list(net.layers)
-    if with_scores != wanted:
-        raise RuntimeError(
-            f"PiggybackNetwork: the loaded state has scores for {len(with_scores)} layers, wanted"
-            f" {len(wanted)} for the task in training ({net.training_task})"
-        )
-    net._settle()

@@ -8,7 +8,7 @@ import torch
 from maskcl import scenarios
 from maskcl.scenarios import ScenarioError, sources
 from maskcl.scenarios.graphs import digits as graph_digits
-from tests.scenarios.graphs import tensors, unordered
+from tests.scenarios.graphs.tensors_of import tensors, unordered
 
 NAMES = ("nodes-digits", "links-digits", "missing-links-digits", "graphs-digits")
 ALL = [(name, setting) for name in NAMES for setting in scenarios.settings_of(name)]

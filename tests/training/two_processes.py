@@ -1,6 +1,6 @@
 """Run by test_trainer: one training run shared by two processes that talk over gloo.
 
-    python -m tests.two_processes DIRECTORY
+    python -m tests.training.two_processes DIRECTORY
 
 Each leaves DIRECTORY/RANK.pt. They are forked from one process that has imported everything, as in
 resume_run, and like it need `ONE_THREAD`.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from maskcl.models import ENCODERS, GRAPH_PROBLEMS
 from maskcl.nn import ConversionError, PiggybackLinear, to_importance, to_piggyback, to_plain
 from tests import graph_zoo as zoo
-from tests.nn.frozen_zoo import CLASSES, OPTIMIZERS, begin
+from tests.nn.piggyback.zoo import CLASSES, OPTIMIZERS, begin
 
 pyg = pytest.importorskip("torch_geometric.nn")
 

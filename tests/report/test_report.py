@@ -9,8 +9,8 @@ import pytest
 from maskcl import report
 from maskcl.report import figures, files
 from maskcl.report.text import number, seconds
-from tests.results import Links
-from tests.results import hat_result as made_up
+from tests.report.results import Links
+from tests.report.results import hat_result as made_up
 
 
 def test_report_is_one_page_with_its_pictures_inside(tmp_path):

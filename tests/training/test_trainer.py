@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import random
@@ -14,11 +15,13 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
+from maskcl.callback import Callback
 from maskcl.methods import EWC, HAT, MAS, Piggyback, PlanWarning
 from maskcl.problems import Vision
 from maskcl.training.result import Result
-from maskcl.training.trainer import Callback, Trainer
-from tests import resume_run, tiny, two_processes
+from maskcl.training.trainer import Trainer
+from tests import resume_run, tiny
+from tests.training import two_processes
 
 TASKS = 3
 
@@ -328,12 +331,7 @@ def test_importances_see_every_training_sample_once(world, rank):
         world_size, global_rank = world, rank
         to_device = staticmethod(lambda batch: batch)
 
-    class Run:
-        task = 1
-
-    trainer.fabric, run = Fabric(), Run()
-    run.dataset = dataset
-    data = trainer._task_data(run)
+    data = dataclasses.replace(trainer.samples, fabric=Fabric()).task_data(1, dataset)
     for _ in range(2):
         found = torch.cat([x for x, _ in data.batches()])
         assert torch.equal(found, torch.stack([dataset[i][0] for i in range(rank, 25, world)]))
@@ -368,9 +366,9 @@ def test_two_processes_train_and_measure_as_one(tmp_path):
     """The gradients are of the same batches, and importances are means over all samples."""
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
-    root = str(Path(two_processes.__file__).parents[1])
+    root = str(Path(two_processes.__file__).parents[2])
     environment = os.environ | resume_run.ONE_THREAD | {"PYTHONPATH": root}
-    command = [sys.executable, "-m", "tests.two_processes", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.training.two_processes", str(tmp_path)]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     threads = torch.get_num_threads()
@@ -442,12 +440,12 @@ def test_the_callers_random_numbers_are_not_touched():
 
 def test_shuffling_depends_on_seed_task_and_epoch_alone():
     trainer, other = make(), make(seed=1)
-    order = trainer._order(1, 2, 24)
+    order = trainer.samples.order(1, 2, 24)
     torch.rand(3)
-    assert trainer._order(1, 2, 24) == order
+    assert trainer.samples.order(1, 2, 24) == order
     assert sorted(order) == list(range(24))
-    differing = (trainer._order(1, 1, 24), trainer._order(2, 2, 24), other._order(1, 2, 24))
-    assert order not in differing
+    assert order not in [trainer.samples.order(1, 1, 24), trainer.samples.order(2, 2, 24)]
+    assert order != other.samples.order(1, 2, 24)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from maskcl import report
 from maskcl.cli.tables import accuracy_table, comparison
 from maskcl.report import figures, piggyback
-from tests.results import Links, hat_result, piggyback_result, pretrained
+from tests.report.results import Links, hat_result, piggyback_result, pretrained
 
 MANY = {f"backbone.stages.{i // 40}.blocks.{i}.attention.out_proj": 1000 + i for i in range(130)}
 RESNET = {f"layer{1 + i // 6}.{i % 6}.downsample.0": 10**6 + i for i in range(23)}

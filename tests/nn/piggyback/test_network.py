@@ -24,7 +24,7 @@ from maskcl.nn import (
     to_hat,
     to_piggyback,
 )
-from tests.nn.frozen_zoo import FROZEN, SELECT, begin, frozen, logits, train
+from tests.nn.piggyback.zoo import FROZEN, SELECT, begin, frozen, logits, train
 from tests.nn.zoo import MODELS, images
 
 LEVELS = list(SELECT)

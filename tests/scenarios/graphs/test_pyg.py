@@ -5,7 +5,7 @@ import torch
 
 from maskcl import scenarios
 from maskcl.scenarios import ScenarioError
-from tests.scenarios.graphs import tensors, unordered
+from tests.scenarios.graphs.tensors_of import tensors, unordered
 
 pytest.importorskip("torch_geometric")
 from torch_geometric.data import Data, HeteroData

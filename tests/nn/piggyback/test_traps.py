@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from maskcl.nn import PiggybackConv2d, PiggybackEmbedding, PiggybackLinear, PiggybackNetwork
-from tests.nn.frozen_zoo import FROZEN, OPTIMIZERS, begin, frozen, logits, train
+from tests.nn.piggyback.zoo import FROZEN, OPTIMIZERS, begin, frozen, logits, train
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LEVELS = ["binary", "ternary", "ternary_symmetric", "topk"]
 LAYERS = {
     "linear": lambda **o: PiggybackLinear(5, 7, num_tasks=2, **o),
@@ -82,7 +82,7 @@ def test_masks_are_in_the_state_dict_and_survive_a_new_process(tmp_path):
     torch.save({key: net.state_dict() for key, net in nets.items()}, saved)
     code = f"""
 import torch
-from tests.nn.frozen_zoo import FROZEN, frozen, logits
+from tests.nn.piggyback.zoo import FROZEN, frozen, logits
 torch.set_num_threads({torch.get_num_threads()})
 found = dict()
 for key, state in torch.load({saved!r}).items():

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskcl.nn import PiggybackNetwork
 from tests.helpers import in_two_processes
-from tests.nn.frozen_zoo import FROZEN, begin, frozen, logits, train
+from tests.nn.piggyback.zoo import FROZEN, begin, frozen, logits, train
 from tests.nn.zoo import images
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from maskcl import report
 from maskcl.report import drawing, importance
-from tests.results import Links, hat_result, mas_result
+from tests.report.results import Links, hat_result, mas_result
 
 MANY = {f"layer{i}.{j}.conv.weight": 100 + i for i in range(4) for j in range(25)}
 

@@ -13,7 +13,7 @@ from torch import nn
 from maskcl.nn import HATNetwork, to_hat
 from tests.nn.zoo import MODELS, images
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def all_logits(net: HATNetwork) -> list[torch.Tensor]:
 LOAD = """
 import sys, torch
 from maskcl.nn import to_hat
-from tests.nn.test_around import all_logits
+from tests.nn.hat.test_around import all_logits
 from tests.nn.zoo import MODELS, images
 torch.set_num_threads({threads})
 for name in sys.argv[2:]:

@@ -12,7 +12,7 @@ import torch
 
 from maskcl import scenarios
 from maskcl.scenarios import ScenarioError
-from tests.scenarios.graphs import unordered
+from tests.scenarios.graphs.tensors_of import unordered
 
 pytest.importorskip("torch_geometric")
 sparse = pytest.importorskip("scipy.sparse")

@@ -24,7 +24,7 @@ from maskcl.nn import (
 )
 from maskcl.nn.tasks.frozen_modules import FrozenNorm
 from maskcl.nn.tasks.state import TaskAware
-from tests.nn.frozen_zoo import FROZEN, SELECT, begin, frozen, logits, train
+from tests.nn.piggyback.zoo import FROZEN, SELECT, begin, frozen, logits, train
 from tests.nn.zoo import MODELS
 
 # --- conversion

@@ -1,0 +1,78 @@
+"""Which training samples a process sees and when: functions of the seed, the task and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.methods import TaskData, derive_seed
+from maskcl.problems import Problem
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def chance(seed: int, purpose: str, *parts: int) -> torch.Generator:
+    """A generator that depends on the seed, the purpose and these numbers alone."""
+    return torch.Generator().manual_seed(derive_seed(purpose, seed, *parts))
+
+
+@dataclass(frozen=True)
+class Samples:
+    """This process's share of tasks' training samples.
+
+    Attributes:
+        problem: makes batches of them.
+        fabric: says how many processes there are, and which this is.
+        batch_size: of this process.
+        seed: of the order.
+    """
+
+    problem: Problem
+    fabric: Fabric
+    batch_size: int
+    seed: int
+
+    def steps(self, dataset: Any) -> int:
+        """How many steps an epoch has, the same in every process."""
+        return self.problem.num_batches(len(dataset) // self.fabric.world_size, self.batch_size)
+
+    def epoch(self, task: int, epoch: int, dataset: Any) -> Iterator[Any]:
+        """An epoch's batches, on the device."""
+        mine = self.order(task, epoch, len(dataset))
+        return self._batches(dataset, mine, chance(self.seed, "batches", task, epoch))
+
+    def order(self, task: int, epoch: int, count: int) -> list[int]:
+        """This process's samples of an epoch, in order.
+
+        Raises:
+            ValueError: there are fewer samples than processes.
+        """
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        if count < world:
+            raise ValueError(f"Trainer: task {task} has {count} training samples, wanted {world}")
+        order = torch.randperm(count, generator=chance(self.seed, "shuffle", task, epoch)).tolist()
+        # Every process takes the same number of steps, or the gradients' exchange would hang.
+        return order[rank : count - count % world : world]
+
+    def task_data(self, task: int, dataset: Any) -> TaskData:
+        """All of a task's samples in order, none left out, for a method that measures on them."""
+        mine = list(range(self.fabric.global_rank, len(dataset), self.fabric.world_size))
+
+        def forward(module: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+            outputs, target, _ = self.problem.forward(module, batch)
+            return outputs, target
+
+        return TaskData(
+            lambda: self._batches(dataset, mine, chance(self.seed, "measuring", task)),
+            forward,
+            getattr(self.problem, "segments", None),
+        )
+
+    def _batches(self, dataset: Any, order: list[int], generator: torch.Generator) -> Iterator[Any]:
+        for batch in self.problem.train_batches(dataset, order, self.batch_size, generator):
+            yield self.fabric.to_device(batch)

@@ -1,0 +1,93 @@
+"""Names that users import stay where they are: those that README, docs and the surfaces promise.
+
+Names may be added here, never moved or taken away.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+PUBLIC = {
+    "maskcl": "EWC HAT MAS Piggyback Trainer __version__ backends export importance masks nn ops",
+    "maskcl.backends": "BACKENDS BackendError not_supported_reasons select use_backend",
+    "maskcl.callback": "Callback",
+    "maskcl.checkpoint": "Checkpoint CheckpointError load_checkpoint save_checkpoint",
+    "maskcl.export": "Cost Report compact report save",
+    "maskcl.graph": "Graph",
+    "maskcl.importance": "estimate",
+    "maskcl.masks": "MaskFile MaskFileError export_masks import_masks read_masks",
+    "maskcl.methods": "EWC HAT HATState MAS Method Piggyback PiggybackState PlanWarning"
+    " QuadraticState TaskData derive_seed",
+    "maskcl.metrics": "Metric all_metrics average_accuracy_curve average_forgetting"
+    " average_incremental average_performance backward_transfer forgetting forgetting_ratio"
+    " forward_transfer intransigence transfer_from_scratch",
+    "maskcl.models": "ENCODERS GRAPH_PROBLEMS NAMES READOUTS build build_graph conv example_inputs"
+    " mlp resnet101 resnet152 resnet18 resnet34 resnet50 vit_small vit_tiny",
+    "maskcl.nn": "ConversionError GrowingHead HATConv1d HATConv2d HATConv3d HATLinear HATNetwork"
+    " ImportanceNetwork PiggybackConv1d PiggybackConv2d PiggybackConv3d PiggybackEmbedding"
+    " PiggybackLinear PiggybackNetwork Protection TaskBatchNorm1d TaskBatchNorm2d TaskBatchNorm3d"
+    " TaskGroupNorm TaskHeads TaskLayerNorm TaskNetwork mask_logits to_hat to_importance"
+    " to_piggyback to_plain",
+    "maskcl.ops": "and_words andnot_words binarize clamp_grads_ clamp_grads_soft_ epoch_progress"
+    " hat_gate hat_scale hat_sparsity kth_largest linear_importance linear_importance_"
+    " mas_accumulate_ mas_penalty mas_penalty_grads_ masked_activation masked_conv masked_linear"
+    " open_conv or_words pack_mask pack_scores packed_embedding packed_linear packed_weight"
+    " piggyback_linear piggyback_weight popcount protected_fraction restore_protected_ soft_mask"
+    " task_progress ternarize topk_mask unpack_mask xor_words",
+    "maskcl.optim": "Guard guard",
+    "maskcl.problems": "Graphs Link Node Problem Vision",
+    "maskcl.report": "ReportError compare decode_masks encode_masks facts read_result write_report"
+    " write_result",
+    "maskcl.scenarios": "NAMES Pretraining Scenario ScenarioError Task default_setting"
+    " from_datasets from_pyg images_of load load_pretraining problem_of reads_data settings_of"
+    " summary variants_of",
+    "maskcl.settings": "Setting get_setting",
+    "maskcl.compat.begin.algorithms.hat.graphs": "GCTaskILHATTrainer",
+    "maskcl.compat.begin.algorithms.hat.links": "LCTaskILHATTrainer",
+    "maskcl.compat.begin.algorithms.hat.nodes": "NCTaskILHATTrainer",
+    "maskcl.compat.begin.algorithms.mas.graphs": "GCClassILMASTrainer GCDomainILMASTrainer"
+    " GCTaskILMASTrainer GCTimeILMASTrainer",
+    "maskcl.compat.begin.algorithms.mas.links": "LCClassILMASTrainer LCTaskILMASTrainer"
+    " LCTimeILMASTrainer LPDomainILMASTrainer LPTimeILMASTrainer",
+    "maskcl.compat.begin.algorithms.mas.nodes": "NCClassILMASMinibatchTrainer NCClassILMASTrainer"
+    " NCDomainILMASTrainer NCTaskILMASTrainer NCTimeILMASTrainer",
+    "maskcl.compat.begin.algorithms.piggyback.graphs": "GCTaskILPiggybackTrainer",
+    "maskcl.compat.begin.algorithms.piggyback.links": "LCTaskILPiggybackTrainer",
+    "maskcl.compat.begin.algorithms.piggyback.nodes": "NCTaskILPiggybackTrainer",
+    "maskcl.compat.begin.scenarios.graphs": "GCScenarioLoader",
+    "maskcl.compat.begin.scenarios.links": "LCScenarioLoader LPScenarioLoader",
+    "maskcl.compat.begin.scenarios.nodes": "NCScenarioLoader",
+    "maskcl.compat.begin.utils": "AdaptiveLinear GCNGraph GCNLink GCNNode",
+    "maskcl.compat.clarena.backbones": "Backbone CLBackbone CLMLP CLResNet101 CLResNet152"
+    " CLResNet18 CLResNet34 CLResNet50 HATMaskBackbone HATMaskMLP HATMaskResNet101"
+    " HATMaskResNet152 HATMaskResNet18 HATMaskResNet34 HATMaskResNet50 MLP ResNet101 ResNet152"
+    " ResNet18 ResNet34 ResNet50",
+    "maskcl.compat.clarena.cl_algorithms": "AdaHAT CLAlgorithm HAT",
+    "maskcl.compat.clarena.cl_algorithms.regularizers": "HATMaskSparsityReg",
+    "maskcl.compat.clarena.cl_heads": "HeadsTIL",
+    "maskcl.compat.clarena.heads": "HeadDIL HeadsTIL",
+    "maskcl.compat.hat_cl": "HATConfig HATPayload TaskIndexedParameter modules utils",
+    "maskcl.compat.hat_cl.modules": "AttentionMasker ConstantMasker HATConv1d HATConv2d HATConv3d"
+    " HATLinear HATMasker TaskIndexedBatchNorm1d TaskIndexedBatchNorm2d TaskIndexedBatchNorm3d"
+    " TaskIndexedLayerNorm",
+    "maskcl.compat.hat_cl.timm_models": "HATAttention HATBasicBlock HATBlock HATResNet"
+    " HATVisionTransformer ResNet_ TaskIndexedLayerScale hat_resnet18 hat_resnet18s hat_resnet34"
+    " hat_resnet34s hat_vit_base_patch16_224 hat_vit_tiny_patch16_224"
+    " hat_vit_tiny_patch16_224_in21k resnet18s resnet34s",
+    "maskcl.compat.hat_cl.utils": "convert_to_base_module convert_to_task_dependent_module"
+    " forget_task forward_hat_payload get_hat_mask_scale get_hat_reg_term get_hat_util"
+    " prune_hat_module",
+}
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_a_public_name_imports_from_where_it_did(module: str) -> None:
+    found = importlib.import_module(module)
+    assert [name for name in PUBLIC[module].split() if not hasattr(found, name)] == []
+
+
+@pytest.mark.parametrize("module", ["maskcl", "maskcl.nn", "maskcl.ops", "maskcl.masks"])
+def test_every_promised_name_is_in_the_list(module: str) -> None:
+    assert set(importlib.import_module(module).__all__) <= set(PUBLIC[module].split())
