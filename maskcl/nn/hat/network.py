@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,36 @@ from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.protection import Protection, protect
 from maskcl.nn.hat.shared_parameters import check_owners, shared_parameters
 from maskcl.nn.hat.topology_by_hand import Sources
+from maskcl.nn.tasks.active import ActiveTask, active_of
 from maskcl.nn.tasks.network import TaskNetwork, own_parameters
 from maskcl.nn.tasks.state import WORD
 from maskcl.ops import hat_gate
 
 INITS = ("normal", "uniform", "dense")
+
+
+@dataclass(frozen=True)
+class TaskUnits:
+    """What decides about one task's masks, as tensors: views that follow the network's.
+
+    Attributes:
+        embedding: [U], the task's.
+        bits: int64 [U], the word of each unit's tasks that the task's bit is in.
+        shift: int64 0-d, of that bit.
+        finished: bool 0-d.
+        free_share: [U], (1 - u) / sum (1 - u) of eq. 5; zeros where no unit is free.
+    """
+
+    embedding: nn.Parameter
+    bits: Tensor
+    shift: Tensor
+    finished: Tensor
+    free_share: Tensor
+
+    def hard_mask(self) -> Tensor:
+        """Units that the task uses, bool [U]: as recorded, else embedding > 0."""
+        recorded = ((self.bits >> self.shift) & 1) != 0
+        return torch.where(self.finished, recorded, self.embedding.detach() > 0)
 
 
 class HATNetwork(TaskNetwork):
@@ -94,15 +120,37 @@ class HATNetwork(TaskNetwork):
             ValueError: there are more or fewer arguments than example inputs; or the model branches
                 on sizes, and these are others than the examples' (the first dimension apart).
         """
-        state, task = self._state, self._active_task()
+        active = self._prepared()
         self._check_arguments(*args, *kwargs.values())
-        if state.scale is None:
-            mask = self.hard_mask(task).to(self.embeddings[task].dtype)
-        else:
-            mask = hat_gate(self.embeddings[task], state.scale, **self._gate)
-        state.mask = mask
-        state.parts = mask.split(self._sizes)
+        self._make_masks(active)
         return self.model(*args, **kwargs)
+
+    def _make_masks(self, active: ActiveTask) -> None:
+        """Masks of all layers at once, for the modules below."""
+        units: TaskUnits = active.record
+        if active.scale is None:
+            mask = units.hard_mask().to(units.embedding.dtype)
+        else:
+            mask = hat_gate(units.embedding, active.scale, **self._gate)
+        active.mask = mask
+        active.parts = mask.split(self._sizes)
+
+    def _fill(self, active: ActiveTask) -> None:
+        super()._fill(active)
+        active.record = self._units_of(active.task)
+        active.make_masks = self._make_masks
+
+    def _units_of(self, task: int) -> TaskUnits:
+        embedding = self.embeddings[task]
+
+        def make() -> TaskUnits:
+            bits = self.tasks[:, task // WORD]
+            shift = torch.tensor(task % WORD, device=bits.device)
+            free = (self.tasks == 0).all(1).to(embedding.dtype)
+            share = free / free.sum().clamp_min(1)
+            return TaskUnits(embedding, bits, shift, self.finished[task], share)
+
+        return self._state.kept(f"units {task}", make, (self.tasks, self.finished, embedding))
 
     def _check_arguments(self, *found: Any) -> None:
         """Raise ValueError where the model may take another path than the one that was followed."""
@@ -154,28 +202,23 @@ class HATNetwork(TaskNetwork):
         Raises:
             RuntimeError: the network has not run in this ``with net.task(k):``.
         """
-        if self._state.mask is None:
+        active = active_of(self._state)
+        if active is None or active.mask is None:
             raise RuntimeError(
                 "HATNetwork.sparsity: no forward yet inside this `with net.task(k):`"
             )
+        units: TaskUnits = active.record
+        mask = active.mask
+        if active.scale is not None and not mask.requires_grad and torch.is_grad_enabled():
+            # A checkpointed forward ran without gradients, and its recomputation is yet to come.
+            mask = hat_gate(units.embedding, active.scale, **self._gate)
         # ops.hat_sparsity with its constants kept: while a task trains, eq. 5 is a dot product.
-        return torch.dot(self._state.mask, self._free_share())
-
-    def _free_share(self) -> Tensor:
-        """(1 - u) / sum (1 - u) of eq. 5, [U]; zeros where no unit is free."""
-        dtype = self.embeddings[0].dtype
-
-        def make() -> Tensor:
-            free = (~self._used()).to(dtype)
-            return free / free.sum().clamp_min(1)
-
-        return self._state.kept(f"free share {dtype}", make, (self.tasks,))
+        return torch.dot(mask, units.free_share)
 
     def hard_mask(self, task: int) -> Tensor:
         """Units that a task uses, bool [U]: as recorded by finish_task, else embedding > 0."""
         self._check_task("hard_mask", task)
-        recorded = ((self.tasks[:, task // WORD] >> (task % WORD)) & 1) != 0
-        return torch.where(self.finished[task], recorded, self.embeddings[task].detach() > 0)
+        return self._units_of(task).hard_mask()
 
     def used(self) -> Tensor:
         """Units that any finished task uses, bool [U]."""
@@ -202,6 +245,7 @@ class HATNetwork(TaskNetwork):
         self.finished[task] = True
         for parameter in (self.embeddings[task], *own_parameters(self.model, task)):
             parameter.requires_grad_(False)
+        self._changed()
 
     @torch.no_grad()
     def forget_task(self, task: int) -> None:
@@ -210,6 +254,7 @@ class HATNetwork(TaskNetwork):
         bit = torch.ones((), dtype=torch.int64, device=self.tasks.device) << (task % WORD)
         self.tasks[:, task // WORD] &= ~bit
         self.finished[task] = False
+        self._changed()
 
     @torch.no_grad()
     def reset_embedding(

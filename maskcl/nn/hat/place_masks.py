@@ -10,8 +10,9 @@ from torch import nn
 
 from maskcl.nn.following.trace import trace
 from maskcl.nn.hat.find_topology import analyse
-from maskcl.nn.hat.topology import Topology, task_aware, unit_span, weight_layers
+from maskcl.nn.hat.topology import Topology, unit_span, weight_layers
 from maskcl.nn.hat.topology_by_hand import Sources, analyse_by_hand
+from maskcl.nn.tasks.active import ActiveTask, Entering
 from maskcl.nn.tasks.errors import ConversionError
 from maskcl.nn.tasks.network import check_members
 from maskcl.nn.tasks.norms import TaskNorm
@@ -30,8 +31,7 @@ def attach(
     check_members("HATNetwork", model, num_tasks)
     with unmasked(model):
         topology = _analyse(model, example_inputs, sources)
-    for _, module in task_aware(model):
-        module._state = state
+    state.bind(model)
     _place_masks(model, topology)
     return topology
 
@@ -40,15 +40,14 @@ def attach(
 def unmasked(model: nn.Module) -> Iterator[None]:
     """Let a model without a network run for its shapes: no masks, task 0."""
     state = TaskState()
-    state.task = 0
-    aware = [module for _, module in task_aware(model)]
-    for module in aware:
-        module._state = state
+    state.bind(model)
+    active = ActiveTask(state, 0)
+    active.own = state.kept_own(0)
     try:
-        yield
+        with Entering(model, lambda: active):
+            yield
     finally:
-        for module in aware:
-            module._state = None
+        state.release()
 
 
 def _analyse(model: nn.Module, example_inputs: Any, sources: Sources | None) -> Topology:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from maskcl.nn.importance.named_buffers import TensorTree, owner_of
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads
 from maskcl.nn.tasks.network import TaskNetwork, check_members, own_parameters
-from maskcl.nn.tasks.state import TaskAware
 
 ANCHORS = ("last", "mean")
 
@@ -62,9 +61,7 @@ class ImportanceNetwork(TaskNetwork):
         shape = (num_tasks, len(shared))
         drifts = torch.full(shape, -1.0, device=self._device(), dtype=torch.float32)
         self.register_buffer("drifts", drifts)
-        for module in model.modules():
-            if isinstance(module, TaskAware):
-                module._state = self._state
+        self._state.bind(model)
 
     def finish_task(self, task: int) -> None:
         """Mark the task as trained, and freeze its own head and norms.

@@ -95,17 +95,21 @@ class PiggybackLayer(TaskAware):
 
     def mask(self) -> tuple[Tensor | None, Cut]:
         """The active task's words, or None and the cut of its scores."""
-        state, task = self._active()
-        assert isinstance(state, MaskState)
-        if task in state.done:
-            return self.words_of(task), NO_CUT
-        cut = state.cut
-        if cut is None or cut.task != task or self.scores is None:
+        active = self._active()
+        if (words := active.own[self.place]) is not None:
+            return words, NO_CUT
+        if (cut := active.record) is None or self.scores is None:
+            task = active.task
             raise RuntimeError(
                 f"{type(self).__name__}: task {task} is neither finished nor in training, so it has"
                 f" no mask; net.begin_task({task}) starts it"
             )
         return None, cut
+
+    def of(self, task: int) -> Tensor | None:
+        """A finished task's words, None for any other task."""
+        assert isinstance(self._state, MaskState)
+        return self.words_of(task) if task in self._state.done else None
 
     def frozen_bias(self) -> Tensor | None:
         """The bias where there is one, out of reach of any optimizer as the weight is."""

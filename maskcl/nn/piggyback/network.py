@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
 import torch
-from torch import Tensor
 
 from maskcl.nn.piggyback.cut import Cut, check_start
 from maskcl.nn.piggyback.recorded_masks import RecordedMasks
 from maskcl.ops.weight_mask import selection
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class PiggybackNetwork(RecordedMasks):
@@ -40,21 +32,6 @@ class PiggybackNetwork(RecordedMasks):
         ValueError: num_tasks or levels is not as above or another than a module's, or the model has
             no layer to mask.
     """
-
-    @contextmanager
-    def task(self, index: int, scale: float | Tensor | None = None) -> Iterator[Self]:
-        """Make a task active; nests, and what was active before returns on any exit.
-
-        Args:
-            index: of the task, from 0.
-            scale: None; masks are never soft.
-
-        Raises:
-            ValueError: no such task, or a scale.
-        """
-        self._refresh()
-        with super().task(index, scale):
-            yield self
 
     @torch.no_grad()
     def begin_task(

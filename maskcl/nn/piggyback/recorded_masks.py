@@ -13,9 +13,9 @@ from maskcl.nn.piggyback.frozen_base import base_hash, freeze
 from maskcl.nn.piggyback.layers import PIGGYBACK_LAYERS
 from maskcl.nn.piggyback.mask_words import check_all_words, differing_bits, off_shares
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
+from maskcl.nn.tasks.active import ActiveTask
 from maskcl.nn.tasks.frozen_modules import freeze_norm, thaw_norm
 from maskcl.nn.tasks.network import TaskNetwork, check_members, own_modules, own_parameters
-from maskcl.nn.tasks.state import TaskAware
 
 
 class RecordedMasks(TaskNetwork):
@@ -35,9 +35,7 @@ class RecordedMasks(TaskNetwork):
         self.levels = levels
         self._check_layers()
         freeze(model)
-        for module in model.modules():
-            if isinstance(module, TaskAware):
-                module._state = self._state
+        self._state.bind(model)
         self.register_load_state_dict_post_hook(_after_loading)
 
     @property
@@ -160,6 +158,7 @@ class RecordedMasks(TaskNetwork):
 
         def follow() -> None:
             self._state.done = frozenset(torch.nonzero(self.finished).flatten().tolist())
+            self._changed()
             for task in range(self.num_tasks):
                 for _, module in own_modules(self.model, task):
                     if task in self._state.done:
@@ -169,6 +168,15 @@ class RecordedMasks(TaskNetwork):
 
         self._state.kept("done", follow, (self.finished,))
 
+    def _new_active(self, task: int, scale: Tensor | None) -> ActiveTask:
+        self._refresh()
+        return super()._new_active(task, scale)
+
+    def _fill(self, active: ActiveTask) -> None:
+        super()._fill(active)
+        cut = self._state.cut
+        active.record = cut if cut is not None and cut.task == active.task else None
+
     def _settle(self) -> None:
         """After a change of tasks: what is finished, and what requires gradients."""
         self._refresh()
@@ -177,6 +185,7 @@ class RecordedMasks(TaskNetwork):
             parameter.requires_grad_(False)
         for parameter in trained:
             parameter.requires_grad_(True)
+        self._changed()
 
     def _record(self, task: int, words: Mapping[str, Tensor]) -> None:
         for name, layer in self.layers.items():

@@ -53,8 +53,11 @@ class TaskHeads(TaskAware):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits of the active task."""
-        _, task = self._active()
-        return self.heads[task](input)
+        return self._own()(input)
+
+    def of(self, task: int) -> nn.Module:
+        """A task's head."""
+        return self.heads[task]
 
 
 class GrowingHead(TaskAware):
@@ -103,8 +106,11 @@ class GrowingHead(TaskAware):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits of the classes seen by the end of the active task."""
-        _, task = self._active()
-        return self.linear(input)[..., : self.classes[task]]
+        return self.linear(input)[..., : self._own()]
+
+    def of(self, task: int) -> int:
+        """Number of the classes that a task sees."""
+        return self.classes[task]
 
     def extra_repr(self) -> str:
         """Numbers of classes."""

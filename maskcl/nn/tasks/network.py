@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from maskcl.nn.tasks.active import ActiveTask, Entering, active_of
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.norms import TaskNorm
-from maskcl.nn.tasks.state import TaskAware, TaskState
+from maskcl.nn.tasks.recomputation import remember_for_recomputation
+from maskcl.nn.tasks.state import NO_TASK, TaskAware, TaskState
 from maskcl.nn.tasks.task_parameters import TaskParameter
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class TaskNetwork(nn.Module):
         self.training = model.training
         finished = torch.zeros(num_tasks, dtype=torch.bool, device=self._device())
         self.register_buffer("finished", finished)
+        self.register_load_state_dict_post_hook(_after_loading)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output for the active task.
@@ -54,7 +56,7 @@ class TaskNetwork(nn.Module):
             RuntimeError: no task is active; or, in a PiggybackNetwork, it is neither finished nor
                 in training.
         """
-        self._active_task()
+        self._prepared()
         return self.model(*args, **kwargs)
 
     def begin_task(self, task: int) -> None:
@@ -69,6 +71,7 @@ class TaskNetwork(nn.Module):
             parameter.grad = None
         for parameter in self.task_parameters(task):
             parameter.requires_grad_(True)
+        self._changed()
 
     def finish_task(self, task: int) -> None:
         """Record that the task is trained, and its masks; freeze all that is its own."""
@@ -82,9 +85,11 @@ class TaskNetwork(nn.Module):
         """What a task trains."""
         raise NotImplementedError
 
-    @contextmanager
-    def task(self, index: int, scale: float | Tensor | None = None) -> Iterator[Self]:
-        """Make a task active; nests, and what was active before returns on any exit.
+    def task(self, index: int, scale: float | Tensor | None = None) -> Entering[Self]:
+        """Make a task active in this thread or coroutine, for ``with``.
+
+        It nests, and what was active before returns on any exit. Threads and coroutines that run
+        the network each enter their own; a thread that is started inside begins without any.
 
         Args:
             index: of the task, from 0.
@@ -97,13 +102,38 @@ class TaskNetwork(nn.Module):
         """
         self._check_task("task", index)
         scale = self._checked_scale(index, scale)
-        state = self._state
-        before = state.task, state.scale, state.mask, state.parts
-        state.task, state.scale, state.mask, state.parts = index, scale, None, ()
-        try:
-            yield self
-        finally:
-            state.task, state.scale, state.mask, state.parts = before
+        return Entering(self, lambda: self._new_active(index, scale))
+
+    def _new_active(self, task: int, scale: Tensor | None) -> ActiveTask:
+        active = ActiveTask(self._state, task, scale)
+        self._fill(active)
+        return active
+
+    def _fill(self, active: ActiveTask) -> None:
+        """Put in what the task has to itself, as it is now."""
+        active.own = self._state.kept_own(active.task)
+        active.version = self._state.version
+
+    def _changed(self) -> None:
+        """Say that what tasks have to themselves is no longer what it was."""
+        self._state.version += 1
+
+    def _prepared(self) -> ActiveTask:
+        """The active task, ready for a forward."""
+        active = active_of(self._state)
+        if active is None:
+            raise RuntimeError(f"{type(self).__name__}: {NO_TASK}")
+        if not torch.compiler.is_compiling():
+            if active.version != self._state.version:
+                self._fill(active)
+            active.learns = torch.is_grad_enabled()
+            remember_for_recomputation(active, outermost=True)
+        return active
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        result = super()._apply(fn, recurse)
+        self._changed()
+        return result
 
     def _new_state(self) -> TaskState:
         return TaskState()
@@ -117,14 +147,6 @@ class TaskNetwork(nn.Module):
     def _device(self) -> torch.device:
         """Of the model's first parameter."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
-
-    def _active_task(self) -> int:
-        task = self._state.task
-        if task is None:
-            raise RuntimeError(
-                f"{type(self).__name__}: no task is active, call the network in `with net.task(k):`"
-            )
-        return task
 
     def _check_task(self, caller: str, task: int) -> None:
         if not isinstance(task, int) or not 0 <= task < self.num_tasks:
@@ -140,6 +162,10 @@ class TaskNetwork(nn.Module):
                 f"{type(self).__name__}.{caller}: task {task} is finished;"
                 f" net.forget_task({task}) gives it up"
             )
+
+
+def _after_loading(net: TaskNetwork, incompatible_keys: Any) -> None:
+    net._changed()
 
 
 def check_members(owner: str, model: nn.Module, num_tasks: int) -> None:

@@ -45,8 +45,11 @@ class TaskNorm(Masked):
 
     def forward(self, input: Tensor) -> Tensor:
         """act(norm of the active task(x)) * mask, x's shape."""
-        _, task = self._active()
-        return self._finish(self.norms[task](input), self.channel_dim)
+        return self._finish(self._own()(input), self.channel_dim)
+
+    def of(self, task: int) -> nn.Module:
+        """A task's norm."""
+        return self.norms[task]
 
 
 class _TaskBatchNorm(TaskNorm):

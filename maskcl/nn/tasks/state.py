@@ -1,4 +1,4 @@
-"""What the task-aware modules of a network share: the active task and its masks."""
+"""The modules that differ from task to task, and what a network's share."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskcl.nn.tasks.active import ActiveTask, active_of
+from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.ops import masked_activation
 from maskcl.reference.masked_forward import activate
 
@@ -17,29 +19,61 @@ NONE = -2
 """Slot of the unit table for values that no task uses: zero padding."""
 WORD = 64
 """Tasks in one int64 word of a unit's bits."""
+NO_TASK = (
+    "no task is active here: call the network in `with net.task(k):`, in the thread or coroutine"
+    " that calls it"
+)
 
 
 class TaskState:
-    """Active task, its scale, and the masks that the network's last forward computed.
+    """What a network's task-aware modules share, whoever calls them.
 
     Attributes:
-        task: index of the active task, None outside ``with net.task(k):``.
-        scale: 0-d tensor for soft masks, None for hard ones.
-        mask: [U] masks of all units, None before the first forward of the context.
-        parts: ``mask`` split by layer, views.
+        modules: the task-aware modules, each with its number in this list as ``place``.
+        version: grows with whatever changes what a task has: see ``TaskNetwork._changed``.
+        owns: by task, what it has to itself and of which version that is.
         cache: what follows from the task bits, kept until they change.
     """
 
     def __init__(self) -> None:
-        self.task: int | None = None
-        self.scale: Tensor | None = None
-        self.mask: Tensor | None = None
-        self.parts: tuple[Tensor, ...] = ()
+        self.modules: list[TaskAware] = []
+        self.version = 0
+        self.owns: dict[int, tuple[int, tuple[Any, ...]]] = {}
         self.cache: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Masks belong to one forward's graph, which can be neither copied nor saved.
-        return {"task": None, "scale": None, "mask": None, "parts": (), "cache": {}}
+        return {**vars(self), "cache": {}, "owns": {}}
+
+    @property
+    def task(self) -> int | None:
+        """The task that is active for who asks, None where none is."""
+        active = active_of(self)
+        return None if active is None else active.task
+
+    @property
+    def scale(self) -> Tensor | None:
+        """Its scale; None for hard masks, and where no task is active."""
+        active = active_of(self)
+        return None if active is None else active.scale
+
+    def bind(self, model: nn.Module) -> None:
+        """Make this the state of a model's task-aware modules."""
+        self.modules = [module for module in model.modules() if isinstance(module, TaskAware)]
+        for place, module in enumerate(self.modules):
+            module._state, module.place = self, place
+
+    def release(self) -> None:
+        """Leave the modules without a state."""
+        for module in self.modules:
+            module._state = None
+
+    def kept_own(self, task: int) -> tuple[Any, ...]:
+        """What a task has to itself of each module, kept until something changes."""
+        version, own = self.owns.get(task, (-1, ()))
+        if version != self.version:
+            own = tuple(module.of(task) for module in self.modules)
+            self.owns[task] = self.version, own
+        return own
 
     def kept(self, name: str, make: Callable[[], Any], tensors: Sequence[Tensor]) -> Any:
         """What ``make`` returned, until one of ``tensors`` is replaced or an integer one written.
@@ -60,22 +94,26 @@ class TaskState:
         self.cache[name] = (versions, [id(t) for t in tensors], tensors, value)
         return value
 
-    def table(self) -> Tensor:
-        """Masks of all units, then those of the slots NONE (0) and EVERY (1): [U + 2]."""
-        assert self.mask is not None
-        return torch.cat([self.mask, self.mask.new_zeros(1), self.mask.new_ones(1)])
-
 
 class TaskAware(nn.Module):
-    """Base of the modules that differ from task to task; a network gives them their state."""
+    """Base of the modules that differ from task to task; a network gives them their state.
 
+    Attributes:
+        place: number of the module among the network's.
+    """
+
+    place: int = -1
     _state: TaskState | None = None
     # Class name of the only network that it can be part of; None for any.
     _network: str | None = None
     # Whether its further arguments are edges and what they carry, which every task uses.
     _takes_edges = False
 
-    def _active(self) -> tuple[TaskState, int]:
+    def of(self, task: int) -> Any:
+        """What a task has to itself here; None for nothing."""
+        return None
+
+    def _active(self) -> ActiveTask:
         state = self._state
         if state is None:
             raise RuntimeError(
@@ -83,11 +121,16 @@ class TaskAware(nn.Module):
                 f"{self._network or 'HATNetwork, PiggybackNetwork or ImportanceNetwork'}, or"
                 " convert an ordinary one with to_hat, to_piggyback or to_importance"
             )
-        if state.task is None:
-            raise RuntimeError(
-                f"{type(self).__name__}: no task is active, run the network in `with net.task(k):`"
-            )
-        return state, state.task
+        active = active_of(state)
+        if active is None:
+            raise RuntimeError(f"{type(self).__name__}: {NO_TASK}")
+        if not torch.compiler.is_compiling():
+            remember_for_recomputation(active)
+        return active
+
+    def _own(self) -> Any:
+        """What the active task has to itself here."""
+        return self._active().own[self.place]
 
 
 class Masked(TaskAware):
@@ -125,19 +168,23 @@ class Masked(TaskAware):
         )
 
     def _mask(self) -> Tensor | None:
-        state, _ = self._active()
+        active = self._active()
         if self._slots is None:
             return None
-        if not state.parts:
+        if not active.parts:
             raise RuntimeError(
                 f"{type(self).__name__}: the masks come from the network's forward; call the"
                 " network, not a part of it"
             )
         if not self._slots:
-            return state.table()[self.mask_index].amax(0)
-        mask = state.parts[self._slots[0]]
+            assert active.mask is not None
+            # The slots NONE (0) and EVERY (1) are the last two.
+            mask = active.mask
+            table = torch.cat([mask, mask.new_zeros(1), mask.new_ones(1)])
+            return table[self.mask_index].amax(0)
+        mask = active.parts[self._slots[0]]
         for slot in self._slots[1:]:
-            mask = torch.maximum(mask, state.parts[slot])
+            mask = torch.maximum(mask, active.parts[slot])
         return mask
 
     def _finish(self, y: Tensor, channel_dim: int) -> Tensor:

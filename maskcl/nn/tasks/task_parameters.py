@@ -31,7 +31,7 @@ class TaskParameter(TaskAware):
 
     def __init__(self, parameter: nn.Parameter, num_tasks: int) -> None:
         super().__init__()
-        self.copies = nn.ModuleList(_Copy(parameter) for _ in range(num_tasks))
+        self.copies = nn.ModuleList(TaskCopy(parameter) for _ in range(num_tasks))
 
     @property
     def num_tasks(self) -> int:
@@ -40,17 +40,18 @@ class TaskParameter(TaskAware):
 
     def forward(self) -> Tensor:
         """The active task's copy."""
-        _, task = self._active()
-        return self.of(task)
+        return self._own().value
 
-    def of(self, task: int) -> nn.Parameter:
+    def of(self, task: int) -> TaskCopy:
         """A task's copy."""
         copy = self.copies[task]
-        assert isinstance(copy, _Copy)
-        return copy.value
+        assert isinstance(copy, TaskCopy)
+        return copy
 
 
-class _Copy(nn.Module):
+class TaskCopy(nn.Module):
+    """One task's copy of a parameter, its ``value``."""
+
     value: nn.Parameter
 
     def __init__(self, parameter: nn.Parameter) -> None:
@@ -113,7 +114,7 @@ def tighten(model: nn.Module, task: int) -> None:
         for name in names:
             copies = module._modules.pop(name + SUFFIX)
             assert isinstance(copies, TaskParameter)
-            value = shared.setdefault(copies, copies.of(task))
+            value = shared.setdefault(copies, copies.of(task).value)
             module.register_parameter(name, value)
 
 

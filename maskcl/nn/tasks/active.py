@@ -1,0 +1,125 @@
+"""Which task is active: it belongs to the caller's thread or coroutine, never to the network.
+
+``with net.task(k):`` puts an `ActiveTask` into a context variable. So a server's threads, or
+coroutines in turns, run one network in different tasks. Compiled code reads it as data: the tensors
+and modules in it are what differs between tasks, and no number of a task is a constant of a graph.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from maskcl.nn.tasks.state import TaskState
+
+Net = TypeVar("Net")
+
+
+class ActiveTask:
+    """One ``with net.task(k):``, as the network's modules see it.
+
+    Attributes:
+        state: of the network; whose active task this is.
+        task: index of the task.
+        scale: 0-d tensor for soft masks, None for hard ones.
+        own: what the task has to itself of each module, by ``TaskAware.place``.
+        record: what the network adds about the task.
+        version: of the state, when ``own`` and ``record`` were made.
+        learns: the last forward here began with gradients.
+        make_masks: makes ``mask`` and ``parts`` anew; None where there are no such masks.
+        mask: [U] masks of all units as the last forward here made them, None before it.
+        parts: ``mask`` split by layer, views.
+        before: what was active before, of this network or another.
+    """
+
+    def __init__(self, state: TaskState, task: int, scale: Tensor | None = None) -> None:
+        self.state = state
+        self.task = task
+        self.scale = scale
+        self.own: tuple[Any, ...] = ()
+        self.record: Any = None
+        self.version = -1
+        self.learns = False
+        self.make_masks: Callable[[ActiveTask], None] | None = None
+        self.mask: Tensor | None = None
+        self.parts: tuple[Tensor, ...] = ()
+        self.before: ActiveTask | None = None
+
+    def copy(self) -> ActiveTask:
+        """The same, with what is active around it, whatever forwards come later."""
+        new = ActiveTask.__new__(ActiveTask)
+        vars(new).update(vars(self))
+        new.before = None if self.before is None else self.before.copy()
+        return new
+
+
+_ACTIVE: ContextVar[ActiveTask | None] = ContextVar("maskcl_active_task", default=None)
+
+# Dynamo reads context variables from torch 2.14 on, and thread-locals in every version.
+_READS_CONTEXT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+
+
+class _ThreadLocal(threading.local):
+    active: ActiveTask | None = None
+
+
+_LOCAL = _ThreadLocal()
+
+
+def innermost() -> ActiveTask | None:
+    """What was entered last in this thread or coroutine, of any network."""
+    if not _READS_CONTEXT and torch.compiler.is_compiling():
+        return _LOCAL.active
+    return _ACTIVE.get()
+
+
+def set_innermost(active: ActiveTask | None) -> None:
+    """Make it what was entered last in this thread or coroutine."""
+    _ACTIVE.set(active)
+    if not _READS_CONTEXT:
+        # Coroutines share a thread, so there compiled code is told of none rather than a wrong one.
+        _LOCAL.active = None if asyncio._get_running_loop() else active
+
+
+def active_of(state: TaskState) -> ActiveTask | None:
+    """The active task of the network with this state, None where there is none."""
+    active = innermost()
+    while active is not None and active.state is not state:
+        active = active.before
+    return active
+
+
+class Entering(Generic[Net]):
+    """What ``net.task(k)`` returns: a context manager that may be entered again, also elsewhere.
+
+    Args:
+        net: returned on entering.
+        make: makes the active task, on entering.
+    """
+
+    def __init__(self, net: Net, make: Callable[[], ActiveTask]) -> None:
+        self._net = net
+        self._make = make
+
+    def __enter__(self) -> Net:
+        active = self._make()
+        active.before = _ACTIVE.get()
+        set_innermost(active)
+        return self._net
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        active = _ACTIVE.get()
+        set_innermost(None if active is None else active.before)
