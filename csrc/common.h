@@ -46,6 +46,17 @@ void dispatch_float(ScalarType dtype, const char* op, F&& body) {
   }
 }
 
+template <typename T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+template <typename T>
+const T* const_data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // An unsigned type of an element's size, for what moves elements and does no arithmetic.
 template <size_t Size>
 struct BitsOf;
@@ -61,6 +72,14 @@ template <>
 struct BitsOf<8> {
   using type = uint64_t;
 };
+
+// Runs body<U>() for the unsigned type of an element's size.
+template <typename F>
+void dispatch_bits(size_t bytes, F&& body) {
+  if (bytes == 2) return body.template operator()<uint16_t>();
+  if (bytes == 4) return body.template operator()<uint32_t>();
+  body.template operator()<uint64_t>();
+}
 
 inline ScalarType compute_dtype(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
@@ -136,6 +155,17 @@ inline Tensor scores_for(const Tensor& scores, ScalarType weight) {
   return dtype == weight || dtype == ScalarType::Float ? scores : torch::stable::to(scores, compute_dtype(weight));
 }
 
+// Runs body<T, S>() for a weight's dtype and that of its scores_for.
+template <typename F>
+void dispatch_pair(const char* op, ScalarType weight, ScalarType scores, F&& body) {
+  dispatch_float(weight, op, [&]<typename T>() {
+    if (scores == ScalarType::Float) return body.template operator()<T, float>();
+    MASKCL_CHECK(scores == weight, op, ": scores are ", torch::headeronly::toString(scores),
+                 ", wanted float32 or the weight's dtype");
+    if constexpr (!std::is_same_v<T, float>) body.template operator()<T, T>();
+  });
+}
+
 // A dense tensor seen around its channel: memory order [outer][channels][inner].
 struct Layout {
   int64_t outer, channels, inner;
@@ -186,6 +216,19 @@ inline bool is_dense(const Tensor& x) {
     expected *= x.size(d);
   }
   return true;
+}
+
+// `t` in a memory order that outputs may have, contiguous or channels_last.
+inline Tensor dense(const Tensor& t) {
+  return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t);
+}
+
+// `result` in the order that empty_like gives `like`, which the reference returns.
+inline Tensor like_input(const Tensor& result, const Tensor& like) {
+  Tensor out = torch::stable::empty_like(like);
+  if (same_strides(result, out)) return result;
+  torch::stable::copy_(out, result);
+  return out;
 }
 
 // Fresh memory in the order of `like`.

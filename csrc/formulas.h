@@ -2,15 +2,7 @@
 // The specification, with the equations' sources, is maskcl/reference; names are the same here.
 #pragma once
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
-#if defined(__CUDACC__)
-#define MASKCL_HD __host__ __device__ __forceinline__
-#else
-#define MASKCL_HD inline __attribute__((always_inline))
-#endif
+#include "elementary.h"
 
 namespace maskcl {
 
@@ -18,75 +10,6 @@ enum class Activation { identity, relu, gelu, gelu_tanh, silu, tanh, sigmoid, le
 enum class Rule { hat, constant, adahat, random };
 enum class Aggregation { min, max, mean };
 enum class Levels { binary, binary_inclusive, ternary, ternary_symmetric, topk, soft };
-
-// --- elementary functions -------------------------------------------------------------------------------------------
-
-// exp in float32 by range reduction and a polynomial (Cephes' coefficients): no call, so loops over it vectorise, and
-// host and device round alike. At most 2 ulp; 0 below -104, infinity above 89, gradual underflow between, NaN kept.
-MASKCL_HD float exp_(float x) {
-  const float clipped = x < -105.0f ? -105.0f : (x > 89.0f ? 89.0f : x);
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
-  const float shifted = clipped * 1.44269504088896341f + magic;
-  const float n = shifted - magic;
-  const float r = (clipped - n * 0.693359375f) - n * -2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  // 2^n in two factors, so that results below 2^-126 come out as subnormals
-  const int32_t k = static_cast<int32_t>(n), half = k / 2;
-  const int32_t bits1 = (half + 127) * (1 << 23), bits2 = (k - half + 127) * (1 << 23);
-  float scale1, scale2;
-  memcpy(&scale1, &bits1, 4);
-  memcpy(&scale2, &bits2, 4);
-  const float y = p * scale1 * scale2;
-  return x != x ? x : y;
-}
-MASKCL_HD double exp_(double x) { return ::exp(x); }
-
-MASKCL_HD float abs_(float x) { return ::fabsf(x); }
-MASKCL_HD double abs_(double x) { return ::fabs(x); }
-
-template <typename T>
-MASKCL_HD T sigmoid(T x) {
-  const T t = exp_(-abs_(x));
-  return (x >= T(0) ? T(1) : t) / (T(1) + t);
-}
-
-// sigmoid'(x) without the cancellation of m (1 - m)
-template <typename T>
-MASKCL_HD T sigmoid_slope(T x) {
-  const T t = exp_(-abs_(x));
-  const T p = t / (T(1) + t);
-  return p * (T(1) - p);
-}
-
-MASKCL_HD float tanh_(float x) {
-  const float a = abs_(x), t = exp_(-2.0f * a);
-  const float large = (1.0f - t) / (1.0f + t);
-  const float s = x * x;  // near 0 the quotient cancels: odd series instead
-  const float small = a * (1.0f + s * (-0.33333333f + s * (0.13333333f + s * (-0.053968254f + s * 0.021869489f))));
-  const float y = a < 0.3f ? small : large;
-  return x < 0.0f ? -y : y;
-}
-MASKCL_HD double tanh_(double x) { return ::tanh(x); }
-
-// Abramowitz and Stegun 7.1.26, absolute error 1.5e-7; e is exp(-x^2), which gelu's derivative needs as well
-MASKCL_HD float erf_with_exp(float x, float e) {
-  const float a = abs_(x), t = 1.0f / (1.0f + 0.3275911f * a);
-  const float p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-  const float y = 1.0f - p * e;
-  return x < 0.0f ? -y : y;
-}
-MASKCL_HD double erf_with_exp(double x, double) { return ::erf(x); }
-
-template <typename T>
-MASKCL_HD T erf_(T x) {
-  return erf_with_exp(x, exp_(-x * x));
-}
 
 // --- gate -----------------------------------------------------------------------------------------------------------
 
@@ -191,6 +114,11 @@ MASKCL_HD void activate_with_slope(T x, T slope, T* a, T* d) {
 
 // --- masked_forward -------------------------------------------------------------------------------------------------
 
+// Whether act' can be had from act(x), so that y may be kept in place of x.
+constexpr bool has_slope_from_output(Activation a) {
+  return a != Activation::gelu && a != Activation::gelu_tanh && a != Activation::silu;
+}
+
 template <Activation A, typename T>
 MASKCL_HD T masked_activation(T x, T b, T m, T slope) {
   return activate<A>(x + b, slope) * m;
@@ -216,8 +144,9 @@ MASKCL_HD void masked_activation_backward_from_output(T g, T y, T m, T inverse_m
   }
 }
 
-template <Activation A>
-constexpr bool divides_once = A == Activation::identity || A == Activation::relu || A == Activation::leaky_relu;
+constexpr bool divides_once(Activation a) {
+  return a == Activation::identity || a == Activation::relu || a == Activation::leaky_relu;
+}
 
 // 1 / m to undo a mask; 0 where that is infinite, as for a closed gate: there m act' is 0 to every digit that counts.
 MASKCL_HD float inverse_mask(float m) { return abs_(m) > 3.0e-39f ? 1.0f / m : 0.0f; }
@@ -359,7 +288,7 @@ MASKCL_HD double value_of_key(uint64_t key, bool magnitude) {
 
 // --- bitmask --------------------------------------------------------------------------------------------------------
 
-// A weight's bit pattern where its bit is 1, turned in sign where `negative` is; 0 elsewhere. U is as wide as the weight.
+// A weight's bit pattern where its bit is 1, turned in sign where `negative` is; 0 elsewhere. U is as wide as a weight.
 template <typename U>
 MASKCL_HD U select_bits(U weight, uint32_t on, uint32_t negative) {
   constexpr int sign = 8 * sizeof(U) - 1;

@@ -36,7 +36,7 @@ inline void batched_matmul_out(const Tensor& a, const Tensor& b, const Tensor& o
   TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(bmm_out)(out.get(), a.get(), b.get()));
 }
 
-// out = x W^T + b, as an ordinary linear layer has it
+// out = x W^T + b, as an ordinary linear layer has it: with b in the product where `out` is contiguous
 inline void linear_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out) {
   Tensor w = weight;
   const Tensor columns = torch::stable::transpose(w, 0, 1);

@@ -3,13 +3,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "words.h"
+#include "packing.h"
 
 namespace maskcl {
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
 
 // --- loops, one copy an instruction set -----------------------------------------------------------------------------
 
@@ -29,54 +26,6 @@ MASKCL_INLINE void select_range(const U* w, Planes planes, U* y, int64_t begin, 
   }
 }
 
-// Elements [begin, end) of a mask whose patterns of 1 and -1 are given; begin is a word's first.
-template <typename U>
-MASKCL_INLINE void unpack_range(Planes planes, U* y, int64_t begin, int64_t end, U one, U minus_one) {
-  const U turn = one ^ minus_one;
-  for (int64_t i = begin; i < end; i += kWord) {
-    const uint32_t on = planes.on[i / kWord], negative = planes.negative ? planes.negative[i / kWord] : 0;
-    U all[kWord];
-    for (uint32_t j = 0; j < kWord; ++j) {
-      const U turned = one ^ (turn & static_cast<U>(U(0) - static_cast<U>(negative >> j & 1)));
-      all[j] = turned & static_cast<U>(U(0) - static_cast<U>(on >> j & 1));
-    }
-    memcpy(y + i, all, sizeof(U) * std::min(kWord, end - i));
-  }
-}
-
-// Words [first, last) of `count` elements whose levels, negative, 0 or positive, are level_at(i).
-template <typename F>
-MASKCL_INLINE void pack_words(uint32_t* on, uint32_t* negative, int64_t first, int64_t last, int64_t count,
-                              const F& level_at) {
-  for (int64_t word = first; word < last; ++word) {
-    const int64_t from = word * kWord, left = std::min(kWord, count - from);
-    uint32_t some = 0, less = 0;
-    if (left == kWord) {
-      for (uint32_t j = 0; j < kWord; ++j) some |= static_cast<uint32_t>(level_at(from + j) != 0) << j;
-      if (negative)
-        for (uint32_t j = 0; j < kWord; ++j) less |= static_cast<uint32_t>(level_at(from + j) < 0) << j;
-    } else {
-      for (uint32_t j = 0; j < left; ++j) {
-        some |= static_cast<uint32_t>(level_at(from + j) != 0) << j;
-        less |= static_cast<uint32_t>(level_at(from + j) < 0) << j;
-      }
-    }
-    on[word] = some;
-    if (negative) negative[word] = less;
-  }
-}
-
-template <typename S, typename C>
-MASKCL_INLINE void pack_scores_range(const S* scores, uint32_t* on, uint32_t* negative, int64_t first, int64_t last,
-                                     int64_t count, Levels levels, C threshold) {
-  dispatch_levels(levels, [&]<Levels L>() __attribute__((always_inline)) {
-    if constexpr (L != Levels::soft)
-      pack_words(on, negative, first, last, count, [=](int64_t i) __attribute__((always_inline)) {
-        return level<L>(static_cast<C>(scores[i]), threshold);
-      });
-  });
-}
-
 MASKCL_CLONES void run_select(const uint16_t* w, Planes p, uint16_t* y, int64_t begin, int64_t end, int64_t count) {
   select_range(w, p, y, begin, end, count);
 }
@@ -87,42 +36,11 @@ void run_select(const uint64_t* w, Planes p, uint64_t* y, int64_t begin, int64_t
   select_range(w, p, y, begin, end, count);
 }
 
-#define MASKCL_UNPACK(U)                                                                                      \
-  MASKCL_CLONES void run_unpack(Planes p, U* y, int64_t begin, int64_t end, U one, U minus_one) {             \
-    unpack_range<U>(p, y, begin, end, one, minus_one);                                                        \
-  }
-MASKCL_UNPACK(uint8_t)
-MASKCL_UNPACK(uint16_t)
-MASKCL_UNPACK(uint32_t)
-MASKCL_UNPACK(uint64_t)
-
-// Cloned functions cannot be templates, so each dtype names its own.
-#define MASKCL_SCORES(CLONES, T, C)                                                                                    \
-  CLONES void run_pack_scores(const T* s, uint32_t* on, uint32_t* negative, int64_t first, int64_t last, int64_t count, \
-                              Levels levels, C threshold) {                                                            \
-    pack_scores_range<T, C>(s, on, negative, first, last, count, levels, threshold);                                   \
-  }
-MASKCL_SCORES(MASKCL_CLONES, float, float)
-MASKCL_SCORES(MASKCL_CLONES, BFloat16, float)
-MASKCL_SCORES(, Half, float)  // its conversions do not vectorise
-MASKCL_SCORES(, double, double)  // for checks, not for speed
-
-#define MASKCL_PACK(CLONES, T)                                                                                        \
-  CLONES void run_pack(const T* mask, uint32_t* on, uint32_t* negative, int64_t first, int64_t last, int64_t count) { \
-    pack_words(on, negative, first, last, count, [=](int64_t i) __attribute__((always_inline)) { return mask[i]; });  \
-  }
-MASKCL_PACK(MASKCL_CLONES, float)
-MASKCL_PACK(MASKCL_CLONES, uint8_t)
-MASKCL_PACK(MASKCL_CLONES, int8_t)
-MASKCL_PACK(, double)
-
 MASKCL_CLONES int64_t run_popcount(const uint32_t* words, int64_t count) {
   int64_t sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += __builtin_popcount(words[i]);
   return sum;
 }
-
-enum class Combine { both, either, differ, without };
 
 MASKCL_CLONES void run_combine(const uint32_t* a, const uint32_t* b, uint32_t* out, int64_t count, Combine how) {
   switch (how) {
@@ -135,71 +53,50 @@ MASKCL_CLONES void run_combine(const uint32_t* a, const uint32_t* b, uint32_t* o
     case Combine::differ:
       for (int64_t i = 0; i < count; ++i) out[i] = a[i] ^ b[i];
       break;
-    case Combine::without:
+    case Combine::first_only:
       for (int64_t i = 0; i < count; ++i) out[i] = a[i] & ~b[i];
       break;
   }
 }
 
-// --- work division --------------------------------------------------------------------------------------------------
-
-Tensor empty_words(const Tensor& like, int64_t count, bool ternary) {
-  if (ternary) return torch::stable::new_empty(like, {2, words_for(count)}, ScalarType::Int);
-  return torch::stable::new_empty(like, {words_for(count)}, ScalarType::Int);
-}
-
-template <typename F>
-void by_words(const Tensor& out, int64_t count, const F& body) {
-  auto* on = static_cast<uint32_t*>(out.mutable_data_ptr());
-  uint32_t* negative = out.dim() == 2 ? on + out.size(1) : nullptr;
-  parallel(words_for(count), kWord, [&](int64_t first, int64_t last) { body(on, negative, first, last); });
-}
+// --- ops ------------------------------------------------------------------------------------------------------------
 
 Tensor pack_mask_cpu(const Tensor& mask, bool ternary) {
   ScalarType dtype = mask.scalar_type();
   const bool bytes = dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Char;
   // Signs and zeros survive the conversion of any other dtype to float.
   if (!bytes && dtype != ScalarType::Double) dtype = ScalarType::Float;
-  const Tensor m = to_dtype(mask, dtype), out = empty_words(mask, mask.numel(), ternary);
+  const Tensor m = to_dtype(mask, dtype);
+  const FreshWords words(mask, mask.numel(), ternary);
   const int64_t count = m.numel();
   const void* from = m.const_data_ptr();
-  by_words(out, count, [&](uint32_t* on, uint32_t* negative, int64_t first, int64_t last) {
+  by_words(words, count, [&](uint32_t* on, uint32_t* negative, int64_t first, int64_t last) {
     if (dtype == ScalarType::Float) return run_pack(static_cast<const float*>(from), on, negative, first, last, count);
     if (dtype == ScalarType::Double)
       return run_pack(static_cast<const double*>(from), on, negative, first, last, count);
     if (dtype == ScalarType::Char) return run_pack(static_cast<const int8_t*>(from), on, negative, first, last, count);
     run_pack(static_cast<const uint8_t*>(from), on, negative, first, last, count);
   });
-  return out;
+  return words.tensor;
 }
 
 Tensor pack_scores_cpu(const Tensor& scores, const std::optional<Tensor>& kth, const std::string& levels,
                        double threshold, bool inclusive) {
-  const Levels how = parse_levels(levels, inclusive);
-  MASKCL_CHECK(how != Levels::soft, "pack_scores: levels is 'soft', which has no bits");
-  if (how == Levels::topk) {
+  const Levels parsed = parse_levels(levels, inclusive);
+  MASKCL_CHECK(parsed != Levels::soft, "pack_scores: levels is 'soft', which has no bits");
+  if (parsed == Levels::topk) {
     MASKCL_CHECK(kth.has_value(), "levels: 'topk' needs kth");
-    threshold = *static_cast<const double*>(to_dtype(*kth, ScalarType::Double).const_data_ptr());
+    threshold = *const_data<double>(to_dtype(*kth, ScalarType::Double));
   }
   const Tensor s = torch::stable::contiguous(scores);
-  const Tensor out = empty_words(s, s.numel(), how == Levels::ternary || how == Levels::ternary_symmetric);
+  const FreshWords words(s, s.numel(), parsed == Levels::ternary || parsed == Levels::ternary_symmetric);
   dispatch_float(s.scalar_type(), "pack_scores", [&]<typename S>() {
-    const S* from = static_cast<const S*>(s.const_data_ptr());
-    by_words(out, s.numel(), [&](uint32_t* on, uint32_t* negative, int64_t first, int64_t last) {
-      run_pack_scores(from, on, negative, first, last, s.numel(), how, static_cast<compute_t<S>>(threshold));
+    const S* from = const_data<S>(s);
+    by_words(words, s.numel(), [&](uint32_t* on, uint32_t* negative, int64_t first, int64_t last) {
+      run_pack_scores(from, on, negative, first, last, s.numel(), parsed, static_cast<compute_t<S>>(threshold));
     });
   });
-  return out;
-}
-
-template <typename T>
-void unpack(const Tensor& words, const Tensor& out, T one, T minus_one) {
-  const Planes planes = planes_of(words);
-  T* to = static_cast<T*>(out.mutable_data_ptr());
-  const int64_t count = out.numel();
-  parallel(words_for(count), kWord, [&](int64_t first, int64_t last) {
-    run_unpack(planes, to, first * kWord, std::min(last * kWord, count), one, minus_one);
-  });
+  return words.tensor;
 }
 
 Tensor unpack_mask_cpu(const Tensor& words_in, std::vector<int64_t> shape, ScalarType dtype) {
@@ -226,19 +123,14 @@ Tensor unpack_mask_cpu(const Tensor& words_in, std::vector<int64_t> shape, Scala
   return made == dtype ? out : torch::stable::to(out, dtype);
 }
 
-Tensor combine_words_cpu(const Tensor& a_in, const Tensor& b_in, const std::string& how) {
+Tensor combine_words_cpu(const Tensor& a_in, const Tensor& b_in, const std::string& how_name) {
+  const Combine how = parse_combine(how_name);
   const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
-  MASKCL_CHECK(how == "and" || how == "or" || how == "xor" || how == "andnot", "how: found '", how,
-               "', wanted and, or, xor or andnot");
-  const Combine kind = how == "and"  ? Combine::both
-                       : how == "or" ? Combine::either
-                                     : (how == "xor" ? Combine::differ : Combine::without);
   const Tensor out = torch::stable::empty_like(a);
-  const auto* left = static_cast<const uint32_t*>(a.const_data_ptr());
-  const auto* right = static_cast<const uint32_t*>(b.const_data_ptr());
-  auto* to = static_cast<uint32_t*>(out.mutable_data_ptr());
+  const uint32_t *p = const_data<uint32_t>(a), *q = const_data<uint32_t>(b);
+  uint32_t* to = data<uint32_t>(out);
   parallel(a.numel(), 1, [&](int64_t begin, int64_t end) {
-    run_combine(left + begin, right + begin, to + begin, end - begin, kind);
+    run_combine(p + begin, q + begin, to + begin, end - begin, how);
   });
   return out;
 }
@@ -252,14 +144,14 @@ Tensor popcount_words_cpu(const Tensor& words_in) {
   constexpr int64_t kPiece = 1 << 16;  // words: a long row is for several threads
   const int64_t pieces = std::max<int64_t>(1, (width + kPiece - 1) / kPiece);
   std::vector<int64_t> sums(rows * pieces, 0);
-  const auto* from = static_cast<const uint32_t*>(words.const_data_ptr());
+  const uint32_t* from = const_data<uint32_t>(words);
   parallel(rows * pieces, std::min(width, kPiece), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t first = (p % pieces) * kPiece;
       sums[p] = run_popcount(from + (p / pieces) * width + first, std::min(kPiece, width - first));
     }
   });
-  auto* to = static_cast<int64_t*>(out.mutable_data_ptr());
+  int64_t* to = data<int64_t>(out);
   for (int64_t r = 0; r < rows; ++r) {
     to[r] = 0;
     for (int64_t p = 0; p < pieces; ++p) to[r] += sums[r * pieces + p];
@@ -279,7 +171,7 @@ void select_part(const void* weight, Planes planes, void* out, int64_t first, in
 
 }  // namespace
 
-void select_rows(const Tensor& weight, Planes planes, const Tensor& out, int64_t first, int64_t count) {
+void packed_select_into(const Tensor& weight, Planes planes, const Tensor& out, int64_t first, int64_t count) {
   dispatch_float(weight.scalar_type(), "packed_weight", [&]<typename T>() {
     using U = typename BitsOf<sizeof(T)>::type;
     select_part<U>(weight.const_data_ptr(), planes, out.mutable_data_ptr(), first, count, weight.numel());
@@ -294,7 +186,7 @@ Tensor packed_weight_cpu(const Tensor& weight, const Tensor& words_in) {
   Tensor out = torch::stable::empty_like(weight);
   const Tensor y = out.is_contiguous() ? out : torch::stable::empty_like(w);
   expect_large_writes(y);
-  select_rows(w, planes_of(words), y, 0, w.numel());
+  packed_select_into(w, planes_of(words), y, 0, w.numel());
   if (!out.is_contiguous()) torch::stable::copy_(out, y);
   return out;
 }
@@ -306,15 +198,15 @@ Tensor packed_embedding_cpu(const Tensor& index_in, const Tensor& weight, const 
   for (int64_t d = 0; d < index.dim(); ++d) shape.push_back(index.size(d));
   const int64_t rows = w.size(0), width = w.size(1);
   shape.push_back(width);
-  const auto* at = static_cast<const int64_t*>(index.const_data_ptr());
+  const int64_t* at = const_data<int64_t>(index);
   for (int64_t i = 0; i < index.numel(); ++i)
     MASKCL_CHECK(at[i] >= 0 && at[i] < rows, "packed_embedding: index holds ", at[i], ", wanted 0 to ", rows - 1);
   const Tensor out = torch::stable::new_empty(w, shape);
   const Planes planes = planes_of(words);
   dispatch_float(w.scalar_type(), "packed_embedding", [&]<typename T>() {
     using U = typename BitsOf<sizeof(T)>::type;
-    const U* from = static_cast<const U*>(w.const_data_ptr());
-    U* to = static_cast<U*>(out.mutable_data_ptr());
+    const U* from = const_data<U>(w);
+    U* to = data<U>(out);
     parallel(index.numel(), width, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t row = at[i] * width;

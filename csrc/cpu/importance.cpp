@@ -40,25 +40,25 @@ MASKCL_INLINE void sizes_loop(C* out, const T* x, int64_t count) {
 }
 
 template <typename T, typename C>
-MASKCL_INLINE C penalty_loop(const T* p, const T* anchor, const C* omega, int64_t count) {
+MASKCL_INLINE C penalty_loop(const T* param, const T* anchor, const C* omega, int64_t count) {
   C sum = C(0);
   MASKCL_SUM(sum)
   for (int64_t i = 0; i < count; ++i) {
-    const C a = static_cast<C>(p[i]), x = static_cast<C>(anchor[i]);
-    sum += penalty_pull(omega[i], a, x) * (a - x);
+    const C p = static_cast<C>(param[i]), a = static_cast<C>(anchor[i]);
+    sum += penalty_pull(omega[i], p, a) * (p - a);
   }
   return sum;
 }
 
 template <bool Add, typename T, typename C>
-MASKCL_INLINE C penalty_grads_loop(T* g, const T* p, const T* anchor, const C* omega, int64_t count, C factor) {
+MASKCL_INLINE C penalty_grads_loop(T* g, const T* param, const T* anchor, const C* omega, int64_t count, C factor) {
   C sum = C(0);
   MASKCL_SUM(sum)
   for (int64_t i = 0; i < count; ++i) {
-    const C a = static_cast<C>(p[i]), x = static_cast<C>(anchor[i]);
-    const C pull = penalty_pull(omega[i], a, x);
+    const C p = static_cast<C>(param[i]), a = static_cast<C>(anchor[i]);
+    const C pull = penalty_pull(omega[i], p, a);
     g[i] = static_cast<T>((Add ? static_cast<C>(g[i]) : C(0)) + factor * pull);
-    sum += pull * (a - x);
+    sum += pull * (p - a);
   }
   return sum;
 }
@@ -75,13 +75,13 @@ MASKCL_INLINE C penalty_grads_loop(T* g, const T* p, const T* anchor, const C* o
   MASKCL_CLONES void run_sizes(C* out, const T* x, int64_t count, bool square) {                                    \
     square ? sizes_loop<true>(out, x, count) : sizes_loop<false>(out, x, count);                                    \
   }                                                                                                                 \
-  MASKCL_CLONES C run_penalty(const T* p, const T* anchor, const C* omega, int64_t count) {                         \
-    return penalty_loop(p, anchor, omega, count);                                                                   \
+  MASKCL_CLONES C run_penalty(const T* param, const T* anchor, const C* omega, int64_t count) {                     \
+    return penalty_loop(param, anchor, omega, count);                                                               \
   }                                                                                                                 \
-  MASKCL_CLONES C run_penalty_grads(T* g, const T* p, const T* anchor, const C* omega, int64_t count, C factor,     \
+  MASKCL_CLONES C run_penalty_grads(T* g, const T* param, const T* anchor, const C* omega, int64_t count, C factor, \
                                     bool add) {                                                                     \
-    return add ? penalty_grads_loop<true>(g, p, anchor, omega, count, factor)                                       \
-               : penalty_grads_loop<false>(g, p, anchor, omega, count, factor);                                     \
+    return add ? penalty_grads_loop<true>(g, param, anchor, omega, count, factor)                                   \
+               : penalty_grads_loop<false>(g, param, anchor, omega, count, factor);                                 \
   }
 MASKCL_IMPORTANCE(float, float)
 MASKCL_IMPORTANCE(double, double)
@@ -102,27 +102,17 @@ std::vector<Chunk> cut(const std::vector<Tensor>& tensors) {
   return chunks;
 }
 
-template <typename T>
-const T* data_of(const Tensor& x) {
-  return static_cast<const T*>(x.const_data_ptr());
-}
-
-template <typename T>
-T* writable(const Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
-
 // --- importances ----------------------------------------------------------------------------------------------------
 
-// omega[begin, end) += weight times the sum over `samples` of sizes of g[n * stride + begin, ...).
+// omega[begin, end) += weight times the sum over `samples` of sizes of g[n * step + begin, ...).
 template <typename T, typename C>
-void accumulate_samples(C* omega, const T* g, int64_t samples, int64_t stride, int64_t begin, int64_t end, C weight,
+void accumulate_samples(C* omega, const T* g, int64_t samples, int64_t step, int64_t begin, int64_t end, C weight,
                         C decay, bool square) {
   C total[kBlock];
   for (int64_t at = begin; at < end; at += kBlock) {
     const int64_t count = std::min(kBlock, end - at);
     std::fill_n(total, count, C(0));
-    for (int64_t n = 0; n < samples; ++n) run_add_sizes(total, g + n * stride + at, count, square);
+    for (int64_t n = 0; n < samples; ++n) run_add_sizes(total, g + n * step + at, count, square);
     run_accumulate(omega + at, total, count, weight, decay, false);
   }
 }
@@ -148,11 +138,11 @@ void mas_accumulate_cpu(const std::vector<Tensor>& importances, const std::vecto
       dispatch_float(grad.scalar_type(), "mas_accumulate_", [&]<typename T>() {
         using C = compute_t<T>;
         const C w = static_cast<C>(weight), d = static_cast<C>(decay);
-        const T* g = data_of<T>(grad);
+        const T* g = const_data<T>(grad);
         if (sampled)
-          accumulate_samples(writable<C>(omega), g, samples, size, begin, end, w, d, square);
+          accumulate_samples(data<C>(omega), g, samples, size, begin, end, w, d, square);
         else
-          run_accumulate(writable<C>(omega) + begin, g + begin, end - begin, w, d, square);
+          run_accumulate(data<C>(omega) + begin, g + begin, end - begin, w, d, square);
       });
     }
   });
@@ -198,8 +188,8 @@ Tensor mas_penalty_cpu(const std::vector<Tensor>& params, const std::vector<Tens
   const Anchored list(op, params, anchors, importances);
   return sum_chunks(op, list.params, importances[0], [&]<typename T>(const Chunk& c) -> double {
     using C = compute_t<T>;
-    return run_penalty(data_of<T>(list.params[c.tensor]) + c.begin, data_of<T>(list.anchors[c.tensor]) + c.begin,
-                       data_of<C>(list.omegas[c.tensor]) + c.begin, c.end - c.begin);
+    return run_penalty(const_data<T>(list.params[c.tensor]) + c.begin, const_data<T>(list.anchors[c.tensor]) + c.begin,
+                       const_data<C>(list.omegas[c.tensor]) + c.begin, c.end - c.begin);
   });
 }
 
@@ -210,17 +200,17 @@ Tensor mas_penalty_grads_cpu(const std::vector<Tensor>& grads, const std::vector
   check_lists(op, params, grads);
   const Anchored list(op, params, anchors, importances);
   double factor = 2 * strength;
-  if (scale) factor *= *data_of<double>(to_dtype(*scale, ScalarType::Double));
+  if (scale) factor *= *const_data<double>(to_dtype(*scale, ScalarType::Double));
   Written written;
   std::vector<Tensor> gradients;
   for (size_t t = 0; t < grads.size(); ++t) gradients.push_back(written.in_order(grads[t], list.params[t]));
   const Tensor value =
       sum_chunks(op, list.params, importances[0], [&]<typename T>(const Chunk& c) -> double {
         using C = compute_t<T>;
-        return run_penalty_grads(writable<T>(gradients[c.tensor]) + c.begin,
-                                 data_of<T>(list.params[c.tensor]) + c.begin,
-                                 data_of<T>(list.anchors[c.tensor]) + c.begin,
-                                 data_of<C>(list.omegas[c.tensor]) + c.begin, c.end - c.begin,
+        return run_penalty_grads(data<T>(gradients[c.tensor]) + c.begin,
+                                 const_data<T>(list.params[c.tensor]) + c.begin,
+                                 const_data<T>(list.anchors[c.tensor]) + c.begin,
+                                 const_data<C>(list.omegas[c.tensor]) + c.begin, c.end - c.begin,
                                  static_cast<C>(factor), add);
       });
   written.finish();
@@ -232,24 +222,24 @@ Tensor mas_penalty_grads_cpu(const std::vector<Tensor>& grads, const std::vector
 // |x| or x^2 of contiguous x, in the dtype of importances.
 void write_sizes(const Tensor& x, const Tensor& out, bool square) {
   dispatch_float(x.scalar_type(), "linear_importance_", [&]<typename T>() {
-    const T* from = data_of<T>(x);
-    auto* to = writable<compute_t<T>>(out);
+    const T* from = const_data<T>(x);
+    auto* to = data<compute_t<T>>(out);
     parallel(x.numel(), 1, [&](int64_t begin, int64_t end) {
       run_sizes(to + begin, from + begin, end - begin, square);
     });
   });
 }
 
-// Samples at a time: enough for the product to be long, few enough for their sizes to stay in cache.
-int64_t rows_at_a_time(int64_t samples, int64_t row_bytes) {
+// Samples at a time, of `bytes` each: enough for the product to be long, few enough for their sizes to stay in cache.
+int64_t samples_at_a_time(int64_t samples, int64_t bytes) {
   constexpr int64_t kBytes = 16 << 20, kLeast = 256;
-  return std::min(samples, std::max(kLeast, kBytes / std::max<int64_t>(1, row_bytes)));
+  return std::min(samples, std::max(kLeast, kBytes / std::max<int64_t>(1, bytes)));
 }
 
 // omega += weight |g|^T |x|
 void add_outer_sizes(const Tensor& omega, const Tensor& x, const Tensor& g, double weight, bool square) {
   const int64_t samples = x.size(0), ins = x.size(1), outs = g.size(1);
-  const int64_t rows = rows_at_a_time(samples, (ins + outs) * omega.element_size());
+  const int64_t rows = samples_at_a_time(samples, (ins + outs) * omega.element_size());
   const Tensor a = torch::stable::new_empty(omega, {rows, outs}), b = torch::stable::new_empty(omega, {rows, ins});
   for (int64_t first = 0; first < samples; first += rows) {
     const int64_t count = std::min(rows, samples - first);
@@ -265,13 +255,13 @@ void add_outer_sizes(const Tensor& omega, const Tensor& x, const Tensor& g, doub
 void add_sample_products(const Tensor& omega, const Tensor& x, const Tensor& g, double weight, bool square) {
   constexpr int64_t kBytes = 4 << 20;
   const int64_t samples = x.size(0), bytes = omega.numel() * omega.element_size();
-  const int64_t most = std::min(samples, std::max<int64_t>(1, kBytes / bytes));
-  const Tensor scratch = torch::stable::new_empty(omega, {most, omega.size(0), omega.size(1)});
+  const int64_t chunk = std::min(samples, std::max<int64_t>(1, kBytes / bytes));
+  const Tensor scratch = torch::stable::new_empty(omega, {chunk, omega.size(0), omega.size(1)});
   const auto wide = [sums = omega.scalar_type()](const Tensor& t) {
     return t.scalar_type() == sums ? t : torch::stable::to(t, sums);
   };
-  for (int64_t first = 0; first < samples; first += most) {
-    const int64_t count = std::min(most, samples - first);
+  for (int64_t first = 0; first < samples; first += chunk) {
+    const int64_t count = std::min(chunk, samples - first);
     const Tensor products = rows_of(scratch, 0, count);
     Tensor gs = wide(rows_of(g, first, count));
     batched_matmul_out(torch::stable::transpose(gs, 1, 2), wide(rows_of(x, first, count)), products);

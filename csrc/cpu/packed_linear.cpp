@@ -10,7 +10,7 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-constexpr int64_t kFewRows = 16;
+constexpr int64_t kFewRows = 16;  // of x
 
 // Eight lanes, which the compiler maps to what the instruction set has. (Vectors go by reference: by value they would
 // have another calling convention in each clone.)
@@ -98,40 +98,40 @@ MASKCL_INLINE void dot_rows(const T* x, const T* w, Planes planes, int64_t bit, 
 
 // `Outs` rows of the weight times all rows of x, some at a time while the weight's are in the first-level cache.
 template <int Outs, typename T>
-MASKCL_INLINE void dot_all(const T* x, int64_t rows, const T* w, Planes planes, int64_t bit, int64_t ins, int64_t count,
+MASKCL_INLINE void dot_all(const T* x, int64_t batch, const T* w, Planes planes, int64_t bit, int64_t ins, int64_t count,
                            float* y) {
   int64_t r = 0;
   if constexpr (Outs == 1) {
-    for (; rows - r >= 8; r += 8) dot_rows<1, 8>(x + r * ins, w, planes, bit, ins, count, y + r);
-    for (; rows - r >= 4; r += 4) dot_rows<1, 4>(x + r * ins, w, planes, bit, ins, count, y + r);
+    for (; batch - r >= 8; r += 8) dot_rows<1, 8>(x + r * ins, w, planes, bit, ins, count, y + r);
+    for (; batch - r >= 4; r += 4) dot_rows<1, 4>(x + r * ins, w, planes, bit, ins, count, y + r);
   }
-  for (; rows - r >= 2; r += 2) dot_rows<Outs, 2>(x + r * ins, w, planes, bit, ins, count, y + r);
-  if (r < rows) dot_rows<Outs, 1>(x + r * ins, w, planes, bit, ins, count, y + r);
+  for (; batch - r >= 2; r += 2) dot_rows<Outs, 2>(x + r * ins, w, planes, bit, ins, count, y + r);
+  if (r < batch) dot_rows<Outs, 1>(x + r * ins, w, planes, bit, ins, count, y + r);
 }
 
 // Rows [begin, end) of the weight times all rows of x.
 template <typename T>
-MASKCL_INLINE void dot_range(const T* x, int64_t rows, const T* w, Planes planes, const T* bias, T* y, int64_t begin,
-                             int64_t end, int64_t ins, int64_t outs, int64_t count) {
+MASKCL_INLINE void dot_range(const T* x, int64_t batch, const T* w, Planes planes, const T* bias, T* y, int64_t begin,
+                             int64_t end, int64_t outs, int64_t ins, int64_t count) {
   constexpr int64_t kOuts = 4;
   float sums[kOuts * kFewRows];
   for (int64_t o = begin; o < end;) {
-    const int64_t some = rows <= 3 && end - o >= kOuts ? kOuts : 1;
+    const int64_t some = batch <= 3 && end - o >= kOuts ? kOuts : 1;
     if (some == kOuts)
-      dot_all<kOuts>(x, rows, w + o * ins, planes, o * ins, ins, count, sums);
+      dot_all<kOuts>(x, batch, w + o * ins, planes, o * ins, ins, count, sums);
     else
-      dot_all<1>(x, rows, w + o * ins, planes, o * ins, ins, count, sums);
+      dot_all<1>(x, batch, w + o * ins, planes, o * ins, ins, count, sums);
     for (int64_t k = 0; k < some; ++k, ++o)
-      for (int64_t r = 0; r < rows; ++r)
+      for (int64_t r = 0; r < batch; ++r)
         y[r * outs + o] = static_cast<T>(sums[k * kFewRows + r] + (bias ? static_cast<float>(bias[o]) : 0.0f));
   }
 }
 
 // Cloned functions cannot be templates, so each dtype names its own.
 #define MASKCL_DOT(CLONES, T)                                                                                          \
-  CLONES void run_dot(const T* x, int64_t rows, const T* w, Planes planes, const T* bias, T* y, int64_t begin,         \
-                      int64_t end, int64_t ins, int64_t outs, int64_t count) {                                         \
-    dot_range<T>(x, rows, w, planes, bias, y, begin, end, ins, outs, count);                                           \
+  CLONES void run_dot(const T* x, int64_t batch, const T* w, Planes planes, const T* bias, T* y, int64_t begin,        \
+                      int64_t end, int64_t outs, int64_t ins, int64_t count) {                                         \
+    dot_range<T>(x, batch, w, planes, bias, y, begin, end, outs, ins, count);                                          \
   }
 MASKCL_DOT(MASKCL_CLONES, float)
 MASKCL_DOT(MASKCL_CLONES, BFloat16)
@@ -139,13 +139,12 @@ MASKCL_DOT(, Half)
 
 template <typename T>
 Tensor few_rows(const Tensor& x, const Tensor& w, Planes planes, const std::optional<Tensor>& bias) {
-  const int64_t rows = x.size(0), ins = w.size(1), outs = w.size(0);
-  const Tensor y = torch::stable::new_empty(x, {rows, outs});
-  const T *from = static_cast<const T*>(x.const_data_ptr()), *weight = static_cast<const T*>(w.const_data_ptr());
-  const T* added = bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr;
-  T* to = static_cast<T*>(y.mutable_data_ptr());
+  const int64_t batch = x.size(0), outs = w.size(0), ins = w.size(1);
+  const Tensor y = torch::stable::new_empty(x, {batch, outs});
+  const T *from = const_data<T>(x), *weight = const_data<T>(w), *added = bias ? const_data<T>(*bias) : nullptr;
+  T* to = data<T>(y);
   parallel(outs, ins, [&](int64_t begin, int64_t end) {
-    run_dot(from, rows, weight, planes, added, to, begin, end, ins, outs, w.numel());
+    run_dot(from, batch, weight, planes, added, to, begin, end, outs, ins, w.numel());
   });
   return y;
 }
@@ -165,8 +164,8 @@ Tensor packed_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tensor&
     return y;
   }
   const int64_t ins = w.size(1);
-  return linear_by_blocks(x, w, bias, [&](int64_t first, int64_t count, const Tensor& block) {
-    select_rows(w, planes, block, first * ins, count * ins);
+  return linear_by_rows(x, w, bias, [&](int64_t first, int64_t count, const Tensor& block) {
+    packed_select_into(w, planes, block, first * ins, count * ins);
   });
 }
 

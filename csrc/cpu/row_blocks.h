@@ -16,7 +16,7 @@ inline int64_t rows_in_block(const Tensor& x, const Tensor& weight) {
 
 // x M^T + b for M [O, I]; fill(first, count, block) writes rows [first, first + count) of M into block.
 template <typename Fill>
-Tensor linear_by_blocks(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+Tensor linear_by_rows(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                         const Fill& fill) {
   const int64_t outs = weight.size(0);
   Tensor y = torch::stable::new_empty(x, {x.size(0), outs});
@@ -37,7 +37,7 @@ Tensor linear_by_blocks(const Tensor& x, const Tensor& weight, const std::option
 // For each block of rows: dx += g[:, rows] M[rows], where dx is wanted, and G[rows] = g[:, rows]^T x handed to
 // use(first, count, G), where it is wanted: written into `product`'s rows, or into a scratch where that is null.
 template <typename Fill, typename Use>
-void linear_backward_by_blocks(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor* dx,
+void linear_backward_by_rows(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor* dx,
                                bool want_product, const Tensor* product, const Fill& fill, const Use& use) {
   const int64_t outs = weight.size(0), rows = rows_in_block(x, weight);
   if (dx && outs == 0) fill_with_zeros(*dx);

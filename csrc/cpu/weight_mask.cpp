@@ -19,39 +19,39 @@ using torch::headeronly::Half;
 // Which mask a score gives.
 template <typename C>
 struct Select {
-  Levels levels;
   C threshold, scale;
+  Levels levels;
 };
 
 template <typename T, typename S, typename C>
 MASKCL_INLINE void select_row(const T* w, const S* s, T* y, int64_t count, const Select<C>& p) {
-  const C t = p.threshold, scale = p.scale;
+  const C threshold = p.threshold, scale = p.scale;
   dispatch_levels(p.levels, [&]<Levels L>() __attribute__((always_inline)) {
     MASKCL_VECTORIZE
     for (int64_t i = 0; i < count; ++i)
-      y[i] = static_cast<T>(select_weight<L>(static_cast<C>(w[i]), static_cast<C>(s[i]), t, scale));
+      y[i] = static_cast<T>(select_weight<L>(static_cast<C>(w[i]), static_cast<C>(s[i]), threshold, scale));
   });
 }
 
 template <typename S, typename C>
 MASKCL_INLINE void mask_row(const S* s, S* y, int64_t count, const Select<C>& p) {
-  const C t = p.threshold, scale = p.scale;
+  const C threshold = p.threshold, scale = p.scale;
   dispatch_levels(p.levels, [&]<Levels L>() __attribute__((always_inline)) {
     MASKCL_VECTORIZE
     for (int64_t i = 0; i < count; ++i)
-      y[i] = static_cast<S>(mask_value<L>(static_cast<C>(s[i]), t, scale));
+      y[i] = static_cast<S>(mask_value<L>(static_cast<C>(s[i]), threshold, scale));
   });
 }
 
 // ds = g W slope; W is ones where it is null.
 template <typename T, typename S, typename C>
 MASKCL_INLINE void score_grad_row(const T* g, const T* w, const S* s, S* ds, int64_t count, const Select<C>& p) {
-  const C t = p.threshold, scale = p.scale;
+  const C threshold = p.threshold, scale = p.scale;
   if (p.levels == Levels::soft) {
     MASKCL_VECTORIZE
     for (int64_t i = 0; i < count; ++i)
       ds[i] = static_cast<S>(static_cast<C>(g[i]) * (w ? static_cast<C>(w[i]) : C(1)) *
-                             score_slope<Levels::soft>(static_cast<C>(s[i]), t, scale));
+                             score_slope<Levels::soft>(static_cast<C>(s[i]), threshold, scale));
   } else if (w) {
     MASKCL_VECTORIZE
     for (int64_t i = 0; i < count; ++i) ds[i] = static_cast<S>(static_cast<C>(g[i]) * static_cast<C>(w[i]));
@@ -104,44 +104,12 @@ MASKCL_CLONES void count_keys(const float* values, int64_t count, bool magnitude
 template <typename C>
 Select<C> select_of(const std::optional<Tensor>& kth, const std::string& levels, double threshold, bool inclusive,
                     double scale) {
-  Select<C> p{parse_levels(levels, inclusive), static_cast<C>(threshold), static_cast<C>(scale)};
+  Select<C> p{static_cast<C>(threshold), static_cast<C>(scale), parse_levels(levels, inclusive)};
   if (p.levels == Levels::topk) {
     MASKCL_CHECK(kth.has_value(), "levels: 'topk' needs kth");
-    const Tensor value = to_dtype(*kth, ScalarType::Double);
-    p.threshold = static_cast<C>(*static_cast<const double*>(value.const_data_ptr()));
+    p.threshold = static_cast<C>(*const_data<double>(to_dtype(*kth, ScalarType::Double)));
   }
   return p;
-}
-
-// Runs body<T, S>() for a weight's dtype and a score's, which is the same or float.
-template <typename F>
-void dispatch_pair(const char* op, ScalarType weight, ScalarType scores, F&& body) {
-  dispatch_float(weight, op, [&]<typename T>() {
-    if (scores == ScalarType::Float) return body.template operator()<T, float>();
-    MASKCL_CHECK(scores == weight, op, ": scores are ", torch::headeronly::toString(scores),
-                 ", wanted float32 or the weight's dtype");
-    if constexpr (!std::is_same_v<T, float>) body.template operator()<T, T>();
-  });
-}
-
-// A tensor in one of the memory orders that its outputs will have.
-Tensor dense(const Tensor& t) { return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t); }
-
-// `result` in the order that empty_like gives `like`, which the reference returns.
-Tensor like_input(const Tensor& result, const Tensor& like) {
-  Tensor out = torch::stable::empty_like(like);
-  if (same_strides(result, out)) return result;
-  torch::stable::copy_(out, result);
-  return out;
-}
-
-template <typename T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-template <typename T>
-const T* const_data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
 }
 
 template <typename T, typename S>
@@ -254,7 +222,7 @@ Tensor piggyback_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tens
   Tensor y;
   dispatch_pair("piggyback_linear", w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
     const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
-    y = linear_by_blocks(x, w, bias, [&](int64_t first, int64_t count, const Tensor& block) {
+    y = linear_by_rows(x, w, bias, [&](int64_t first, int64_t count, const Tensor& block) {
       select_into<T, S>(const_data<T>(w) + first * ins, const_data<S>(s) + first * ins, data<T>(block), count * ins, p);
     });
   });
@@ -291,7 +259,7 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
         score_grad_into<T, S>(const_data<T>(product), from + offset, score + offset, data<S>(dscores) + offset, size,
                               p);
     };
-    linear_backward_by_blocks(grad, x, w, want_x ? &dx : nullptr, want_weight || want_scores,
+    linear_backward_by_rows(grad, x, w, want_x ? &dx : nullptr, want_weight || want_scores,
                               want_scores && std::is_same_v<T, S> ? &dscores : nullptr, fill, use);
   });
   if (s.scalar_type() != scores_in.scalar_type()) dscores = torch::stable::to(dscores, scores_in.scalar_type());

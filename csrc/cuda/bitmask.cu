@@ -1,106 +1,27 @@
-// Weight masks of one bit (ternary: two) a weight on a GPU: packing by warp votes, set operations, and weights and
-// embeddings that read the bits. packed_linear is in packed_linear.cu.
+// Weight masks of one bit (ternary: two) a weight on a GPU: packing, set operations, and weights and embeddings that
+// read the bits. packed_linear is in packed_linear.cu.
 #include <cassert>
 
-#include "select.cuh"
-#include "words.cuh"
+#include "packing.cuh"
 
 namespace maskcl::gpu {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-constexpr int kVotes = 8;  // elements that a lane has in flight while it packs
-
-// --- packing --------------------------------------------------------------------------------------------------------
-
-// A warp makes 32 words, one of which each lane stores; sign(value) is -1, 0 or 1. `negative` is null for a binary mask.
-template <typename T, typename F>
-__device__ __forceinline__ void pack_words(const T* values, int64_t count, uint32_t* on, uint32_t* negative,
-                                           const F& sign) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t words = (count + kWordBits - 1) / kWordBits;
-  const int64_t warp = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) / kWarp;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * (kThreads / kWarp) * kWarp;
-  for (int64_t first = warp * kWarp; first < words; first += step) {  // the same for a whole warp, for its votes
-    uint32_t mine = 0, mine_negative = 0;
-    for (int word = 0; word < kWarp && first + word < words; word += kVotes) {
-      T value[kVotes];
-#pragma unroll
-      for (int j = 0; j < kVotes; ++j) {
-        const int64_t at = (first + word + j) * kWordBits + lane;
-        value[j] = at < count ? values[at] : T(0);
-      }
-#pragma unroll
-      for (int j = 0; j < kVotes; ++j) {
-        const bool inside = (first + word + j) * kWordBits + lane < count;  // bits past the last weight are 0
-        const int level = inside ? sign(value[j]) : 0;
-        const uint32_t vote = __ballot_sync(0xffffffffu, level != 0);
-        if (lane == word + j) mine = vote;
-        if (negative == nullptr) continue;
-        const uint32_t vote_negative = __ballot_sync(0xffffffffu, level < 0);
-        if (lane == word + j) mine_negative = vote_negative;
-      }
-    }
-    if (first + lane >= words) continue;
-    on[first + lane] = mine;
-    if (negative) negative[first + lane] = mine_negative;
-  }
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-pack_mask_kernel(const T* mask, int64_t count, uint32_t* on, uint32_t* negative) {
-  constexpr bool half = std::is_same_v<T, BFloat16> || std::is_same_v<T, Half>;
-  pack_words(mask, count, on, negative, [](T value) {
-    const auto v = static_cast<std::conditional_t<half, float, T>>(value);
-    if constexpr (std::is_unsigned_v<T>)
-      return v != 0 ? 1 : 0;
-    else
-      return v != 0 ? (v < 0 ? -1 : 1) : 0;
-  });
-}
-
-template <typename S>
-__global__ void __launch_bounds__(kThreads)
-pack_scores_kernel(const S* scores, int64_t count, uint32_t* on, uint32_t* negative, Select<compute_t<S>> p) {
-  using C = compute_t<S>;
-  const C threshold = p.threshold.get();
-  dispatch_levels(p.levels, [&]<Levels L>() {
-    pack_words(scores, count, on, negative,
-               [threshold](S value) { return maskcl::level<L>(static_cast<C>(value), threshold); });
-  });
-}
-
-template <typename T>
-__global__ void __launch_bounds__(kThreads) unpack_kernel(Bits bits, T* out, int64_t count) {
-  for_vectors<vector_width<T>>(count, [&]<int V>(int64_t at) {
-    const uint32_t on = bits_from(bits.on, at), negative = bits.negative ? bits_from(bits.negative, at) : 0;
-    Vector<T, V> value;
-#pragma unroll
-    for (int k = 0; k < V; ++k) {
-      const int level = static_cast<int>(on >> k & 1);
-      value.at[k] = static_cast<T>(static_cast<float>(negative >> k & 1 ? -level : level));
-    }
-    store(out + at, value);
-  });
-}
-
 // --- words ----------------------------------------------------------------------------------------------------------
-
-enum class How { both, either, differ, first_only };
 
 template <int V>
 __global__ void __launch_bounds__(kThreads)
-combine_kernel(const uint32_t* a, const uint32_t* b, uint32_t* out, int64_t count, How how) {
+combine_kernel(const uint32_t* a, const uint32_t* b, uint32_t* out, int64_t count, Combine how) {
   for_vectors<V>(count, [&]<int W>(int64_t at) {
     Vector<uint32_t, W> x = load<W>(a + at);
     const Vector<uint32_t, W> y = load<W>(b + at);
 #pragma unroll
     for (int k = 0; k < W; ++k) {
       const uint32_t p = x.at[k], q = y.at[k];
-      x.at[k] = how == How::both ? p & q : how == How::either ? p | q : how == How::differ ? p ^ q : p & ~q;
+      x.at[k] = how == Combine::both     ? p & q
+                : how == Combine::either ? p | q
+                : how == Combine::differ ? p ^ q
+                                         : p & ~q;
     }
     store(out + at, x);
   });
@@ -127,11 +48,11 @@ popcount_kernel(const uint32_t* words, int64_t width, int64_t blocks, unsigned l
 // weight and out point to the block's first element, which is element `first` of the weight.
 template <typename U, int V>
 __global__ void __launch_bounds__(kThreads)
-select_kernel(const U* weight, Bits bits, U* out, int64_t count, int64_t first, int64_t columns, int64_t width) {
+select_kernel(const U* weight, Planes planes, U* out, int64_t count, int64_t first, int64_t columns, int64_t width) {
   for_vectors<V>(count, [&]<int W>(int64_t at) {
     const int64_t from = place_in_weight(at, columns, width);
     Vector<U, W> w = load<W>(weight + from);
-    apply_bits(w, bits, first + from);
+    apply_bits(w, planes, first + from);
     store(out + at, w);
   });
 }
@@ -139,7 +60,8 @@ select_kernel(const U* weight, Bits bits, U* out, int64_t count, int64_t first, 
 // count elements: rows of `width`, each weight row index[row]. Vectors do not cross rows: width is a multiple of V.
 template <typename U, int V>
 __global__ void __launch_bounds__(kThreads)
-embedding_kernel(const int64_t* index, const U* weight, Bits bits, U* out, int64_t count, int64_t width, int64_t rows) {
+embedding_kernel(const int64_t* index, const U* weight, Planes planes, U* out, int64_t count, int64_t width,
+                 int64_t rows) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * V;
   for (int64_t at = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * V; at < count; at += step) {
     const Division row(at, width);
@@ -147,61 +69,14 @@ embedding_kernel(const int64_t* index, const U* weight, Bits bits, U* out, int64
     assert(chosen >= 0 && chosen < rows);
     const int64_t from = chosen * width + row.remainder;
     Vector<U, V> w = load<V>(weight + from);
-    apply_bits(w, bits, from);
+    apply_bits(w, planes, from);
     store(out + at, w);
   }
 }
 
-// --- host -----------------------------------------------------------------------------------------------------------
-
-// Runs body<U>() for the unsigned type of an element's size.
-template <typename F>
-void dispatch_bytes(size_t bytes, F&& body) {
-  if (bytes == 2) return body.template operator()<uint16_t>();
-  if (bytes == 4) return body.template operator()<uint32_t>();
-  return body.template operator()<uint64_t>();
-}
-
-// Runs body<T>() for a dtype that masks are stored in; bool is 0 or 1 in a byte.
-template <typename F>
-void dispatch_mask(const char* op, ScalarType dtype, F&& body) {
-  switch (dtype) {
-    case ScalarType::Bool:
-    case ScalarType::Byte: return body.template operator()<uint8_t>();
-    case ScalarType::Char: return body.template operator()<int8_t>();
-    case ScalarType::Short: return body.template operator()<int16_t>();
-    case ScalarType::Int: return body.template operator()<int32_t>();
-    case ScalarType::Long: return body.template operator()<int64_t>();
-    default: return dispatch_float(dtype, op, body);
-  }
-}
-
-// Fresh words for `count` weights, and where their planes are.
-struct FreshWords {
-  Tensor tensor;
-  uint32_t *on, *negative;
-
-  FreshWords(const Tensor& like, int64_t count, bool ternary) {
-    const int64_t words = words_for(count);
-    tensor = ternary ? torch::stable::new_empty(like, {2, words}, ScalarType::Int)
-                     : torch::stable::new_empty(like, {words}, ScalarType::Int);
-    on = static_cast<uint32_t*>(tensor.mutable_data_ptr());
-    negative = ternary ? on + words : nullptr;
-  }
-};
-
-// A thread packs 32 elements.
-unsigned packing_blocks(int64_t count) { return grid_for(ceil_div(count, kWordBits), 1 << 16); }
-
-How parse_how(const std::string& how) {
-  if (how == "and") return How::both;
-  if (how == "or") return How::either;
-  if (how == "xor") return How::differ;
-  MASKCL_CHECK(how == "andnot", "combine_words: how is '", how, "', wanted and, or, xor or andnot");
-  return How::first_only;
-}
-
 }  // namespace
+
+// --- ops ------------------------------------------------------------------------------------------------------------
 
 Tensor pack_mask(const Tensor& mask, bool ternary) {
   const char* op = "pack_mask";
@@ -216,8 +91,8 @@ Tensor pack_mask(const Tensor& mask, bool ternary) {
   const FreshWords words(m, m.numel(), ternary);
   if (m.numel() == 0) return words.tensor;
   dispatch_mask(op, m.scalar_type(), [&]<typename T>() {
-    pack_mask_kernel<T><<<packing_blocks(m.numel()), kThreads, 0, current_stream(m)>>>(const_data<T>(m), m.numel(),
-                                                                                      words.on, words.negative);
+    pack_mask_kernel<T><<<packing_blocks(m.numel()), kThreads, 0, current_stream(m)>>>(const_data<T>(m), words.on,
+                                                                                      words.negative, m.numel());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return words.tensor;
@@ -236,7 +111,7 @@ Tensor pack_scores(const Tensor& scores, const std::optional<Tensor>& kth, const
     Tensor typed;
     const auto p = select_of<compute_t<S>>(op, s, kth, levels, threshold, inclusive, 1.0, typed);
     pack_scores_kernel<S><<<packing_blocks(s.numel()), kThreads, 0, current_stream(s)>>>(
-        const_data<S>(s), s.numel(), words.on, words.negative, p);
+        const_data<S>(s), words.on, words.negative, s.numel(), p);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return words.tensor;
@@ -248,13 +123,13 @@ Tensor unpack_mask(const Tensor& words, const std::vector<int64_t>& shape, Scala
   int64_t count = 1;
   for (const int64_t size : shape) count *= size;
   const Words given(op, words, count, words);
-  MASKCL_CHECK(given.bits.negative == nullptr || (dtype != ScalarType::Bool && dtype != ScalarType::Byte), op,
+  MASKCL_CHECK(given.planes.negative == nullptr || (dtype != ScalarType::Bool && dtype != ScalarType::Byte), op,
                ": dtype is ", torch::headeronly::toString(dtype), ", wanted a signed one for ternary words");
   const Tensor out = torch::stable::new_empty(words, shape, dtype);
   if (count == 0) return out;
   dispatch_mask(op, dtype, [&]<typename T>() {
     unpack_kernel<T><<<grid_for(ceil_div(count, vector_width<T>), 1 << 16), kThreads, 0, current_stream(words)>>>(
-        given.bits, static_cast<T*>(out.mutable_data_ptr()), count);
+        given.planes, data<T>(out), count);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;
@@ -263,7 +138,7 @@ Tensor unpack_mask(const Tensor& words, const std::vector<int64_t>& shape, Scala
 Tensor combine_words(const Tensor& a_in, const Tensor& b_in, const std::string& how_name) {
   const char* op = "combine_words";
   const DeviceGuard guard(a_in.get_device_index());
-  const How how = parse_how(how_name);
+  const Combine how = parse_combine(how_name);
   check_cuda(op, "b", b_in, a_in);
   MASKCL_CHECK(a_in.scalar_type() == ScalarType::Int && b_in.scalar_type() == ScalarType::Int, op, ": words are ",
                torch::headeronly::toString(a_in.scalar_type()), " and ",
@@ -275,7 +150,7 @@ Tensor combine_words(const Tensor& a_in, const Tensor& b_in, const std::string& 
   const int64_t count = a.numel();
   if (count > 0) {
     const uint32_t *p = const_data<uint32_t>(a), *q = const_data<uint32_t>(b);
-    uint32_t* to = static_cast<uint32_t*>(result.mutable_data_ptr());
+    uint32_t* to = data<uint32_t>(result);
     auto launch = [&]<int V>() {
       combine_kernel<V>
           <<<grid_for(ceil_div(count, V), 1 << 16), kThreads, 0, current_stream(a)>>>(p, q, to, count, how);
@@ -286,10 +161,7 @@ Tensor combine_words(const Tensor& a_in, const Tensor& b_in, const std::string& 
     else
       launch.template operator()<1>();
   }
-  Tensor out = torch::stable::empty_like(a_in);
-  if (same_strides(out, result)) return result;
-  torch::stable::copy_(out, result);
-  return out;
+  return like_input(result, a_in);
 }
 
 Tensor popcount_words(const Tensor& words_in) {
@@ -321,16 +193,16 @@ Tensor popcount_words(const Tensor& words_in) {
   return out;
 }
 
-void packed_select_into(const void* weight, const Bits& bits, void* out, const Block& block, size_t bytes,
+void packed_select_into(const void* weight, const Planes& planes, void* out, const Block& block, size_t bytes,
                         cudaStream_t stream) {
   const int64_t count = block.count(), first = block.first();
   if (count == 0) return;
-  dispatch_bytes(bytes, [&]<typename U>() {
+  dispatch_bits(bytes, [&]<typename U>() {
     const U* from = static_cast<const U*>(weight) + first;
     U* to = static_cast<U*>(out);
     auto launch = [&]<int V>() {
       select_kernel<U, V><<<grid_for(ceil_div(count, V), 1 << 16), kThreads, 0, stream>>>(
-          from, bits, to, count, first, block.columns, block.width);
+          from, planes, to, count, first, block.columns, block.width);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     };
     if (vectorizes(block, vector_width<U>) && aligned16(from) && aligned16(to))
@@ -345,14 +217,12 @@ Tensor packed_weight(const Tensor& weight, const Tensor& words) {
   const DeviceGuard guard(weight.get_device_index());
   const Words given(op, words, weight.numel(), weight);
   const Tensor w = torch::stable::contiguous(weight);  // the bits are in this order
-  Tensor result = torch::stable::empty_like(w), out = torch::stable::empty_like(weight);
+  const Tensor out = torch::stable::empty_like(w);
   dispatch_float(w.scalar_type(), op, [&]<typename T>() {
-    packed_select_into(w.const_data_ptr(), given.bits, result.mutable_data_ptr(), whole(w.numel()), sizeof(T),
+    packed_select_into(w.const_data_ptr(), given.planes, out.mutable_data_ptr(), whole(w.numel()), sizeof(T),
                        current_stream(w));
   });
-  if (same_strides(out, result)) return result;
-  torch::stable::copy_(out, result);
-  return out;
+  return like_input(out, weight);
 }
 
 Tensor packed_embedding(const Tensor& index_in, const Tensor& weight_in, const Tensor& words) {
@@ -373,10 +243,10 @@ Tensor packed_embedding(const Tensor& index_in, const Tensor& weight_in, const T
   dispatch_float(weight.scalar_type(), op, [&]<typename T>() {
     using U = typename BitsOf<sizeof(T)>::type;
     const U* from = const_data<U>(weight);
-    U* to = static_cast<U*>(out.mutable_data_ptr());
+    U* to = data<U>(out);
     auto launch = [&]<int V>() {
       embedding_kernel<U, V><<<grid_for(ceil_div(count, V), 1 << 16), kThreads, 0, current_stream(weight)>>>(
-          const_data<int64_t>(index), from, given.bits, to, count, width, weight.size(0));
+          const_data<int64_t>(index), from, given.planes, to, count, width, weight.size(0));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     };
     if (width % vector_width<U> == 0 && aligned16(from) && aligned16(to))

@@ -45,13 +45,6 @@ inline int64_t lines_in_block(int64_t lines, int64_t length) {
   return std::min(lines, even < 64 ? even : ceil_div(even, 64) * 64);
 }
 
-// out = x W^T + b, with b in the product where `out` is contiguous
-inline void linear_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out) {
-  if (!bias) return matmul_out(x, transposed(weight), out);
-  const Tensor factor = transposed(weight);
-  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(addmm_out)(out.get(), bias->get(), x.get(), factor.get(), 1.0, 1.0));
-}
-
 // Of the thread, while it lives: autograd, which the dispatcher's call goes through, has no part in these products.
 struct WithoutGrad {
   const bool before = aoti_torch_grad_mode_is_enabled();

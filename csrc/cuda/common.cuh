@@ -24,17 +24,6 @@ inline cudaStream_t current_stream(const Tensor& on) {
   return static_cast<cudaStream_t>(stream);
 }
 
-template <typename T>
-T* data(const Tensor& t) {
-  return static_cast<T*>(t.mutable_data_ptr());
-}
-template <typename T>
-const T* const_data(const Tensor& t) {
-  return static_cast<const T*>(t.const_data_ptr());
-}
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Blocks of a grid-stride loop over n items: from the size alone, so that sums come out alike on every GPU.
 inline unsigned grid_for(int64_t n, int64_t most = 4096) {
   return static_cast<unsigned>(std::min(std::max<int64_t>(ceil_div(n, kThreads), 1), most));

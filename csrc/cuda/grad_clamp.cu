@@ -2,87 +2,13 @@
 //
 // A warp takes a segment of a row. A row whose unit has no task ends there; for the others the in side decides element
 // by element, and only what is protected is touched: rules hat and restore write, and read nothing of the gradient.
-#include "table.cuh"
+#include "unit_rows.cuh"
 
 namespace maskcl::gpu {
 namespace {
 
-constexpr int64_t kSegment = 1024;  // elements of a row that one warp takes
-constexpr int kWarps = kThreads / kWarp;
-
-// One tensor: [rows][columns][inner] in memory, or [rows][inner][columns] where channels_last.
-struct Entry {
-  void* data;
-  const void* saved;  // what restore puts back
-  const void* out;    // task words [rows, words], or a soft mask [rows]; null: no such side
-  const void* in;     // the same for groups * columns units
-  double value;
-  int64_t rows, columns, inner;
-  int64_t first_block;
-  int32_t out_step, in_step;  // from one unit to the next; 0: one row stands for all
-  int32_t words, groups, index;
-  bool channels_last, vectorizes;
-
-  __host__ __device__ __forceinline__ int64_t width() const { return columns * inner; }
-  int64_t blocks() const { return ceil_div(rows * ceil_div(width(), kSegment), kWarps); }
-};
-
-// --- device ---------------------------------------------------------------------------------------------------------
-
-// Calls body<V>(row, position) for every V elements of the warp's segment that start at `position` of `row`.
-template <int V, typename F>
-__device__ __forceinline__ void for_segment(const Entry& e, int64_t row, int64_t segment, F&& body) {
-  const int64_t begin = segment * kSegment;
-  const int64_t end = begin + kSegment < e.width() ? begin + kSegment : e.width();
-  for (int64_t at = begin + static_cast<int64_t>(threadIdx.x % kWarp) * V; at < end; at += kWarp * V)
-    body.template operator()<V>(at);
-}
-
-// Index of the in unit of each of the V elements at `position` of a row, without the group's offset.
-template <int V>
-__device__ __forceinline__ void columns_of(const Entry& e, int64_t position, int64_t* column) {
-  if (e.inner == 1) {
-#pragma unroll
-    for (int k = 0; k < V; ++k) column[k] = position + k;
-    return;
-  }
-  // A row has fewer than 2^31 elements (checked on the host), so 32-bit division will do.
-  const uint32_t by = static_cast<uint32_t>(e.channels_last ? e.columns : e.inner);
-#pragma unroll
-  for (int k = 0; k < V; ++k) {
-    const uint32_t at = static_cast<uint32_t>(position) + k;
-    column[k] = e.channels_last ? at % by : at / by;
-  }
-}
-
-// Where the warp works; `row` is at least e.rows for the warps that are left over.
-struct Place {
-  int64_t row, segment, first_column;
-
-  __device__ __forceinline__ explicit Place(const Entry& e) {
-    const int64_t segments = (e.width() + kSegment - 1) / kSegment;
-    const int64_t unit = (static_cast<int64_t>(blockIdx.x) - e.first_block) * kWarps + threadIdx.x / kWarp;
-    row = unit / segments;
-    segment = unit - row * segments;
-    first_column = e.groups == 1 ? 0 : row / (e.rows / e.groups) * e.columns;
-  }
-};
-
-__device__ __forceinline__ bool any_task(const int64_t* unit, int words) {
-  for (int w = 0; w < words; ++w)
-    if (unit[w] != 0) return true;
-  return false;
-}
-
-// Whether weight (out, in) is protected, for an out unit that has a task.
-__device__ __forceinline__ bool meets(const int64_t* out, const int64_t* in, int words, bool exact) {
-  for (int w = 0; w < words; ++w)
-    if ((exact ? out[w] & in[w] : in[w]) != 0) return true;
-  return false;
-}
-
-// B: an unsigned type of the element's size. Without `Restore` protected elements become 0, whatever was there.
-template <typename B, bool Restore, int N>
+// U: an unsigned type of the element's size. Without `Restore` protected elements become 0, whatever was there.
+template <typename U, bool Restore, int N>
 __global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant__ Table<Entry, N> table, bool exact) {
   const Entry& e = entry_of_block(table);
   const Place place(e);
@@ -90,8 +16,8 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant_
   const int64_t* out = static_cast<const int64_t*>(e.out) + place.row * e.out_step;
   if (!any_task(out, e.words)) return;
   const int64_t* in = static_cast<const int64_t*>(e.in);
-  B* data = static_cast<B*>(e.data) + place.row * e.width();
-  const B* saved = Restore ? static_cast<const B*>(e.saved) + place.row * e.width() : nullptr;
+  U* data = static_cast<U*>(e.data) + place.row * e.width();
+  const U* saved = Restore ? static_cast<const U*>(e.saved) + place.row * e.width() : nullptr;
   auto body = [&]<int V>(int64_t position) {
     int64_t column[V];
     columns_of<V>(e, position, column);
@@ -104,17 +30,17 @@ __global__ void __launch_bounds__(kThreads) select_kernel(const __grid_constant_
       if constexpr (Restore)
         store(data + position, load<V>(saved + position));
       else
-        store(data + position, Vector<B, V>{});
+        store(data + position, Vector<U, V>{});
       return;
     }
 #pragma unroll
     for (int k = 0; k < V; ++k)
-      if (hits >> k & 1) data[position + k] = Restore ? saved[position + k] : B(0);
+      if (hits >> k & 1) data[position + k] = Restore ? saved[position + k] : U(0);
   };
   if (e.vectorizes)
-    for_segment<vector_width<B>>(e, place.row, place.segment, body);
+    for_segment<vector_width<U>>(e, place.segment, body);
   else
-    for_segment<1>(e, place.row, place.segment, body);
+    for_segment<1>(e, place.segment, body);
 }
 
 // Rules const, adahat and random: protected elements times their factor.
@@ -152,9 +78,9 @@ scale_kernel(const __grid_constant__ Table<Entry, N> table, bool exact, Rule rul
     store(data + position, grad);
   };
   if (e.vectorizes)
-    for_segment<vector_width<T>>(e, place.row, place.segment, body);
+    for_segment<vector_width<T>>(e, place.segment, body);
   else
-    for_segment<1>(e, place.row, place.segment, body);
+    for_segment<1>(e, place.segment, body);
 }
 
 template <typename T, int N>
@@ -180,108 +106,14 @@ soft_kernel(const __grid_constant__ Table<Entry, N> table, Aggregation how) {
     store(data + position, grad);
   };
   if (e.vectorizes)
-    for_segment<vector_width<T>>(e, place.row, place.segment, body);
+    for_segment<vector_width<T>>(e, place.segment, body);
   else
-    for_segment<1>(e, place.row, place.segment, body);
+    for_segment<1>(e, place.segment, body);
 }
 
-// --- host -----------------------------------------------------------------------------------------------------------
-
-// The entries of one list, with everything that must live until their launch.
-class List {
- public:
-  List(const char* op, const std::vector<Tensor>& tensors, const std::vector<int64_t>& groups)
-      : op_(op), tensors_(tensors), groups_(groups) {
-    MASKCL_CHECK(groups.size() == tensors.size(), op, ": groups has ", groups.size(), " entries, wanted ",
-                 tensors.size());
-  }
-
-  void check_length(const char* name, size_t length) const {
-    MASKCL_CHECK(length == tensors_.size(), op_, ": ", name, " has ", length, " entries, wanted ", tensors_.size());
-  }
-
-  // The tensor itself, or a contiguous copy that finish() writes back.
-  Entry entry(size_t t) {
-    const Tensor& original = tensors_[t];
-    check_cuda(op_, "a tensor of the list", original, tensors_[0]);
-    MASKCL_CHECK(original.dim() >= 1, op_, ": tensor ", t, " is 0-d, wanted [O, I, *] or [O]");
-    const bool last = !original.is_contiguous() && is_channels_last(original);
-    Tensor dense = original;
-    if (!last && !original.is_contiguous()) {
-      dense = torch::stable::contiguous(original);
-      copied_.emplace_back(original, dense);
-    }
-    Entry e{};
-    e.data = dense.mutable_data_ptr();
-    e.rows = dense.size(0);
-    e.columns = dense.dim() > 1 ? dense.size(1) : 1;
-    e.inner = dense.numel() / std::max<int64_t>(e.rows * e.columns, 1);
-    e.channels_last = last;
-    e.index = static_cast<int32_t>(t);
-    e.groups = static_cast<int32_t>(groups_[t]);
-    MASKCL_CHECK(e.groups >= 1 && e.rows % e.groups == 0, op_, ": groups[", t, "] is ", e.groups,
-                 ", wanted a divisor of ", e.rows, " rows");
-    MASKCL_CHECK(e.width() < (int64_t{1} << 31), op_, ": tensor ", t, " has rows of ", e.width(),
-                 " elements, wanted fewer than 2^31");
-    e.vectorizes = aligned16(e.data) && e.width() % (16 / static_cast<int64_t>(dense.element_size())) == 0;
-    kept_.push_back(dense);
-    return e;
-  }
-
-  void restore_from(Entry& e, const Tensor& saved) {
-    const Tensor& dense = kept_.back();
-    check_cuda(op_, "saved", saved, dense);
-    MASKCL_CHECK(saved.numel() == dense.numel() && saved.dim() == dense.dim() &&
-                     saved.scalar_type() == dense.scalar_type(),
-                 op_, ": saved[", e.index, "] has ", saved.numel(), " elements of ",
-                 torch::headeronly::toString(saved.scalar_type()), ", wanted ", dense.numel(), " of ",
-                 torch::headeronly::toString(dense.scalar_type()));
-    const Tensor copy = in_order_of(saved, dense);
-    e.saved = copy.const_data_ptr();
-    e.vectorizes = e.vectorizes && aligned16(e.saved);
-    kept_.push_back(copy);
-  }
-
-  void tasks(Entry& e, const Tensor& out, const Tensor& in) {
-    e.out = side(e, "out_tasks", out, ScalarType::Long, e.rows, &e.out_step);
-    e.in = side(e, "in_tasks", in, ScalarType::Long, e.columns * e.groups, &e.in_step);
-    MASKCL_CHECK(out.dim() == 2 && in.dim() == 2 && out.size(1) == in.size(1), op_, ": out_tasks[", e.index,
-                 "] and in_tasks[", e.index, "] differ in words, wanted int64 [units, words]");
-    e.words = static_cast<int32_t>(out.size(1));
-    e.out_step *= e.words;
-    e.in_step *= e.words;
-  }
-
-  void masks(Entry& e, const Tensor& out, const Tensor& in, ScalarType dtype) {
-    e.out = out.numel() ? side(e, "out_masks", out, dtype, e.rows, &e.out_step) : nullptr;
-    e.in = in.numel() ? side(e, "in_masks", in, dtype, e.columns * e.groups, &e.in_step) : nullptr;
-  }
-
-  void finish() {
-    for (auto& [original, dense] : copied_) torch::stable::copy_(original, dense);
-  }
-
- private:
-  const void* side(const Entry& e, const char* name, const Tensor& given, ScalarType dtype, int64_t units,
-                   int32_t* step) {
-    check_cuda(op_, name, given, tensors_[0]);
-    MASKCL_CHECK(dtype != ScalarType::Long || given.scalar_type() == dtype, op_, ": ", name, "[", e.index, "] is ",
-                 torch::headeronly::toString(given.scalar_type()), ", wanted int64");
-    MASKCL_CHECK(given.dim() >= 1 && (given.size(0) == units || given.size(0) == 1), op_, ": ", name, "[", e.index,
-                 "] has ", given.dim() ? given.size(0) : 0, " units, wanted ", units);
-    *step = given.size(0) == 1 ? 0 : 1;
-    kept_.push_back(to_dtype(given, dtype));
-    return kept_.back().const_data_ptr();
-  }
-
-  const char* op_;
-  const std::vector<Tensor>& tensors_;
-  const std::vector<int64_t>& groups_;
-  std::vector<Tensor> kept_;
-  std::vector<std::pair<Tensor, Tensor>> copied_;
-};
-
 }  // namespace
+
+// --- ops ------------------------------------------------------------------------------------------------------------
 
 void clamp_grads_(const std::vector<Tensor>& grads, const std::vector<Tensor>& out_tasks,
                   const std::vector<Tensor>& in_tasks, const std::vector<int64_t>& groups, bool exact,

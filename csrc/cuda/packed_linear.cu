@@ -9,7 +9,7 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kMostRows = 16;  // of x, that a tile of the tensor cores has
+constexpr int kFewRows = 16;  // of x, that a tile of the tensor cores has
 
 // x [batch, ins], weight [outs, ins], y [batch, outs]; bias is null where there is none.
 template <typename T>
@@ -18,7 +18,7 @@ struct Product {
   const T* weight;
   const T* bias;
   T* y;
-  Bits bits;
+  Planes planes;
   int64_t outs, ins;
   int batch;
 };
@@ -94,8 +94,8 @@ __global__ void __launch_bounds__(kThreads) tensor_core_kernel(Product<T> p) {
       for (int tile = 0; tile < Tiles; ++tile) {
         const int64_t at = row[tile] + column[step];
         w[step][tile] = *reinterpret_cast<const Eight*>(p.weight + at);
-        on[step][tile] = bits_from(p.bits.on, at);
-        if constexpr (Ternary) negative[step][tile] = bits_from(p.bits.negative, at);
+        on[step][tile] = bits_from(p.planes.on, at);
+        if constexpr (Ternary) negative[step][tile] = bits_from(p.planes.negative, at);
       }
       low[step] = *reinterpret_cast<const Eight*>(low_row + column[step]);
     }
@@ -150,8 +150,9 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(Product<T> p) {
   __shared__ alignas(16) C x[Batch][kStretch];
   const int lane = threadIdx.x % kWarp;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / kWarp) * Outs;
-  const uint32_t* signs = p.bits.negative ? p.bits.negative : p.bits.on;  // a load too many costs less than a branch
-  const uint32_t signed_mask = p.bits.negative ? ~0u : 0u;
+  // A load too many costs less than a branch.
+  const uint32_t* signs = p.planes.negative ? p.planes.negative : p.planes.on;
+  const uint32_t signed_mask = p.planes.negative ? ~0u : 0u;
   C sum[Outs][Batch] = {};
   for (int64_t begin = 0; begin < p.ins; begin += kStretch) {
     __syncthreads();  // the stretch before has been read
@@ -169,7 +170,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(Product<T> p) {
       for (int r = 0; r < Outs; ++r) {
         const int64_t row = first + r < p.outs ? first + r : p.outs - 1, at = row * p.ins + begin + column;
         raw[r] = load<V>(reinterpret_cast<const U*>(p.weight) + at);
-        on[r] = bits_from(p.bits.on, at);
+        on[r] = bits_from(p.planes.on, at);
         negative[r] = bits_from(signs, at) & signed_mask;
       }
       C w[Outs][V];
@@ -219,7 +220,7 @@ unsigned blocks_for(int64_t outs, int64_t rows) {
 template <typename T, int Tiles>
 void run_tiles(const Product<T>& p, cudaStream_t stream) {
   const unsigned blocks = blocks_for(p.outs, 8 * Tiles);
-  if (p.bits.negative)
+  if (p.planes.negative)
     tensor_core_kernel<T, Tiles, true><<<blocks, kThreads, 0, stream>>>(p);
   else
     tensor_core_kernel<T, Tiles, false><<<blocks, kThreads, 0, stream>>>(p);
@@ -242,7 +243,7 @@ void run_rows(const Product<T>& p, cudaStream_t stream) {
   else if (p.batch <= 4)
     rows_kernel<T, 4, V, Outs><<<blocks, kThreads, 0, stream>>>(p);
   else
-    rows_kernel<T, kMostRows, V, Outs><<<blocks, kThreads, 0, stream>>>(p);
+    rows_kernel<T, kFewRows, V, Outs><<<blocks, kThreads, 0, stream>>>(p);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
@@ -279,9 +280,9 @@ Tensor packed_linear(const Tensor& x_in, const Tensor& weight, const Tensor& wor
     check_channels(op, "bias", *bias_in, outs);
     bias = to_dtype(*bias_in, x.scalar_type());
   }
-  if (batch > kMostRows)
+  if (batch > kFewRows)
     return linear_by_rows(x, w, bias, [&](const Block& block, const Tensor& out) {
-      packed_select_into(w.const_data_ptr(), given.bits, out.mutable_data_ptr(), block, w.element_size(),
+      packed_select_into(w.const_data_ptr(), given.planes, out.mutable_data_ptr(), block, w.element_size(),
                          current_stream(x));
     });
   const Tensor y = torch::stable::new_empty(x, {batch, outs});
@@ -289,7 +290,7 @@ Tensor packed_linear(const Tensor& x_in, const Tensor& weight, const Tensor& wor
   dispatch_float(x.scalar_type(), op, [&]<typename T>() {
     run_few(Product<T>{static_cast<const T*>(x.const_data_ptr()), static_cast<const T*>(w.const_data_ptr()),
                        bias ? static_cast<const T*>(bias->const_data_ptr()) : nullptr,
-                       static_cast<T*>(y.mutable_data_ptr()), given.bits, outs, ins, static_cast<int>(batch)},
+                       static_cast<T*>(y.mutable_data_ptr()), given.planes, outs, ins, static_cast<int>(batch)},
             x);
   });
   return y;

@@ -91,17 +91,6 @@ backward_kernel(const G* grad, const T* weight, const S* scores, T* dweight, S* 
 
 // --- launches -------------------------------------------------------------------------------------------------------
 
-// Runs body<T, S>() for a weight's dtype and a score's, which is the same or float.
-template <typename F>
-void dispatch_pair(const char* op, ScalarType weight, ScalarType scores, F&& body) {
-  dispatch_float(weight, op, [&]<typename T>() {
-    if (scores == ScalarType::Float) return body.template operator()<T, float>();
-    MASKCL_CHECK(scores == weight, op, ": scores are ", torch::headeronly::toString(scores),
-                 ", wanted float32 or the weight's dtype");
-    if constexpr (!std::is_same_v<T, float>) body.template operator()<T, T>();
-  });
-}
-
 template <typename T, typename S>
 void select_into(const T* weight, const S* scores, T* out, const Block& block, const Select<compute_t<S>>& p,
                  cudaStream_t stream) {
@@ -119,17 +108,6 @@ void backward_into(const G* grad, const T* weight, const S* scores, T* dweight, 
   launch_vectors<widest>(count, true, {grad, weight, scores, dweight, dscores}, [&]<int V>(unsigned blocks) {
     backward_kernel<G, T, S, V><<<blocks, kThreads, 0, stream>>>(grad, weight, scores, dweight, dscores, count, p);
   });
-}
-
-// A tensor in a memory order that outputs may have, contiguous or channels_last.
-Tensor dense(const Tensor& t) { return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t); }
-
-// `result` in the order that empty_like gives `like`.
-Tensor like_input(const Tensor& result, const Tensor& like) {
-  Tensor out = torch::stable::empty_like(like);
-  if (same_strides(result, out)) return result;
-  torch::stable::copy_(out, result);
-  return out;
 }
 
 Tensor in_dtype(const Tensor& t, ScalarType dtype) {

@@ -1,24 +1,15 @@
-// The bits of a weight mask, as the kernels read them.
+// The bits of a weight mask, as a GPU's kernels read them.
 #pragma once
 
+#include "../mask_words.h"
 #include "blocks.cuh"
 
 namespace maskcl::gpu {
 
-constexpr int kWordBits = 32;
-
-// `negative` is null for a binary mask.
-struct Bits {
-  const uint32_t* on;
-  const uint32_t* negative;
-};
-
-inline int64_t words_for(int64_t count) { return ceil_div(count, kWordBits); }
-
 // Words for `numel` weights, checked, and kept alive until the launch.
 struct Words {
   Tensor tensor;
-  Bits bits;
+  Planes planes;
 
   Words(const char* op, const Tensor& words, int64_t numel, const Tensor& like) {
     check_cuda(op, "words", words, like);
@@ -29,27 +20,27 @@ struct Words {
                  ": words has ", words.numel(), " elements in ", dims, " dimensions, wanted [", wanted, "] or [2, ",
                  wanted, "]");
     tensor = torch::stable::contiguous(words);
-    bits.on = static_cast<const uint32_t*>(tensor.const_data_ptr());
-    bits.negative = dims == 2 ? bits.on + wanted : nullptr;
+    planes.on = const_data<uint32_t>(tensor);
+    planes.negative = dims == 2 ? planes.on + wanted : nullptr;
   }
 };
 
 // The bits of the weights from `at` on, the first one lowest. They end with their word: V of them are right where V
 // divides 32 and `at`.
 __device__ __forceinline__ uint32_t bits_from(const uint32_t* plane, int64_t at) {
-  return plane[at / kWordBits] >> (at % kWordBits);
+  return plane[at / kWord] >> (at % kWord);
 }
 
 // w = W m for the V weights from `at` on, on their bit patterns.
 template <typename U, int V>
-__device__ __forceinline__ void apply_bits(Vector<U, V>& w, const Bits& bits, int64_t at) {
-  const uint32_t on = bits_from(bits.on, at), negative = bits.negative ? bits_from(bits.negative, at) : 0;
+__device__ __forceinline__ void apply_bits(Vector<U, V>& w, const Planes& planes, int64_t at) {
+  const uint32_t on = bits_from(planes.on, at), negative = planes.negative ? bits_from(planes.negative, at) : 0;
 #pragma unroll
   for (int k = 0; k < V; ++k) w.at[k] = maskcl::select_bits(w.at[k], on >> k & 1, negative >> k & 1);
 }
 
 // Writes a block of W m into `out`, an element of `bytes` bytes at a time.
-void packed_select_into(const void* weight, const Bits& bits, void* out, const Block& block, size_t bytes,
+void packed_select_into(const void* weight, const Planes& planes, void* out, const Block& block, size_t bytes,
                         cudaStream_t stream);
 
 }  // namespace maskcl::gpu
