@@ -38,6 +38,11 @@ def test_submodules_have_hat_cls_paths():
             importlib.import_module(f"maskcl.compat.hat_cl.{prefix}{name}")
     base = importlib.import_module("maskcl.compat.hat_cl.modules._base")
     assert issubclass(HATLinear, base.HATMaskedModuleABC)
+    bases = ("HATModuleABC", "HATPayloadCarrierMixin", "TaskDependentModuleABC")
+    assert all(issubclass(HATLinear, getattr(base, name)) for name in bases)
+    assert issubclass(TaskIndexedLayerNorm, base.TaskIndexedModuleListABC)
+    assert hat.utils.forward.forward_hat_payload is hat.utils.forward_hat_payload
+    assert hat.modules.utils.base_to_task_dependent_mapping[nn.Linear] is HATLinear
 
 
 def test_readme():

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.compat.hat_cl import _step
 from maskcl.compat.hat_cl._base import TaskDependentMixin
 from maskcl.compat.hat_cl._eager import eager
+from maskcl.compat.hat_cl._step_protection import Owner
 from maskcl.compat.hat_cl.types_ import ForgetResult
 
 
-class TaskIndexedParameter(TaskDependentMixin, nn.ParameterList, _step.Owner):
+class TaskIndexedParameter(TaskDependentMixin, nn.ParameterList, Owner):
     """A list of parameters, one a task: ``parameter[task_id]``.
 
     Args:
@@ -32,7 +32,7 @@ class TaskIndexedParameter(TaskDependentMixin, nn.ParameterList, _step.Owner):
         if num_tasks < 1:
             raise ValueError(f"TaskIndexedParameter: num_tasks is {num_tasks}, wanted at least 1")
         nn.ParameterList.__init__(self)
-        _step.Owner.__init__(self)
+        Owner.__init__(self)
         start = data.detach()
         for _ in range(num_tasks):
             self.append(nn.Parameter(start.clone(), requires_grad=requires_grad))

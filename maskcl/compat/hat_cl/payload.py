@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from maskcl.compat.hat_cl._eager import eager
-from maskcl.compat.hat_cl._product import ConvProduct, Product
-from maskcl.compat.hat_cl.exceptions import MaskDimensionMismatchError
-from maskcl.compat.hat_cl.layout import MIXED, Layout, after_module, unit_index
-from maskcl.ops import masked_activation
-from maskcl.reference.masked_forward import activate
+from maskcl.compat.hat_cl._masked_data import MaskedData
+from maskcl.compat.hat_cl._module_traits import (
+    MASKED_BEHIND,
+    MIXING,
+    hooked,
+    refuse_learning,
+    takes_payloads,
+    writable,
+)
+from maskcl.compat.hat_cl._waiting_product import ConvProduct, Product
+from maskcl.compat.hat_cl.layout import MIXED, after_module
 
-if TYPE_CHECKING:
-    from maskcl.compat.hat_cl.modules.maskers.hat_masker import HATMasker
 
-
-class HATPayload:
+class HATPayload(MaskedData):
     """Data on their way through a network, and what its masks need to know.
 
     The mask is applied where masked data are asked for. All arguments are attributes.
@@ -34,32 +36,6 @@ class HATPayload:
         prev_maskers: the maskers before; set by the modules.
         mask_applied: the data are masked already.
     """
-
-    def __init__(
-        self,
-        data: Tensor,
-        masker: HATMasker | None = None,
-        task_id: int | None = None,
-        mask_scale: Any = None,
-        locked_task_ids: Sequence[int] | None = None,
-        prev_maskers: list[Any] | None = None,
-        mask_applied: bool = False,
-    ) -> None:
-        self._masked_data = data if mask_applied else None
-        self._unmasked_data = None if mask_applied else data
-        self._product: Product | None = None
-        self.masker = masker
-        self.task_id = task_id
-        self.mask_scale = mask_scale
-        self.locked_task_ids = locked_task_ids
-        self.prev_maskers = prev_maskers
-        self.mask_applied = mask_applied
-        # Where the masker's units are; None: data from outside, found by size.
-        self.layout: Layout | None = None
-        # Whether closed units of the unmasked data still hold what other tasks make of them.
-        self.exposed = False
-        # Whether a layer has put images in channels_last that came otherwise.
-        self.rearranged = False
 
     @eager
     def derive(self, data: Tensor | Product, **changes: Any) -> HATPayload:
@@ -80,101 +56,6 @@ class HATPayload:
         result.rearranged = self.rearranged
         return result
 
-    @property
-    @eager
-    def arranged(self) -> Tensor:
-        """The data, as ``data``, in whatever order of memory the last module left them."""
-        found = self.part(True)
-        found = self.part(False) if found is None else found
-        assert found is not None
-        return found
-
-    @eager
-    def part(self, masked: bool) -> Tensor | None:
-        """Masked or unmasked data in whatever order of memory; None where there are none."""
-        if masked:
-            if self._masked_data is None and self.masker is not None:
-                self._masked_data = self._mask("identity")
-            return self._masked_data
-        if self.mask_applied:
-            return None
-        if self._unmasked_data is None and self._product is not None:
-            self._unmasked_data = self._product.plain()
-        return self._unmasked_data
-
-    @property
-    @eager
-    def data(self) -> Tensor:
-        """The masked data where there is a masker, else the unmasked ones."""
-        return self._ordinary(self.arranged)
-
-    @property
-    @eager
-    def masked_data(self) -> Tensor | None:
-        """The masked data; None where there is no masker."""
-        found = self.part(True)
-        return None if found is None else self._ordinary(found)
-
-    @property
-    @eager
-    def unmasked_data(self) -> Tensor | None:
-        """The data before their mask; None where they came masked."""
-        found = self.part(False)
-        return None if found is None else self._ordinary(found)
-
-    @property
-    @eager
-    def original_data(self) -> Tensor:
-        """The data that the payload was made of."""
-        found = self.part(self.mask_applied)
-        assert found is not None
-        return self._ordinary(found)
-
-    @property
-    def shape(self) -> torch.Size:
-        """The data's."""
-        return self.arranged.shape
-
-    def _ordinary(self, data: Tensor) -> Tensor:
-        """Images as nn.Conv2d would leave them, so that a view of them works."""
-        return data.contiguous() if self.rearranged else data
-
-    @eager
-    def activated(self, activation: str) -> Tensor:
-        """act(data) under their mask, in one pass; for activations with act(m x) = m act(x)."""
-        if self.masker is None or self._masked_data is not None:
-            return activate(self.arranged, activation, 0.0)
-        return self._mask(activation)
-
-    def _mask(self, activation: str) -> Tensor:
-        masker = self.masker
-        assert masker is not None
-        mask = masker.working_mask(self.task_id, self.mask_scale)
-        if mask is None:
-            unmasked = self.part(False)
-            assert unmasked is not None
-            return activate(unmasked, activation, 0.0)
-        if (product := self._waiting()) is not None:
-            return product.masked(mask, activation)
-        data = self.part(False)
-        assert data is not None
-        if self.layout is not None and (self.layout.ops or self.layout.mixed):
-            if (index := unit_index(self.layout)) is None or index.shape != data.shape:
-                raise MaskDimensionMismatchError("units have been mixed: the mask fits no more")
-            return activate(data * mask[index.to(data.device)], activation, 0.0)
-        dim = masker.mask_dimension(data, self.layout)
-        masker.reshape_mask(data, mask, dim, expand_as_data=False)
-        if not data.is_floating_point():
-            data = data.to(mask.dtype)
-        return masked_activation(data, mask, activation=activation, channel_dim=dim)
-
-    def _waiting(self) -> Product | None:
-        """The product, if it can still be computed together with its mask."""
-        masker = self.masker
-        if masker is None or masker.mask_dim is not None:
-            return None
-        return self._product if self._masked_data is None and self._unmasked_data is None else None
-
     @eager
     def waiting_for(self, module: nn.Module) -> HATPayload | None:
         """The payload behind ``module``, to be computed with its mask; None if it cannot wait."""
@@ -184,21 +65,8 @@ class HATPayload:
 
     @eager
     def forward_by(self, module: nn.Module, use_masked_data: bool = True) -> HATPayload:
-        """The payload behind a module; see `utils.forward_hat_payload`."""
-        from maskcl.compat.hat_cl.utils.forward import forward_hat_payload
-
+        """The payload behind a module; see `forward_hat_payload`."""
         return forward_hat_payload(module, self, use_masked_data)
-
-    def to_dict(self, include_data: bool = True, **kwargs: Any) -> dict[str, Any]:
-        """Arguments that make such a payload.
-
-        Args:
-            include_data: ``data`` too.
-            kwargs: others, or other values.
-        """
-        names = ("masker", "task_id", "mask_scale", "locked_task_ids", "prev_maskers")
-        fields = {name: getattr(self, name) for name in (*names, "mask_applied")} | kwargs
-        return fields | {"data": self.original_data} if include_data else fields
 
     @eager
     def apply_mask(self) -> HATPayload:
@@ -220,7 +88,7 @@ class HATPayload:
     def _moved(self, op: str, numbers: Sequence[int], data: Tensor, source: HATPayload) -> Any:
         layout = None
         if source.masker is not None:
-            layout = _known(source).then(op, tuple(numbers), source.shape)
+            layout = source._known_layout().then(op, tuple(numbers), source.shape)
         return source.derive(data, layout=layout, mask_applied=source.mask_applied)
 
     @eager
@@ -283,7 +151,7 @@ class HATPayload:
         data = self.data @ other.data
         layout = MIXED
         if other.masker is not None and other.data.dim() >= 2:
-            layout = _known(other).then("matmul", tuple(data.shape), other.data.shape)
+            layout = other._known_layout().then("matmul", tuple(data.shape), other.data.shape)
         return self.derive(
             data,
             masker=other.masker,
@@ -298,12 +166,67 @@ class HATPayload:
     __str__ = __repr__
 
 
-def _known(source: HATPayload) -> Layout:
-    """Where the units are, found by size for data from outside."""
-    if source.layout is not None:
-        return source.layout
-    assert source.masker is not None
-    try:
-        return Layout(source.masker.mask_dimension(source.data, None), ())
-    except MaskDimensionMismatchError:
-        return MIXED
+@eager
+def forward_hat_payload(
+    module: nn.Module, hat_payload: HATPayload, use_masked_data: bool = True
+) -> HATPayload:
+    """The payload behind any module.
+
+    A module that takes payloads, or has parts that do, gets the payload, an ``nn.Sequential`` hands
+    it from one to the next, and any other module gets the data.
+
+    Args:
+        module: the module.
+        hat_payload: the payload.
+        use_masked_data: for a module that takes data: the masked data, else the unmasked ones,
+            whose mask comes behind. Modules with f(0) != 0 (sigmoid, softplus) always get the
+            unmasked ones.
+
+    Raises:
+        RuntimeError: a task is active, and the module has parameters to train or statistics to
+            collect, which tasks would then share without protection.
+    """
+    if takes_payloads(module):
+        behind: HATPayload = module(hat_payload)
+        return behind
+    if isinstance(module, nn.Sequential):
+        for part in module:
+            hat_payload = forward_hat_payload(part, hat_payload, use_masked_data)
+        return hat_payload
+    if hat_payload.task_id is None:
+        return hat_payload.after(module, hat_payload.data)
+    if isinstance(module, nn.Identity):
+        return hat_payload
+    refuse_learning(module)
+    if isinstance(module, (nn.Flatten, nn.Unflatten)):
+        # The original data have the masked data's shape, and may be at hand.
+        return hat_payload.reshape(module(hat_payload.original_data).shape)
+    return _plain(module, hat_payload, use_masked_data)
+
+
+def _plain(module: nn.Module, pld: HATPayload, use_masked_data: bool) -> HATPayload:
+    unmasked = None if use_masked_data and not isinstance(module, MASKED_BEHIND) else True
+    # Modules of torch's own take images in any order; those of users may well view them.
+    known = type(module).__module__.startswith("torch.nn.") and not list(module.children())
+    source: Tensor | None = None
+    if unmasked:
+        source = pld.part(False) if known else pld.unmasked_data
+    if source is not None:
+        return pld.after(module, writable(module, source), exposed=pld.exposed)
+    if not hooked(module) and (behind := pld.waiting_for(module)) is not None:
+        return behind
+    if type(module) is nn.ReLU and not hooked(module):
+        # relu(m x) = m relu(x): the mask's pass does both.
+        layout = pld.layout
+        return pld.derive(pld.activated("relu"), layout=layout, mask_applied=_masked(pld))
+    # f(0) != 0 behind a mask that was applied before: the closed units are closed once more.
+    keeps = _masked(pld) and not isinstance(module, MASKED_BEHIND)
+    data = pld.arranged if known else pld.data
+    behind = pld.after(module, writable(module, data), mask_applied=keeps)
+    if isinstance(module, MIXING) and pld.masker is not None:
+        behind.layout = MIXED
+    return behind
+
+
+def _masked(pld: HATPayload) -> bool:
+    return pld.masker is not None or pld.mask_applied

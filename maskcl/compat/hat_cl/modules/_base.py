@@ -2,70 +2,35 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from maskcl.compat.hat_cl import _step
-from maskcl.compat.hat_cl._base import TaskDependentMixin
-from maskcl.compat.hat_cl._eager import eager
+from maskcl.compat.hat_cl._base import (
+    HATModuleABC,
+    HATPayloadCarrierMixin,
+    TaskDependentModuleABC,
+)
+from maskcl.compat.hat_cl._step_protection import Owner
+from maskcl.compat.hat_cl.modules._masked_layer import HATMaskedModuleABC
+from maskcl.compat.hat_cl.payload import HATPayload
 from maskcl.compat.hat_cl.types_ import ForgetResult
 
-if TYPE_CHECKING:
-    from maskcl.compat.hat_cl.payload import HATPayload
+# All but the list and wanted_tasks are defined elsewhere; hat-cl has them in this module.
+__all__ = [
+    "HATMaskedModuleABC",
+    "HATModuleABC",
+    "HATPayloadCarrierMixin",
+    "TaskDependentModuleABC",
+    "TaskIndexedModuleListABC",
+    "wanted_tasks",
+]
 
 
-class HATPayloadCarrierMixin(nn.Module, ABC):
-    """A module whose ``forward`` takes and returns a `HATPayload`, outside of compiled code."""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "forward" in vars(cls):
-            cls.forward = eager(cls.forward)  # type: ignore[method-assign]
-
-    @abstractmethod
-    def forward(self, pld: HATPayload) -> HATPayload:
-        """The payload behind the module."""
-
-
-class TaskDependentModuleABC(TaskDependentMixin, HATPayloadCarrierMixin, ABC):
-    """Base of the modules that differ from task to task."""
-
-    @abstractmethod
-    def forget(
-        self,
-        task_id: int,
-        dry_run: bool = False,
-        module_name: str | None = None,
-        locked_task_ids: list[int] | None = None,
-    ) -> ForgetResult:
-        """Reset what belongs to the task alone.
-
-        Args:
-            task_id: which task.
-            dry_run: say what would be reset, and write nothing.
-            module_name: in the result's names; None: the class's.
-            locked_task_ids: tasks that must not change; None: all trained ones but ``task_id``.
-        """
-
-    @abstractmethod
-    def to_base_module(self, **kwargs: Any) -> nn.Module:
-        """An ordinary module, tensors in, tensors out, that computes the same for one task."""
-
-    @classmethod
-    @abstractmethod
-    def from_base_module(cls, base_module: Any, **kwargs: Any) -> TaskDependentModuleABC:
-        """The task dependent counterpart with the same parameters."""
-
-    @abstractmethod
-    def load_from_base_module(self, base_module: Any) -> None:
-        """Copy an ordinary module's parameters."""
-
-
-class TaskIndexedModuleListABC(nn.ModuleList, TaskDependentModuleABC, _step.Owner, ABC):
+class TaskIndexedModuleListABC(nn.ModuleList, TaskDependentModuleABC, Owner, ABC):
     """One ordinary module a task, and one more for payloads of no task.
 
     Args:
@@ -176,10 +141,6 @@ class TaskIndexedModuleListABC(nn.ModuleList, TaskDependentModuleABC, _step.Owne
     __str__ = __repr__
 
 
-class HATModuleABC(TaskDependentModuleABC, ABC):
-    """Base of the modules with masks."""
-
-
 def wanted_tasks(name: str, num_tasks: int | None) -> int:
     """``num_tasks`` of a conversion.
 
@@ -189,12 +150,3 @@ def wanted_tasks(name: str, num_tasks: int | None) -> int:
     if num_tasks is None:
         raise ValueError(f"{name}.from_base_module: num_tasks is None, wanted how many tasks")
     return num_tasks
-
-
-def __getattr__(name: str) -> Any:
-    # hat-cl has it in this module; here it needs the maskers, which need this one.
-    if name == "HATMaskedModuleABC":
-        from maskcl.compat.hat_cl.modules._masked import HATMaskedModuleABC
-
-        return HATMaskedModuleABC
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from maskcl.compat.hat_cl._product import ConvProduct
-from maskcl.compat.hat_cl.modules._masked import HATMaskedModuleABC
+from maskcl.compat.hat_cl._waiting_product import ConvProduct
+from maskcl.compat.hat_cl.modules._masked_layer import HATMaskedModuleABC
 from maskcl.compat.hat_cl.modules.utils import register_mapping
 from maskcl.compat.hat_cl.types_ import HATConfig
 from maskcl.nn.hat.layers import has_plain_window

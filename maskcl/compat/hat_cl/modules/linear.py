@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskcl.compat.hat_cl._product import LinearProduct
-from maskcl.compat.hat_cl.modules._masked import HATMaskedModuleABC
+from maskcl.compat.hat_cl._waiting_product import LinearProduct
+from maskcl.compat.hat_cl.modules._masked_layer import HATMaskedModuleABC
 from maskcl.compat.hat_cl.modules.utils import register_mapping
 from maskcl.compat.hat_cl.types_ import HATConfig
 

@@ -7,12 +7,9 @@ from typing import Any
 from timm.layers import DropPath, LayerScale
 from torch import nn
 
+from maskcl.compat.hat_cl._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.modules import HATLinear, TaskIndexedLayerNorm
-from maskcl.compat.hat_cl.modules._base import (
-    HATPayloadCarrierMixin,
-    TaskIndexedModuleListABC,
-    wanted_tasks,
-)
+from maskcl.compat.hat_cl.modules._base import TaskIndexedModuleListABC, wanted_tasks
 from maskcl.compat.hat_cl.payload import HATPayload
 from maskcl.compat.hat_cl.timm_models.layers import HATMlp
 from maskcl.compat.hat_cl.types_ import HATConfig

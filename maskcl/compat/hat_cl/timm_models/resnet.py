@@ -11,7 +11,7 @@ from timm.models.resnet import BasicBlock, ResNet, _cfg
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from maskcl.compat.hat_cl.modules._base import HATPayloadCarrierMixin
+from maskcl.compat.hat_cl._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.payload import HATPayload
 from maskcl.compat.hat_cl.timm_models.utils import convert_children_to_task_dependent_modules
 from maskcl.compat.hat_cl.types_ import HATConfig

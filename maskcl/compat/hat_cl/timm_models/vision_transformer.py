@@ -19,9 +19,9 @@ from timm.models import (
 from timm.models.vision_transformer import get_init_weights_vit
 from torch import nn
 
+from maskcl.compat.hat_cl._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.layout import Layout
 from maskcl.compat.hat_cl.modules import HATLinear, TaskIndexedLayerNorm
-from maskcl.compat.hat_cl.modules._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.parameter import TaskIndexedParameter
 from maskcl.compat.hat_cl.payload import HATPayload
 from maskcl.compat.hat_cl.timm_models._vit_blocks import (

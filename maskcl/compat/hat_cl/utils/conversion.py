@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from maskcl.compat.hat_cl._counterparts import base_to_task_dependent_mapping as mapping
 from maskcl.compat.hat_cl.exceptions import ModuleConversionWarning
+from maskcl.compat.hat_cl.modules import AttentionMasker
 from maskcl.compat.hat_cl.modules._base import TaskIndexedModuleListABC
-from maskcl.compat.hat_cl.modules._masked import HATMaskedModuleABC
-from maskcl.compat.hat_cl.modules.utils import base_to_task_dependent_mapping as mapping
+from maskcl.compat.hat_cl.modules._masked_layer import HATMaskedModuleABC
 
 _Convert = Callable[[nn.Module], "nn.Module | None"]
 
@@ -99,8 +100,6 @@ def _sequences(module: nn.Module) -> list[nn.Sequential]:
 
 def _is_pair(module: nn.Module) -> bool:
     """What a converted layer is: the ordinary layer and its masker."""
-    from maskcl.compat.hat_cl.modules import AttentionMasker
-
     return (
         isinstance(module, nn.Sequential)
         and len(module) == 2

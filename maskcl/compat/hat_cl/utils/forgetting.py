@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from maskcl.compat.hat_cl._base import TaskDependentModuleABC
 from maskcl.compat.hat_cl.exceptions import NoParameterToForgetWarning
 from maskcl.compat.hat_cl.modules import HATMasker
-from maskcl.compat.hat_cl.modules._base import TaskDependentModuleABC
-from maskcl.compat.hat_cl.modules._masked import HATMaskedModuleABC
+from maskcl.compat.hat_cl.modules._masked_layer import HATMaskedModuleABC
 from maskcl.compat.hat_cl.parameter import TaskIndexedParameter
 from maskcl.compat.hat_cl.types_ import ForgetResult
 

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.compat.hat_cl import _step
+from maskcl.compat.hat_cl._step_protection import Owner
 from maskcl.compat.hat_cl.exceptions import MaskerLockedError
 from maskcl.compat.hat_cl.modules.maskers._gate import start_attention
-from maskcl.compat.hat_cl.modules.maskers._words import Cache, any_task, pack
+from maskcl.compat.hat_cl.modules.maskers._task_words import any_task, pack
+from maskcl.compat.hat_cl.modules.maskers._tensor_cache import TensorCache
 from maskcl.compat.hat_cl.types_ import ForgetResult, Mask
 
 
-class Locks(nn.Module, _step.Owner):
+class Locks(nn.Module, Owner):
     """A masker's tasks: trained, locked, forgotten."""
 
     attention: nn.ParameterList
@@ -26,7 +27,7 @@ class Locks(nn.Module, _step.Owner):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._cache = Cache()
+        self._cache = TensorCache()
 
     @property
     def num_tasks(self) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from maskcl.compat.hat_cl.modules.maskers.hat_masker import HATMasker
+from maskcl.compat.hat_cl._unit_masker import UnitMasker
 
 STRATEGIES = ("uniform", "paper")
 
@@ -21,7 +20,7 @@ class Regulator:
         masker: whose.
     """
 
-    def __init__(self, masker: HATMasker) -> None:
+    def __init__(self, masker: UnitMasker) -> None:
         self.masker = masker
 
     @property

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskcl.compat.hat_cl.exceptions import HATInitializationError
-from maskcl.compat.hat_cl.modules.maskers._words import WORD, Feeds, any_task
+from maskcl.compat.hat_cl.layout import Layout
+from maskcl.compat.hat_cl.modules.maskers._input_masks import Feeds
+from maskcl.compat.hat_cl.modules.maskers._task_words import WORD, any_task
+from maskcl.compat.hat_cl.payload import HATPayload
 from maskcl.compat.hat_cl.types_ import Mask
-
-if TYPE_CHECKING:
-    from maskcl.compat.hat_cl.layout import Layout
-    from maskcl.compat.hat_cl.modules.maskers.hat_masker import HATMasker
-    from maskcl.compat.hat_cl.payload import HATPayload
 
 IN_TASKS, DEPTH = "in_tasks", "depth"
 
@@ -40,13 +38,13 @@ class Topology(nn.Module):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.feeds = Feeds()
-        self._prev_maskers: list[HATMasker] | None = None
+        self._prev_maskers: list[Topology] | None = None
 
     def meet(self, pld: HATPayload, shape: torch.Size, feature_dim: int) -> None:
         """Remember what came in: its masks say which inputs a task uses."""
         self.feeds.add(pld, shape, feature_dim)
 
-    def succeed(self, prev_maskers: list[HATMasker] | None) -> list[Any]:
+    def succeed(self, prev_maskers: list[Topology] | None) -> list[Any]:
         """Remember the maskers before this one; returns what comes before the next."""
         known = self._prev_maskers or []
         new = [m for m in prev_maskers or [] if not any(m is k for k in known)]

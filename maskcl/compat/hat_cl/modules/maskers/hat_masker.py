@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from maskcl.compat.hat_cl._base import HATModuleABC
+from maskcl.compat.hat_cl._counterparts import register_mapping
 from maskcl.compat.hat_cl.exceptions import InsufficientMaskWarning
-from maskcl.compat.hat_cl.modules._base import HATModuleABC
 from maskcl.compat.hat_cl.modules.maskers._base import VectorMaskerABC
 from maskcl.compat.hat_cl.modules.maskers._gate import soft_mask, start_attention
 from maskcl.compat.hat_cl.modules.maskers._locks import Locks
 from maskcl.compat.hat_cl.modules.maskers._regulator import Regulator
 from maskcl.compat.hat_cl.modules.maskers._topology import Topology
 from maskcl.compat.hat_cl.modules.maskers.attention_masker import AttentionMasker, open_units
-from maskcl.compat.hat_cl.modules.utils import register_mapping
+from maskcl.compat.hat_cl.payload import HATPayload
 from maskcl.compat.hat_cl.types_ import HATConfig, Mask
-
-if TYPE_CHECKING:
-    from maskcl.compat.hat_cl.payload import HATPayload
 
 
 @register_mapping

@@ -7,8 +7,8 @@ from typing import Any
 from timm.layers import to_2tuple
 from torch import nn
 
+from maskcl.compat.hat_cl._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.modules import HATLinear
-from maskcl.compat.hat_cl.modules._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.payload import HATPayload
 from maskcl.compat.hat_cl.types_ import HATConfig
 

@@ -7,9 +7,9 @@ from typing import Any
 from timm.layers import to_2tuple
 from torch import nn
 
+from maskcl.compat.hat_cl._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.layout import Layout
 from maskcl.compat.hat_cl.modules import HATConv2d
-from maskcl.compat.hat_cl.modules._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.payload import HATPayload
 from maskcl.compat.hat_cl.types_ import HATConfig
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from maskcl.compat.hat_cl._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.exceptions import ModuleConversionWarning
-from maskcl.compat.hat_cl.modules._base import HATPayloadCarrierMixin
 from maskcl.compat.hat_cl.utils import convert_to_task_dependent_module
 
 

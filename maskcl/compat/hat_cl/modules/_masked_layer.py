@@ -5,29 +5,26 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maskcl.compat.hat_cl import _step
-from maskcl.compat.hat_cl._product import Product, waits
-from maskcl.compat.hat_cl.exceptions import (
-    LearningSuppressedWarning,
-    NoParameterToForgetWarning,
-)
+from maskcl.compat.hat_cl._base import HATModuleABC
+from maskcl.compat.hat_cl._locked_elements import Sides, columns
+from maskcl.compat.hat_cl._step_protection import Owner
+from maskcl.compat.hat_cl._waiting_product import Product, waits
+from maskcl.compat.hat_cl.exceptions import LearningSuppressedWarning, NoParameterToForgetWarning
 from maskcl.compat.hat_cl.layout import Layout
-from maskcl.compat.hat_cl.modules._base import HATModuleABC
 from maskcl.compat.hat_cl.modules.maskers import HATMasker
-from maskcl.compat.hat_cl.modules.maskers._words import Cache, any_task
+from maskcl.compat.hat_cl.modules.maskers._task_words import any_task
+from maskcl.compat.hat_cl.modules.maskers._tensor_cache import TensorCache
+from maskcl.compat.hat_cl.payload import HATPayload
 from maskcl.compat.hat_cl.types_ import ForgetResult, HATConfig
 from maskcl.ops import clamp_grads_
 
-if TYPE_CHECKING:
-    from maskcl.compat.hat_cl.payload import HATPayload
 
-
-class HATMaskedModuleABC(HATModuleABC, _step.Owner, ABC):
+class HATMaskedModuleABC(HATModuleABC, Owner, ABC):
     """Base of layers with ``weight`` [O, I / groups, *] and perhaps ``bias`` [O], and a masker.
 
     A weight is locked where some one locked task uses both of its ends. Its gradient is then 0 in
@@ -55,7 +52,7 @@ class HATMaskedModuleABC(HATModuleABC, _step.Owner, ABC):
     ) -> None:
         super().__init__(**kwargs, device=device, dtype=dtype)
         self.masker = HATMasker(num_features, hat_config, device, dtype)
-        self._cache = Cache(4)
+        self._cache = TensorCache(4)
 
     @abstractmethod
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -99,20 +96,20 @@ class HATMaskedModuleABC(HATModuleABC, _step.Owner, ABC):
         """x in the order of memory that training is fastest in."""
         return x
 
-    def sides(self, tasks: tuple[int, ...]) -> list[_step.Sides]:
+    def sides(self, tasks: tuple[int, ...]) -> list[Sides]:
         """Which of ``tasks`` use each end of the weight and of the bias."""
         out, into = self.masker.words(tasks), self.masker.in_words(tasks)
         tensors = [out] if into is None else [out, into]
 
-        def make() -> list[_step.Sides]:
+        def make() -> list[Sides]:
             _warn_depleted(type(self).__name__, out, into)
             groups = getattr(self, "groups", 1)
-            return [_step.Sides(out, into, groups), _step.Sides(out, None)]
+            return [Sides(out, into, groups), Sides(out, None)]
 
-        found: list[_step.Sides] = self._cache.get(tasks, tensors, make)
+        found: list[Sides] = self._cache.get(tasks, tensors, make)
         return found
 
-    def shared_parameters(self, locked: tuple[int, ...]) -> list[tuple[nn.Parameter, _step.Sides]]:
+    def shared_parameters(self, locked: tuple[int, ...]) -> list[tuple[nn.Parameter, Sides]]:
         """Weight and bias, with the tasks among ``locked`` that use them."""
         sides = self.sides(locked)
         rows = zip((self.weight, self.bias), sides, strict=True)
@@ -227,7 +224,7 @@ class _Locked(torch.autograd.Function):
         rows = zip(grads, ctx.layer.sides(ctx.locked), strict=True)
         found = [(grad, side) for grad, side in rows if grad is not None]
         sides = [side for _, side in found]
-        out, into, groups = _step.columns(sides)
+        out, into, groups = columns(sides)
         if torch.is_grad_enabled():
             factors = [torch.ones_like(grad) for grad, _ in found]
             clamp_grads_(factors, out, into, groups=groups)

@@ -22,7 +22,8 @@ from torch.optim.optimizer import (
 )
 
 from maskcl.compat.hat_cl._eager import eager
-from maskcl.ops import clamp_grads_, restore_protected_
+from maskcl.compat.hat_cl._locked_elements import Sides, alike, clear_grads, clear_state, columns
+from maskcl.ops import restore_protected_
 
 # With no decay these leave an element where it is whose gradient and state are zero.
 _STILL = (
@@ -36,15 +37,6 @@ _STILL = (
     optim.NAdam,
     optim.RAdam,
 )
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Tasks that use each end of a parameter, as `maskcl.ops.clamp_grads_` takes them."""
-
-    out: Tensor
-    into: Tensor | None
-    groups: int = 1
 
 
 @dataclass
@@ -91,7 +83,7 @@ class Owner:
             self._settled = locked
             if begins:
                 # What is left of gradients that an earlier step has used.
-                _clear_grads(self.shared_parameters(locked))
+                clear_grads(self.shared_parameters(locked))
             for watch in _WATCHES.values():
                 watch.settle(self, locked)
 
@@ -131,7 +123,7 @@ class _Watch:
         rows = [row for row in owner.shared_parameters(locked) if id(row[0]) in self.held]
         if optimizer is None or not rows:
             return
-        _clear_state(optimizer, rows)
+        clear_state(optimizer, rows)
         if self.inside and self.restores:
             # A closure runs the forward inside the step; the parameters have not moved yet.
             for parameter, _ in rows:
@@ -201,49 +193,14 @@ def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             record.stepped = True
             for task in record.ran:
                 owner.bound(task)
-    for batch in _alike(rows):
+    for batch in alike(rows):
         parameters, sides = [p for p, _ in batch], [s for _, s in batch]
         saved_rows = [watch.saved[id(p)] for p in parameters]
         out, into, groups = columns(sides)
         restore_protected_(parameters, saved_rows, out, into, groups=groups)
     if rows:
-        _clear_state(optimizer, rows)
+        clear_state(optimizer, rows)
     watch.inside, watch.saved, watch.owners = False, {}, None
-
-
-@torch.no_grad()
-def _clear_grads(rows: list[tuple[nn.Parameter, Sides]]) -> None:
-    for batch in _alike([(p.grad, sides) for p, sides in rows if p.grad is not None]):
-        out, into, groups = columns([sides for _, sides in batch])
-        clamp_grads_([grad for grad, _ in batch], out, into, groups=groups)
-
-
-def _clear_state(optimizer: Optimizer, rows: list[tuple[nn.Parameter, Sides]]) -> None:
-    states = [
-        (value, sides)
-        for parameter, sides in rows
-        for value in optimizer.state.get(parameter, {}).values()
-        if isinstance(value, Tensor)
-        and value.shape == parameter.shape
-        and value.device == parameter.device
-        and value.is_floating_point()
-    ]
-    for batch in _alike(states):
-        out, into, groups = columns([sides for _, sides in batch])
-        clamp_grads_([value for value, _ in batch], out, into, groups=groups)
-
-
-def _alike(rows: list[tuple[Any, Sides]]) -> list[list[tuple[Any, Sides]]]:
-    """Rows by device and dtype, as the ops take them."""
-    found: dict[Any, list[tuple[Any, Sides]]] = {}
-    for tensor, sides in rows:
-        found.setdefault((tensor.device, tensor.dtype), []).append((tensor, sides))
-    return list(found.values())
-
-
-def columns(sides: list[Sides]) -> tuple[list[Any], list[Any], list[int]]:
-    """Out sides, in sides and groups, as the ops take them."""
-    return [s.out for s in sides], [s.into for s in sides], [s.groups for s in sides]
 
 
 def _keeps_still(optimizer: Optimizer) -> bool:

@@ -1,44 +1,18 @@
-"""Which tasks use each unit, as words of bits: bit k % 64 of word k // 64 for task k."""
+"""Which masks a layer's inputs come under, and so which tasks use each input."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from maskcl.compat.hat_cl._unit_masker import UnitMasker
 from maskcl.compat.hat_cl.layout import Index, Layout, feature_units
-
-if TYPE_CHECKING:
-    from maskcl.compat.hat_cl.modules.maskers.hat_masker import HATMasker
-    from maskcl.compat.hat_cl.payload import HATPayload
-
-WORD = 64
-
-
-def pack(masks: dict[int, Tensor], units: int, num_tasks: int, device: Any) -> Tensor:
-    """int64 [units, W] of the tasks' masks, bool [units] each."""
-    words = torch.zeros(units, -(-num_tasks // WORD), dtype=torch.int64, device=device)
-    for task, mask in masks.items():
-        words[:, task // WORD] |= mask.to(torch.int64) << (task % WORD)
-    return words
-
-
-def only(words: Tensor, tasks: Sequence[int]) -> Tensor:
-    """The same with the bits of ``tasks`` alone."""
-    kept = [0] * words.shape[1]
-    for task in tasks:
-        kept[task // WORD] |= 1 << (task % WORD)
-    signed = [k - (1 << WORD) if k >= 1 << (WORD - 1) else k for k in kept]
-    return words & words.new_tensor(signed)
-
-
-def any_task(words: Tensor, tasks: Sequence[int]) -> Tensor:
-    """Whether any of ``tasks`` uses it, bool [units]."""
-    return (only(words, tasks) != 0).any(-1)
+from maskcl.compat.hat_cl.modules.maskers._task_words import only
+from maskcl.compat.hat_cl.payload import HATPayload
 
 
 @dataclass(frozen=True)
@@ -50,7 +24,7 @@ class Feed:
         units: its unit behind each input, int64 [I]; None: one by one.
     """
 
-    masker: HATMasker | None
+    masker: UnitMasker | None
     units: Index | None = None
 
     def words(self, tasks: tuple[int, ...]) -> Tensor | None:
@@ -122,7 +96,7 @@ class Feeds:
         return {"known": self.known, "saved": self.saved, "_seen": set()}
 
 
-def _feed(masker: HATMasker | None, layout: Layout | None, inputs: int, feature_dim: int) -> Feed:
+def _feed(masker: UnitMasker | None, layout: Layout | None, inputs: int, feature_dim: int) -> Feed:
     if masker is None:
         return Feed(None)
     units = masker.num_features
@@ -138,39 +112,3 @@ def _feed(masker: HATMasker | None, layout: Layout | None, inputs: int, feature_
     if inputs % units == 0 and masker.mask_dim in (None, 1):
         return Feed(masker, np.arange(units, dtype=np.int64).repeat(inputs // units))
     return Feed(None)
-
-
-class Cache:
-    """Values that follow from tensors, kept until one of these is written or replaced."""
-
-    def __init__(self, size: int = 8) -> None:
-        self._size = size
-        self._kept: dict[Any, tuple[list[tuple[Tensor, int]], Any]] = {}
-
-    def get(self, key: Any, tensors: Sequence[Tensor], make: Callable[[], Any]) -> Any:
-        """What ``make`` returned for ``key``, as long as ``tensors`` are what they were."""
-        if any(t.is_inference() for t in tensors):
-            return make()  # whether these are written cannot be seen
-        found = self._kept.get(key)
-        if found is not None and len(found[0]) == len(tensors):
-            pairs = zip(found[0], tensors, strict=True)
-            if all(t is now and version == now._version for (t, version), now in pairs):
-                return found[1]
-        # What inference mode makes could not be used in training later.
-        with torch.inference_mode(False), torch.no_grad():
-            value = make()
-        self._kept.pop(key, None)
-        while len(self._kept) >= self._size:
-            self._kept.pop(next(iter(self._kept)))
-        self._kept[key] = ([(t, t._version) for t in tensors], value)
-        return value
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
-
-    def __deepcopy__(self, memo: Any) -> Cache:
-        return Cache(self._size)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_size": self._size, "_kept": {}}
