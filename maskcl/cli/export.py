@@ -16,9 +16,9 @@ from maskcl.cli.masks import open_run
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError, combine
 from maskcl.export import compact, save
-from maskcl.export.files import check_path
-from maskcl.export.measure import compare
-from maskcl.export.shrink import Network
+from maskcl.export.compact_network import Network
+from maskcl.export.flops_and_latency import compare
+from maskcl.export.save_file import check_path
 from maskcl.graph import Graph
 from maskcl.scenarios import Scenario
 from maskcl.training.trainer import CHECKPOINT

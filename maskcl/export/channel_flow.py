@@ -1,4 +1,4 @@
-"""What is known of a tensor on its way through one task's plain network."""
+"""What is known of a tensor and its channels on the way through one task's plain network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maskcl.export.labels import along
+from maskcl.export.kept_channels import along
 from maskcl.nn.following.provenance import aligned
 
 
@@ -52,8 +52,7 @@ class Flow:
 
 def whole(shape: Sequence[int]) -> Flow:
     """A tensor of which nothing is known and all stays."""
-    rank = len(shape)
-    return Flow(tuple(shape), (None,) * rank, torch.zeros((1,) * rank, dtype=torch.bool))
+    return Flow(tuple(shape), (None,) * len(shape), nowhere(len(shape)))
 
 
 def with_axis(shape: Sequence[int], dim: int, axis: Tensor, zero: Tensor) -> Flow:
@@ -61,3 +60,8 @@ def with_axis(shape: Sequence[int], dim: int, axis: Tensor, zero: Tensor) -> Flo
     axes: list[Tensor | None] = [None] * len(shape)
     axes[dim] = axis
     return Flow(tuple(shape), tuple(axes), along(zero, dim, len(shape)))
+
+
+def nowhere(rank: int) -> Tensor:
+    """No element is known to be 0."""
+    return torch.zeros((1,) * rank, dtype=torch.bool)

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from maskcl.export.build import Builder
-from maskcl.export.flow import Flow
-from maskcl.export.step import Plan
-from maskcl.export.walk import walk
+from maskcl.export.channel_flow import Flow
+from maskcl.export.follow_channels import follow_channels
+from maskcl.export.rebuild_graph import Builder
+from maskcl.export.traced_node import Plan
 from maskcl.nn import ConversionError, HATNetwork, ImportanceNetwork, PiggybackNetwork, to_plain
 from maskcl.nn.following.in_place_writes import written_modules
 from maskcl.nn.following.trace import trace
@@ -64,7 +64,7 @@ def _compacted(plain: nn.Module, inputs: Any) -> fx.GraphModule:
             f"compact: the network has no graph to find its units in ({reason.splitlines()[0]});"
             " to_plain gives the task's network at full size"
         ) from error
-    plan = walk(traced)
+    plan = follow_channels(traced)
     return Builder(traced, plan, _solved(plan)).build()
 
 

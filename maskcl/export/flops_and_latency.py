@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from maskcl.export.shrink import Network, compact, example_of
+from maskcl.export.compact_network import Network, compact, example_of
 from maskcl.nn import to_plain
 
 

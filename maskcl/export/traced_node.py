@@ -1,30 +1,27 @@
-"""One node of a traced network with what it reads, and what all rules of nodes share."""
+"""A node of a traced network with what it reads, and the plan to which its rule adds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
-from maskcl.export.flow import Flow, whole
-from maskcl.export.labels import Labels
+from maskcl.export.channel_flow import Flow, whole
+from maskcl.export.kept_channels import Labels
+from maskcl.export.new_graph import NewGraph
 from maskcl.nn.following.provenance import aligned
 from maskcl.nn.following.trace import Shape, Trace
 from maskcl.nn.following.trees import leaves_of, mapped
 
-if TYPE_CHECKING:
-    from maskcl.export.build import Builder
-
 # Puts a node into the new graph; returns what stands for it there.
-Edit = Callable[["Builder"], Any]
+Edit = Callable[[NewGraph], Any]
 
 
 @dataclass
 class Plan:
-    """What the walk over a graph finds.
+    """What `follow_channels` finds in a graph.
 
     Attributes:
         labels: with the rules of all nodes.
@@ -42,8 +39,20 @@ class Plan:
     axes: dict[str, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
 
 
-class Step:
-    """A node, its arguments with Flows for tensors, and its recorded result."""
+class TracedNode:
+    """A node, its arguments with Flows for tensors, and its recorded result.
+
+    Args:
+        trace: of the network.
+        node: whose arguments are in ``plan.flows`` already.
+        name: of the operation that it calls, as ``operation`` gives it; empty for a module.
+        plan: gains what the node's rule finds.
+
+    Attributes:
+        result: as the trace recorded it.
+        args, kwargs: with Flows for tensors.
+        flows: all of these.
+    """
 
     def __init__(self, trace: Trace, node: fx.Node, name: str, plan: Plan) -> None:
         self.trace = trace
@@ -109,16 +118,3 @@ class Step:
         assert self.shape is not None
         axes = self.joined_axes(flows, range(len(self.shape)))
         return Flow(self.shape, tuple(axes), aligned(zero, len(self.shape)))
-
-
-def zeros_of(flows: Sequence[Flow], rank: int, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Which elements are 0 where that follows from all the flows' by ``join``."""
-    zero = aligned(flows[0].zero, rank)
-    for flow in flows[1:]:
-        zero = join(zero, aligned(flow.zero, rank))
-    return zero
-
-
-def nowhere(rank: int) -> Tensor:
-    """No element is known to be 0."""
-    return torch.zeros((1,) * rank, dtype=torch.bool)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from maskcl.graph import Graph
 from maskcl.models.conv import conv
+from maskcl.models.graph_options import ENCODERS, GRAPH_PROBLEMS, READOUTS, example_inputs
 from maskcl.models.mlp import mlp
 from maskcl.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from maskcl.models.vit import vit_small, vit_tiny
@@ -45,10 +44,6 @@ _VITS = {"vit_tiny": vit_tiny, "vit_small": vit_small}
 NAMES = ("mlp", "conv", *_RESNETS, *_VITS)
 LARGE_FROM = 64
 """Pixels of the shorter side from which ``build`` takes ImageNet's stem or patches of 16."""
-ENCODERS = {"gcn": "gcn", "sage": "mean", "gin": "sum", "gat": "index"}
-"""Graph encoders, and the kind of ``Graph.edges`` that each takes."""
-GRAPH_PROBLEMS = ("node", "link", "graph")
-READOUTS = ("mean", "sum", "max")
 
 
 def build(
@@ -121,9 +116,10 @@ def build_graph(
         ValueError: an argument is not as above.
         ImportError: torch_geometric is not installed.
     """
-    from maskcl.models import graph  # imports torch_geometric
+    # torch_geometric, which this needs, is not installed everywhere.
+    from maskcl.models.graph import build as build_model
 
-    return graph.build(
+    return build_model(
         problem,
         encoder,
         features,
@@ -134,25 +130,3 @@ def build_graph(
         heads=heads,
         readout=readout,
     )
-
-
-def example_inputs(problem: str, adjacency: str, features: int) -> tuple[Tensor | int, ...]:
-    """Arguments of a graph model's forward, of three nodes: what ``to_hat`` traces it with.
-
-    Args:
-        problem: one of ``GRAPH_PROBLEMS``.
-        adjacency: the encoder's: ``index`` for edges int64 [2, 4], another for sparse CSR [3, 3].
-        features: F.
-
-    Raises:
-        ValueError: an argument is unknown.
-    """
-    x = torch.zeros(3, features)
-    edges = Graph(x, torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])).edges(adjacency)
-    if problem == "node":
-        return x, edges, torch.tensor([0, 2])
-    if problem == "link":
-        return x, edges, torch.tensor([[0, 1], [2, 0]])
-    if problem == "graph":
-        return x, edges, torch.tensor([0, 0, 1]), 2
-    raise ValueError(f"problem is {problem!r}, wanted one of {', '.join(GRAPH_PROBLEMS)}")

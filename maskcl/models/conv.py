@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from maskcl.models._images import image_shape
+from maskcl.models.image_shape import image_shape
 
 # From this size on the three stages leave at least one pixel without padding.
 UNPADDED_FROM = 19

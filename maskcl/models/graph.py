@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from maskcl.models import GRAPH_PROBLEMS, READOUTS
 from maskcl.models.graph_encoder import NodeEncoder
+from maskcl.models.graph_options import GRAPH_PROBLEMS, READOUTS
 
 try:
     from torch_geometric.nn import global_add_pool, global_max_pool, global_mean_pool

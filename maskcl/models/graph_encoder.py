@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from maskcl.models import ENCODERS
+from maskcl.models.graph_options import ENCODERS
 
 try:
     from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv

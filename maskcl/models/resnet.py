@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from maskcl.models._images import image_shape
+from maskcl.models.image_shape import image_shape
 
 STEMS = ("imagenet", "small")
 # Blocks of each of the four stages (He et al. 2016, table 1).

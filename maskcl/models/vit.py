@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskcl.models._images import image_shape
+from maskcl.models.image_shape import image_shape
 
 # Width and heads (Touvron et al. 2021, table 1); all have 12 blocks.
 _SIZES = {"tiny": (192, 3), "small": (384, 6)}

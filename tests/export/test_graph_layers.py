@@ -7,12 +7,12 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
 
 from maskcl import models
 from maskcl.export import compact
 from maskcl.graph import Graph
 from maskcl.nn import to_hat, to_plain
+from tests.export.zoo import count
 
 pytest.importorskip("torch_geometric")
 
@@ -28,10 +28,6 @@ def inputs(problem: str, kind: str) -> tuple:
         "graph": (torch.arange(20) // 4, 5),
     }
     return x, edges, *rest[problem]
-
-
-def count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("problem", models.GRAPH_PROBLEMS)

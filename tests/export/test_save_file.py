@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-import maskcl.export.files as files
-from maskcl.export import compact, save
+from maskcl.export import compact, save, save_file
 from tests.export.zoo import network
 from tests.nn.zoo import images
 
@@ -82,7 +81,7 @@ def test_another_ending_is_refused(small: fx.GraphModule, tmp_path: Path) -> Non
 def test_what_is_not_installed_is_named(
     small: fx.GraphModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(save_file.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"\.onnx needs onnx: pip install 'maskcl\[export\]'"):
         save(small, tmp_path / "net.onnx", images(2))
 

@@ -148,3 +148,20 @@ def network(
             net(images(16, seed=k).double())
     net.finish_task(1)
     return net.eval()
+
+
+def count(model: nn.Module) -> int:
+    """Parameters of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def outputs(net: HATNetwork, task: int, x: Tensor) -> Tensor:
+    """Logits of a task by the network itself."""
+    with net.task(task):
+        return net(x)
+
+
+def used(net: HATNetwork, task: int) -> dict[str, int]:
+    """How many units of each layer a task uses."""
+    return {name: int(net.hard_mask(task)[span].sum()) for name, span in net.units.items()}

@@ -1,4 +1,4 @@
-"""Operations that move, repeat or drop elements, found out by running them on labels.
+"""Operations that move, repeat or drop elements: reshapes, transposes, slices, splits, stacks.
 
 What an operation does to channels needs no rule of its own: it is run on the labels of its input's
 elements. Whether it can stay as it is where channels are missing is tried in the same way, on the
@@ -11,20 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from maskcl.export.arguments import WRITERS, written_sizes
-from maskcl.export.flow import Flow
-from maskcl.export.labels import EVERY, along
-from maskcl.export.step import Step
+from maskcl.export.channel_flow import Flow
+from maskcl.export.channel_rules.reshape_and_slice_arguments import WRITERS, written_sizes
+from maskcl.export.kept_channels import EVERY, along
+from maskcl.export.new_graph import NewGraph
+from maskcl.export.traced_node import TracedNode
 from maskcl.nn.following.provenance import compact as squeezed
 from maskcl.nn.following.trees import leaves_of, mapped
-
-if TYPE_CHECKING:
-    from maskcl.export.build import Builder
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,9 @@ class Call:
         return self.target(*args, **kwargs)
 
 
-def moved(step: Step) -> Any:
+def moved(traced: TracedNode) -> Any:
     """Flows of the result; None where the operation cannot be run on labels."""
-    move = _Move(step)
+    move = _Move(traced)
     try:
         found = move.follow()
     except (RuntimeError, TypeError, ValueError, IndexError):
@@ -57,35 +55,35 @@ def moved(step: Step) -> Any:
     if found is None:
         return None
     outputs = list(leaves_of(found, Flow))
-    step.plan.checks[step.node] = lambda kept: move.call_for(kept, outputs) is not None
+    traced.plan.checks[traced.node] = lambda kept: move.call_for(kept, outputs) is not None
 
-    def edit(builder: Builder) -> Any:
-        call = move.call_for(builder.kept, outputs)
+    def edit(new: NewGraph) -> Any:
+        call = move.call_for(new.kept, outputs)
         assert call is not None
-        return builder.create(step.node, call.op, call.target, call.args, call.kwargs)
+        return new.create(traced.node, call.op, call.target, call.args, call.kwargs)
 
-    step.plan.edits[step.node] = edit
+    traced.plan.edits[traced.node] = edit
     return found
 
 
 class _Move:
-    def __init__(self, step: Step) -> None:
-        self.step = step
-        node = step.node
+    def __init__(self, traced: TracedNode) -> None:
+        self.traced = traced
+        node = traced.node
         self.call = Call(node.op, node.target, node.args, dict(node.kwargs))
-        self.inputs = {n: step.plan.flows[n] for n in node.all_input_nodes}
+        self.inputs = {n: traced.plan.flows[n] for n in node.all_input_nodes}
         self.moving = {n: flow for n, flow in self.inputs.items() if isinstance(flow, Flow)}
         self.plain = {n: v for n, v in self.inputs.items() if n not in self.moving}
 
     def run(self, call: Call, tensors: dict[fx.Node, Tensor]) -> Any:
-        return call.run(self.step.module, {**self.plain, **tensors})
+        return call.run(self.traced.module, {**self.plain, **tensors})
 
     def follow(self) -> Any:
         """Run it on the labels, and on which elements are 0."""
         encoded = {}
         for node, flow in self.moving.items():
             zero = flow.zero.expand(flow.shape)
-            encoded[node] = _elements(self.step, flow) * 2 + zero
+            encoded[node] = _elements(self.traced, flow) * 2 + zero
         out = self.run(self.call, encoded)
         rows = self.run(self.call, {n: _samples(f).contiguous() for n, f in self.moving.items()})
         if isinstance(out, Tensor):
@@ -101,7 +99,7 @@ class _Move:
         if any(samples.shape[dim] > 1 for dim in varied):
             return None  # samples and channels in one dimension: its size depends on both
         axes: list[Tensor | None] = [None] * out.dim()
-        labels = self.step.labels
+        labels = self.traced.labels
         if not varied:
             label = elements.flatten()
             if label.numel() and int(label[0]) != EVERY:
@@ -138,11 +136,11 @@ class _Move:
 
     def _candidates(self, kept: Tensor, outputs: list[Flow]) -> Iterator[Call]:
         yield self.call
-        name, node = self.step.name, self.step.node
-        if isinstance(self.step.module, nn.Unflatten):
-            flow = self.step.args[0]
-            sizes = self.step.module.unflattened_size
-            dim = int(self.step.module.dim) % len(flow.shape)  # type: ignore[arg-type]
+        name, node = self.traced.name, self.traced.node
+        if isinstance(self.traced.module, nn.Unflatten):
+            flow = self.traced.args[0]
+            sizes = self.traced.module.unflattened_size
+            dim = int(self.traced.module.dim) % len(flow.shape)  # type: ignore[arg-type]
             new = written_sizes(outputs[0], kept, list(sizes), dim)
             yield Call("call_method", "unflatten", (node.args[0], dim, new), {})
         writer = WRITERS.get(name)
@@ -156,7 +154,7 @@ class _Move:
                 yield replace(self.call, args=args, kwargs={})
 
 
-def _elements(step: Step, flow: Flow) -> Tensor:
+def _elements(traced: TracedNode, flow: Flow) -> Tensor:
     """The label of each element, int64 of the flow's shape."""
     rank = len(flow.shape)
     axes = {dim: axis for dim, axis in enumerate(flow.axes) if axis is not None}
@@ -166,8 +164,8 @@ def _elements(step: Step, flow: Flow) -> Tensor:
             labels = along(axis, dim, rank)
     else:
         sizes = [flow.shape[dim] if dim in axes else 1 for dim in range(rank)]
-        labels = step.labels.fresh(_numel(sizes)).view(sizes)
-        step.labels.grid(labels, axes)
+        labels = traced.labels.fresh(_numel(sizes)).view(sizes)
+        traced.labels.grid(labels, axes)
     return labels.expand(flow.shape)
 
 

@@ -1,4 +1,4 @@
-"""Arguments of operations that move elements, put right for what stays of their tensors.
+"""Arguments of reshapes, slices and splits, put right for what stays of their tensors.
 
 Each function takes the node, the Flow that it reads, those of its results, and what stays by label;
 it returns the node's arguments, or None where it cannot tell.
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from maskcl.export.flow import Flow
+from maskcl.export.channel_flow import Flow
 
 
 def _view(node: fx.Node, flow: Flow, outputs: list[Flow], kept: Tensor) -> tuple[Any, ...] | None:
