@@ -6,9 +6,6 @@ from maskcl.ops.bitmask import (
     or_words,
     pack_mask,
     pack_scores,
-    packed_embedding,
-    packed_linear,
-    packed_weight,
     popcount,
     unpack_mask,
     xor_words,
@@ -20,20 +17,16 @@ from maskcl.ops.grad_clamp import (
     protected_fraction,
     restore_protected_,
 )
-from maskcl.ops.importance import (
-    linear_importance,
-    linear_importance_,
-    mas_accumulate_,
-    mas_penalty,
-    mas_penalty_grads_,
-)
+from maskcl.ops.importance import mas_accumulate_, mas_penalty, mas_penalty_grads_
+from maskcl.ops.importance_products import linear_importance, linear_importance_
 from maskcl.ops.masked_forward import masked_activation
 from maskcl.ops.masked_products import masked_conv, masked_linear
 from maskcl.ops.open_products import open_conv
+from maskcl.ops.packed_products import packed_embedding, packed_linear, packed_weight
+from maskcl.ops.piggyback_products import piggyback_linear
+from maskcl.ops.selection import kth_largest
 from maskcl.ops.weight_mask import (
     binarize,
-    kth_largest,
-    piggyback_linear,
     piggyback_weight,
     soft_mask,
     ternarize,

@@ -129,6 +129,9 @@ def hat_scale(progress: float, max_scale: float, schedule: str = "linear") -> fl
         schedule: "linear" (the paper's), "cosine" (half a wave, slow at both ends), "exponential"
             (a straight line in log s) or "constant" (s_max throughout).
 
+    Returns:
+        s, a float.
+
     Raises:
         ValueError: progress is outside [0, 1], max_scale below 1, or the schedule unknown.
     """
@@ -152,7 +155,18 @@ def hat_scale(progress: float, max_scale: float, schedule: str = "linear") -> fl
 
 
 def epoch_progress(batch: int, batches: int) -> float:
-    """Progress of 0-based ``batch`` in an epoch of ``batches``: 0 at the first, 1 at the last."""
+    """Progress for `hat_scale` in an epoch: 0 at its first batch, 1 at its last (HAT, eq. 3).
+
+    Args:
+        batch: from 0.
+        batches: of the epoch.
+
+    Returns:
+        batch / (batches - 1), from 0 to 1; 1 where there is one batch.
+
+    Raises:
+        ValueError: the batch is out of range.
+    """
     if not 0 <= batch < batches:
         raise ValueError(f"epoch_progress: batch is {batch}, wanted one from 0 to {batches - 1}")
     return batch / (batches - 1) if batches > 1 else 1.0
@@ -170,6 +184,9 @@ def task_progress(epoch: int, epochs: int, batch: int, batches: int) -> float:
         epochs: of the task.
         batch: from 0.
         batches: of the epoch.
+
+    Returns:
+        A number from 0 to 1.
 
     Raises:
         ValueError: an epoch or a batch is out of range.

@@ -12,11 +12,19 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
+from maskcl.ops.weight_sides import (
+    Sides,
+    check_units,
+    check_weights,
+    ends,
+    groups_of,
+    task_sides,
+    task_words,
+)
 from maskcl.reference.grad_clamp import AGGREGATIONS, RULES
 from maskcl.schemas import fake
 
 PROTECTIONS = ("exact", "min")
-Sides = Sequence[Tensor | None]
 
 
 @torch.no_grad()
@@ -57,14 +65,14 @@ def clamp_grads_(
     op = "clamp_grads_"
     _check.one_of(op, "protection", protection, PROTECTIONS)
     _check.one_of(op, "rule", rule, RULES)
-    groups = _groups(op, grads, groups)
     numbers = [float(values)] * len(grads) if isinstance(values, (int, float)) else list(values)
-    _check_lengths(op, "grads", grads, out_tasks=out_tasks, in_tasks=in_tasks, values=numbers)
+    check_weights(op, "grads", grads, out_tasks=out_tasks, in_tasks=in_tasks, values=numbers)
+    groups = groups_of(op, grads, groups)
     if rule == "adahat" and not all(v > 0 for v in numbers):
         raise ValueError(
             f"{op}: values has {min(numbers)}, wanted numbers above 0 for rule 'adahat'"
         )
-    outs, ins = _bit_sides(op, "grads", grads, out_tasks, in_tasks, groups)
+    outs, ins = task_sides(op, "grads", grads, out_tasks, in_tasks, groups)
     if grads:
         run = backends.select(op, grads[0])
         run(list(grads), outs, ins, groups, protection == "exact", rule, numbers, seed)
@@ -95,13 +103,13 @@ def restore_protected_(
     """
     op = "restore_protected_"
     _check.one_of(op, "protection", protection, PROTECTIONS)
-    groups = _groups(op, params, groups)
-    _check_lengths(op, "params", params, saved=saved, out_tasks=out_tasks, in_tasks=in_tasks)
+    check_weights(op, "params", params, saved=saved, out_tasks=out_tasks, in_tasks=in_tasks)
+    groups = groups_of(op, params, groups)
     for t, (param, copy) in enumerate(zip(params, saved, strict=True)):
         _check.same_shape(op, f"saved[{t}]", copy, f"params[{t}]", param)
         if copy.dtype != param.dtype:
             raise TypeError(f"{op}: saved[{t}] is {copy.dtype}, wanted params[{t}]'s {param.dtype}")
-    outs, ins = _bit_sides(op, "params", params, out_tasks, in_tasks, groups)
+    outs, ins = task_sides(op, "params", params, out_tasks, in_tasks, groups)
     if params:
         run = backends.select(op, params[0])
         run(list(params), list(saved), outs, ins, groups, protection == "exact")
@@ -131,15 +139,14 @@ def clamp_grads_soft_(
     """
     op = "clamp_grads_soft_"
     _check.one_of(op, "aggregation", aggregation, AGGREGATIONS)
-    groups = _groups(op, grads, groups)
-    _check_lengths(op, "grads", grads, out_masks=out_masks, in_masks=in_masks)
+    check_weights(op, "grads", grads, out_masks=out_masks, in_masks=in_masks)
+    groups = groups_of(op, grads, groups)
     for t, grad in enumerate(grads):
-        _check.floating(op, f"grads[{t}]", grad)
-        for name, side, units in _ends(grad, out_masks[t], in_masks[t], groups[t]):
+        for end, side, units in ends(grad, out_masks[t], in_masks[t], groups[t]):
             if side is None:
                 continue
-            _check.floating(op, f"{name}_masks[{t}]", side)
-            _check_units(op, f"{name}_masks[{t}]", side, f"grads[{t}]", grad, units)
+            _check.floating(op, f"{end}_masks[{t}]", side)
+            check_units(op, f"{end}_masks[{t}]", side, f"grads[{t}]", grad, units)
     if grads:
         none = grads[0].new_empty(0, dtype=torch.float32)
         outs = [none if side is None else side for side in out_masks]
@@ -162,15 +169,20 @@ def protected_fraction(
 
     Returns:
         A number from 0 to 1; synchronises with the device. NaN for a layer without weights.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above.
     """
-    _check.one_of("protected_fraction", "protection", protection, PROTECTIONS)
-    sides = [_words("protected_fraction", s) for s in (out_tasks, in_tasks)]
-    words = max((s.shape[-1] for s in sides if s is not None), default=1)
+    op = "protected_fraction"
+    _check.one_of(op, "protection", protection, PROTECTIONS)
+    given = {"out_tasks": out_tasks, "in_tasks": in_tasks}
+    sides = [task_words(op, name, side) for name, side in given.items()]
+    num_words = max((s.shape[-1] for s in sides if s is not None), default=1)
     counted = []
     for side in sides:
         if side is None:
             like = next((s for s in sides if s is not None), torch.zeros(1, 1, dtype=torch.int64))
-            side = like.new_full((1, words), -1)
+            side = like.new_full((1, num_words), -1)
         counted.append(torch.unique(side, dim=0, return_counts=True))
     (out_sets, out_counts), (in_sets, in_counts) = counted
     if protection == "exact":
@@ -180,94 +192,6 @@ def protected_fraction(
     pairs = out_counts[:, None] * in_counts[None]
     total = int(pairs.sum())
     return int((pairs * together).sum()) / total if total else float("nan")
-
-
-def _groups(op: str, tensors: Sequence[Tensor], groups: Sequence[int] | None) -> list[int]:
-    if groups is None:
-        return [1] * len(tensors)
-    if len(groups) != len(tensors):
-        raise ValueError(
-            f"{op}: groups has {len(groups)} entries, wanted {len(tensors)}, one a tensor"
-        )
-    for t, (tensor, number) in enumerate(zip(tensors, groups, strict=True)):
-        if number < 1 or tensor.shape[0] % number:
-            raise ValueError(
-                f"{op}: groups[{t}] is {number}, wanted a divisor of its {tensor.shape[0]} rows"
-            )
-    return list(groups)
-
-
-def _check_lengths(
-    op: str, name: str, tensors: Sequence[Tensor], **lists: Sequence[object]
-) -> None:
-    for other, entries in lists.items():
-        if len(entries) != len(tensors):
-            raise ValueError(
-                f"{op}: {other} has {len(entries)} entries, wanted {name}'s {len(tensors)}"
-            )
-    for t, tensor in enumerate(tensors):
-        _check.floating(op, f"{name}[{t}]", tensor)
-        if tensor.dim() < 1:
-            raise ValueError(f"{op}: {name}[{t}] is 0-d, wanted [O, I, *] or [O]")
-        _check.same_device(op, f"{name}[{t}]", tensor, f"{name}[0]", tensors[0])
-        if tensor.dtype != tensors[0].dtype and torch.float64 in (tensor.dtype, tensors[0].dtype):
-            raise TypeError(f"{op}: {name}[{t}] is {tensor.dtype}, wanted no mixture with float64")
-
-
-def _ends(
-    tensor: Tensor, out_side: Tensor | None, in_side: Tensor | None, groups: int
-) -> tuple[tuple[str, Tensor | None, int], tuple[str, Tensor | None, int]]:
-    columns = tensor.shape[1] * groups if tensor.dim() > 1 else 1
-    return ("out", out_side, tensor.shape[0]), ("in", in_side, columns)
-
-
-def _check_units(op: str, name: str, side: Tensor, of: str, tensor: Tensor, units: int) -> None:
-    _check.same_device(op, name, side, of, tensor)
-    if side.shape[0] != units:
-        what = "rows" if name.startswith("out") else "columns (times groups)"
-        raise ValueError(f"{op}: {name} has {side.shape[0]} units, {of} has {units} {what}")
-
-
-def _words(op: str, side: Tensor | None, name: str = "a side") -> Tensor | None:
-    """A side as [units, W]."""
-    if side is None:
-        return None
-    if side.dtype != torch.int64 or side.dim() not in (1, 2):
-        found = f"{side.dtype} {list(side.shape)}"
-        raise TypeError(f"{op}: {name} is {found}, wanted int64 [units] or [units, words]")
-    return side.unsqueeze(-1) if side.dim() == 1 else side
-
-
-def _bit_sides(
-    op: str,
-    name: str,
-    tensors: Sequence[Tensor],
-    out_tasks: Sides,
-    in_tasks: Sides,
-    groups: Sequence[int],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Both sides as the kernels take them: [units, W], and one row of -1 for every task."""
-    outs: list[Tensor] = []
-    ins: list[Tensor] = []
-    everyone: dict[int, Tensor] = {}
-    for t, tensor in enumerate(tensors):
-        ends = _ends(tensor, out_tasks[t], in_tasks[t], groups[t])
-        sides = [_words(op, side, f"{end}_tasks[{t}]") for end, side, _ in ends]
-        words = max((s.shape[-1] for s in sides if s is not None), default=1)
-        for (end, _, units), side, into in zip(ends, sides, (outs, ins), strict=True):
-            if side is None:
-                if words not in everyone:
-                    full = torch.full((1, words), -1, dtype=torch.int64, device=tensor.device)
-                    everyone[words] = full
-                into.append(everyone[words])
-                continue
-            _check_units(op, f"{end}_tasks[{t}]", side, f"{name}[{t}]", tensor, units)
-            if side.shape[-1] != words:
-                raise ValueError(
-                    f"{op}: {end}_tasks[{t}] has {side.shape[-1]} words, the other side {words}"
-                )
-            into.append(side)
-    return outs, ins
 
 
 @fake("clamp_grads_")

@@ -43,12 +43,12 @@ def mas_accumulate_(
         TypeError, ValueError: an argument is not as above; nothing has been written then.
     """
     op = "mas_accumulate_"
-    _check_lengths(op, importances, "importances", grads=grads)
+    _check.lengths(op, "importances", importances, grads=grads)
     for t, (omega, grad) in enumerate(zip(importances, grads, strict=True)):
         if _fits(omega, (grad,), grads[0]):
             continue
-        _check_member(op, f"grads[{t}]", grad, importances[0])
-        _check_importance(op, f"importances[{t}]", omega, f"grads[{t}]", grad)
+        _check.member(op, f"grads[{t}]", grad, "importances[0]", importances[0])
+        check_importance(op, f"importances[{t}]", omega, f"grads[{t}]", grad)
         if grad.shape not in (omega.shape, (*grad.shape[:1], *omega.shape)):
             raise ValueError(
                 f"{op}: grads[{t}] has shape {list(grad.shape)}, wanted importances[{t}]'s,"
@@ -76,7 +76,7 @@ def mas_penalty(params: Tensors, anchors: Tensors, importances: Tensors) -> Tens
     _check_penalty("mas_penalty", params, anchors, importances)
     if not params:
         return torch.zeros(())
-    return _Penalty.apply(len(params), *params, *anchors, *importances)
+    return MasPenaltyFunction.apply(len(params), *params, *anchors, *importances)
 
 
 @torch.no_grad()
@@ -111,56 +111,7 @@ def mas_penalty_grads_(
     return run(*lists, None, float(strength), True) * strength
 
 
-def linear_importance(x: Tensor, grad_out: Tensor, *, square: bool = False) -> Tensor:
-    """Sum over samples of |dF/dW| for y = x W^T, exactly, in one product of matrices.
-
-    A sample's gradient is the outer product of its rows of ``grad_out`` and ``x``, so the sum of
-    absolute values is |grad_out|^T |x|. Rows must be samples that do not mix.
-
-    Args:
-        x: [N, I], or [N, P, I]: P positions, which share W and are summed inside a sample first.
-        grad_out: dF/dy, [N, O] or [N, P, O], x's dtype.
-        square: squares for absolute values.
-
-    Returns:
-        [O, I], float32 (float64).
-
-    Raises:
-        TypeError, ValueError: an argument is not as above.
-    """
-    _check_rows("linear_importance", x, grad_out)
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    importance = x.new_zeros((grad_out.shape[-1], x.shape[-1]), dtype=dtype)
-    linear_importance_(importance, x, grad_out, square=square)
-    return importance
-
-
-@torch.no_grad()
-def linear_importance_(
-    importance: Tensor, x: Tensor, grad_out: Tensor, weight: float = 1.0, *, square: bool = False
-) -> None:
-    """importance += weight * `linear_importance`, in place.
-
-    Args:
-        importance: [O, I], float32 (float64 for float64 inputs).
-        x: as for :func:`linear_importance`.
-        grad_out: as there.
-        weight: of what is added.
-        square: as there.
-
-    Raises:
-        TypeError, ValueError: an argument is not as above; nothing has been written then.
-    """
-    op = "linear_importance_"
-    _check_rows(op, x, grad_out)
-    _check_importance(op, "importance", importance, "x", x)
-    wanted = [grad_out.shape[-1], x.shape[-1]]
-    if list(importance.shape) != wanted:
-        raise ValueError(f"{op}: importance has shape {list(importance.shape)}, wanted {wanted}")
-    backends.select(op, x)(importance, x, grad_out, float(weight), square)
-
-
-class _Penalty(OpFunction):
+class MasPenaltyFunction(OpFunction):
     """``params``, ``anchors`` and ``importances`` one after the other, ``count`` of each."""
 
     @staticmethod
@@ -183,14 +134,6 @@ class _Penalty(OpFunction):
         run = backends.select("mas_penalty_grads_", params[0])
         run(grads, params, anchors, importances, grad, 1.0, False)
         return (None, *grads, *[None] * (2 * count))
-
-
-def _check_lengths(op: str, tensors: Tensors, name: str, **lists: Tensors) -> None:
-    for other, entries in lists.items():
-        if len(entries) != len(tensors):
-            raise ValueError(
-                f"{op}: {other} has {len(entries)} entries, wanted {name}'s {len(tensors)}"
-            )
 
 
 _WIDE = {
@@ -219,33 +162,25 @@ def _fits(omega: Tensor, tensors: Sequence[Tensor], first: Tensor) -> bool:
     return True
 
 
-def _check_member(op: str, name: str, tensor: Tensor, first: Tensor) -> None:
-    """A floating tensor on the list's device."""
-    _check.floating(op, name, tensor)
-    if tensor.device != first.device:
-        raise ValueError(f"{op}: {name} is on {tensor.device}, wanted {first.device}")
-    if tensor.dtype != first.dtype and torch.float64 in (tensor.dtype, first.dtype):
-        raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted no mixture with float64")
-
-
-def _check_importance(op: str, name: str, omega: Tensor, of: str, tensor: Tensor) -> None:
+def check_importance(op: str, name: str, omega: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise unless ``omega`` is in the dtype that sums of ``other`` have, on its device."""
     _check.floating(op, name, omega)
-    wanted = torch.float64 if tensor.dtype == torch.float64 else torch.float32
+    wanted = torch.float64 if other.dtype == torch.float64 else torch.float32
     if omega.dtype != wanted:
-        raise TypeError(f"{op}: {name} is {omega.dtype}, wanted {wanted} for {of}")
-    _check.same_device(op, name, omega, of, tensor)
+        raise TypeError(f"{op}: {name} is {omega.dtype}, wanted {wanted} for {other_name}")
+    _check.same_device(op, name, omega, other_name, other)
 
 
 def _check_penalty(
     op: str, params: Tensors, anchors: Tensors, importances: Tensors, **more: Tensors
 ) -> None:
-    _check_lengths(op, params, "params", anchors=anchors, importances=importances, **more)
+    _check.lengths(op, "params", params, anchors=anchors, importances=importances, **more)
     like_params = {"anchors": anchors, **more}
     for t, param in enumerate(params):
         tensors = (param, *(entries[t] for entries in like_params.values()))
         if _fits(importances[t], tensors, params[0]):
             continue
-        _check_member(op, f"params[{t}]", param, params[0])
+        _check.member(op, f"params[{t}]", param, "params[0]", params[0])
         for name, entries in like_params.items():
             tensor = entries[t]
             _check.same_shape(op, f"{name}[{t}]", tensor, f"params[{t}]", param)
@@ -254,22 +189,8 @@ def _check_penalty(
                 raise TypeError(
                     f"{op}: {name}[{t}] is {tensor.dtype}, wanted params[{t}]'s {param.dtype}"
                 )
-        _check_importance(op, f"importances[{t}]", importances[t], f"params[{t}]", param)
+        check_importance(op, f"importances[{t}]", importances[t], f"params[{t}]", param)
         _check.same_shape(op, f"importances[{t}]", importances[t], f"params[{t}]", param)
-
-
-def _check_rows(op: str, x: Tensor, grad_out: Tensor) -> None:
-    _check.floating(op, "x", x)
-    _check.floating(op, "grad_out", grad_out)
-    if x.dim() not in (2, 3):
-        raise ValueError(f"{op}: x has shape {list(x.shape)}, wanted [N, I] or [N, P, I]")
-    if grad_out.shape[:-1] != x.shape[:-1] or grad_out.dim() != x.dim():
-        raise ValueError(
-            f"{op}: grad_out has shape {list(grad_out.shape)}, wanted {[*x.shape[:-1], 'O']}"
-        )
-    if grad_out.dtype != x.dtype:
-        raise TypeError(f"{op}: grad_out is {grad_out.dtype}, wanted x's {x.dtype}")
-    _check.same_device(op, "grad_out", grad_out, "x", x)
 
 
 @fake("mas_accumulate_")
@@ -295,8 +216,3 @@ def _(
     add: bool,
 ) -> Tensor:
     return importances[0].new_empty(())
-
-
-@fake("linear_importance_")
-def _(importance: Tensor, x: Tensor, grad_out: Tensor, weight: float, square: bool) -> None:
-    return None

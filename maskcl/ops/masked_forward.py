@@ -34,17 +34,17 @@ def masked_activation(
 
     Args:
         x: [.., C, ..], floating; contiguous and channels_last are read in place, other strides
-        copied.
+            copied.
         mask: [C], floating, >= 0.
         bias: [C] or None.
         activation: identity, relu, gelu, gelu_tanh, silu, tanh, sigmoid or leaky_relu.
         channel_dim: the dimension of C.
         negative_slope: of leaky_relu.
-        save: what is kept for backward. "output": y alone, from which act(x) is y / mask; where
-        mask
-            is exactly 0 its own gradient is then 0 (as through a closed gate). "input": x, for
-            masks that must learn from exact zeros. "auto": y where the activation and dtype allow
-            it (not gelu and silu, and not float16, whose range is too short for y / mask), else x.
+        save: what is kept for backward. "output": y alone, from which act(x + bias) is y / mask;
+            where mask is exactly 0 its own gradient is then 0 (as through a closed gate). "input":
+            x, for masks that must learn from exact zeros. "auto": y where the activation and dtype
+            allow it (not gelu and silu, and not float16, whose range is too short for y / mask),
+            else x.
 
     Returns:
         y, x's shape and dtype; computed in float32 at least.

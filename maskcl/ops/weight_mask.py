@@ -1,8 +1,7 @@
-"""Masks of single weights from learned scores: alone, on a weight, inside a linear layer."""
+"""Masks of single weights from learned scores: alone, and on a weight."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -11,12 +10,8 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction
-from maskcl.reference.gate import compute_dtype
-from maskcl.reference.weight_mask import LEVELS
+from maskcl.ops.selection import check_pair, selection
 from maskcl.schemas import fake
-
-# kth, levels, threshold, inclusive, scale: which mask a score gives, as the low-level ops take it
-Select = tuple[Tensor | None, str, float, bool, float]
 
 
 def binarize(scores: Tensor, threshold: float = 5e-3, *, inclusive: bool = False) -> Tensor:
@@ -36,7 +31,7 @@ def binarize(scores: Tensor, threshold: float = 5e-3, *, inclusive: bool = False
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
-    return _mask("binarize", scores, (None, "binary", threshold, inclusive, 1.0))
+    return _mask("binarize", scores, threshold, "binary", inclusive)
 
 
 def ternarize(scores: Tensor, threshold: float = 5e-3, *, symmetric: bool = False) -> Tensor:
@@ -58,7 +53,7 @@ def ternarize(scores: Tensor, threshold: float = 5e-3, *, symmetric: bool = Fals
         TypeError, ValueError: an argument is not as above.
     """
     levels = "ternary_symmetric" if symmetric else "ternary"
-    return _mask("ternarize", scores, (None, levels, threshold, False, 1.0))
+    return _mask("ternarize", scores, threshold, levels)
 
 
 def topk_mask(scores: Tensor, density: float) -> Tensor:
@@ -78,9 +73,7 @@ def topk_mask(scores: Tensor, density: float) -> Tensor:
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
-    _check.floating("topk_mask", "scores", scores)
-    select = selection("topk_mask", scores, 0.0, "topk", density=density)
-    return _mask("topk_mask", scores, select)
+    return _mask("topk_mask", scores, 0.0, "topk", density=density)
 
 
 def soft_mask(scores: Tensor, threshold: float = 0.0, *, scale: float = 1.0) -> Tensor:
@@ -97,30 +90,51 @@ def soft_mask(scores: Tensor, threshold: float = 0.0, *, scale: float = 1.0) -> 
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
-    return _mask("soft_mask", scores, (None, "soft", threshold, False, scale))
+    return _mask("soft_mask", scores, threshold, "soft", scale=scale)
 
 
-def kth_largest(values: Tensor, k: int, *, magnitude: bool = False) -> Tensor:
-    """The exact k-th largest of any number of values.
+def _mask(
+    op: str,
+    scores: Tensor,
+    threshold: float,
+    levels: str,
+    inclusive: bool = False,
+    density: float | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    _check.floating(op, "scores", scores)
+    select = selection(op, scores, threshold, levels, inclusive, density, scale)
+    return WeightMaskFunction.apply(scores, *select)
 
-    Equivalent to ``values.flatten().sort(descending=True).values[k - 1]``. Has no gradient.
 
-    Args:
-        values: any shape, floating, not empty. NaN counts as the largest.
-        k: from 1 to the number of values.
-        magnitude: look at |values|.
+class WeightMaskFunction(OpFunction):
+    """m(scores); straight-through, or the sigmoid's slope for "soft"."""
 
-    Returns:
-        0-d float32 (float64 for float64) on the same device.
+    @staticmethod
+    def forward(
+        scores: Tensor,
+        kth: Tensor | None,
+        levels: str,
+        threshold: float,
+        inclusive: bool,
+        scale: float,
+    ) -> Tensor:
+        run = backends.select("weight_mask", scores)
+        return run(scores, kth, levels, threshold, inclusive, scale)
 
-    Raises:
-        TypeError, ValueError: an argument is not as above.
-    """
-    _check.floating("kth_largest", "values", values)
-    if not isinstance(k, int) or not 1 <= k <= values.numel():
-        raise ValueError(f"kth_largest: k is {k!r}, wanted an int from 1 to {values.numel()}")
-    with torch.no_grad():
-        return backends.select("kth_largest", values)(values, k, magnitude)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        scores, *ctx.select = inputs
+        if ctx.select[1] == "soft":
+            ctx.save_for_backward(scores)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.saved_tensors:
+            return grad, *(None,) * 5
+        (scores,) = ctx.saved_tensors
+        run = backends.select("masked_weight_backward", scores)
+        return run(grad, None, scores, *ctx.select, False, True)[1], *(None,) * 5
 
 
 def piggyback_weight(
@@ -161,163 +175,6 @@ def piggyback_weight(
     return PiggybackWeightFunction.apply(weight, scores, *select)
 
 
-def piggyback_linear(
-    x: Tensor,
-    weight: Tensor,
-    scores: Tensor,
-    threshold: float = 5e-3,
-    bias: Tensor | None = None,
-    *,
-    levels: str = "binary",
-    inclusive: bool = False,
-    density: float | None = None,
-    scale: float = 1.0,
-) -> Tensor:
-    """x (W m(scores))^T + b, with no masked weight in memory.
-
-    Equivalent to ``F.linear(x, piggyback_weight(weight, scores, threshold), bias)``. Takes part in
-    autocast (scores stay as they are).
-
-    Args:
-        x: [.., I], floating.
-        weight: [O, I], x's dtype.
-        scores: [O, I], float32 or weight's dtype.
-        threshold: as for :func:`piggyback_weight`.
-        bias: [O] or None.
-        levels: as for :func:`piggyback_weight`.
-        inclusive: likewise.
-        density: likewise.
-        scale: likewise.
-
-    Returns:
-        [.., O] in x's dtype (the autocast dtype under autocast).
-
-    Raises:
-        TypeError, ValueError: an argument is not as above.
-    """
-    op = "piggyback_linear"
-    check_pair(op, weight, scores)
-    select = selection(op, scores, threshold, levels, inclusive, density, scale)
-    x, weight, bias = linear_arguments(op, x, weight, bias)
-    if x.dim() == 2:
-        return PiggybackLinearFunction.apply(x, weight, scores, bias, *select)
-    rows = x.reshape(-1, x.shape[-1])
-    y = PiggybackLinearFunction.apply(rows, weight, scores, bias, *select)
-    return y.view(*x.shape[:-1], weight.shape[0])
-
-
-def selection(
-    op: str,
-    scores: Tensor,
-    threshold: float,
-    levels: str,
-    inclusive: bool = False,
-    density: float | None = None,
-    scale: float = 1.0,
-) -> Select:
-    """Checked arguments as the low-level ops take them; the k-th value for "topk".
-
-    Raises:
-        TypeError, ValueError: an argument is not as :func:`piggyback_weight` wants it.
-    """
-    _check.one_of(op, "levels", levels, LEVELS)
-    for name, number in (("threshold", threshold), ("scale", scale)):
-        if not isinstance(number, (int, float)) or not math.isfinite(number):
-            raise ValueError(f"{op}: {name} is {number!r}, wanted a finite number")
-    if levels.startswith("ternary") and threshold < 0:
-        raise ValueError(f"{op}: threshold is {threshold}, wanted at least 0 for {levels!r}")
-    if inclusive and levels != "binary":
-        raise ValueError(f"{op}: inclusive belongs to levels 'binary', found {levels!r}")
-    if levels != "topk":
-        if density is not None:
-            raise ValueError(f"{op}: density is {density!r}, wanted None for levels {levels!r}")
-        return None, levels, float(threshold), bool(inclusive), float(scale)
-    if not isinstance(density, (int, float)) or not 0 < density <= 1:
-        raise ValueError(f"{op}: density is {density!r}, wanted a number in (0, 1] for 'topk'")
-    if scores.numel() == 0:
-        raise ValueError(
-            f"{op}: scores has shape {list(scores.shape)}, wanted at least one for 'topk'"
-        )
-    k = max(1, round(density * scores.numel()))
-    return kth_largest(scores, k, magnitude=True), levels, 0.0, False, 1.0
-
-
-def check_pair(op: str, weight: Tensor, scores: Tensor) -> None:
-    """Raise unless weight and scores are floating, of one shape, on one device."""
-    _check.floating(op, "weight", weight)
-    _check.floating(op, "scores", scores)
-    _check.same_shape(op, "scores", scores, "weight", weight)
-    _check.same_device(op, "scores", scores, "weight", weight)
-    if scores.dtype not in (torch.float32, weight.dtype):
-        raise TypeError(
-            f"{op}: scores is {scores.dtype}, wanted torch.float32 or weight's {weight.dtype}"
-        )
-
-
-def linear_arguments(
-    op: str, x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x, weight and bias in the autocast dtype where there is one, checked for a linear layer."""
-    _check.floating(op, "x", x)
-    _check.floating(op, "weight", weight)
-    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"{op}: weight has shape {list(weight.shape)}, wanted [O, I] with I the last of x's"
-            f" {list(x.shape)}"
-        )
-    if bias is not None and bias.shape != (weight.shape[0],):
-        raise ValueError(f"{op}: bias has shape {list(bias.shape)}, wanted [{weight.shape[0]}]")
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        _check.same_device(op, name, tensor, "x", x)
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted x's dtype, {x.dtype}")
-    return x, weight, bias
-
-
-def _mask(op: str, scores: Tensor, select: Select) -> Tensor:
-    _check.floating(op, "scores", scores)
-    kth, levels, threshold, inclusive, scale = select
-    if kth is None:
-        select = selection(op, scores, threshold, levels, inclusive, None, scale)
-    return WeightMaskFunction.apply(scores, *select)
-
-
-class WeightMaskFunction(OpFunction):
-    """m(scores); straight-through, or the sigmoid's slope for "soft"."""
-
-    @staticmethod
-    def forward(
-        scores: Tensor,
-        kth: Tensor | None,
-        levels: str,
-        threshold: float,
-        inclusive: bool,
-        scale: float,
-    ) -> Tensor:
-        run = backends.select("weight_mask", scores)
-        return run(scores, kth, levels, threshold, inclusive, scale)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        scores, *ctx.select = inputs
-        if ctx.select[1] == "soft":
-            ctx.save_for_backward(scores)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if not ctx.saved_tensors:
-            return grad, *(None,) * 5
-        (scores,) = ctx.saved_tensors
-        run = backends.select("masked_weight_backward", scores)
-        return run(grad, None, scores, *ctx.select, False, True)[1], *(None,) * 5
-
-
 class PiggybackWeightFunction(OpFunction):
     """W m(scores); keeps the weight, and the scores where something needs them."""
 
@@ -349,45 +206,6 @@ class PiggybackWeightFunction(OpFunction):
         return (
             dweight if want_weight else None,
             dscores if want_scores else None,
-            *(None,) * 5,
-        )
-
-
-class PiggybackLinearFunction(OpFunction):
-    """x (W m)^T + b; keeps x, W and the scores, and selects anew in backward."""
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        weight: Tensor,
-        scores: Tensor,
-        bias: Tensor | None,
-        kth: Tensor | None,
-        levels: str,
-        threshold: float,
-        inclusive: bool,
-        scale: float,
-    ) -> Tensor:
-        run = backends.select("piggyback_linear", x)
-        return run(x, weight, scores, bias, kth, levels, threshold, inclusive, scale)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, scores, _, kth, *ctx.select = inputs
-        ctx.save_for_backward(x, weight, scores, kth)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scores, kth = ctx.saved_tensors
-        want_x, want_weight, want_scores, want_bias = ctx.needs_input_grad[:4]
-        run = backends.select("piggyback_linear_backward", x)
-        wanted = (want_x, want_weight, want_scores)
-        dx, dweight, dscores = run(grad, x, weight, scores, kth, *ctx.select, *wanted)
-        return (
-            dx if want_x else None,
-            dweight if want_weight else None,
-            dscores if want_scores else None,
-            grad.sum(0) if want_bias else None,
             *(None,) * 5,
         )
 
@@ -427,45 +245,3 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     dweight = torch.empty_like(grad) if want_weight else grad.new_empty(0)
     return dweight, torch.empty_like(scores) if want_scores else scores.new_empty(0)
-
-
-@fake("kth_largest")
-def _(values: Tensor, k: int, magnitude: bool) -> Tensor:
-    return values.new_empty((), dtype=compute_dtype(values.dtype))
-
-
-@fake("piggyback_linear")
-def _(
-    x: Tensor,
-    weight: Tensor,
-    scores: Tensor,
-    bias: Tensor | None,
-    kth: Tensor | None,
-    levels: str,
-    threshold: float,
-    inclusive: bool,
-    scale: float,
-) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
-
-
-@fake("piggyback_linear_backward")
-def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scores: Tensor,
-    kth: Tensor | None,
-    levels: str,
-    threshold: float,
-    inclusive: bool,
-    scale: float,
-    want_x: bool,
-    want_weight: bool,
-    want_scores: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape if want_x else (0,)),
-        weight.new_empty(weight.shape if want_weight else (0,)),
-        scores.new_empty(scores.shape if want_scores else (0,)),
-    )

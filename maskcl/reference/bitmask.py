@@ -7,6 +7,8 @@ not 0, and which of those change sign.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,9 +19,9 @@ WORD = 32
 """Weights in a word."""
 
 
-def num_words(weights: int) -> int:
+def num_words(numel: int) -> int:
     """Words that hold one bit for each of so many weights."""
-    return -(-weights // WORD)
+    return (numel + WORD - 1) // WORD
 
 
 def _pack(bits: Tensor) -> Tensor:
@@ -50,9 +52,7 @@ def pack_scores(
 
 def unpack_mask(words: Tensor, shape: list[int], dtype: torch.dtype) -> Tensor:
     """The mask of this shape: 0 and 1, or -1, 0 and 1."""
-    numel = 1
-    for size in shape:
-        numel *= size
+    numel = math.prod(shape)
     if words.dim() == 1:
         return _bits(words, numel).to(dtype).view(shape)
     on, negative = (_bits(plane, numel).to(torch.int8) for plane in words)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskcl.reference.gate import compute_dtype
+
 RULES = ("hat", "const", "adahat", "random")
 AGGREGATIONS = ("min", "max", "mean")
 
@@ -32,11 +34,11 @@ def _grouped(
 ) -> tuple[Tensor, Tensor]:
     """The sides as [O, 1, W] and [O or 1, I, W]: a plain broadcast pairs rows with columns."""
     rows, columns = weight.shape[0], weight.shape[1] if weight.dim() > 1 else 1
-    words = out_side.shape[-1]
-    out_side = out_side.view(out_side.shape[0], 1, words)
+    num_words = out_side.shape[-1]
+    out_side = out_side.view(out_side.shape[0], 1, num_words)
     if in_side.shape[0] == 1:
-        return out_side, in_side.view(1, 1, words)
-    in_side = in_side.view(groups, columns, words)
+        return out_side, in_side.view(1, 1, num_words)
+    in_side = in_side.view(groups, columns, num_words)
     if groups > 1:
         in_side = in_side.repeat_interleave(rows // groups, 0)
     return out_side, in_side
@@ -96,7 +98,7 @@ def clamp_grads_(
     """
     for t, grad in enumerate(grads):
         n = _over(users(grad, out_tasks[t], in_tasks[t], groups[t], exact), grad)
-        wide = grad.to(torch.float64 if grad.dtype == torch.float64 else torch.float32)
+        wide = grad.to(compute_dtype(grad.dtype))
         match rule:
             case "hat":
                 result = torch.where(n > 0, torch.zeros_like(wide), wide)
@@ -139,18 +141,14 @@ def clamp_grads_soft_(
     out_masks[t] float [O] or [0]; in_masks[t] float [groups I] or [0] (Serra et al. 2018, eq. 2).
     """
     for t, grad in enumerate(grads):
-        dtype = torch.float64 if grad.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(grad.dtype)
         out_side, in_side = out_masks[t].to(dtype), in_masks[t].to(dtype)
         if out_side.numel() and in_side.numel():
-            a, b = (
-                s.squeeze(-1)
-                for s in _grouped(grad, out_side[:, None], in_side[:, None], groups[t])
-            )
-            matrix = _aggregate(a, b, aggregation)
+            sides = _grouped(grad, out_side[:, None], in_side[:, None], groups[t])
+            matrix = _aggregate(sides[0].squeeze(-1), sides[1].squeeze(-1), aggregation)
         elif in_side.numel():
-            matrix = _grouped(grad, in_side.new_ones(1, 1), in_side[:, None], groups[t])[1].squeeze(
-                -1
-            )
+            sides = _grouped(grad, in_side.new_ones(1, 1), in_side[:, None], groups[t])
+            matrix = sides[1].squeeze(-1)
         else:
             matrix = out_side.view(-1, 1)
         if not matrix.numel():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 
 import pytest
 import torch
 
-from maskcl import backends, ops, schemas
+from maskcl import backends, ops, reference, schemas
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -108,6 +109,13 @@ def test_opcheck(backend, device, name, dtype, strided):
     torch.library.opcheck(
         op.default, sample_inputs(name, dtype, device, strided), test_utils=checks
     )
+
+
+@pytest.mark.parametrize(("name", "stem"), schemas.STEM_OF.items())
+def test_the_reference_has_the_schemas_arguments(name, stem):
+    schema = getattr(torch.ops.maskcl, name).default._schema
+    found = inspect.signature(getattr(getattr(reference, stem), name)).parameters
+    assert list(found) == [argument.name for argument in schema.arguments]
 
 
 def step(x, weight, bias, embedding, scale):
@@ -233,9 +241,8 @@ def test_use_backend_is_undone_on_error():
     with contextlib.suppress(KeyError), backends.use_backend("reference"):
         assert backends.choose("hat_gate", "cpu", torch.float32) == "reference"
         raise KeyError
-    assert (
-        backends.choose("hat_gate", "cpu", torch.float32) == backends._order("hat_gate", "cpu")[0]
-    )
+    first = backends._order("hat_gate", "cpu")[0]
+    assert backends.choose("hat_gate", "cpu", torch.float32) == first
 
 
 def test_reasons_are_sentences():

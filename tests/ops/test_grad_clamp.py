@@ -268,6 +268,12 @@ GRAD, OUT, IN = torch.ones(4, 3), torch.ones(4, dtype=torch.int64), torch.ones(3
             "groups has 2 entries",
         ),
         (
+            lambda: ops.clamp_grads_([GRAD.sum()], [None], [None], groups=[1]),
+            ValueError,
+            r"grads\[0\] is 0-d",
+        ),
+        (lambda: ops.protected_fraction(OUT, IN.float()), TypeError, "in_tasks is torch.float32"),
+        (
             lambda: ops.clamp_grads_([GRAD], [OUT], [IN], values=[1.0, 2.0]),
             ValueError,
             "values has 2 entries",

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maskcl import backends, ops
-from maskcl.ops.masked_forward import ACTIVATIONS, FROM_OUTPUT
+from maskcl.reference.masked_forward import ACTIVATIONS, FROM_OUTPUT
 from tests.helpers import assert_close, assert_sum_close, variants
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
