@@ -96,15 +96,17 @@ def test_rule_const_forgets(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam-l2", "adamw"])
-def test_without_the_guard_weight_decay_forgets(optimizer):
+def test_without_the_guard_weight_decay_forgets_and_is_noticed(optimizer):
     net = tiny.network("mlp", TASKS)
     method, make = HAT(sparsity=0.05), tiny.OPTIMIZERS[optimizer]
     x, _ = tiny.samples(0, seed=1)
     tiny.train_task(net, method, 0, make)
     before = tiny.logits(net, 0, x)
     assert depends_on_input(before)
-    tiny.train_task(net, method, 1, make, protect=False)
+    with pytest.raises(RuntimeError, match=r"HAT\.end_task: what finished tasks need has changed"):
+        tiny.train_task(net, method, 1, make, protect=False)
     assert not torch.equal(tiny.logits(net, 0, x), before)
+    assert not net.finished[1]
 
 
 @pytest.mark.parametrize("optimizer", list(tiny.OPTIMIZERS))
@@ -189,10 +191,11 @@ class Leaking(Piggyback):
             net.layers["1"].bias += 1e-3
 
 
-def test_a_base_that_moves_forgets():
-    """This part of the file can fail as well."""
-    watch, _ = run(tiny.piggyback("mlp", TASKS), Leaking(spread="uniform", lr=0.02), "adam")
-    assert (0, TASKS - 1) in watch.moved
+def test_a_base_that_moves_is_noticed_when_the_next_task_ends():
+    net = tiny.piggyback("mlp", TASKS)
+    with pytest.raises(RuntimeError, match=r"Piggyback\.end_task: what .* model\.1\.bias\."):
+        run(net, Leaking(spread="uniform", lr=0.02), "adam")
+    assert net.finished.tolist() == [True] + [False] * (TASKS - 1)
 
 
 @pytest.mark.parametrize("optimizer", list(tiny.OPTIMIZERS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl.methods.base import TaskData, derive_seed, hidden_task_reasons, no_classes_reasons
+from maskcl.nn.tasks.kept_bits import check_kept, check_ranks
 from maskcl.ops import hat_scale
 from maskcl.optim.guard import Guard, guard
 from maskcl.settings import Setting
@@ -127,7 +129,13 @@ class HAT:
         # A tensor filled in place: no step waits for the device or is compiled anew.
         scale = torch.full((), self.s_max, dtype=dtype, device=embedding.device)
         trained = net.task_parameters(task)
-        return HATState(task, scale, net.protection(), trained, seed=seed)
+        # Other rules than "hat" let protected weights move, so they promise no bits.
+        kept = net.kept_bits(self._exact) if self.rule == "hat" else {}
+        return HATState(task, scale, net.protection(), trained, kept, seed=seed)
+
+    @property
+    def _exact(self) -> bool:
+        return self.protection == "exact"
 
     def parameter_groups(self, net: HATNetwork, task: int) -> list[dict[str, Any]]:
         """Weights, norms and head as the optimizer likes; the task's embedding without decay.
@@ -150,7 +158,7 @@ class HAT:
         """
         if self.rule != "hat":
             return None
-        return guard(optimizer, state.protection, exact=self.protection == "exact")
+        return guard(optimizer, state.protection, exact=self._exact)
 
     def before_step(self, net: HATNetwork, state: HATState, progress: float) -> None:
         """Set the scale for progress in [0, 1] of the epoch (``ops.epoch_progress``)."""
@@ -171,8 +179,10 @@ class HAT:
         seed = 0
         if self.rule == "random":
             seed = derive_seed("rule", state.seed, state.task, state.steps)
-        exact = self.protection == "exact"
-        state.protection.clamp_(rule=self.rule, exact=exact, values=self.rule_value, seed=seed)
+        state.protection.check_parameters("HAT.after_backward")
+        state.protection.clamp_(
+            rule=self.rule, exact=self._exact, values=self.rule_value, seed=seed
+        )
         if self.clip is not None:
             torch.nn.utils.clip_grad_norm_(state.trained, self.clip)
         state.steps += 1
@@ -183,13 +193,20 @@ class HAT:
         net.embeddings[state.task].clamp_(-self.embedding_clamp, self.embedding_clamp)
 
     def end_task(self, net: HATNetwork, state: HATState, data: TaskData | None = None) -> None:
-        """Record which units the task uses; from here on they are protected."""
+        """Record which units the task uses; from here on they are protected.
+
+        Raises:
+            RuntimeError: earlier tasks are no longer what they were (rule "hat"), or processes
+                hold different parameters; nothing is recorded then.
+        """
+        check_kept("HAT.end_task", state.kept, net.kept_bits(self._exact) if state.kept else {})
+        check_ranks("HAT.end_task", net)
         net.finish_task(state.task)
 
     def measure(self, net: HATNetwork, task: int) -> dict[str, dict[str, float]]:
         """``capacity``: by layer, units in use; ``protected``: by parameter, weights protected."""
-        exact = self.protection == "exact"
-        return {"capacity": net.capacity(), "protected": net.protection().fraction(exact=exact)}
+        protected = net.protection().fraction(exact=self._exact)
+        return {"capacity": net.capacity(), "protected": protected}
 
     def outlook(self, net: HATNetwork, task: int) -> str:
         """The share of units that neither an earlier task uses nor this one is about to."""
@@ -210,6 +227,7 @@ class HATState:
         scale: s, a 0-d tensor on the network's device, filled in place.
         protection: what the tasks finished before use.
         trained: the parameters that the task trains.
+        kept: fingerprints of what the finished tasks need, when this one began.
         seed: of the rule ``random``.
         steps: optimizer steps so far.
     """
@@ -218,6 +236,7 @@ class HATState:
     scale: Tensor
     protection: Protection
     trained: list[nn.Parameter]
+    kept: Mapping[str, Tensor]
     seed: int = 0
     steps: int = 0
 

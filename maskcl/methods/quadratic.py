@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from maskcl import ops
 from maskcl.methods.base import PlanWarning, TaskData, no_classes_reasons
+from maskcl.nn.tasks.kept_bits import check_ranks
 from maskcl.settings import Setting
 
 if TYPE_CHECKING:
@@ -111,13 +112,14 @@ class Quadratic:
                 the work, this one's.
 
         Raises:
-            RuntimeError: there is no data.
+            RuntimeError: there is no data, or processes hold different parameters.
         """
         if data is None:
             raise RuntimeError(
                 f"{self._name}.end_task: data is None, wanted a TaskData: importances are measured"
                 " on the task's training samples"
             )
+        check_ranks(f"{self._name}.end_task", net)
         with net.task(state.task):
             found = self._estimate(net, state, data, [f"model.{name}" for name in state.names])
         new = {name: found[f"model.{name}"] for name in state.names}

@@ -29,9 +29,14 @@ def guard(optimizer: Optimizer, protection: Protection, exact: bool = True) -> G
     it cannot move an element whose gradient is zero.
 
     Args:
-        optimizer: any ``torch.optim.Optimizer``; parameters it does not hold do not matter.
+        optimizer: any ``torch.optim.Optimizer``; parameters it does not hold do not matter, those
+            of groups that are added later do.
         protection: which elements, from ``HATNetwork.protection()``; taken as it is now.
         exact: exact protection, else ``min``.
+
+    Raises:
+        RuntimeError: the network no longer has the parameters of ``protection``; a step raises the
+            same.
     """
     return Guard(optimizer, protection, exact)
 
@@ -40,20 +45,12 @@ class Guard:
     """What `guard` returns. Holds a copy of the parameters that have protected elements."""
 
     def __init__(self, optimizer: Optimizer, protection: Protection, exact: bool) -> None:
-        fraction = protection.fraction(exact=exact)
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        rows = zip(
-            protection.names,
-            protection.parameters,
-            zip(protection.out_tasks, protection.in_tasks, protection.groups, strict=True),
-            strict=True,
-        )
+        protection.check_parameters("guard")
+        self._protection = protection
+        self._fraction = protection.fraction(exact=exact)
         self._exact = exact
-        self._entries: list[_Entry] = [
-            (parameter, sides)
-            for name, parameter, sides in rows
-            if id(parameter) in held and fraction[name] > 0
-        ]
+        self._held: list[int] = []
+        self._entries: list[_Entry] = []
         self._saved: list[Tensor] | None = None
         self._saved_state: dict[tuple[int, str], Tensor] = {}
         self._before(optimizer)
@@ -69,8 +66,27 @@ class Guard:
             handle.remove()
         self._entries, self._saved, self._saved_state = [], None, {}
 
+    def _find_entries(self, held: list[int]) -> None:
+        """Protected parameters among those that the optimizer holds, which are others than before.
+
+        Copies are taken anew: what the guard kept so far is in the parameters.
+        """
+        self._held, self._saved, self._saved_state = held, None, {}
+        mine = set(held)
+        known = self._protection
+        sides = zip(known.out_tasks, known.in_tasks, known.groups, strict=True)
+        self._entries = [
+            (parameter, ends)
+            for name, parameter, ends in zip(known.names, known.parameters, sides, strict=True)
+            if id(parameter) in mine and self._fraction[name] > 0
+        ]
+
     @torch.no_grad()
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
+        self._protection.check_parameters(f"{type(optimizer).__name__}.step")
+        held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+        if held != self._held:
+            self._find_entries(held)
         if self._saved is not None or not self._entries or _keeps_zero_gradients(optimizer):
             return
         self._saved = [parameter.detach().clone() for parameter, _ in self._entries]

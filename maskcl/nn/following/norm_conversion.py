@@ -16,7 +16,7 @@ from maskcl.nn.tasks.norms import (
     TaskLayerNorm,
     TaskNorm,
 )
-from maskcl.nn.tasks.replace_modules import with_hooks
+from maskcl.nn.tasks.replace_modules import with_hooks, without_hooks
 
 _BATCH_NORMS: dict[type, type] = {
     nn.BatchNorm1d: TaskBatchNorm1d,
@@ -39,7 +39,7 @@ def task_norm(module: nn.Module, num_tasks: int) -> nn.Module | None:
     if kind in _BATCH_NORMS and not found.is_channelwise:
         return None
     new = _task_norm_like(module, kind, num_tasks)
-    new.norms = nn.ModuleList(copy.deepcopy(found.norm) for _ in range(num_tasks))
+    new.norms = nn.ModuleList(without_hooks(copy.deepcopy(found.norm)) for _ in range(num_tasks))
     new.training = module.training
     return with_hooks(nn.Sequential(new, *found.tail) if found.tail else new, module)
 

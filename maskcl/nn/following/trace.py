@@ -102,9 +102,13 @@ def trace(
         tracer = Tracer(tuple(inputs), keep, tuple(_readouts().values()), leaves)
         with _recorded_readouts(tracer), torch.no_grad(), torch.random.fork_rng(devices=[]):
             graph = tracer.trace(model)
+            if model._forward_hooks or model._forward_pre_hooks:
+                model(*inputs)  # the tracer leaves out the whole model's own, which may refuse
         for node in graph.nodes:
             if node.op == "get_attr" and node not in results:
                 results[node] = _record(operator.attrgetter(node.target)(model))
+    except ConversionError:
+        raise
     except Exception as error:
         raise ConversionError(
             f"{type(model).__name__} cannot be traced by torch.fx on the example inputs"

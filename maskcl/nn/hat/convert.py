@@ -13,6 +13,7 @@ from maskcl.nn.hat.layer_conversion import task_aware_like
 from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.hat.network import HATNetwork
 from maskcl.nn.hat.place_masks import unmasked
+from maskcl.nn.hat.reading_hooks import has_hooks, let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import check_owners
 from maskcl.nn.hat.topology import output_modules, sole_reader, weight_layers
 from maskcl.nn.hat.topology_by_hand import Sources
@@ -87,6 +88,7 @@ def to_hat(
     replace_modules(model, lambda module: task_aware_like(module, num_tasks))
     loosen(model, num_tasks)
     check_owners(model)
+    let_hooks_read_only(model)
     traced = _trace(model, example_inputs, sources)
     outputs = _outputs(model, traced, sources)
     if classes is not None:
@@ -153,8 +155,8 @@ def _fuse(model: nn.Module, traced: Trace, outputs: set[str]) -> None:
             continue
         reader = sole_reader(traced, name)
         known = fused_name(reader[1]) if reader else None
-        if reader is None or known is None:
-            continue
+        if reader is None or known is None or has_hooks(module) or has_hooks(reader[1]):
+            continue  # a hook sees what its own module gives
         module.activation, module.negative_slope = known
         replaced[reader[1]] = FusedActivation(reader[1], name)
     replace_modules(model, replaced.get)

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from maskcl.nn.following.trace import sizes_of
 from maskcl.nn.hat.example_inputs import Example
+from maskcl.nn.hat.followed_structure import FollowedStructure
 from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.protection import Protection, protect
+from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import check_owners, shared_parameters
 from maskcl.nn.hat.topology_by_hand import Sources
 from maskcl.nn.tasks.active import ActiveTask, active_of
@@ -90,6 +92,7 @@ class HATNetwork(TaskNetwork):
         super().__init__(model, num_tasks)
         _check_init(init)
         check_owners(model)
+        let_hooks_read_only(model)
         self._gate: dict[str, Any] = {
             "max_scale": None,
             "cosh_clamp": 50.0,
@@ -97,6 +100,7 @@ class HATNetwork(TaskNetwork):
         }
         self.example = Example(example_inputs)
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
+        self._structure = FollowedStructure(model)
         self.units = dict(self.topology.units)
         self._sizes = [s.stop - s.start for s in self.units.values()]
         self._build_units(init)
@@ -124,6 +128,18 @@ class HATNetwork(TaskNetwork):
         self._check_arguments(*args, *kwargs.values())
         self._make_masks(active)
         return self.model(*args, **kwargs)
+
+    def begin_task(self, task: int) -> None:
+        """Let what the task trains require gradients, and nothing else; all gradients are dropped.
+
+        Raises:
+            RuntimeError: the task is finished.
+            ConversionError: the model is not the one that was followed; nothing has changed then.
+        """
+        self._check_open("begin_task", task)
+        self._structure.check("HATNetwork.begin_task", self.model)
+        let_hooks_read_only(self.model)
+        super().begin_task(task)
 
     def _make_masks(self, active: ActiveTask) -> None:
         """Masks of all layers at once, for the modules below."""
@@ -285,6 +301,19 @@ class HATNetwork(TaskNetwork):
             self.embeddings[task],
             *own_parameters(self.model, task),
         ]
+
+    def kept_bits(self, exact: bool = True) -> dict[str, Tensor]:
+        """Fingerprints of all that the finished tasks' outputs depend on, by name.
+
+        Their protected elements, norms, heads and bits, and whatever is frozen. {} where no task is
+        finished.
+        """
+        if not bool(self.finished.any()):
+            return {}
+        protection = self.protection()
+        return self._state_fingerprints([*protection.names, "embeddings."]) | (
+            protection.fingerprints(exact)
+        )
 
     def protection(self) -> Protection:
         """What the finished tasks need of the shared parameters, from the bits as they are now."""

@@ -11,11 +11,12 @@ from maskcl.nn.hat.convert import FusedActivation
 from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.hat.message_passing import Aggregated, HATMessagePassing
 from maskcl.nn.hat.network import HATNetwork
+from maskcl.nn.hat.reading_hooks import free_hooks
 from maskcl.nn.hat.topology import HAT_LAYERS, HATLayer
 from maskcl.nn.tasks.activations import keeps_zero, module_of
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.norms import TaskLayerNorm, TaskNorm
-from maskcl.nn.tasks.replace_modules import conv_options, replace_modules
+from maskcl.nn.tasks.replace_modules import conv_options, replace_modules, with_hooks
 from maskcl.nn.tasks.state import Masked
 from maskcl.nn.tasks.task_parameters import tighten
 
@@ -68,9 +69,14 @@ class _Exporter:
     @torch.no_grad()
     def run(self) -> nn.Module:
         root = nn.ModuleList([self.model])
-        replace_modules(root, self._plain)
+        replace_modules(root, self._with_hooks)
         tighten(root, self.task)
+        free_hooks(root)
         return root[0].eval()
+
+    def _with_hooks(self, module: nn.Module) -> nn.Module | None:
+        plain = self._plain(module)
+        return None if plain is None else with_hooks(plain, module)
 
     def _plain(self, module: nn.Module) -> nn.Module | None:
         if isinstance(module, TaskHeads):

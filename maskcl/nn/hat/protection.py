@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskcl import backends
 from maskcl.nn.hat.topology import Topology, unit_span, weight_layers
+from maskcl.nn.tasks.bits import protected_fingerprint
 from maskcl.nn.tasks.state import WORD
 from maskcl.ops import protected_fraction
 
@@ -30,6 +31,8 @@ class Protection:
         in_tasks: for each, int64 [groups * I, W], or [1, W] of -1 where every task uses all columns
         groups: of each parameter's convolution.
         empty: no task is finished, so nothing is protected.
+        owners: for each parameter the layer that it belongs to, and its name there; [] where only
+            the parameters themselves are known.
     """
 
     names: list[str]
@@ -38,6 +41,7 @@ class Protection:
     in_tasks: list[Tensor]
     groups: list[int]
     empty: bool
+    owners: list[tuple[nn.Module, str]] = field(default_factory=list, kw_only=True)
 
     @torch.no_grad()
     def clamp_(
@@ -79,6 +83,33 @@ class Protection:
             grads = cast(list[Tensor], found)
             run = backends.select("clamp_grads_", grads[0])
             run(grads, *lists[:3], exact, rule, lists[3], seed)
+
+    def check_parameters(self, caller: str) -> None:
+        """Raise unless the layers still have these parameters.
+
+        Raises:
+            RuntimeError: the message names one that was replaced.
+        """
+        for (layer, kind), parameter, name in zip(
+            self.owners, self.parameters, self.names, strict=False
+        ):
+            if layer._parameters.get(kind) is not parameter:
+                raise RuntimeError(
+                    f"{caller}: {name} is no longer the parameter that was there when the task"
+                    " began (load_state_dict(assign=True), fully_shard, a parametrization, pruning"
+                    " or a conversion replaced it), so nothing would protect it: do that before"
+                    " begin_task, or begin the task again and build its optimizer after it"
+                )
+
+    def fingerprints(self, exact: bool = True) -> dict[str, Tensor]:
+        """A hash of each parameter's protected bits, by name; {} where nothing is protected."""
+        if self.empty:
+            return {}
+        sides = zip(self.out_tasks, self.in_tasks, self.groups, strict=True)
+        return {
+            name: protected_fingerprint(parameter, *ends, exact)
+            for name, parameter, ends in zip(self.names, self.parameters, sides, strict=True)
+        }
 
     def snapshot(self) -> list[Tensor]:
         """Copies of the parameters, for ``restore_``."""
@@ -131,6 +162,8 @@ def protect(model: nn.Module, topology: Topology, tasks: Tensor, finished: Tenso
             is_weight = parameter.dim() > 1
             # Attention heads that are averaged have the same channels.
             heads = len(parameter) // len(out) if len(out) > 1 else 1
+            holder, _, leaf = kind.rpartition(".")
+            result.owners.append((layer.get_submodule(holder), leaf))
             result.names.append(f"model.{name}.{kind}" if name else f"model.{kind}")
             result.parameters.append(parameter)
             result.out_tasks.append(out.repeat(heads, 1) if heads > 1 else out)

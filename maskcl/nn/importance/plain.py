@@ -25,9 +25,9 @@ def plain_importance(net: ImportanceNetwork, task: int) -> nn.Module:
 
     def plain(module: nn.Module) -> nn.Module | None:
         if isinstance(module, TaskHeads):
-            return module.heads[task]
+            return with_hooks(module.heads[task], module)
         if isinstance(module, TaskNorm):
-            return module.norms[task]
+            return with_hooks(module.norms[task], module)
         if isinstance(module, GrowingHead):
             return _visible(module, task)
         return None

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from maskcl import ops
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
-from maskcl.ops.weight_mask import PiggybackWeightFunction, selection
+from maskcl.ops.selection import selection
+from maskcl.ops.weight_mask import PiggybackWeightFunction
 
 
 class PiggybackLinear(PiggybackLayer, nn.Linear):

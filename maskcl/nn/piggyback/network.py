@@ -6,7 +6,7 @@ import torch
 
 from maskcl.nn.piggyback.cut import Cut, check_start
 from maskcl.nn.piggyback.recorded_masks import RecordedMasks
-from maskcl.ops.weight_mask import selection
+from maskcl.ops.selection import selection
 
 
 class PiggybackNetwork(RecordedMasks):

@@ -38,9 +38,9 @@ def plain_piggyback(net: PiggybackNetwork, task: int) -> nn.Module:
 
     def plain(module: nn.Module) -> nn.Module | None:
         if isinstance(module, TaskHeads):
-            return module.heads[task]
+            return with_hooks(module.heads[task], module)
         if isinstance(module, TaskNorm):
-            return module.norms[task]
+            return with_hooks(module.norms[task], module)
         if isinstance(module, PIGGYBACK_LAYERS):
             return _layer(module, masked[module])
         return None

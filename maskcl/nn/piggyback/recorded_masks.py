@@ -110,6 +110,16 @@ class RecordedMasks(TaskNetwork):
         total = sum(layer.weight.numel() for layer in self.layers.values())
         return differing_bits(a, b) / max(total, 1)
 
+    def kept_bits(self) -> dict[str, Tensor]:
+        """Fingerprints of all that the finished tasks' outputs depend on, by name.
+
+        The base, and the finished tasks' words, norms and heads. {} where no task is finished.
+        """
+        if not bool(self.finished.any()):
+            return {}
+        scores = [f"model.{name}.scores" for name in self.layers]
+        return self._state_fingerprints(scores)
+
     def base_hash(self) -> str:
         """sha256 of all that every task shares, in hexadecimal; masks fit no other base.
 

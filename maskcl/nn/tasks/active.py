@@ -12,13 +12,10 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from maskcl.nn.tasks.state import TaskState
 
 Net = TypeVar("Net")
 
@@ -27,7 +24,7 @@ class ActiveTask:
     """One ``with net.task(k):``, as the network's modules see it.
 
     Attributes:
-        state: of the network; whose active task this is.
+        state: the network's `TaskState`, which says whose active task this is.
         task: index of the task.
         scale: 0-d tensor for soft masks, None for hard ones.
         own: what the task has to itself of each module, by ``TaskAware.place``.
@@ -40,7 +37,7 @@ class ActiveTask:
         before: what was active before, of this network or another.
     """
 
-    def __init__(self, state: TaskState, task: int, scale: Tensor | None = None) -> None:
+    def __init__(self, state: Any, task: int, scale: Tensor | None = None) -> None:
         self.state = state
         self.task = task
         self.scale = scale
@@ -89,8 +86,8 @@ def set_innermost(active: ActiveTask | None) -> None:
         _LOCAL.active = None if asyncio._get_running_loop() else active
 
 
-def active_of(state: TaskState) -> ActiveTask | None:
-    """The active task of the network with this state, None where there is none."""
+def active_of(state: Any) -> ActiveTask | None:
+    """The active task of the network with this `TaskState`, None where there is none."""
     active = innermost()
     while active is not None and active.state is not state:
         active = active.before

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.tasks.errors import ConversionError
+from maskcl.nn.tasks.replace_modules import with_hooks
 from maskcl.nn.tasks.state import TaskAware
 
 
@@ -166,9 +167,9 @@ def find_output(caller: str, model: nn.Module, name: str | None) -> nn.Linear:
 def head_like(
     kind: type[TaskHeads] | type[GrowingHead], last: nn.Linear, classes: Sequence[int]
 ) -> TaskHeads | GrowingHead:
-    """A head for the place of ``last``: its inputs, bias, device, dtype and mode; new weights."""
+    """A head for the place of ``last``: its inputs, bias, device, dtype, mode and hooks."""
     weight: Tensor = last.weight
     options: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
     head = kind(last.in_features, classes, last.bias is not None, **options)
     head.train(last.training)
-    return head
+    return with_hooks(head, last)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.tasks.active import ActiveTask, Entering, active_of
 from maskcl.nn.tasks.heads import TaskHeads
+from maskcl.nn.tasks.kept_bits import state_fingerprints
 from maskcl.nn.tasks.norms import TaskNorm
 from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.nn.tasks.state import NO_TASK, TaskAware, TaskState
@@ -143,6 +144,12 @@ class TaskNetwork(nn.Module):
         if scale is not None:
             raise ValueError(f"{type(self).__name__}.task: scale is {scale!r}, wanted None")
         return None
+
+    def _state_fingerprints(self, without: list[str]) -> dict[str, Tensor]:
+        """Of parameters and buffers but these and what unfinished tasks have to themselves."""
+        open_tasks = torch.nonzero(~self.finished).flatten().tolist()
+        own = [f"model.{n}." for task in open_tasks for n, _ in own_modules(self.model, task)]
+        return state_fingerprints(self, [*without, *own])
 
     def _device(self) -> torch.device:
         """Of the model's first parameter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,13 @@ def conv_options(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
         "padding_mode",
     )
     return {**{name: getattr(conv, name) for name in names}, "bias": conv.bias is not None}
+
+
+def without_hooks(module: nn.Module) -> nn.Module:
+    """The module, its own hooks taken off: another module in its place has them."""
+    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        setattr(module, name, OrderedDict())
+    return module
 
 
 def with_hooks(new: Any, old: nn.Module) -> Any:

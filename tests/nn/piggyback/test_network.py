@@ -351,7 +351,7 @@ def test_deepcopy_is_independent_and_keeps_what_it_knows() -> None:
 
 def test_forward_without_a_mask_says_how() -> None:
     net, x = frozen("mlp"), images(2)
-    with pytest.raises(RuntimeError, match=r"no task is active here: call the network in `with net"):
+    with pytest.raises(RuntimeError, match=r"no task is active here: call the network in"):
         net(x)
     with net.task(1), pytest.raises(RuntimeError, match=r"task 1 is neither .* net\.begin_task\(1"):
         net(x)

@@ -66,6 +66,7 @@ def protect(
             result.in_tasks.append(into if is_weight else everyone)
             result.groups.append(groups if is_weight else 1)
             result.layers.append(out_name)
+            result.owners.append((layer, kind))
     return result
 
 
@@ -110,4 +111,5 @@ def protect_behind(
         [1] * len(parameters),
         empty=tasks == 0,
         layers=[name] * len(parameters),
+        owners=[(layer, kind) for kind in parameters],
     )

@@ -1,0 +1,77 @@
+"""Hooks of a followed model may look at what passes, not change it.
+
+Units were followed through the modules' own code. A forward hook that returns a value would change
+what they compute behind the analysis, so that a later task could change an earlier one's outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from maskcl.nn.tasks.errors import ConversionError
+
+_KINDS = ("_forward_hooks", "_forward_pre_hooks")
+# Those of sharding return what they were given, gathered or cast.
+_TRUSTED = ("torch.distributed.", "maskcl.")
+
+
+class ReadingHooks(OrderedDict[int, Any]):
+    """A module's hooks, each made to raise if it returns a value, those registered later too."""
+
+    name = ""
+
+    def __setitem__(self, key: int, hook: Any) -> None:
+        super().__setitem__(key, _reading(hook, self.name))
+
+
+def let_hooks_read_only(model: nn.Module) -> None:
+    """From here on a forward hook of any module that returns a value raises ConversionError."""
+    for name, module in model.named_modules():
+        for kind in _KINDS:
+            hooks = getattr(module, kind)
+            if isinstance(hooks, ReadingHooks):
+                continue
+            if hooks:
+                # Handles know this dict, so it stays.
+                for key, hook in list(hooks.items()):
+                    hooks[key] = _reading(hook, name)
+            else:
+                setattr(module, kind, new := ReadingHooks())
+                new.name = name
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a hook looks at what goes into a module or comes out of it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def free_hooks(model: nn.Module) -> None:
+    """Undo it: ordinary hooks again, which may return values."""
+    for module in model.modules():
+        for kind in _KINDS:
+            hooks = getattr(module, kind)
+            plain = ((key, getattr(hook, "__wrapped__", hook)) for key, hook in hooks.items())
+            setattr(module, kind, OrderedDict(plain))
+
+
+def _reading(hook: Callable[..., Any], name: str) -> Callable[..., Any]:
+    if hasattr(hook, "maskcl_reads") or str(getattr(hook, "__module__", "")).startswith(_TRUSTED):
+        return hook
+
+    def read(module: nn.Module, *args: Any) -> None:
+        if hook(module, *args) is not None:
+            what = getattr(hook, "__qualname__", repr(hook))
+            raise ConversionError(
+                f"hook {what} of module {name!r} ({type(module).__name__}) returned a value, which"
+                " would change outputs behind the analysis that protects finished tasks: write what"
+                " it does into the model's forward and convert that, or let it return None"
+            )
+
+    functools.update_wrapper(read, hook, assigned=("__doc__",), updated=())
+    read.maskcl_reads = True  # type: ignore[attr-defined]
+    return read

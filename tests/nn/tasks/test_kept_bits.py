@@ -1,0 +1,302 @@
+"""What finished tasks need is compared at the end of each later one; nothing slips by."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import maskcl
+from maskcl.nn.tasks.bits import fingerprint, protected_fingerprint
+from maskcl.optim import guard
+from tests.helpers import in_two_processes
+
+METHODS = {"hat": maskcl.HAT(s_max=20.0), "piggyback": maskcl.Piggyback(spread="uniform")}
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    frozen = nn.Linear(8, 8).requires_grad_(False)
+    layers = [frozen, nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(32, 3))
+
+
+def begun(name: str, task: int = 1) -> tuple[Any, Any, Any]:
+    """A network with the tasks before finished, its method, and the state of the task begun."""
+    method = METHODS[name]
+    net = (
+        maskcl.nn.to_hat(model(), 3, torch.zeros(2, 8), classes=[3] * 3)
+        if name == "hat"
+        else maskcl.nn.to_piggyback(model(), 3, classes=[3] * 3, norms="task")
+    )
+    for earlier in range(task):
+        train(net, method, method.begin_task(net, earlier), earlier)
+    return net, method, method.begin_task(net, task)
+
+
+def train(net: Any, method: Any, state: Any, task: int, optimizer: Any = None) -> None:
+    if optimizer is None:
+        optimizer = torch.optim.AdamW(method.parameter_groups(net, task), lr=0.01)
+        method.protect(optimizer, net, state)
+    net.train()
+    for step in range(4):
+        method.before_step(net, state, step / 3)
+        optimizer.zero_grad()
+        with net.task(task, state.scale):
+            (net(torch.randn(16, 8)).square().mean() + method.loss_term(net, state)).backward()
+        method.after_backward(net, state)
+        optimizer.step()
+        method.after_step(net, state)
+    with torch.no_grad():  # one bit of the mask differs, so that nothing warns
+        for scores in getattr(net, "scores", list)():
+            scores.view(-1)[0] *= -1
+    method.end_task(net, state)
+
+
+def logits(net: Any, task: int) -> Tensor:
+    torch.manual_seed(1)
+    with net.eval().task(task), torch.no_grad():
+        return net(torch.randn(4, 8))
+
+
+# --- fingerprints ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.bool]
+)
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (0,), (2, 3, 4, 4), (70_000,), (600, 700)])
+def test_one_changed_element_changes_a_fingerprint(dtype: torch.dtype, shape: tuple) -> None:
+    tensor = torch.randn(shape).mul(9).to(dtype)
+    print_of = fingerprint(tensor)
+    assert fingerprint(tensor.clone()) == print_of
+    assert fingerprint(tensor.clone().t() if tensor.dim() == 2 else tensor).dtype == torch.int64
+    for place in {0, tensor.numel() // 2, tensor.numel() - 1} if tensor.numel() else ():
+        other = tensor.clone()
+        flat = other.view(-1)
+        flat[place] = ~flat[place] if dtype == torch.bool else flat[place] + 8
+        assert fingerprint(other) != print_of
+
+
+def test_a_fingerprint_is_of_bits() -> None:
+    zero, nan = torch.zeros(4), torch.tensor([math.nan, 1.0])
+    assert fingerprint(zero) != fingerprint(-zero)
+    assert fingerprint(nan) == fingerprint(nan.clone())
+    assert fingerprint(torch.tensor([1.0, 2.0])) != fingerprint(torch.tensor([2.0, 1.0]))
+    rows = torch.randn(5, 6)
+    assert fingerprint(rows[:, 1:]) == fingerprint(rows[:, 1:].clone())
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((6, 4), 1), ((6,), 1), ((6, 2, 3, 3), 2)])
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("is_large", [False, True])
+def test_protected_elements_alone_count(
+    shape: tuple, groups: int, exact: bool, is_large: bool
+) -> None:
+    if is_large:
+        shape = (6_000 if groups == 1 else 6, *(s * 50 for s in shape[1:]))
+    out = torch.randint(4, (shape[0], 1))
+    into = torch.randint(4, (shape[1] * groups, 1)) if len(shape) > 1 else torch.tensor([[-1]])
+    tensor, noise = torch.randn(shape), torch.randn(shape)
+    kept = noise.clone()
+    maskcl.ops.restore_protected_(
+        [kept], [tensor], [out], [into if len(shape) > 1 else None], groups=[groups],
+        protection="exact" if exact else "min",
+    )  # fmt: skip
+    sides = out, into, groups, exact
+    wanted = protected_fingerprint(tensor, *sides)
+    assert protected_fingerprint(kept, *sides) == wanted
+    protected = (kept == tensor).nonzero()
+    assert 0 < len(protected) < tensor.numel()
+    kept[tuple(protected[-1])] *= -1
+    assert protected_fingerprint(kept, *sides) != wanted
+
+
+# --- by another door -------------------------------------------------------------------------
+
+
+def written(net: Any, name: str) -> Tensor:
+    return net.state_dict(keep_vars=True)[name]
+
+
+def sam(net: Any, task: int) -> Any:
+    """Two steps of which neither is the wrapper's own."""
+
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {})
+            self.base = torch.optim.AdamW(self.param_groups, lr=0.01, weight_decay=0.1)
+
+    wrapper = Wrapper(net.task_parameters(task))
+    state = METHODS["hat"].begin_task(net, task)
+    METHODS["hat"].protect(wrapper, net, state)
+    return wrapper.base, state
+
+
+def test_an_optimizer_that_steps_past_its_guard_is_noticed() -> None:
+    net, method, _ = begun("hat")
+    base, state = sam(net, 1)
+    with pytest.raises(RuntimeError, match=r"HAT\.end_task: what finished tasks need .*weight"):
+        train(net, method, state, 1, base)
+    assert net.finished.tolist() == [True, False, False]
+    assert not (net.tasks & 2).any()
+
+
+CHANGES = {
+    "hat": {
+        "protected weight": "model.1.weight", "frozen weight": "model.0.weight",
+        "finished head": "model.6.heads.0.weight", "finished norm": "model.2.norms.0.weight",
+        "finished statistics": "model.2.norms.0.running_mean", "bits": "tasks",
+    },
+    "piggyback": {
+        "masked weight": "model.1.weight", "its bias": "model.1.bias", "words": "model.1.words",
+        "finished head": "model.6.heads.0.bias", "finished norm": "model.2.norms.0.bias",
+        "finished statistics": "model.2.norms.0.running_var",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [(name, what) for name, found in CHANGES.items() for what in found]
+)
+def test_a_value_written_by_other_code_is_noticed(name: str, what: str) -> None:
+    net, method, state = begun(name)
+    key = CHANGES[name][what]
+    with torch.no_grad():
+        tensor = written(net, key)
+        tensor.copy_(-tensor if tensor.is_floating_point() else ~tensor)
+        if tensor.is_floating_point():
+            tensor.add_(1.0)
+    with pytest.raises(RuntimeError, match=rf"end_task: what .* {key.replace('.', '[.]')}"):
+        train(net, method, state, 1)
+    assert net.finished.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_task_that_trains_as_it_should_changes_nothing_that_is_kept(name: str) -> None:
+    net, method, state = begun(name)
+    before = logits(net, 0)
+    train(net, method, state, 1)
+    assert torch.equal(logits(net, 0), before)
+    train(net, method, method.begin_task(net, 2), 2)
+    assert torch.equal(logits(net, 0), before)
+
+
+@pytest.mark.parametrize("rule", ["const", "adahat", "random"])
+def test_rules_that_let_protected_weights_move_promise_nothing(rule: str) -> None:
+    method = maskcl.HAT(rule=rule, rule_value=None if rule == "random" else 0.5)
+    net, _, _ = begun("hat")
+    train(net, method, method.begin_task(net, 1), 1)
+    assert bool(net.finished[1])
+
+
+# --- replaced parameters ---------------------------------------------------------------------
+
+
+def assigned(net: Any) -> None:
+    net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True)
+
+
+def overwritten(net: Any) -> None:
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        net.double().float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+def one_by_hand(net: Any) -> None:
+    layer = net.get_submodule("model.4")
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+
+
+@pytest.mark.parametrize("replace", [assigned, overwritten, one_by_hand])
+@pytest.mark.parametrize("when", ["before the guard", "before a step"])
+def test_replaced_parameters_are_refused_at_once(replace: Any, when: str) -> None:
+    net, method, state = begun("hat")
+    optimizer = torch.optim.AdamW(method.parameter_groups(net, 1), lr=0.01)
+    if when == "before the guard":
+        replace(net)
+        optimizer = torch.optim.AdamW(method.parameter_groups(net, 1), lr=0.01)
+        with pytest.raises(RuntimeError, match=r"guard: .* is no longer the parameter"):
+            method.protect(optimizer, net, state)
+        return
+    method.protect(optimizer, net, state)
+    replace(net)
+    with pytest.raises(RuntimeError, match=r"AdamW\.step: .* is no longer the parameter"):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match=r"HAT\.after_backward: .* is no longer the parameter"):
+        method.after_backward(net, state)
+
+
+@pytest.mark.parametrize("replace", [assigned, overwritten, one_by_hand])
+def test_parameters_replaced_before_a_task_begins_are_protected(replace: Any) -> None:
+    net, method, _ = begun("hat")
+    before = logits(net, 0)
+    replace(net)
+    train(net, method, method.begin_task(net, 1), 1)
+    assert torch.equal(logits(net, 0), before)
+
+
+def test_a_group_that_is_added_later_is_guarded_too() -> None:
+    net, method, state = begun("hat")
+    before = logits(net, 0)
+    first, second = (g["params"] for g in method.parameter_groups(net, 1))
+    optimizer = torch.optim.AdamW(second, lr=0.01, weight_decay=0.1)
+    guard(optimizer, state.protection)
+    optimizer.add_param_group({"params": first})
+    train(net, method, state, 1, optimizer)
+    assert torch.equal(logits(net, 0), before)
+
+
+# --- processes -------------------------------------------------------------------------------
+
+
+def _wrapped_once(rank: int, folder: str) -> None:
+    """DistributedDataParallel around the network before its first task, two tasks after it."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    try:
+        for wrap_anew in (True, False):
+            method = METHODS["hat"]
+            torch.manual_seed(0)
+            net = maskcl.nn.to_hat(
+                nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), 2,
+                torch.zeros(2, 8), classes=[3, 3],
+            )  # fmt: skip
+            wrapped: Any = None
+            for task in range(2):
+                state = method.begin_task(net, task)
+                if wrapped is None or wrap_anew:
+                    wrapped = DistributedDataParallel(net, find_unused_parameters=True)
+                optimizer = torch.optim.SGD(method.parameter_groups(net, task), lr=0.1)
+                guarded = method.protect(optimizer, net, state)
+                for step in range(3):
+                    method.before_step(net, state, step / 2)
+                    optimizer.zero_grad()
+                    torch.manual_seed(10 * step + rank)
+                    with net.task(task, state.scale):
+                        wrapped(torch.randn(4, 8)).square().mean().backward()
+                    method.after_backward(net, state)
+                    optimizer.step()
+                if task and not wrap_anew:
+                    with pytest.raises(RuntimeError, match="processes hold different values of"):
+                        method.end_task(net, state)
+                    assert not net.finished[1]
+                else:
+                    method.end_task(net, state)
+                guarded.remove()
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_that_drift_apart_are_noticed_when_a_task_ends(tmp_path: Path) -> None:
+    in_two_processes(_wrapped_once, tmp_path)
