@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -74,8 +75,10 @@ class Method(Protocol):
         """What the method adds to the loss, 0-d; the number 0.0 where that is nothing."""
         ...
 
-    def after_backward(self, net: Any, state: Any) -> None:
-        """Between backward and the optimizer's step."""
+    def after_backward(
+        self, net: Any, state: Any, *, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
+        """Between backward and the optimizer's step; ``scaler`` is what scaled the loss, if any."""
         ...
 
     def after_step(self, net: Any, state: Any) -> None:
@@ -88,6 +91,10 @@ class Method(Protocol):
 
     def measure(self, net: Any, task: int) -> dict[str, dict[str, float]]:
         """After ``end_task``: numbers by name and part of the network."""
+        ...
+
+    def explain_divergence(self, net: Any, optimizer: Optimizer) -> str:
+        """What of the method may have made the loss infinite, as the end of a sentence, or ""."""
         ...
 
     def outlook(self, net: Any, task: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl.methods.base import TaskData, derive_seed, hidden_task_reasons, no_classes_reasons
+from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
 from maskcl.nn.tasks.kept_bits import check_kept, check_ranks
 from maskcl.ops import hat_scale
 from maskcl.optim.guard import Guard, guard
@@ -171,10 +172,21 @@ class HAT:
         """
         return self.sparsity * net.sparsity()
 
-    def after_backward(self, net: HATNetwork, state: HATState) -> None:
+    def after_backward(
+        self, net: HATNetwork, state: HATState, *, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
         """Clamp protected weights' gradients, then clip, in the original's order.
 
         The compensation of the embeddings' gradient has already happened, in the gate's backward.
+
+        Args:
+            net: the network.
+            state: of the task.
+            scaler: that scaled the loss; ``clip`` has to know.
+
+        Raises:
+            RuntimeError: a parameter was replaced since the task began, or ``clip`` is set, no
+                scaler was given and one is in use.
         """
         seed = 0
         if self.rule == "random":
@@ -184,7 +196,8 @@ class HAT:
             rule=self.rule, exact=self._exact, values=self.rule_value, seed=seed
         )
         if self.clip is not None:
-            torch.nn.utils.clip_grad_norm_(state.trained, self.clip)
+            scale = factor("HAT.after_backward", scaler, state.watch)
+            clip_norm(state.trained, self.clip, scale)
         state.steps += 1
 
     @torch.no_grad()
@@ -208,6 +221,10 @@ class HAT:
         protected = net.protection().fraction(exact=self._exact)
         return {"capacity": net.capacity(), "protected": protected}
 
+    def explain_divergence(self, net: HATNetwork, optimizer: Optimizer) -> str:
+        """Nothing of HAT's own."""
+        return ""
+
     def outlook(self, net: HATNetwork, task: int) -> str:
         """The share of units that neither an earlier task uses nor this one is about to."""
         taken = float((net.used() | net.hard_mask(task)).double().mean())
@@ -228,6 +245,7 @@ class HATState:
         protection: what the tasks finished before use.
         trained: the parameters that the task trains.
         kept: fingerprints of what the finished tasks need, when this one began.
+        watch: of scalers of the loss.
         seed: of the rule ``random``.
         steps: optimizer steps so far.
     """
@@ -237,6 +255,7 @@ class HATState:
     protection: Protection
     trained: list[nn.Parameter]
     kept: Mapping[str, Tensor]
+    watch: ScalerWatch = field(default_factory=ScalerWatch, repr=False)
     seed: int = 0
     steps: int = 0
 

@@ -187,7 +187,13 @@ class Piggyback:
         """0.0: the loss is the problem's."""
         return 0.0
 
-    def after_backward(self, net: PiggybackNetwork, state: PiggybackState) -> None:
+    def after_backward(
+        self,
+        net: PiggybackNetwork,
+        state: PiggybackState,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         """Nothing."""
 
     def after_step(self, net: PiggybackNetwork, state: PiggybackState) -> None:
@@ -217,6 +223,10 @@ class Piggyback:
     def measure(self, net: PiggybackNetwork, task: int) -> dict[str, dict[str, float]]:
         """``off``: by layer, the share of weights that the task's mask removes."""
         return {"off": net.off(task)}
+
+    def explain_divergence(self, net: PiggybackNetwork, optimizer: Optimizer) -> str:
+        """Nothing of Piggyback's own."""
+        return ""
 
     def outlook(self, net: PiggybackNetwork, task: int) -> str:
         """The share of weights that the mask would remove now."""

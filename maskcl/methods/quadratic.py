@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from maskcl import ops
 from maskcl.methods.base import PlanWarning, TaskData, no_classes_reasons
+from maskcl.methods.loss_scaling import ScalerWatch, factor
 from maskcl.nn.tasks.kept_bits import check_ranks
 from maskcl.settings import Setting
 
@@ -64,7 +65,42 @@ class Quadratic:
     def check_plan(
         self, net: ImportanceNetwork, state: QuadraticState, optimizer: Optimizer, steps: int
     ) -> None:
-        """Nothing that could be told beforehand."""
+        """Warn (`PlanWarning`) where SGD's steps along the penalty overshoot, and so diverge."""
+        if state.anchored and (text := self._overshoots(net, optimizer)):
+            warnings.warn(f"{self._name}: task {state.task}: {text}", PlanWarning, stacklevel=2)
+
+    def explain_divergence(self, net: ImportanceNetwork, optimizer: Optimizer) -> str:
+        """Whether the penalty may have made the loss infinite; "" where there is none."""
+        if self.strength == 0 or not bool(net.finished.any()):
+            return ""
+        known = self._overshoots(net, optimizer)
+        return f"; {known}" if known else f"; or a smaller strength than {self.strength:g}"
+
+    def _overshoots(self, net: ImportanceNetwork, optimizer: Optimizer) -> str:
+        """Why the steps of an SGD diverge on the penalty alone; "" where they need not.
+
+        Along one weight the penalty is a parabola of curvature 2 strength Omega, on which a step of
+        rate r shrinks the distance from its anchor only if r times that is below 2 (1 + momentum).
+        """
+        if not isinstance(optimizer, torch.optim.SGD) or self.strength == 0:
+            return ""
+        parameters, _, importances = net.anchored(net.names(heads=self.heads))
+        largest = {
+            id(p): o.max() for p, o in zip(parameters, importances, strict=True) if o.numel()
+        }
+        for group in optimizer.param_groups:
+            found = [largest[id(p)] for p in group["params"] if id(p) in largest]
+            top = float(torch.stack(found).max()) if found else 0.0
+            bound = 2 * (1 + group["momentum"])
+            if group["lr"] * 2 * self.strength * top > bound:
+                return (
+                    f"the penalty makes SGD diverge: strength {self.strength:g} x the largest"
+                    f" importance {top:.3g} x rate {group['lr']:g} is above"
+                    f" {1 + group['momentum']:g}; wanted a strength below"
+                    f" {bound / (2 * top * group['lr']):.3g} or a rate below"
+                    f" {bound / (2 * self.strength * top):.3g}"
+                )
+        return ""
 
     def protect(self, optimizer: Optimizer, net: ImportanceNetwork, state: QuadraticState) -> None:
         """None: what earlier tasks need may move, at a price."""
@@ -77,23 +113,39 @@ class Quadratic:
         return 0.0
 
     @torch.no_grad()
-    def after_backward(self, net: ImportanceNetwork, state: QuadraticState) -> None:
+    def after_backward(
+        self,
+        net: ImportanceNetwork,
+        state: QuadraticState,
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
         """Add the penalty's gradient to the gradients; its value is then in ``state.penalty``.
 
         A parameter that the backward did not reach has the penalty's gradient alone. Nothing
         happens in the first task, and with a strength of 0.
+
+        Args:
+            net: the network.
+            state: of the task.
+            scaler: that scaled the loss: the penalty's gradient is scaled likewise.
+
+        Raises:
+            RuntimeError: no scaler was given and one is in use.
         """
         if not state.anchored or self.strength == 0:
             return
+        scale = factor(f"{self._name}.after_backward", scaler, state.watch)
         parameters, anchors, importances = net.anchored(state.names)
         grads = []
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             grads.append(parameter.grad)
-        state.penalty = ops.mas_penalty_grads_(
-            grads, parameters, anchors, importances, self.strength
-        )
+        # Only where gradients are scaled does the host wait for the scale, as the scaler does.
+        strength = self.strength * float(scale)
+        value = ops.mas_penalty_grads_(grads, parameters, anchors, importances, strength)
+        state.penalty = value if strength == self.strength else value / scale
 
     def after_step(self, net: ImportanceNetwork, state: QuadraticState) -> None:
         """Nothing."""
@@ -206,6 +258,7 @@ class QuadraticState:
         task: index of the task.
         anchored: whether there are earlier tasks that the penalty holds.
         names: of the parameters that it holds.
+        watch: of scalers of the loss.
         penalty: 0-d, the last step's term of the loss; reading it waits for the device.
         seed: of the run.
         scale: None; nothing here is soft.
@@ -217,6 +270,7 @@ class QuadraticState:
     penalty: Tensor
     seed: int = 0
     scale: None = None
+    watch: ScalerWatch = field(default_factory=ScalerWatch, repr=False)
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint needs besides the network: all the rest follows from it."""

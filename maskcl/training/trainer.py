@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from maskcl.callback import Callback
 from maskcl.checkpoint import describe_optimizer
 from maskcl.methods import Method, derive_seed
+from maskcl.methods.loss_scaling import NOT_SCALED
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.ops import task_progress
 from maskcl.problems import Problem
@@ -209,7 +210,7 @@ class Trainer:
                 term = method.loss_term(net, run.state)
                 loss = loss + term if isinstance(term, Tensor) else loss
                 self.fabric.backward(loss)
-            method.after_backward(net, run.state)
+            method.after_backward(net, run.state, scaler=self._scaler)
             run.optimizer.step()
             method.after_step(net, run.state)
             loss = loss.detach()
@@ -217,9 +218,15 @@ class Trainer:
             count = torch.full_like(correct, target.shape[0])
             totals += torch.stack([loss * count, correct, count])
             self.callback.on_step(run.task, epoch, i, loss)
-        self._end_epoch(run.task, epoch, totals)
+        self._end_epoch(run, epoch, totals)
 
-    def _end_epoch(self, task: int, epoch: int, totals: Tensor) -> None:
+    @property
+    def _scaler(self) -> Any:
+        """The GradScaler of a Fabric with float16, one that does nothing for any other."""
+        return getattr(self.fabric.strategy.precision, "scaler", None) or NOT_SCALED
+
+    def _end_epoch(self, run: _Running, epoch: int, totals: Tensor) -> None:
+        task = run.task
         # The epoch's only wait for the device.
         summed: Any = self.fabric.all_reduce(totals, reduce_op="sum")
         loss_sum, correct, count = summed.tolist()
@@ -228,6 +235,7 @@ class Trainer:
             raise RuntimeError(
                 f"Trainer: the loss is {loss} in task {task}, epoch {epoch};"
                 " try a smaller learning rate"
+                f"{self.method.explain_divergence(self.net, run.optimizer)}"
             )
         self.result.losses[task].append(loss)
         self.result.accuracies[task].append(accuracy)

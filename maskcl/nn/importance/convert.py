@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from maskcl.nn.importance.network import ImportanceNetwork
+from maskcl.nn.following.norm_conversion import task_norm
+from maskcl.nn.importance.network import ImportanceNetwork, shared_norms
 from maskcl.nn.tasks.errors import ConversionError
 from maskcl.nn.tasks.graph_checks import refuse_cached
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads, find_output, head_like
 from maskcl.nn.tasks.replace_modules import replace_modules
+
+NORMS = ("task", "frozen", "shared")
 
 
 def to_importance(
@@ -22,11 +26,13 @@ def to_importance(
     classes: Sequence[int] | None = None,
     head: str | None = None,
     growing: bool = False,
+    norms: str | None = None,
 ) -> ImportanceNetwork:
     """Convert an ordinary model; it is copied and stays as it is.
 
-    All of its modules stay what they are but the output layer, where ``classes`` replaces it. The
-    same call gives the same network, so that a ``state_dict`` fits in another process.
+    All of its modules stay what they are but the output layer, where ``classes`` replaces it, and
+    norms with running statistics. The same call gives the same network, so that a ``state_dict``
+    fits in another process.
 
     Args:
         model: any module; no tracing and no example inputs are needed.
@@ -37,19 +43,55 @@ def to_importance(
         head: name of the output layer, an nn.Linear if ``classes`` replaces it; None for the
             model's last nn.Linear.
         growing: one new output layer for all tasks, which gains classes (class-incremental).
+        norms: what becomes of norms with running statistics (BatchNorm), which no penalty holds:
+            ``task``: one a task, each a copy. ``frozen``: the statistics are the first finished
+            task's from then on, in training too. ``shared``: every task moves them, and earlier
+            ones are forgotten through them; a warning says so. None: ``task`` where each task has a
+            head of its own, else ``frozen``.
 
     Raises:
         ConversionError: the model has no such layer, or parameters that this cannot work with.
         ValueError: an argument is not as above.
     """
     _check_arguments(model, num_tasks, classes, growing)
+    own_heads = classes is not None and not growing
+    norms = norms or ("task" if own_heads else "frozen")
+    if norms not in NORMS:
+        raise ValueError(f"to_importance: norms is {norms!r}, wanted one of {', '.join(NORMS)}")
     holder = nn.ModuleList([copy.deepcopy(model)])
-    if classes is None:
-        return ImportanceNetwork(holder[0], num_tasks, head=head)
-    last = find_output("to_importance", holder[0], head)
-    new = head_like(GrowingHead if growing else TaskHeads, last, classes)
-    replace_modules(holder, lambda module: new if module is last else None)
-    return ImportanceNetwork(holder[0], num_tasks)
+    last = None if classes is None else find_output("to_importance", holder[0], head)
+    new = None
+    if classes is not None and last is not None:
+        new = head_like(GrowingHead if growing else TaskHeads, last, classes)
+
+    shared = shared_norms(holder[0]) if norms == "task" else set()
+
+    def change(module: nn.Module) -> nn.Module | None:
+        if module is last:
+            return new
+        return task_norm(module, num_tasks) if module in shared else None
+
+    replace_modules(holder, change)
+    name, is_held = head if last is None else None, norms != "shared"
+    net = ImportanceNetwork(holder[0], num_tasks, head=name, freeze_statistics=is_held)
+    _warn_of_shared(net)
+    return net
+
+
+def _warn_of_shared(net: ImportanceNetwork) -> None:
+    """Warn of statistics that every task moves."""
+    if net.freeze_statistics:
+        return
+    found = shared_norms(net.model)
+    shared = [name for name, module in net.model.named_modules() if module in found]
+    if shared:
+        warnings.warn(
+            f"to_importance: {', '.join(map(repr, shared[:3]))}{' and more' if shared[3:] else ''}"
+            " keep running statistics that every task moves and no penalty holds: earlier tasks are"
+            ' forgotten through them; norms="task" or "frozen" keeps them',
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _check_arguments(

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.importance.named_buffers import TensorTree, owner_of
+from maskcl.nn.tasks.frozen_modules import freeze_norm, has_statistics
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads
 from maskcl.nn.tasks.network import TaskNetwork, check_members, own_parameters
+from maskcl.nn.tasks.norms import TaskNorm
 
 ANCHORS = ("last", "mean")
 
@@ -23,8 +25,8 @@ class ImportanceNetwork(TaskNetwork):
 
     A task's own parameters are its head in a TaskHeads and its norms in a TaskNorm; all others are
     shared, apart from those that do not require gradients here. Running statistics of other norms
-    are shared too, and nothing keeps them. DistributedDataParallel sends all buffers in every step
-    unless its ``broadcast_buffers`` is False; importances are equal everywhere without that.
+    are shared too, and no penalty holds them. DistributedDataParallel sends all buffers in every
+    step unless its ``broadcast_buffers`` is False; importances are equal everywhere without that.
 
     Args:
         model: ordinary modules, TaskHeads or a GrowingHead, TaskNorms; taken over, not copied.
@@ -32,6 +34,8 @@ class ImportanceNetwork(TaskNetwork):
         num_tasks: how many tasks there will be, T.
         head: name of a module that is the output layer, and as such may be left out of penalties;
             None for the GrowingHead, or, in a model without heads of maskcl's, the last nn.Linear.
+        freeze_statistics: from the first finished task on, norms that tasks share stay in
+            evaluation mode, so that their statistics are what that task made them.
 
     Attributes:
         finished: bool [T].
@@ -44,8 +48,16 @@ class ImportanceNetwork(TaskNetwork):
 
     drifts: Tensor
 
-    def __init__(self, model: nn.Module, num_tasks: int, *, head: str | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_tasks: int,
+        *,
+        head: str | None = None,
+        freeze_statistics: bool = True,
+    ) -> None:
         super().__init__(model, num_tasks)
+        self.freeze_statistics = freeze_statistics
         check_members("ImportanceNetwork", model, num_tasks)
         own = {id(p) for task in range(num_tasks) for p in own_parameters(model, task)}
         shared = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in own}
@@ -62,6 +74,7 @@ class ImportanceNetwork(TaskNetwork):
         drifts = torch.full(shape, -1.0, device=self._device(), dtype=torch.float32)
         self.register_buffer("drifts", drifts)
         self._state.bind(model)
+        self.register_load_state_dict_post_hook(lambda net, keys: net._freeze_norms())
 
     def finish_task(self, task: int) -> None:
         """Mark the task as trained, and freeze its own head and norms.
@@ -74,6 +87,14 @@ class ImportanceNetwork(TaskNetwork):
         for parameter in own_parameters(self.model, task):
             parameter.requires_grad_(False)
             parameter.grad = None
+        self._freeze_norms()
+
+    def _freeze_norms(self) -> None:
+        """Hold the statistics of shared norms once there is a finished task."""
+        if not (self.freeze_statistics and bool(self.finished.any())):
+            return
+        for norm in shared_norms(self.model):
+            freeze_norm(norm)
 
     def forget_task(self, task: int) -> None:
         """Refused for a finished task; for another there is nothing to take back.
@@ -197,6 +218,12 @@ class ImportanceNetwork(TaskNetwork):
                 f"ImportanceNetwork.{caller}: task {task} is finished, and importances are sums"
                 " that no task can be taken out of again; start from a fresh network"
             )
+
+
+def shared_norms(model: nn.Module) -> set[nn.Module]:
+    """Norms with running statistics that are not one task's."""
+    own = {m for norm in model.modules() if isinstance(norm, TaskNorm) for m in norm.modules()}
+    return {module for module in model.modules() if has_statistics(module) and module not in own}
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from maskcl.nn.importance.network import ImportanceNetwork
+from maskcl.nn.tasks.frozen_modules import thaw_norm
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads
 from maskcl.nn.tasks.norms import TaskNorm
 from maskcl.nn.tasks.replace_modules import replace_modules, with_hooks
@@ -33,6 +34,8 @@ def plain_importance(net: ImportanceNetwork, task: int) -> nn.Module:
         return None
 
     replace_modules(holder, plain)
+    for module in holder.modules():
+        thaw_norm(module)
     for parameter in holder.parameters():
         parameter.grad = None
         parameter.requires_grad_(parameter.is_floating_point())

@@ -26,6 +26,11 @@ class FrozenNorm(nn.Module):
         return _empty, (self._plain,), dict(vars(self))
 
 
+def has_statistics(module: nn.Module) -> bool:
+    """Whether it is a norm that training gives running statistics."""
+    return isinstance(module, _NormBase) and module.running_mean is not None
+
+
 def freeze_norm(module: nn.Module) -> None:
     """Keep a norm's running statistics as they are; other modules stay as they are."""
     if isinstance(module, _NormBase) and not isinstance(module, FrozenNorm):

@@ -1,0 +1,79 @@
+"""Gradients of a loss that a GradScaler scaled: what a method adds to them is scaled likewise.
+
+float16 training multiplies the loss by 2^16 or so before backward and divides the gradients before
+the optimizer's step. Between the two a penalty's gradient, or a bound of their norm, is off by that
+factor, without a word.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.amp.grad_scaler import OptState
+
+NOT_SCALED = GradScaler("cpu", enabled=False)
+"""Says that a loss is not scaled, whatever scalers there are."""
+
+
+def factor(caller: str, scaler: GradScaler | None, watch: ScalerWatch) -> Tensor | float:
+    """What the gradients are multiplied by now: 1.0, or the scaler's 0-d scale.
+
+    Args:
+        caller: named in the error.
+        scaler: that scaled the loss; None for none.
+        watch: of the task, which knows the scalers of this process.
+
+    Raises:
+        RuntimeError: no scaler was given, and one is in use.
+    """
+    if scaler is not None:
+        scale = scaler._scale if scaler.is_enabled() else None
+        return 1.0 if scale is None or _is_unscaled(scaler) else scale
+    if any(not _is_unscaled(found) for found in watch.scalers()):
+        raise RuntimeError(
+            f"{caller}: a GradScaler scales the loss, and what the method adds to the gradients"
+            f" would be divided by its scale: call {caller}(net, state, scaler=scaler), or"
+            " scaler.unscale_(optimizer) before it (scaler=torch.amp.GradScaler(enabled=False) says"
+            " that this loss is not scaled)"
+        )
+    return 1.0
+
+
+class ScalerWatch:
+    """The GradScalers of this process that scale losses, looked for when they are first asked for.
+
+    They can be found without being told of: a scaler that is in use is alive.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[weakref.ref[GradScaler]] | None = None
+
+    def scalers(self) -> list[GradScaler]:
+        """Those that are enabled and have scaled something."""
+        if self._found is None:
+            self._found = [weakref.ref(scaler) for scaler in _alive(GradScaler)]
+        alive = (ref() for ref in self._found)
+        return [s for s in alive if s is not None and s.is_enabled() and s._scale is not None]
+
+
+def _alive(kind: type[GradScaler]) -> Iterator[GradScaler]:
+    """All objects of a class and of those made from it: the class's referrers among them."""
+    yield from (found for found in gc.get_referrers(kind) if type(found) is kind)
+    for child in kind.__subclasses__():
+        yield from _alive(child)
+
+
+def _is_unscaled(scaler: GradScaler) -> bool:
+    """Whether ``unscale_`` has been called since the last update."""
+    states = scaler._per_optimizer_states.values()
+    return any(state["stage"] is OptState.UNSCALED for state in states)
+
+
+def clip_norm(parameters: list[torch.nn.Parameter], bound: float, scale: Tensor | float) -> None:
+    """`clip_grad_norm_` at ``bound`` times the gradients' factor."""
+    torch.nn.utils.clip_grad_norm_(parameters, bound * scale)  # type: ignore[arg-type]
