@@ -13,6 +13,7 @@ from maskcl.importance import estimate
 from maskcl.methods.base import TaskData, derive_seed
 from maskcl.methods.mas import REDUCTIONS
 from maskcl.methods.quadratic import Quadratic, QuadraticState
+from maskcl.nn.tasks.heads import sees_one_class
 
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork
@@ -65,6 +66,8 @@ class EWC(Quadratic):
     def _estimate(
         self, net: ImportanceNetwork, state: QuadraticState, data: TaskData, names: list[str]
     ) -> dict[str, Tensor]:
+        if sees_one_class(net):  # whose probability is 1 whatever the parameters are
+            return {name: torch.zeros_like(net.get_parameter(name)) for name in names}
         generator = None
         if self.labels == "sampled":
             # Each process has samples of its own, and draws of its own for them.

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskcl.nn.tasks.heads import sees_one_class
+
 OUTPUTS = ("label", "score")
 
 
@@ -33,11 +35,18 @@ class Classification:
         self.output = output
 
     def forward(self, net: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        """``(logits[n, classes], target[n], None)`` of a batch whose last field is the target."""
-        return net(*batch[:-1]), batch[-1], None
+        """``(logits[n, classes], target[n], weight)`` of a batch whose last field is the target.
+
+        The weight is None but for the one class of a head that grows: its probability is 1 whatever
+        the logit, so all weights are 0, and the loss.
+        """
+        logits, target = net(*batch[:-1]), batch[-1]
+        if logits.shape[1] == 1 and sees_one_class(net):
+            return logits, self.predictions(logits.detach()), torch.zeros_like(logits[:, 0])
+        return logits, target, None
 
     def loss(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The mean over samples (weighted where ``weight[n]`` is given), 0-d."""
+        """The mean over samples (weighted where ``weight[n]`` is given), 0-d; 0 without weight."""
         if logits.shape[1] == 1:
             wanted = target.to(logits.dtype)
             losses = F.binary_cross_entropy_with_logits(logits[:, 0], wanted, reduction="none")
@@ -45,7 +54,10 @@ class Classification:
             return F.cross_entropy(logits, target)
         else:
             losses = F.cross_entropy(logits, target, reduction="none")
-        return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
+        if weight is None:
+            return losses.mean()
+        total = weight.sum()
+        return (losses * weight).sum() / torch.where(total == 0, 1, total)
 
     def predict(self, net: nn.Module, batch: Any) -> Tensor:
         """Labels or scores, [n], for a test batch, whose target is None.
@@ -54,6 +66,8 @@ class Classification:
             ValueError: scores are asked for, and there are more than two classes.
         """
         logits = net(*batch[:-1])
+        if logits.shape[1] == 1 and sees_one_class(net):
+            return torch.zeros_like(logits[:, 0], dtype=torch.long)
         if self.output == "label":
             return self.predictions(logits)
         if logits.shape[1] > 2:
