@@ -33,6 +33,9 @@ GRAPH_RATES = {"sgd": 0.05, "adam": 0.005, "adamw": 0.005}
 MAS_STRENGTHS = {"vision": 0.03, "node": 0.03, "link": 0.03, "graph": 10}
 # Of nodes and links the gradient is a batch's mean, whose square is far smaller.
 EWC_STRENGTHS = {"vision": 1e4, "node": 1e6, "link": 1e6, "graph": 1e3}
+# SGD takes steps as large as the penalty is steep, and diverges where Adam does not.
+EWC_SGD_STRENGTHS = {"vision": 500, "node": 3000, "link": 5, "graph": 100}
+MAS_SGD_STRENGTHS = {**MAS_STRENGTHS, "graph": 0.3}
 
 _STRENGTH = "Of the penalty; it belongs to the importance's definition."
 _REDUCTION = "Of gradients: sample (mean of sizes), batch (size of means)."
@@ -40,6 +43,10 @@ _REDUCTION_SHOWN = "sample; of nodes and links batch"
 _DECAY = "Factor of earlier tasks' importances."
 _HEADS = "Hold a shared or growing output layer too."
 _HEADS_SHOWN = "in the domain and time settings"
+
+
+_MAS_STRENGTHS_SHOWN = f"{table(MAS_STRENGTHS)}; with sgd {table(MAS_SGD_STRENGTHS)}"
+_EWC_STRENGTHS_SHOWN = f"{table(EWC_STRENGTHS)}; with sgd {table(EWC_SGD_STRENGTHS)}"
 
 
 def _rates(rates: dict[str, float]) -> str:
@@ -53,11 +60,13 @@ class QuadraticOptions(TrainOptions):
     # By optimizer, and by problem.
     RATES: ClassVar[dict[str, float]]
     STRENGTHS: ClassVar[dict[str, float]]
+    SGD_STRENGTHS: ClassVar[dict[str, float]]
 
     def __post_init__(self) -> None:
         rates = GRAPH_RATES if self.problem == "graph" else self.RATES
         self._complete("lr", rates.get(self.optimizer))
-        self._complete("strength", self.STRENGTHS.get(str(self.problem)))
+        strengths = self.SGD_STRENGTHS if self.optimizer == "sgd" else self.STRENGTHS
+        self._complete("strength", strengths.get(str(self.problem)))
         # One head that answers for all tasks alike is a part of what they need.
         setting = self.setting or scenarios.default_setting(self.scenario)
         self._complete("heads", setting in ("domain", "time"))
@@ -73,9 +82,10 @@ class MASOptions(QuadraticOptions):
     METHOD = MAS
     RATES = MAS_RATES
     STRENGTHS = MAS_STRENGTHS
+    SGD_STRENGTHS = MAS_SGD_STRENGTHS
 
     lr: float | None = option("Learning rate.", None, shown=_rates(MAS_RATES), above=0)
-    strength: float | None = _mas(_STRENGTH, None, shown=table(MAS_STRENGTHS))
+    strength: float | None = _mas(_STRENGTH, None, shown=_MAS_STRENGTHS_SHOWN)
     reduction: str | None = _mas(_REDUCTION, None, shown=_REDUCTION_SHOWN)
     norm: str = _mas("Of the outputs' squares: sum, mean.", _MAS.norm)
     decay: float = _mas(_DECAY, _MAS.decay)
@@ -90,9 +100,10 @@ class EWCOptions(QuadraticOptions):
     METHOD = EWC
     RATES = EWC_RATES
     STRENGTHS = EWC_STRENGTHS
+    SGD_STRENGTHS = EWC_SGD_STRENGTHS
 
     lr: float | None = option("Learning rate.", None, shown=_rates(EWC_RATES), above=0)
-    strength: float | None = _ewc(_STRENGTH, None, shown=table(EWC_STRENGTHS))
+    strength: float | None = _ewc(_STRENGTH, None, shown=_EWC_STRENGTHS_SHOWN)
     reduction: str | None = _ewc(_REDUCTION, None, shown=_REDUCTION_SHOWN)
     labels: str = _ewc("Whose probability: data, predicted, sampled.", _EWC.labels)
     decay: float = _ewc(_DECAY, _EWC.decay)

@@ -48,7 +48,8 @@ def train(
     if not resume:
         check_new(directory)
     scenario = _load_scenario(options)
-    net, made_from = command.prepare(options, scenario)
+    with _warnings_as_sentences():
+        net, made_from = command.prepare(options, scenario)
     if resume:
         _check_made_from(options, made_from)
     assert options.epochs is not None  # TrainOptions puts the problem's own

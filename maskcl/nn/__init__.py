@@ -16,7 +16,7 @@ from maskcl.nn.piggyback.layers import (
 )
 from maskcl.nn.piggyback.network import PiggybackNetwork
 from maskcl.nn.plain import to_plain
-from maskcl.nn.tasks.errors import ConversionError
+from maskcl.nn.tasks.errors import ConversionError, ConversionWarning
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads, mask_logits
 from maskcl.nn.tasks.network import TaskNetwork
 from maskcl.nn.tasks.norms import (
@@ -29,6 +29,7 @@ from maskcl.nn.tasks.norms import (
 
 __all__ = [
     "ConversionError",
+    "ConversionWarning",
     "GrowingHead",
     "HATConv1d",
     "HATConv2d",

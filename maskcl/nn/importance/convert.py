@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from maskcl.nn.following.norm_conversion import task_norm
 from maskcl.nn.importance.network import ImportanceNetwork, shared_norms
-from maskcl.nn.tasks.errors import ConversionError
+from maskcl.nn.tasks.errors import ConversionError, ConversionWarning
 from maskcl.nn.tasks.graph_checks import refuse_cached
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads, find_output, head_like
 from maskcl.nn.tasks.replace_modules import replace_modules
@@ -89,7 +89,7 @@ def _warn_of_shared(net: ImportanceNetwork) -> None:
             f"to_importance: {', '.join(map(repr, shared[:3]))}{' and more' if shared[3:] else ''}"
             " keep running statistics that every task moves and no penalty holds: earlier tasks are"
             ' forgotten through them; norms="task" or "frozen" keeps them',
-            UserWarning,
+            ConversionWarning,
             stacklevel=3,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from maskcl.nn.following.norm_conversion import task_norm
 from maskcl.nn.piggyback.cut import check_levels
 from maskcl.nn.piggyback.layers import (
     PIGGYBACK_LAYERS,
+    PiggybackConv1D,
     PiggybackConv1d,
     PiggybackConv2d,
     PiggybackConv3d,
@@ -21,12 +23,13 @@ from maskcl.nn.piggyback.layers import (
 )
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
 from maskcl.nn.piggyback.network import PiggybackNetwork
-from maskcl.nn.tasks.errors import ConversionError
+from maskcl.nn.tasks.errors import ConversionError, ConversionWarning
 from maskcl.nn.tasks.graph_checks import is_graph_linear, refuse_cached, refuse_reading
 from maskcl.nn.tasks.heads import TaskHeads, find_output, head_like
 from maskcl.nn.tasks.replace_modules import conv_options, replace_modules, with_hooks
 
 NORMS = ("frozen", "task")
+LEAST_SHARE = 0.9
 _CONVS: dict[type, type] = {
     nn.Conv1d: PiggybackConv1d,
     nn.Conv2d: PiggybackConv2d,
@@ -45,10 +48,12 @@ def to_piggyback(
 ) -> PiggybackNetwork:
     """Convert an ordinary model; it is copied and stays as it is.
 
-    ``nn.Linear``, ``nn.Conv1d`` to ``3d``, ``nn.Embedding`` and torch_geometric's ``Linear``, which
-    its convolutions are made of (these very classes), become piggyback layers with the same
-    weights, which are frozen as all else is (``nn.LSTM``, ``nn.MultiheadAttention``, the vectors of
-    graph attention and subclasses among it). Weights that two layers share stay shared, with a mask
+    ``nn.Linear``, ``nn.Conv1d`` to ``3d``, ``nn.Embedding``, torch_geometric's ``Linear``, which
+    its convolutions are made of, and the ``Conv1D`` of transformers (these very classes) become
+    piggyback layers with the same weights, which are frozen as all else is (``nn.LSTM``,
+    ``nn.MultiheadAttention``, the vectors of graph attention and subclasses among it). A warning
+    names what was left out where masks reach less than 90 % of the weights
+    (``PiggybackNetwork.masked_share``). Weights that two layers share stay shared, with a mask
     for each layer. A forward that reads a layer's ``weight`` itself instead of calling
     the layer gets the base's. The same call gives the same network, so that a ``state_dict`` fits
     in another process.
@@ -83,7 +88,32 @@ def to_piggyback(
             f"to_piggyback: {type(model).__name__} has no nn.Linear, nn.Conv1d to 3d or"
             " nn.Embedding to mask"
         )
-    return PiggybackNetwork(converted, num_tasks, levels=levels)
+    net = PiggybackNetwork(converted, num_tasks, levels=levels)
+    _warn_of_unmasked(net)
+    return net
+
+
+def _warn_of_unmasked(net: PiggybackNetwork) -> None:
+    """Warn where masks reach less than ``LEAST_SHARE`` of the weights, naming the others."""
+    if net.masked_share >= LEAST_SHARE:
+        return
+    modules = dict(net.model.named_modules())
+    sizes: dict[str, int] = {}
+    for name, parameter in net.unmasked_weights().items():
+        owner = name.rpartition(".")[0]
+        sizes[owner] = sizes.get(owner, 0) + parameter.numel()
+    largest = sorted(sizes, key=lambda name: -sizes[name])
+    named = ", ".join(
+        f"{name!r} ({type(modules[name]).__name__}, {sizes[name]:,})" for name in largest[:5]
+    )
+    more = f" and {len(largest) - 5} more" if largest[5:] else ""
+    warnings.warn(
+        f"to_piggyback: masks reach {100 * net.masked_share:.1f} % of the weights; left out, the"
+        f" same for every task, are {named}{more}: write these as nn.Linear, nn.Conv1d to 3d or"
+        " nn.Embedding if masks should reach them",
+        ConversionWarning,
+        stacklevel=3,
+    )
 
 
 def _check_arguments(
@@ -128,6 +158,10 @@ def _swapped(module: nn.Module, num_tasks: int, levels: str, norms: str) -> nn.M
     kind = type(module)
     if kind in (nn.Linear, nn.Embedding) or kind in _CONVS or is_graph_linear(module):
         return _swapped_layer(module, num_tasks, levels)
+    if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
+        if set(module._parameters) != {"weight", "bias"} or module._buffers:
+            return None
+        return with_hooks(PiggybackConv1D(module, num_tasks=num_tasks, levels=levels), module)
     return task_norm(module, num_tasks) if norms == "task" else None
 
 

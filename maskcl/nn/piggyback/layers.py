@@ -67,6 +67,37 @@ class PiggybackLinear(PiggybackLayer, nn.Linear):
         )
 
 
+class PiggybackConv1D(PiggybackLayer):
+    """``x (W m) + b``, W of shape [in, out], as the ``Conv1D`` of transformers' GPT-2 has it.
+
+    Args:
+        original: that layer; its weight and bias are taken over.
+        num_tasks, levels: as for PiggybackLinear.
+
+    Shape: [.., in] -> [.., out].
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, original: nn.Module, *, num_tasks: int, levels: str = "binary") -> None:
+        super().__init__()
+        self.weight = original.weight  # type: ignore[assignment]
+        self.bias = original.bias  # type: ignore[assignment]
+        self.original_class = type(original)
+        self._add_masks(num_tasks, levels)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x (W m) + b."""
+        y = input @ self.masked_weight()
+        bias = self.frozen_bias()
+        return y if bias is None else y + bias
+
+    def extra_repr(self) -> str:
+        """Sizes and masks."""
+        ins, outs = self.weight.shape
+        return f"{ins}, {outs}, num_tasks={self.num_tasks}, levels={self.levels}"
+
+
 class _PiggybackConv(PiggybackLayer):
     """What the convolutions share."""
 
@@ -146,6 +177,7 @@ class PiggybackEmbedding(PiggybackLayer, nn.Embedding):
 
 PIGGYBACK_LAYERS = (
     PiggybackLinear,
+    PiggybackConv1D,
     PiggybackConv1d,
     PiggybackConv2d,
     PiggybackConv3d,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.piggyback.layers import PIGGYBACK_LAYERS
+from maskcl.nn.piggyback.layers import PIGGYBACK_LAYERS, PiggybackConv1D
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
 from maskcl.nn.piggyback.network import PiggybackNetwork
 from maskcl.nn.tasks.frozen_modules import open_shortcuts, thaw_norm
@@ -57,8 +57,10 @@ def plain_piggyback(net: PiggybackNetwork, task: int) -> nn.Module:
 
 def _layer(layer: PiggybackLayer, weight: Tensor) -> nn.Module:
     """The ordinary layer with this weight, which is taken over."""
-    if isinstance(layer, nn.Linear):
-        plain: nn.Module = nn.Linear(layer.in_features, layer.out_features, device="meta")
+    if isinstance(layer, PiggybackConv1D):
+        plain: nn.Module = layer.original_class(weight.shape[1], weight.shape[0])
+    elif isinstance(layer, nn.Linear):
+        plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
     elif isinstance(layer, nn.Embedding):
         sizes = layer.num_embeddings, layer.embedding_dim, layer.padding_idx
         plain = nn.Embedding(*sizes, device="meta")

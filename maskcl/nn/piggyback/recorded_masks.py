@@ -44,6 +44,20 @@ class RecordedMasks(TaskNetwork):
         return {n: m for n, m in self.model.named_modules() if isinstance(m, PIGGYBACK_LAYERS)}
 
     @property
+    def masked_share(self) -> float:
+        """Share of the weights that tasks have in common which masks reach, in [0, 1]."""
+        masked = sum(layer.weight.numel() for layer in self.layers.values())
+        others = sum(parameter.numel() for parameter in self.unmasked_weights().values())
+        return masked / max(masked + others, 1)
+
+    def unmasked_weights(self) -> dict[str, nn.Parameter]:
+        """By name below ``model``, weights (2 dimensions at least) with neither mask nor task."""
+        own = {id(p) for task in range(self.num_tasks) for p in own_parameters(self.model, task)}
+        own |= {id(p) for layer in self.layers.values() for p in (layer.weight, layer.scores)}
+        found = self.model.named_parameters()
+        return {name: p for name, p in found if p.dim() > 1 and id(p) not in own}
+
+    @property
     def training_task(self) -> int | None:
         """The task between begin_task and finish_task, None where there is none."""
         return None if self._state.cut is None else self._state.cut.task

@@ -8,10 +8,11 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from maskcl.nn import (
     ConversionError,
+    ConversionWarning,
     GrowingHead,
     ImportanceNetwork,
     TaskBatchNorm1d,
@@ -334,3 +335,76 @@ def test_a_plain_module_of_a_task(kind):
 def test_a_network_wants_an_active_task():
     with pytest.raises(RuntimeError, match="no task is active"):
         made("shared")(torch.zeros(1, *tiny.SHAPE))
+
+
+def with_norms() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 4)
+    )
+
+
+def train_forward(net: ImportanceNetwork, task: int) -> None:
+    """What moves running statistics."""
+    with net.train().task(task), torch.no_grad():
+        net(torch.randn(32, 8) * (task + 1) + task)
+
+
+@pytest.mark.parametrize(
+    ("options", "norms"),
+    [
+        ({"classes": [2, 2, 2]}, None),
+        ({"classes": [2, 2, 2]}, "frozen"),
+        ({"classes": [2, 3, 4], "growing": True}, None),
+        ({}, None),
+        ({}, "task"),
+    ],
+)
+def test_a_later_task_does_not_move_statistics_that_an_earlier_one_needs(options, norms) -> None:
+    net = to_importance(with_norms(), 3, norms=norms, **options)
+    is_task = norms == "task" or (norms is None and "classes" in options and len(options) == 1)
+    assert isinstance(net.model[1], TaskBatchNorm1d) == is_task
+    assert type(net.model[3]) is nn.LayerNorm  # the penalty holds its affine
+    net.begin_task(0)
+    before = {n: b.clone() for n, b in net.named_buffers()}
+    train_forward(net, 0)
+    assert any(not torch.equal(b, before[n]) for n, b in net.named_buffers())
+    net.finish_task(0)
+    x = torch.randn(5, 8)
+
+    def logits() -> Tensor:
+        with torch.no_grad(), net.eval().task(0):
+            return net(x)
+
+    kept = logits()
+    loaded = to_importance(with_norms(), 3, norms=norms, **options)
+    loaded.load_state_dict(net.state_dict())
+    for other in (net, loaded):
+        other.begin_task(1)
+        for _ in range(3):
+            train_forward(other, 1)
+    assert torch.equal(logits(), kept)
+    with torch.no_grad(), loaded.eval().task(0):
+        assert torch.equal(loaded(x), kept)
+    plain = to_plain(net, 0)
+    # Of fewer outputs a product may round otherwise.
+    torch.testing.assert_close(plain(x), kept, rtol=1e-6, atol=1e-6)
+    plain.train()(torch.randn(9, 8))  # an ordinary module again
+    assert not torch.equal(plain.eval()(x), kept)
+
+
+def test_shared_statistics_are_moved_and_warned_of() -> None:
+    with pytest.warns(ConversionWarning, match=r"'1' keep running statistics"):
+        net = to_importance(with_norms(), 2, classes=[2, 2], norms="shared")
+    net.finish_task(0)
+    before = net.get_buffer("model.1.running_mean").clone()
+    train_forward(net, 1)
+    assert not torch.equal(net.get_buffer("model.1.running_mean"), before)
+    with pytest.raises(ValueError, match="norms is 'own', wanted one of task, frozen, shared"):
+        to_importance(with_norms(), 2, norms="own")
+
+
+def test_task_norms_that_a_model_has_are_its_own() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), TaskBatchNorm1d(16, 2), nn.Linear(16, 4))
+    net = to_importance(model, 2, classes=[2, 2])
+    assert all(type(norm) is nn.BatchNorm1d for norm in net.model[1].norms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.utils import prune
 
 from maskcl.nn import (
     ConversionError,
+    ConversionWarning,
     PiggybackConv2d,
     PiggybackEmbedding,
     PiggybackLinear,
@@ -330,3 +332,60 @@ def test_a_forward_that_reads_a_weight_itself_gets_the_bases() -> None:
     net.begin_task(0, init=-1.0)
     with net.task(0):
         torch.testing.assert_close(net(x), F.linear(model.fc.bias, model.fc.weight).expand(2, 3))
+
+
+def conv1d_of_transformers() -> type[nn.Module]:
+    """A stand-in with transformers' name, sizes, weight [in, out] and forward."""
+
+    class Conv1D(nn.Module):
+        def __init__(self, nf: int, nx: int) -> None:
+            super().__init__()
+            self.nf, self.nx = nf, nx
+            self.weight = nn.Parameter(torch.randn(nx, nf) * 0.3)
+            self.bias = nn.Parameter(torch.randn(nf))
+
+        def forward(self, x: Tensor) -> Tensor:
+            flat = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+            return flat.view(*x.shape[:-1], self.nf)
+
+    Conv1D.__module__ = "transformers.pytorch_utils"
+    return Conv1D
+
+
+def test_the_conv1d_of_transformers_is_masked_and_comes_back() -> None:
+    kind = conv1d_of_transformers()
+    model = nn.Sequential(nn.Linear(6, 8), kind(12, 8), nn.GELU(), kind(8, 12))
+    net = to_piggyback(model, 2)
+    assert list(net.layers) == ["0", "1", "3"] and net.masked_share == 1.0
+    x = torch.randn(2, 5, 6)
+    net.begin_task(0, init=1.0, spread="uniform", threshold=0.0)
+    with net.task(0):
+        net(x).square().sum().backward()
+    assert all(bool(scores.grad.any()) for scores in net.scores())
+    kept = {name: layer.scores.detach() > 0 for name, layer in net.layers.items()}
+    net.finish_task(0)
+    for name, mask in kept.items():
+        model.get_submodule(name).weight.data.mul_(mask)
+    plain = to_plain(net, 0)
+    assert [type(m) for m in plain] == [nn.Linear, kind, nn.GELU, kind]
+    with torch.no_grad(), net.task(0):
+        torch.testing.assert_close(net(x), model(x))
+        torch.testing.assert_close(plain(x), model(x))
+
+
+def test_a_model_that_masks_hardly_reach_is_warned_of_with_names() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    model = nn.Sequential(nn.Linear(8, 4, bias=True), nn.Linear(4, 8), Own(), nn.Linear(8, 2))
+    with pytest.warns(ConversionWarning, match=r"reach 50\.0 % .* '2' \(Own, 64\)"):
+        net = to_piggyback(model, 2, classes=[2, 2])
+    assert net.masked_share == 0.5 and list(net.unmasked_weights()) == ["2.weight"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert to_piggyback(nn.Sequential(*model[:2]), 2).masked_share == 1.0
