@@ -1,4 +1,4 @@
-"""Losses that a GradScaler scales: penalties and clipping are right, or the missing line is told."""
+"""Losses that a GradScaler scales: penalty and clipping are right, or the missing line is told."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from maskcl import ops
 from maskcl.methods import EWC, MAS, PlanWarning, TaskData
 from maskcl.problems import Vision
 from maskcl.settings import SETTINGS
+from maskcl.training.trainer import Trainer
 from tests import tiny
 
 METHODS = [MAS(strength=0.5), EWC(strength=50.0)]
@@ -313,3 +315,67 @@ def test_a_loop_of_ones_own_on_an_ordinary_model():
     method.after_backward(net, state)
     assert not net.model.weight.grad.any()
     assert torch.equal(net.state_dict()["anchor.weight"], kept["model.weight"])
+
+
+# --- a penalty that makes SGD diverge --------------------------------------------------------
+
+
+def steep(strength: float, momentum: float = 0.0) -> tuple[Any, Any, Any]:
+    """A network whose largest importance is 4, and an SGD with a rate of 0.1."""
+    net = tiny.importance("mlp", 2)
+    new = {name: torch.zeros_like(o) for name, o in net.importances.items()}
+    next(iter(new.values())).view(-1)[0] = 4.0
+    net.consolidate(0, new)
+    net.finish_task(0)
+    method = MAS(strength=strength)
+    state = method.begin_task(net, 1)
+    optimizer = torch.optim.SGD(method.parameter_groups(net, 1), lr=0.1, momentum=momentum)
+    return net, method, (state, optimizer)
+
+
+@pytest.mark.parametrize(("strength", "momentum"), [(2.6, 0.0), (4.9, 0.9)])
+def test_a_strength_that_sgd_overshoots_on_is_warned_of_before_it_trains(
+    strength: float, momentum: float
+) -> None:
+    net, method, (state, optimizer) = steep(strength, momentum)
+    with pytest.warns(PlanWarning, match="the penalty makes SGD diverge: .* wanted a strength"):
+        method.check_plan(net, state, optimizer, 10)
+    assert "wanted a strength below" in method.explain_divergence(net, optimizer)
+
+
+@pytest.mark.parametrize(("strength", "momentum"), [(2.4, 0.0), (4.6, 0.9)])
+def test_one_that_it_can_follow_is_not(strength: float, momentum: float) -> None:
+    net, method, (state, optimizer) = steep(strength, momentum)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.check_plan(net, state, optimizer, 10)
+    assert method.explain_divergence(net, optimizer).startswith("; or a smaller strength than")
+
+
+def test_the_bound_is_where_sgd_begins_to_diverge() -> None:
+    """By running it: the distance from the anchor shrinks below the bound and grows above it."""
+    for strength, diverges in ((2.4, False), (2.6, True)):
+        net, method, (state, optimizer) = steep(strength)
+        name = next(iter(net.importances))
+        weight = net.get_parameter(f"model.{name}")
+        with torch.no_grad():
+            weight.view(-1)[0] += 1.0
+        for _ in range(20):
+            optimizer.zero_grad()
+            method.after_backward(net, state)
+            optimizer.step()
+        distance = float((weight - net.anchors[name]).detach().abs().max())
+        assert (distance > 1.0) == diverges
+
+
+def test_a_loss_that_the_penalty_made_infinite_names_the_strength() -> None:
+    net = tiny.importance("mlp", 2)
+    trainer = Trainer(
+        net, MAS(strength=1e9), Vision(), tiny.scenario(2),
+        lambda p: torch.optim.SGD(p, lr=0.1), epochs=5, batch_size=8,
+    )  # fmt: skip
+    with (
+        pytest.warns(PlanWarning, match="task 1: the penalty makes SGD diverge"),
+        pytest.raises(RuntimeError, match=r"loss is nan in task 1.*strength 1e.09 x the largest"),
+    ):
+        trainer.fit()
