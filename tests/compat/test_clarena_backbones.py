@@ -66,7 +66,8 @@ def test_layers_by_name_before_and_behind() -> None:
     assert backbone.preceding_layer_name("fc/0") is None
     assert backbone.preceding_layer_name("fc/2") == backbone.next_layer_name("fc/0") == "fc/1"
     assert backbone.next_layer_name("fc/2") is None
-    for ask in (backbone.get_layer_by_name, backbone.preceding_layer_name):
+    assert backbone.get_layer_by_name("fc/7") is None
+    for ask in (backbone.preceding_layer_name, backbone.next_layer_name, backbone.weighted_layer):
         with pytest.raises(ValueError, match="fc/7"):
             ask("fc/7")
 

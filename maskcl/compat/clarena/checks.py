@@ -25,3 +25,14 @@ def check_number(name: str, value: Any, least: float, *, above: bool = False) ->
     if not fits or not (value > least if above else value >= least):
         wanted = "above" if above else "of at least"
         raise ValueError(f"{name} is {value!r}, wanted a finite number {wanted} {least}")
+
+
+def check_task_id(owner: str, task_id: Any) -> None:
+    """Raise ValueError unless it is an int of at least 1.
+
+    Args:
+        owner: who was given it.
+        task_id: what was given.
+    """
+    if not isinstance(task_id, int) or isinstance(task_id, bool) or task_id < 1:
+        raise ValueError(f"{owner}: task_id is {task_id!r}, wanted an int of at least 1")

@@ -1,5 +1,13 @@
 """CLArena's backbones: ``clarena.backbones``."""
 
+from maskcl.compat.clarena.backbones import (
+    hat_mask_mlp,
+    hat_mask_resnet,
+    hatmask_mlp,
+    hatmask_resnet,
+    mlp,
+    resnet,
+)
 from maskcl.compat.clarena.backbones.base import Backbone, CLBackbone, HATMaskBackbone
 from maskcl.compat.clarena.backbones.hat_mask_mlp import HATMaskMLP
 from maskcl.compat.clarena.backbones.hat_mask_resnet import (
@@ -45,4 +53,10 @@ __all__ = [
     "HATMaskResNet50",
     "HATMaskResNet101",
     "HATMaskResNet152",
+    "mlp",
+    "hat_mask_mlp",
+    "hatmask_mlp",
+    "resnet",
+    "hat_mask_resnet",
+    "hatmask_resnet",
 ]

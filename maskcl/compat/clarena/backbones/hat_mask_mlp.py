@@ -8,17 +8,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from maskcl.compat.clarena.backbones.fused import check_activation_layer, masked_layer
+from maskcl.compat.clarena.backbones.handed_masks import Masks
 from maskcl.compat.clarena.backbones.masked import HATMaskBackbone
-from maskcl.compat.clarena.backbones.mlp import MLP
 from maskcl.compat.clarena.backbones.norms import NormsByTask, check_mode
-from maskcl.compat.clarena.backbones.units import Masks
-from maskcl.compat.clarena.spelling import spellings
+from maskcl.compat.clarena.backbones.plain_mlp import MLP
+from maskcl.compat.clarena.spelling import MASK, is_at, older_order, spellings
 
 __all__ = ["HATMaskMLP"]
 
 
 class HATMaskMLP(HATMaskBackbone, MLP):
     """An MLP whose every layer, the last too, has masked units.
+
+    Positional arguments may be in the order of today or in that of versions before 1.1, which had
+    no batch_normalization: a bool in its place is the bias.
 
     Args:
         input_dim: as for MLP.
@@ -32,10 +35,16 @@ class HATMaskMLP(HATMaskBackbone, MLP):
         dropout: as for MLP.
         kwargs: for the next class of a multiple inheritance.
 
+    Attributes:
+        fc_bns: where each task has its own BatchNorms, task ID as a string -> those of the layers.
+
     Raises:
         ValueError: gate, activation_layer or batch_normalization is not as above.
     """
 
+    @older_order(
+        "input_dim hidden_dims output_dim gate activation_layer bias dropout", is_at(5, bool)
+    )
     @spellings(batch_normalisation="batch_normalization")
     def __init__(
         self,
@@ -62,10 +71,16 @@ class HATMaskMLP(HATMaskBackbone, MLP):
             dropout=dropout,
             **kwargs,
         )
+        HATMaskBackbone.sanity_check(self)
         self.batch_normalization = batch_normalization
-        self._embed_units()
+        self.embed_units()
         if batch_normalization == "independent":
             self.fc_bns = NormsByTask(self.fc_bn)
+
+    @property
+    def original_fc_bn_state_dict(self) -> dict[str, Any]:
+        """What each task's BatchNorms begin with, where each task has its own."""
+        return self.fc_bns.start
 
     @spellings(task_id="test_task_id")
     def get_bn(self, stage: str, test_task_id: int | None) -> Any:
@@ -76,9 +91,10 @@ class HATMaskMLP(HATMaskBackbone, MLP):
         """
         if self.batch_normalization is None:
             return None
-        task = self._norm_task(stage, test_task_id)
+        task = self.norm_task(stage, test_task_id)
         return self.fc_bn if task is None else self.fc_bns.of(task)
 
+    @older_order("input stage s_max batch_idx num_batches test_mask", is_at(5, MASK))
     @spellings(task_id="test_task_id")
     def forward(  # type: ignore[override]
         self,

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskcl.compat.clarena.backbones.handed_masks import Masks
 from maskcl.compat.clarena.backbones.protection import per_input
-from maskcl.compat.clarena.backbones.units import MaskedUnits, Masks
+from maskcl.compat.clarena.backbones.units import MaskedUnits
 from maskcl.compat.clarena.checks import check_number
-from maskcl.compat.clarena.spelling import spellings
+from maskcl.compat.clarena.spelling import MASK, is_at, older_order, spellings
 from maskcl.ops import epoch_progress, hat_gate, hat_scale
 
 STAGES = ("train", "validation", "test", "unlearning_test")
@@ -34,22 +35,45 @@ class HATMaskBackbone(MaskedUnits):
 
     Args:
         output_dim: features that heads are given.
-        gate: "sigmoid".
+        gate: "sigmoid"; None where ``register_hat_mask_module_explicitly`` is called later.
         kwargs: for the next class of a multiple inheritance.
+
+    Attributes:
+        gate_fn: the gate by itself; ``get_mask`` computes it and its gradient in one op.
 
     Raises:
         ValueError: gate is not "sigmoid".
     """
 
+    gate: str | None = None
     # How a subclass uses BatchNorm: None, "shared" or "independent".
     batch_normalization: Any = None
 
-    def __init__(self, output_dim: int | None, gate: str, **kwargs: Any) -> None:
-        if gate != "sigmoid":
-            raise ValueError(f"{type(self).__name__}: gate is {gate!r}, wanted 'sigmoid'")
+    def __init__(self, output_dim: int | None, gate: str | None = None, **kwargs: Any) -> None:
         super().__init__(output_dim=output_dim, **kwargs)
+        if gate is not None:
+            self.register_hat_mask_module_explicitly(gate)
+            HATMaskBackbone.sanity_check(self)
+
+    def register_hat_mask_module_explicitly(self, gate: str) -> None:
+        """Make the modules and buffers of the masks, in place of any that are there.
+
+        For a class of several bases, each of whose ``__init__`` makes an empty module of it: after
+        the last one, call this.
+
+        Args:
+            gate: "sigmoid"; ``sanity_check`` says so where it is not.
+        """
         self.gate = gate
-        self.gate_fn = nn.Sigmoid()
+        self.register_units()
+        if gate == "sigmoid":
+            self.gate_fn = nn.Sigmoid()
+
+    def sanity_check(self) -> None:
+        """Raise ValueError unless the gate is "sigmoid" and the masks are registered."""
+        if self.gate is not None and self.gate != "sigmoid":
+            raise ValueError(f"{type(self).__name__}: gate is {self.gate!r}, wanted 'sigmoid'")
+        self.check_registered()
 
     @torch.no_grad()
     def initialize_task_embedding(self, mode: str) -> None:
@@ -83,12 +107,13 @@ class HATMaskBackbone(MaskedUnits):
         for norms in self.norms_by_task():
             norms.keep(self.current_task())
 
-    def _norm_task(self, stage: str, test_task_id: int | None) -> int | None:
+    def norm_task(self, stage: str, test_task_id: int | None) -> int | None:
         """The task whose stored BatchNorms count at a stage; None: those in training."""
         if self.batch_normalization == "independent" and stage in ("test", "unlearning_test"):
             return self.current_task() if test_task_id is None else test_task_id
         return None
 
+    @older_order("stage s_max batch_idx num_batches test_mask", is_at(4, MASK))
     @spellings(task_id="test_task_id")
     def get_mask(
         self,
@@ -187,7 +212,7 @@ class HATMaskBackbone(MaskedUnits):
         before = self.preceding_layer_name(layer_name)
         if layer_name is None:
             raise ValueError("get_layer_measure_parameter_wise: layer_name is None, wanted a name")
-        weight = self.get_layer_by_name(layer_name).weight
+        weight = self.weighted_layer(layer_name).weight
         own = neuron_wise_measure[layer_name]
         tail = (1,) * (weight.dim() - 2)
         rows = own.view(-1, 1, *tail).expand(weight.shape)

@@ -25,13 +25,16 @@ class NormsByTask(nn.ModuleDict):
 
     Args:
         source: the norm in training, or a container of norms; it stays where it is.
+
+    Attributes:
+        start: state_dict that each task's begins with.
     """
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
         # In a list, or it would be a part of this module.
         self._source = [source]
-        self._start = deepcopy(source.state_dict())
+        self.start = deepcopy(source.state_dict())
 
     @property
     def source(self) -> nn.Module:
@@ -53,9 +56,13 @@ class NormsByTask(nn.ModuleDict):
             raise ValueError(f"task {task_id!r} has no BatchNorm, those that have: {found}")
         return self[str(task_id)]
 
+    def begin_here(self) -> None:
+        """Let each task begin with what the source is now."""
+        self.start = deepcopy(self.source.state_dict())
+
     def reset_source(self) -> None:
         """Start the source afresh, as it was when this was made."""
-        self.source.load_state_dict(self._start)
+        self.source.load_state_dict(self.start)
 
     def train(self, mode: bool = True) -> NormsByTask:
         """Evaluation mode, whatever is asked for."""

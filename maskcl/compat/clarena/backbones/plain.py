@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from typing import Any
 
 from torch import nn
 
+from maskcl.compat.clarena.checks import check_task_id
+
 
 class Backbone(nn.Module):
-    """Base of all backbones.
+    """Base of all backbones. It can be told its task, as those of version 1.0 could.
 
     Args:
         output_dim: features that heads are given; None for a part of a backbone.
@@ -18,27 +21,49 @@ class Backbone(nn.Module):
     Attributes:
         weighted_layer_names: names of the layers with weights from input to output, as in
             ``named_modules()`` with "/" for "."; a subclass fills it.
+        task_id: of the current task, from 1; None before the first ``setup_task_id``.
+        processed_task_ids: all so far, in their order.
     """
 
     def __init__(self, output_dim: int | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.output_dim = output_dim
         self.weighted_layer_names: list[str] = []
+        self.task_id: int | None = None
+        self.processed_task_ids: list[int] = []
 
     @property
     def masked_layer_names(self) -> list[str]:
         """``weighted_layer_names``, as versions before 1.0 called it."""
         return self.weighted_layer_names
 
+    @property
+    def seen_task_ids(self) -> list[int]:
+        """``processed_task_ids``, as versions before 1.1 called it."""
+        return self.processed_task_ids
+
+    @property
+    def batch_normalisation(self) -> Any:
+        """``batch_normalization``, as versions before 1.1 spelled it."""
+        return getattr(self, "batch_normalization", None)
+
+    def setup_task_id(self, task_id: int) -> None:
+        """Go to a task; before its first forward.
+
+        Raises:
+            ValueError: task_id is not an int of at least 1.
+        """
+        check_task_id("setup_task_id", task_id)
+        self.task_id = task_id
+        if task_id not in self.processed_task_ids:
+            self.processed_task_ids.append(task_id)
+
     def get_layer_by_name(self, layer_name: str | None) -> Any:
-        """The module of this name; None for None.
+        """The module of this name; None for None, and where there is none.
 
         Args:
             layer_name: with "/" for "."; where it names a layer from outside of this module
                 (``conv2x/0/conv1`` in the block ``conv2x/0``), its longest ending that is here.
-
-        Raises:
-            ValueError: there is none.
         """
         if layer_name is None:
             return None
@@ -48,9 +73,20 @@ class Backbone(nn.Module):
                 return self.get_submodule(".".join(parts[start:]))
             except AttributeError:
                 continue
-        raise ValueError(f"get_layer_by_name: {type(self).__name__} has no layer {layer_name!r}")
+        return None
 
     get_layer = get_layer_by_name
+
+    def weighted_layer(self, layer_name: str) -> Any:
+        """The module of one of ``weighted_layer_names``.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        layer = self.get_layer_by_name(layer_name)
+        if layer is None:
+            raise ValueError(f"{type(self).__name__} has no layer {layer_name!r}")
+        return layer
 
     def preceding_layer_name(self, layer_name: str | None) -> str | None:
         """The weighted layer before; None for the first, and for None.
@@ -82,27 +118,9 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
-class CLBackbone(Backbone):
-    """A backbone that knows which task it is at.
+class CLBackbone(Backbone, metaclass=ABCMeta):
+    """A backbone of continual learning; what it can do, Backbone can.
 
-    Attributes:
-        task_id: of the current task, from 1; None before the first ``setup_task_id``.
-        processed_task_ids: all so far, in their order.
+    ``MLP`` and ``ResNet..`` are registered with it rather than derived from it: they are its
+    instances, as in version 1.0, and ``(CLBackbone, MLP)`` can be bases, as in 1.1.
     """
-
-    def __init__(self, output_dim: int | None, **kwargs: Any) -> None:
-        super().__init__(output_dim=output_dim, **kwargs)
-        self.task_id: int | None = None
-        self.processed_task_ids: list[int] = []
-
-    def setup_task_id(self, task_id: int) -> None:
-        """Go to a task; before its first forward.
-
-        Raises:
-            ValueError: task_id is not an int of at least 1.
-        """
-        if not isinstance(task_id, int) or isinstance(task_id, bool) or task_id < 1:
-            raise ValueError(f"setup_task_id: task_id is {task_id!r}, wanted an int of at least 1")
-        self.task_id = task_id
-        if task_id not in self.processed_task_ids:
-            self.processed_task_ids.append(task_id)

@@ -1,96 +1,111 @@
-"""The blocks of residual networks, with or without masks, and torchvision's weights for them."""
+"""The blocks of residual networks, and torchvision's weights for the networks."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from maskcl.compat.clarena.backbones.fused import masked_layer
-from maskcl.compat.clarena.backbones.norms import NormsByTask
+from maskcl.compat.clarena.backbones.plain import Backbone
+from maskcl.compat.clarena.spelling import spellings
 
 STAGES = ("conv2x", "conv3x", "conv4x", "conv5x")
-_Sizes = tuple[int, int, int, bool]
+_PLACES = ("1st", "2nd", "3rd")
+_Shape = tuple[int, int, int, int]
 
 
-class ResNetBlock(nn.Module):
+class ResNetBlock(Backbone):
     """Convolutions ``conv1``, ``conv2`` (and ``conv3``) with a shortcut around them.
 
-    Two of 3x3, the last with the stride, or, large, 1x1, 3x3 with the stride and 1x1 to 4 times the
-    channels. A shortcut that changes sizes is a 1x1 convolution ``identity_downsample``.
+    A shortcut that changes sizes is a 1x1 convolution ``identity_downsample``.
 
     Args:
-        name: of the block, as in ``conv2x/0``.
-        sizes: channels of the input, channels, stride, large.
+        outer_layer_name: of the blocks that this one is among, as in "conv2x".
+        block_idx: its number there, from 0.
+        preceding_output_channels: of its input.
+        input_channels: of its first convolution.
+        overall_stride: from its input to its output.
         activation_layer: class of the activations, or None.
-        batch_normalization: BatchNorm behind the convolutions.
+        batch_normalization: BatchNorm behind the convolutions (also ``batch_normalisation``).
         bias: of the convolutions.
+        output_dim: for the next class of a multiple inheritance.
+        kwargs: for the next class of a multiple inheritance.
+
+    Attributes:
+        full_1st_layer_name: of its first convolution, as in "conv2x/0/conv1"; ``full_2nd_..`` and,
+            where there is one, ``full_3rd_layer_name`` of the others.
     """
 
     identity_downsample: nn.Conv2d | None
 
+    @spellings(batch_normalisation="batch_normalization")
     def __init__(
         self,
-        name: str,
-        sizes: _Sizes,
-        activation_layer: Callable[[], nn.Module] | None,
-        batch_normalization: bool,
-        bias: bool,
+        outer_layer_name: str,
+        block_idx: int,
+        preceding_output_channels: int,
+        input_channels: int,
+        overall_stride: int,
+        activation_layer: Callable[[], nn.Module] | None = nn.ReLU,
+        batch_normalization: bool = True,
+        bias: bool = False,
+        output_dim: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
-        before, channels, stride, large = sizes
-        after = channels * (4 if large else 1)
-        shapes = [(before, channels, 3, 1), (channels, channels, 3, stride)]
-        if large:
-            shapes = [(before, channels, 1, 1), (channels, channels, 3, stride)]
-            shapes.append((channels, after, 1, 1))
-        self.name = name
-        self.count = len(shapes)
-        self.weighted_layer_names = [f"{name}/conv{i + 1}" for i in range(self.count)]
+        super().__init__(output_dim=output_dim, **kwargs)
+        self.batch_normalization: Any = bool(batch_normalization)
+        self.activation = activation_layer is not None
+        self.name = f"{outer_layer_name}/{block_idx}"
+        before, stride = preceding_output_channels, overall_stride
+        shapes = self.shapes(before, input_channels, stride)
         for i, (inputs, outputs, kernel, step) in enumerate(shapes, 1):
             conv = nn.Conv2d(inputs, outputs, kernel, step, padding=kernel // 2, bias=bias)
             self.add_module(f"conv{i}", conv)
+            self.weighted_layer_names.append(f"{self.name}/conv{i}")
+            setattr(self, f"full_{_PLACES[i - 1]}_layer_name", self.weighted_layer_names[-1])
             if batch_normalization:
                 self.add_module(f"conv_bn{i}", nn.BatchNorm2d(outputs))
             if activation_layer is not None:
                 self.add_module(f"conv_activation{i}", activation_layer())
-        if stride == 1 and before == after:
-            self.identity_downsample = None
-        else:
-            self.identity_downsample = nn.Conv2d(before, after, 1, stride, bias=False)
+        after = shapes[-1][1]
+        changes = stride != 1 or before != after
+        down = nn.Conv2d(before, after, 1, stride, bias=False) if changes else None
+        self.identity_downsample = down
 
-    def keep_norms_by_task(self) -> None:
-        """Let each task have its own BatchNorms, as ``conv_bn1s`` and so on."""
-        for i in range(1, self.count + 1):
-            self.add_module(f"conv_bn{i}s", NormsByTask(getattr(self, f"conv_bn{i}")))
+    @staticmethod
+    def shapes(before: int, channels: int, stride: int) -> list[_Shape]:
+        """Of each convolution: channels in and out, size of the kernel, stride."""
+        raise NotImplementedError
 
-    def forward(
-        self,
-        input: Tensor,
-        activations: dict[str, Tensor],
-        mask: dict[str, Tensor] | None = None,
-        task_id: int | None = None,
-    ) -> Tensor:
-        """[N, C, H, W] -> [N, C', H', W'].
+    def parts(self, name: str) -> list[Any]:
+        """The modules ``{name}1``, ``{name}2`` (and ``{name}3``); None for one that is missing."""
+        return [getattr(self, f"{name}{i + 1}", None) for i in range(len(self.shapes(1, 1, 1)))]
+
+    def forward(self, input: Tensor) -> Any:
+        """[N, C, H, W] -> ([N, C', H', W'], by layer what it hands on)."""
+        return self.compute(input, None, self.parts("conv_bn"))
+
+    def compute(
+        self, input: Tensor, mask: Mapping[str, Tensor] | None, norms: Sequence[Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As ``forward``.
 
         Args:
-            input: what the block before hands on.
-            activations: is given what each convolution hands on.
+            input: [N, C, H, W], what the block before hands on.
             mask: layer -> [channels], or None.
-            task_id: of the task whose stored BatchNorms count; None: those in training.
+            norms: of the convolutions; None for none.
         """
         down = self.identity_downsample
         shortcut = input if down is None else down(input)
-        x = input
-        for i, name in enumerate(self.weighted_layer_names, 1):
-            conv: Any = getattr(self, f"conv{i}")
-            activation: Any = getattr(self, f"conv_activation{i}", None)
-            norm: Any = getattr(self, f"conv_bn{i}", None)
-            if norm is not None and task_id is not None:
-                norm = getattr(self, f"conv_bn{i}s").of(task_id)
-            added = shortcut if i == self.count else None
+        x, activations, last = input, {}, self.weighted_layer_names[-1]
+        layers = zip(
+            self.weighted_layer_names, self.parts("conv"), norms, self.parts("conv_activation")
+        )
+        for name, conv, norm, activation in layers:
+            added = shortcut if name == last else None
             if mask is not None:
                 x = masked_layer(conv, x, mask[name], activation, norm, added)
             else:
@@ -99,7 +114,55 @@ class ResNetBlock(nn.Module):
                 x = x if added is None else x + added
                 x = x if activation is None else activation(x)
             activations[name] = x
-        return x
+        return x, activations
+
+
+class ResNetBlockSmall(ResNetBlock):
+    """Two convolutions of 3x3, the last with the stride; arguments as for ResNetBlock."""
+
+    @staticmethod
+    def shapes(before: int, channels: int, stride: int) -> list[_Shape]:
+        """Of each convolution: channels in and out, size of the kernel, stride."""
+        return [(before, channels, 3, 1), (channels, channels, 3, stride)]
+
+
+class ResNetBlockLarge(ResNetBlock):
+    """1x1, 3x3 with the stride, and 1x1 to 4 times the channels; arguments as for ResNetBlock."""
+
+    @staticmethod
+    def shapes(before: int, channels: int, stride: int) -> list[_Shape]:
+        """Of each convolution: channels in and out, size of the kernel, stride."""
+        middle = (channels, channels, 3, stride)
+        return [(before, channels, 1, 1), middle, (channels, 4 * channels, 1, 1)]
+
+
+SIZES: dict[int, tuple[bool, tuple[int, int, int, int]]] = {
+    18: (False, (2, 2, 2, 2)),
+    34: (False, (3, 4, 6, 3)),
+    50: (True, (3, 4, 6, 3)),
+    101: (True, (3, 4, 23, 3)),
+    152: (True, (3, 8, 36, 3)),
+}
+"""Depth of a network -> whether its blocks are large, and how many each stage has."""
+
+
+def building_blocks(depth: int, small: Any, large: Any) -> dict[str, Any]:
+    """ResNetBase's arguments about blocks for a network of one of the usual depths.
+
+    Args:
+        depth: one of SIZES.
+        small: class of the blocks of two convolutions.
+        large: class of those of three.
+    """
+    is_large, numbers = SIZES[depth]
+    return {
+        "building_block_type": large if is_large else small,
+        "building_block_nums": numbers,
+        "building_block_preceding_output_channels": (
+            (64, 256, 512, 1024) if is_large else (64, 64, 128, 256)
+        ),
+        "building_block_input_channels": (64, 128, 256, 512),
+    }
 
 
 def load_torchvision(model: nn.Module, depth: int, weights: str) -> None:

@@ -1,4 +1,4 @@
-"""The masked units of a backbone: their embedding, their stored masks, what these protect."""
+"""The stored masks of a backbone, and what they protect."""
 
 from __future__ import annotations
 
@@ -6,82 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from maskcl.compat.clarena.backbones.norms import NormsByTask
-from maskcl.compat.clarena.backbones.plain import CLBackbone
+from maskcl.compat.clarena.backbones.block_state import leave_out, put_in
+from maskcl.compat.clarena.backbones.embedded_units import EmbeddedUnits
+from maskcl.compat.clarena.backbones.handed_masks import Masks, TaskMasks, task_of
 from maskcl.compat.clarena.backbones.protection import LayerProtection, Part, protect
-from maskcl.compat.clarena.backbones.task_bits import TaskBits, TaskMasks
-
-Masks = dict[str, Tensor]
+from maskcl.compat.clarena.checks import check_task_id
 
 
-class MaskedUnits(CLBackbone):
-    """What HATMaskBackbone knows of units, layer by layer or all in one vector.
-
-    Attributes:
-        task_embedding_t: layer -> embedding of the current task.
-        task_bits: the masks of the stored tasks, bits in buffers.
-        embedding_task: int64, a buffer: the task that the embedding was initialised for, or -1.
-    """
-
-    embedding_task: Tensor
-
-    def __init__(self, output_dim: int | None, **kwargs: Any) -> None:
-        super().__init__(output_dim=output_dim, **kwargs)
-        self.task_embedding_t = nn.ModuleDict()
-        self.task_bits = TaskBits()
-        self.register_buffer("embedding_task", torch.tensor(-1))
-
-    def setup_task_id(self, task_id: int) -> None:
-        """Go to a task; before its first forward.
-
-        Raises:
-            ValueError: task_id is not an int of at least 1.
-        """
-        super().setup_task_id(task_id)
-        self.embedding_task.fill_(-1)
-        for norms in self.norms_by_task():
-            if str(task_id) not in norms:
-                norms.keep(task_id)
-
-    def _embed_units(self) -> None:
-        """Give each weighted layer an embedding of its units."""
-        for name in self.weighted_layer_names:
-            units = self.get_layer_by_name(name).weight.shape[0]
-            self.task_embedding_t[name] = nn.Embedding(1, units)
-
-    def embeddings(self) -> list[nn.Parameter]:
-        """The current task's embeddings, [1, units] each, in the layers' order.
-
-        Raises:
-            ValueError: a weighted layer has none.
-        """
-        missing = [n for n in self.weighted_layer_names if n not in self.task_embedding_t]
-        if missing or not self.weighted_layer_names:
-            raise ValueError(
-                f"{type(self).__name__}: task_embedding_t lacks {', '.join(missing) or 'all'},"
-                " wanted an nn.Embedding(1, units) for each of weighted_layer_names"
-            )
-        modules: list[Any] = [self.task_embedding_t[n] for n in self.weighted_layer_names]
-        return [module.weight for module in modules]
-
-    def unit_spans(self) -> dict[str, slice]:
-        """Layer -> its units among those of all layers."""
-        spans, start = {}, 0
-        for name, weight in zip(self.weighted_layer_names, self.embeddings(), strict=True):
-            spans[name] = slice(start, start + weight.numel())
-            start += weight.numel()
-        return spans
-
-    def flat_embedding(self) -> Tensor:
-        """All layers' embeddings one after the other, [U]."""
-        return torch.cat([weight.view(-1) for weight in self.embeddings()])
-
-    def by_layer(self, flat: Tensor) -> Masks:
-        """[U] -> layer -> [units], views."""
-        sizes = [weight.numel() for weight in self.embeddings()]
-        return dict(zip(self.weighted_layer_names, flat.split(sizes), strict=True))
+class MaskedUnits(EmbeddedUnits):
+    """What HATMaskBackbone knows of its stored tasks."""
 
     def te_to_binary_mask(self) -> Masks:
         """The current embedding's mask as it would be stored: 1 where e > 0."""
@@ -91,18 +26,53 @@ class MaskedUnits(CLBackbone):
     def store_mask(self) -> Masks:
         """Record the current embedding's mask as the current task's; returns it.
 
+        Masked blocks record their parts of it, so that they can be tested on their own.
+
         Raises:
             RuntimeError: no task is set up.
         """
-        self.task_bits.store(self.current_task(), self.flat_embedding().detach() > 0)
+        task, used = self.current_task(), self.flat_embedding().detach() > 0
+        self.task_bits.store(task, used)
+        self.task_bits.add_to_assigned(used)
+        by_layer = self.by_layer(used)
+        for block in self.masked_blocks().values():
+            own = [by_layer[name] for name in block.weighted_layer_names]
+            block.task_bits.store(task, torch.cat(own))
         return self.te_to_binary_mask()
 
     @property
     def masks(self) -> TaskMasks:
-        """Task ID -> layer -> stored mask; copies."""
-        dtype = self._dtype()
-        ids = self.task_bits.stored()
-        return TaskMasks({i: self.by_layer(self.task_bits.mask(i, dtype).clone()) for i in ids})
+        """Task ID -> layer -> stored mask; copies, which can be assigned to."""
+        self.check_registered()
+        bits = self.task_bits
+        found = {i: self.by_layer(bits.mask(i, self._dtype()).clone()) for i in bits.stored()}
+        return TaskMasks(found, self._write_masks)
+
+    @masks.setter
+    def masks(self, value: Mapping[Any, Masks]) -> None:
+        self._write_masks({task_of(task): masks for task, masks in value.items()})
+
+    def _write_masks(self, masks: Mapping[int, Masks]) -> None:
+        self.check_registered()
+        for task_id in masks:
+            check_task_id("masks", task_id)
+        flat = {i: self.flat(f"masks[{i}]", mask) != 0 for i, mask in masks.items()}
+        self.task_bits.replace(flat)
+
+    def assign_sum(self, name: str, owner: str, masks: Mapping[str, Tensor]) -> None:
+        """Let sums over the stored tasks be these; {} to let them follow from the masks again.
+
+        Args:
+            name: "cumulative" or "summative".
+            owner: what they are assigned to.
+            masks: layer -> [units]; 0 or 1, or of "summative" whole numbers.
+
+        Raises:
+            ValueError: masks are not as above.
+        """
+        largest = 1 if name == "cumulative" else float("inf")
+        found = self.flat(owner, masks, largest=largest) if masks else self.task_bits.bits[:0, 0]
+        setattr(self.task_bits, f"assigned_{name}", found)
 
     def used_units(self) -> Tensor:
         """1 where any stored task uses the unit, [U]; not to be written to."""
@@ -119,23 +89,34 @@ class MaskedUnits(CLBackbone):
     def protected_layers(self) -> Iterator[Part]:
         """Every layer whose weights the tasks share, with the layers whose masks its ends have.
 
-        A subclass adds those that are not among the weighted layers.
+        A subclass adds those that are neither weighted layers nor shortcuts.
         """
         before = None
         for name in self.weighted_layer_names:
-            yield name, self.get_layer_by_name(name), name, before
+            yield name, self.weighted_layer(name), name, before
             before = name
+        for block in (self, *self.masked_blocks().values()):
+            yield from block.shortcuts(self)
 
-    def protection(self) -> LayerProtection:
-        """What the stored tasks need of the weights, kept until a mask is stored."""
-        bits, ids = self.task_bits.bits, self.task_bits.task_ids
+    def shortcuts(self, whole: MaskedUnits) -> Iterator[Part]:
+        """What of this block goes past weighted layers of ``whole``, as for `protected_layers`."""
+        return iter(())
+
+    def protection(self, summative: bool = False) -> LayerProtection:
+        """What the stored tasks need of the weights, kept until a mask is stored or assigned.
+
+        Args:
+            summative: an assigned summative mask counts, where there is one, else a cumulative one.
+        """
         parts = list(self.protected_layers())
         weights = [p for _, layer, _, _ in parts for p in layer.parameters()]
 
         def make() -> LayerProtection:
-            return protect(parts, bits, self.unit_spans(), len(ids))
+            bits, tasks = self.task_bits.protecting(summative)
+            return protect(parts, bits, self.unit_spans(), tasks)
 
-        return self.task_bits.kept("protection", make, (bits, ids, *weights))
+        sources = (*self.task_bits.sources(), *weights)
+        return self.task_bits.kept(f"protection {summative}", make, sources)
 
     def unprotected(self) -> list[str]:
         """Names of trainable parameters that tasks share and that no mask protects."""
@@ -144,32 +125,20 @@ class MaskedUnits(CLBackbone):
         known = {id(p) for p in [*kept, *self.task_embedding_t.parameters()]}
         return [n for n, p in self.named_parameters() if p.requires_grad and id(p) not in known]
 
-    def norms_by_task(self) -> list[NormsByTask]:
-        """The containers of the norms that each task has for itself."""
-        return [module for module in self.modules() if isinstance(module, NormsByTask)]
-
-    def current_task(self) -> int:
-        """The current task's ID.
-
-        Raises:
-            RuntimeError: no task is set up.
-        """
-        if self.task_id is None:
-            raise RuntimeError(f"{type(self).__name__}: no task, call setup_task_id(task_id) first")
-        return self.task_id
+    def state_dict(self, *args: Any, prefix: str = "", **options: Any) -> Any:
+        """As any module's, with the masks of its blocks once."""
+        state = super().state_dict(*args, prefix=prefix, **options)
+        leave_out(state, prefix, self.masked_blocks())
+        return state
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **options: Any
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **options: Any
     ) -> None:
+        if blocks := self.masked_blocks():
+            put_in(state_dict, prefix, blocks, self.unit_spans())
         found = state_dict.get(f"{prefix}task_bits.task_ids")
         if isinstance(found, Tensor):
             stored = found.tolist()
             others = [i for i in self.processed_task_ids if i not in stored]
             self.processed_task_ids = [*stored, *others]
         super()._load_from_state_dict(state_dict, prefix, *args, **options)
-
-    def _count(self) -> int:
-        return sum(weight.numel() for weight in self.embeddings())
-
-    def _dtype(self) -> torch.dtype:
-        return self.embeddings()[0].dtype

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from maskcl.compat.clarena.backbones import HATMaskBackbone
-from maskcl.compat.clarena.backbones.units import Masks
+from maskcl.compat.clarena.backbones.handed_masks import HandedMasks
 from maskcl.compat.clarena.checks import check_number
 from maskcl.compat.clarena.cl_algorithms.adjustment import SCALE
 from maskcl.compat.clarena.cl_algorithms.base import Heads
 from maskcl.compat.clarena.cl_algorithms.hat import HAT
+from maskcl.compat.clarena.cl_algorithms.module import their_class
 from maskcl.compat.clarena.spelling import spellings
 
 __all__ = ["AdaHAT"]
 
+_Theirs: Any = their_class("AdaHAT")
 
-class AdaHAT(HAT):
+
+class AdaHAT(HAT, _Theirs):
     """HAT whose protected weights learn a little, the less the more tasks use them.
 
     A gradient is multiplied by r / (n + r), where n is the smaller of the numbers of stored tasks
@@ -45,7 +50,7 @@ class AdaHAT(HAT):
     """
 
     modes: ClassVar[tuple[str, ...]] = ("adahat", "adahat_no_sum", "adahat_no_reg")
-    _needs_shares = True
+    _is_adaptive = True
 
     @spellings(
         mask_sparsity_factor="mask_sparsity_reg_factor",
@@ -68,8 +73,6 @@ class AdaHAT(HAT):
         *,
         protection: str = "min",
     ) -> None:
-        for name, value in (("adjustment_intensity", adjustment_intensity), ("epsilon", epsilon)):
-            check_number(f"AdaHAT: {name}", value, 0, above=True)
         super().__init__(
             backbone,
             heads,
@@ -86,17 +89,34 @@ class AdaHAT(HAT):
         own = {"adjustment_intensity": adjustment_intensity, "epsilon": epsilon}
         self.save_hyperparameters(own)
         self.adjustment_intensity, self.epsilon = adjustment_intensity, epsilon
+        AdaHAT.sanity_check(self)
+
+    def sanity_check(self) -> None:
+        """Raise ValueError where an argument of AdaHAT's own is not as documented."""
+        name = type(self).__name__
+        check_number(f"{name}: adjustment_intensity", self.adjustment_intensity, 0, above=True)
+        check_number(f"{name}: epsilon", self.epsilon, 0, above=True)
 
     @property
-    def summative_mask_for_previous_tasks(self) -> Masks:
-        """Layer -> how many stored tasks use the unit."""
-        return self.backbone.get_summative_mask()
+    def summative_mask_for_previous_tasks(self) -> HandedMasks[str, Tensor]:
+        """Layer -> how many stored tasks use the unit; copies, which can be assigned to.
+
+        What is assigned, whole numbers, counts for the rates in place of the stored masks, and
+        tasks that end later add to it, until {} is assigned. It is a part of ``state_dict``.
+        """
+        write = functools.partial(self._assign, "summative")
+        return HandedMasks(self.backbone.get_summative_mask(), write)
+
+    @summative_mask_for_previous_tasks.setter
+    def summative_mask_for_previous_tasks(self, value: Mapping[str, Tensor]) -> None:
+        self._assign("summative", value)
 
     def _plan(
         self, layers: list[str], network_sparsity: dict[str, Tensor] | None
     ) -> tuple[str, list[float], int]:
+        epsilon = self.epsilon or 0.0
         if self.adjustment_mode == "adahat_no_reg":
-            return "adahat", [self.adjustment_intensity / self.epsilon] * len(layers), 0
+            return "adahat", [self.adjustment_intensity / epsilon] * len(layers), 0
         if network_sparsity is None:
             raise ValueError(
                 "AdaHAT.clip_grad_by_adjustment: network_sparsity is None, wanted what the"
@@ -105,7 +125,7 @@ class AdaHAT(HAT):
         # One wait for the device: the kernels take numbers.
         shares = torch.stack([network_sparsity[name] for name in network_sparsity]).tolist()
         r = {
-            name: self.adjustment_intensity / (self.epsilon + share)
+            name: self.adjustment_intensity / (epsilon + share)
             for name, share in zip(network_sparsity, shares, strict=True)
         }
         if self.adjustment_mode == "adahat":

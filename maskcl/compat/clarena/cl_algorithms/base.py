@@ -8,28 +8,32 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl.compat.clarena.backbones import CLBackbone, HATMaskBackbone
-from maskcl.compat.clarena.cl_algorithms.module import module_class
-from maskcl.compat.clarena.heads import HeadDIL, HeadsTIL
+from maskcl.compat.clarena.backbones import Backbone, HATMaskBackbone
+from maskcl.compat.clarena.cl_algorithms.module import module_class, their_class
+from maskcl.compat.clarena.heads import HeadDIL, HeadsCIL, HeadsTIL
+from maskcl.compat.clarena.heads.kinds import kind_of, setup_heads
 from maskcl.compat.clarena.spelling import spellings
 
 __all__ = ["CLAlgorithm"]
 
-Heads = HeadsTIL | HeadDIL
+Heads = HeadsTIL | HeadsCIL | HeadDIL
 _Module: Any = module_class()
+_Theirs: Any = their_class("CLAlgorithm")
 
 
-class CLAlgorithm(_Module):
+class CLAlgorithm(_Theirs, _Module):
     """Base of the algorithms: a module for Lightning's trainer, or for a loop of your own.
 
     Args:
         backbone: with heads' input_dim as its output_dim.
-        heads: of the tasks.
+        heads: of the tasks; those of CLArena's own pipelines will do too.
         non_algorithmic_hparams: saved among ``hparams``.
 
     Attributes:
         criterion: cross-entropy.
         task_id: of the current task; None before the first ``setup_task_id``.
+        optimizer_t: what ``setup_task_id`` was given.
+        lr_scheduler_t: what ``setup_task_id`` was given.
         optimizer: without a trainer, the current task's; None before ``on_train_start``.
         lr_scheduler: without a trainer, the current task's, or None.
 
@@ -39,26 +43,16 @@ class CLAlgorithm(_Module):
 
     def __init__(
         self,
-        backbone: CLBackbone,
+        backbone: Backbone,
         heads: Heads,
         non_algorithmic_hparams: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        if not isinstance(backbone, CLBackbone) or not isinstance(heads, (HeadsTIL, HeadDIL)):
-            found = f"{type(backbone).__name__} and {type(heads).__name__}"
-            raise ValueError(
-                f"{type(self).__name__}: backbone and heads are {found}, wanted a CLBackbone, and"
-                " HeadsTIL or HeadDIL"
-            )
-        if backbone.output_dim != heads.input_dim:
-            raise ValueError(
-                f"{type(self).__name__}: the backbone's output_dim is {backbone.output_dim}, wanted"
-                f" the heads' input_dim, {heads.input_dim}"
-            )
+        # Past CLArena's own class, which would begin anew.
+        _Module.__init__(self)
         if non_algorithmic_hparams:
             self.save_hyperparameters(dict(non_algorithmic_hparams))
         self.backbone = backbone
-        self.heads = heads
+        self.heads: Any = heads
         self.criterion = nn.CrossEntropyLoss()
         self.if_forward_func_return_logits_only = False
         self.task_id: int | None = None
@@ -66,11 +60,35 @@ class CLAlgorithm(_Module):
         self.lr_scheduler_t: Any = None
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
+        CLAlgorithm.sanity_check(self)
+
+    def sanity_check(self) -> None:
+        """Raise ValueError where backbone and heads do not fit.
+
+        Each class asks its own in its ``__init__``, whatever a subclass makes of it.
+        """
+        backbone, heads = self.backbone, self.heads
+        if not isinstance(backbone, Backbone) or kind_of(heads) is None:
+            found = f"{type(backbone).__name__} and {type(heads).__name__}"
+            raise ValueError(
+                f"{type(self).__name__}: backbone and heads are {found}, wanted a CLBackbone, and"
+                " HeadsCIL, HeadsTIL or HeadDIL"
+            )
+        if backbone.output_dim != heads.input_dim:
+            raise ValueError(
+                f"{type(self).__name__}: the backbone's output_dim is {backbone.output_dim}, wanted"
+                f" the heads' input_dim, {heads.input_dim}"
+            )
 
     @property
     def processed_task_ids(self) -> list[int]:
         """IDs of all tasks so far, in their order."""
         return self.backbone.processed_task_ids
+
+    @property
+    def seen_task_ids(self) -> list[int]:
+        """``processed_task_ids``, as versions before 1.1 called it."""
+        return self.processed_task_ids
 
     @spellings(num_classes_t="num_classes")
     def setup_task_id(
@@ -93,13 +111,22 @@ class CLAlgorithm(_Module):
             ValueError: task_id is not an int of at least 1, or its head has other classes.
         """
         self.backbone.setup_task_id(task_id=task_id)
-        if isinstance(self.heads, HeadsTIL):
-            self.heads.setup_task_id(task_id, num_classes)
-        elif not self.heads.if_head_setup():
-            self.heads.setup_task(num_classes)
+        setup_heads(self.heads, task_id, num_classes)
         self.task_id = task_id
         self.optimizer_t, self.lr_scheduler_t = optimizer, lr_scheduler
         self.optimizer, self.lr_scheduler = None, None
+
+    def forward(self, input: Tensor, stage: str, task_id: int | None = None) -> Any:
+        """(logits [N, classes], by layer what it hands on); or logits alone, if set so.
+
+        Args:
+            input: of the backbone.
+            stage: "train", "validation" or "test".
+            task_id: whose head; None: the current task's.
+        """
+        feature, activations = self.backbone(input, stage=stage, task_id=task_id)
+        logits = self.heads(feature, self.task_id if task_id is None else task_id)
+        return logits if self.if_forward_func_return_logits_only else (logits, activations)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the task trains: weights, norms and head; embeddings in a group without decay.
@@ -182,10 +209,9 @@ class CLAlgorithm(_Module):
 
     def preceding_layer(self, layer_name: str) -> Any:
         """The layer before one of the backbone, or before "heads"; None before the first."""
-        name = layer_name
-        if name == "heads":
+        if layer_name == "heads":
             return self.backbone.get_layer_by_name(self.backbone.weighted_layer_names[-1])
-        return self.backbone.get_layer_by_name(self.backbone.preceding_layer_name(name))
+        return self.backbone.get_layer_by_name(self.backbone.preceding_layer_name(layer_name))
 
     def next_layer(self, layer_name: str) -> Any:
         """The layer behind one of the backbone, the current head behind the last; None for it."""

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from maskcl.compat.clarena.backbones import HATMaskBackbone
+from maskcl.compat.clarena.backbones.handed_masks import Masks
 from maskcl.compat.clarena.backbones.masked import INITS
-from maskcl.compat.clarena.backbones.units import Masks
 from maskcl.compat.clarena.checks import check_number
 from maskcl.compat.clarena.cl_algorithms.adjustment import (
     Adjustment,
@@ -18,16 +18,19 @@ from maskcl.compat.clarena.cl_algorithms.adjustment import (
     user_counts,
 )
 from maskcl.compat.clarena.cl_algorithms.base import Heads
+from maskcl.compat.clarena.cl_algorithms.module import their_class
 from maskcl.compat.clarena.cl_algorithms.regularizers import HATMaskSparsityReg
 from maskcl.compat.clarena.cl_algorithms.steps import MaskedAlgorithm
+from maskcl.compat.clarena.heads.kinds import kind_of
 from maskcl.compat.clarena.spelling import spellings
 
 __all__ = ["HAT"]
 
 _PROTECTIONS = ("min", "exact")
+_Theirs: Any = their_class("HAT")
 
 
-class HAT(MaskedAlgorithm):
+class HAT(MaskedAlgorithm, _Theirs):
     """Hard attention to the task.
 
     Args:
@@ -85,6 +88,8 @@ class HAT(MaskedAlgorithm):
         self.save_hyperparameters(own)
         for name, value in own.items():
             setattr(self, name, value)
+        # AdaHAT's; HAT of 1.0 had it too.
+        self.epsilon: float | None = None
         self._check("protection", protection, _PROTECTIONS)
         self._exact = protection == "exact"
         self.mark_sparsity_reg = HATMaskSparsityReg(
@@ -92,7 +97,7 @@ class HAT(MaskedAlgorithm):
         )
         # Training steps do backward and step themselves.
         self.automatic_optimization = False
-        self.sanity_check()
+        HAT.sanity_check(self)
 
     def sanity_check(self) -> None:
         """Raise ValueError where an argument is not as documented; warn of what will forget."""
@@ -100,6 +105,9 @@ class HAT(MaskedAlgorithm):
         if not isinstance(self.backbone, HATMaskBackbone):
             found = type(self.backbone).__name__
             raise ValueError(f"{name}: backbone is a {found}, wanted a HATMaskBackbone")
+        HATMaskBackbone.sanity_check(self.backbone)
+        if kind_of(self.heads) == "CIL":
+            raise ValueError(f"{name}: heads are HeadsCIL, wanted HeadsTIL or HeadDIL")
         self._check("adjustment_mode", self.adjustment_mode, self.modes)
         self._check("task_embedding_init_mode", self.task_embedding_init_mode, INITS)
         check_number(f"{name}: s_max", self.s_max, 1)
@@ -136,11 +144,13 @@ class HAT(MaskedAlgorithm):
         Raises:
             ValueError: network_sparsity is None, and the mode needs it.
         """
-        protection, exact = self.backbone.protection(), self._exact
+        summative, exact, bits = self._is_adaptive, self._exact, self.backbone.task_bits
+        protection = self.backbone.protection(summative)
         rule, values, seed = self._plan(protection.layers, network_sparsity)
-        bits = self.backbone.task_bits
         counts = bits.kept(
-            f"counts {exact}", lambda: user_counts(protection, exact), (bits.bits, bits.task_ids)
+            f"counts {exact} {summative}",
+            lambda: user_counts(protection, exact),
+            bits.sources(),
         )
         adjustment = Adjustment(protection, rule, values, exact, seed, counts)
         adjustment.apply_()
@@ -174,7 +184,7 @@ class HAT(MaskedAlgorithm):
             aggregation_mode: of a weight's two ends: "min", "max" or "mean".
         """
         for name in self.backbone.weighted_layer_names:
-            layer = self.backbone.get_layer_by_name(name)
+            layer = self.backbone.weighted_layer(name)
             measures = self.backbone.get_layer_measure_parameter_wise(mask, name, aggregation_mode)
             for parameter, measure in zip((layer.weight, layer.bias), measures, strict=True):
                 if parameter is not None and parameter.grad is not None:

@@ -1,4 +1,4 @@
-"""What algorithms are: Lightning's module where lightning is installed, else an ordinary one."""
+"""What algorithms are: Lightning's modules and CLArena's where these are installed."""
 
 from __future__ import annotations
 
@@ -33,9 +33,25 @@ class PlainModule(nn.Module):
         self.hparams.update(values)
 
 
+class NotInstalled:
+    """In the place of one of CLArena's classes where ``clarena`` cannot be imported."""
+
+
 def module_class() -> Any:
     """``lightning.LightningModule`` where it can be imported, else PlainModule."""
     try:
         return importlib.import_module("lightning").LightningModule
     except ImportError:
         return PlainModule
+
+
+def their_class(name: str) -> Any:
+    """CLArena's own algorithm of this name where it can be imported, else NotInstalled.
+
+    Its callbacks ask for instances of it, and do nothing or raise for others; so ours derive from
+    it, behind all that is ours: none of its methods is run, its ``__init__`` neither.
+    """
+    try:
+        return getattr(importlib.import_module("clarena.cl_algorithms"), name)
+    except (ImportError, AttributeError, SyntaxError):  # some of its releases cannot be imported
+        return NotInstalled

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from maskcl.compat.clarena.backbones import HATMaskBackbone
+from maskcl.compat.clarena.backbones.handed_masks import HandedMasks, Masks, TaskMasks
 from maskcl.compat.clarena.backbones.protection import LayerProtection, protect_behind
-from maskcl.compat.clarena.backbones.units import Masks
 from maskcl.compat.clarena.cl_algorithms.base import CLAlgorithm
 from maskcl.compat.clarena.cl_algorithms.compensation import compensate_
+from maskcl.compat.clarena.cl_algorithms.older_forward import is_before_1_1, takes_test_mask
 from maskcl.compat.clarena.cl_algorithms.regularizers import HATMaskSparsityReg
-from maskcl.compat.clarena.heads import HeadDIL
+from maskcl.compat.clarena.heads.kinds import kind_of
+from maskcl.compat.clarena.spelling import older_order
 from maskcl.ops import epoch_progress, hat_scale
 from maskcl.optim import Guard, guard
 
@@ -34,7 +38,8 @@ class MaskedAlgorithm(CLAlgorithm):
     mark_sparsity_reg: HATMaskSparsityReg
     _guards: tuple[Guard, ...] = ()
     _exact: bool
-    _needs_shares: ClassVar[bool] = False
+    # Whether rates follow from the layers' shares, and from the summative mask.
+    _is_adaptive: ClassVar[bool] = False
 
     def clip_grad_by_adjustment(
         self, network_sparsity: dict[str, Tensor] | None = None
@@ -43,14 +48,32 @@ class MaskedAlgorithm(CLAlgorithm):
         raise NotImplementedError
 
     @property
-    def masks(self) -> dict[int, Masks]:
-        """Task ID -> layer -> stored mask."""
+    def masks(self) -> TaskMasks:
+        """Task ID -> layer -> stored mask; copies, which can be assigned to."""
         return self.backbone.masks
 
+    @masks.setter
+    def masks(self, value: Mapping[Any, Masks]) -> None:
+        self.backbone.masks = value  # type: ignore[assignment]
+
     @property
-    def cumulative_mask_for_previous_tasks(self) -> Masks:
-        """Layer -> 1 where any stored task uses the unit."""
-        return self.backbone.get_cumulative_mask()
+    def cumulative_mask_for_previous_tasks(self) -> HandedMasks[str, Tensor]:
+        """Layer -> 1 where any stored task uses the unit; copies, which can be assigned to.
+
+        What is assigned protects weights in place of the stored masks, and tasks that end later
+        add to it, until {} is assigned. It is a part of ``state_dict``.
+        """
+        write = functools.partial(self._assign, "cumulative")
+        return HandedMasks(self.backbone.get_cumulative_mask(), write)
+
+    @cumulative_mask_for_previous_tasks.setter
+    def cumulative_mask_for_previous_tasks(self, value: Mapping[str, Tensor]) -> None:
+        self._assign("cumulative", value)
+
+    def _assign(self, name: str, masks: Mapping[str, Tensor]) -> None:
+        self.backbone.assign_sum(name, f"{name}_mask_for_previous_tasks", masks)
+        if self._guards:
+            self._guard(self.optimizers() if self.is_driven() else self.optimizer)
 
     def on_train_start(self) -> None:
         """Draw the task's embedding, unless a checkpoint has brought it; guard the optimizer.
@@ -66,16 +89,21 @@ class MaskedAlgorithm(CLAlgorithm):
             backbone.embedding_task.fill_(task)
         self._release()
         if self.adjustment_mode == "hat":
-            # Lightning wraps optimizers; hooks are the inner one's.
-            inner = getattr(optimizer, "optimizer", optimizer)
-            both = [backbone.protection(), self.head_protection()]
-            self._guards = tuple(guard(inner, p, exact=self._exact) for p in both if p is not None)
+            self._guard(optimizer)
 
     def on_train_end(self) -> None:
         """Store the task's mask and BatchNorm; from here on they are protected."""
         self.backbone.store_mask()
         self.backbone.store_bn()
         self._release()
+
+    def _guard(self, optimizer: Any) -> None:
+        """Let the optimizer leave alone what is protected."""
+        self._release()
+        # Lightning wraps optimizers; hooks are the inner one's.
+        inner = getattr(optimizer, "optimizer", optimizer)
+        both = [self.backbone.protection(), self.head_protection()]
+        self._guards = tuple(guard(inner, p, exact=self._exact) for p in both if p is not None)
 
     def _release(self) -> None:
         for held in self._guards:
@@ -84,14 +112,15 @@ class MaskedAlgorithm(CLAlgorithm):
 
     def head_protection(self) -> LayerProtection | None:
         """What stored tasks need of a head that all tasks share; None where each has its own."""
-        if not isinstance(self.heads, HeadDIL):
+        if kind_of(self.heads) != "DIL":
             return None
         backbone, head = self.backbone, self.heads.get_head()
-        bits, tasks = backbone.task_bits.bits, len(backbone.task_bits.task_ids)
+        bits, tasks = backbone.task_bits.protecting(summative=False)
         last, spans = backbone.weighted_layer_names[-1], backbone.unit_spans()
         return protect_behind("heads.head", head, last, bits, spans, tasks)
 
-    def forward(
+    @older_order("input stage batch_idx num_batches task_id", is_before_1_1)
+    def forward(  # type: ignore[override]
         self,
         input: Tensor,
         stage: str,
@@ -112,14 +141,17 @@ class MaskedAlgorithm(CLAlgorithm):
         Raises:
             ValueError: as for the backbone's ``get_mask``.
         """
-        train = stage == "train"
+        train, tested = stage == "train", task_id if stage == "test" else None
+        test: dict[str, Any] = {"test_task_id": tested}
+        if takes_test_mask(type(self.backbone).forward):
+            test = {"test_mask": None if tested is None else self.masks[tested]}
         feature, mask, activations = self.backbone(
             input,
             stage=stage,
             s_max=self.s_max if stage in ("train", "validation") else None,
             batch_idx=batch_idx if train else None,
             num_batches=num_batches if train else None,
-            test_task_id=task_id if stage == "test" else None,
+            **test,
         )
         logits = self.heads(feature, self.task_id if task_id is None else task_id)
         if self.if_forward_func_return_logits_only:
@@ -190,8 +222,10 @@ class MaskedAlgorithm(CLAlgorithm):
     def _sparsity(self, mask: Masks) -> tuple[Tensor, dict[str, Tensor] | None]:
         """The loss's term and, where rates follow from them, the layers' shares."""
         used, regulariser = self.backbone.used_units(), self.mark_sparsity_reg
+        if type(regulariser) is not HATMaskSparsityReg:  # one of the user's own
+            return regulariser(mask, self.backbone.by_layer(used))
         term = regulariser.term(torch.cat(list(mask.values())), used)
-        if not self._needs_shares:
+        if not self._is_adaptive:
             return term, None
         return term, regulariser.shares(mask, self.backbone.by_layer(used))
 

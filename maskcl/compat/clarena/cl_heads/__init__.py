@@ -1,5 +1,5 @@
-"""``clarena.cl_heads``, as early versions called ``clarena.heads``."""
+"""``clarena.cl_heads``, as versions before 1.1 called ``clarena.heads``."""
 
-from maskcl.compat.clarena.heads import HeadsTIL
+from maskcl.compat.clarena.heads import HeadsCIL, HeadsTIL
 
-__all__ = ["HeadsTIL"]
+__all__ = ["HeadsTIL", "HeadsCIL"]

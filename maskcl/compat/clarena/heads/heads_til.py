@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from maskcl.compat.clarena.heads.kinds import check_classes, freeze_others
 from maskcl.compat.clarena.spelling import spellings
 
 __all__ = ["HeadsTIL"]
@@ -48,18 +49,9 @@ class HeadsTIL(nn.Module):
         """
         if str(task_id) not in self.heads:
             self._make(str(task_id), num_classes_t)
-        found = self.get_head(task_id).out_features
-        if found != num_classes_t:
-            raise ValueError(
-                f"HeadsTIL.setup_task_id: task {task_id} has a head of {found} classes, wanted"
-                f" {num_classes_t}"
-            )
+        check_classes(self, task_id, num_classes_t)
         self.task_id = task_id
-        for key, head in self.heads.items():
-            current = key == str(task_id)
-            for parameter in head.requires_grad_(current).parameters():
-                # An optimizer of the task before steps what has a gradient, if it is 0.
-                parameter.grad = parameter.grad if current else None
+        freeze_others(self, task_id)
 
     def get_head(self, task_id: int | None) -> Any:
         """A task's head.

@@ -39,35 +39,66 @@ class HATMaskSparsityReg(nn.Module):
     def forward(
         self, mask: Mapping[str, Tensor], previous_cumulative_mask: Mapping[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(the term, by layer its share without a gradient).
+        """`original_reg` or `cross_reg`, whichever the mode says."""
+        reg = self.original_reg if self.mode == "original" else self.cross_reg
+        return reg(mask, previous_cumulative_mask)
 
-        A share is 0 where no unit is free (or, of "cross", where none is in use).
+    def original_reg(
+        self, mask: Mapping[str, Tensor], previous_cumulative_mask: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(eq. 5 times the factor, by layer its share without a gradient), whatever the mode.
+
+        A share is 0 where no unit is free.
 
         Args:
             mask: layer -> [units], of the current task.
             previous_cumulative_mask: layer -> [units], what stored tasks use.
         """
-        used = torch.cat([previous_cumulative_mask[name] for name in mask])
-        shares = self.shares(mask, previous_cumulative_mask)
-        return self.term(torch.cat(list(mask.values())), used), shares
+        return self._both(mask, previous_cumulative_mask, "original")
+
+    def cross_reg(
+        self, mask: Mapping[str, Tensor], previous_cumulative_mask: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(the term of mode "cross" times the factor, by layer its share), whatever the mode.
+
+        A layer's share is the mean of those of its free units and of its units in use that the mask
+        takes, each 0 where there is none, and has no gradient.
+
+        Args:
+            mask: layer -> [units], of the current task.
+            previous_cumulative_mask: layer -> [units], what stored tasks use.
+        """
+        return self._both(mask, previous_cumulative_mask, "cross")
+
+    def _both(
+        self, mask: Mapping[str, Tensor], used: Mapping[str, Tensor], mode: str
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        joined = torch.cat([used[name] for name in mask])
+        term = self.factor * _share(torch.cat(list(mask.values())), joined, mode, True)
+        return term, _shares(mask, used, mode)
 
     def term(self, mask: Tensor, used: Tensor) -> Tensor:
         """The term alone, of all layers' units: [U] and [U]."""
-        return self.factor * self._share(mask, used, True)
+        return self.factor * _share(mask, used, self.mode, True)
 
-    @torch.no_grad()
     def shares(
         self, mask: Mapping[str, Tensor], previous_cumulative_mask: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """The layers' shares alone."""
-        return {n: self._share(mask[n], previous_cumulative_mask[n], False) for n in mask}
+        return _shares(mask, previous_cumulative_mask, self.mode)
 
-    def _share(self, mask: Tensor, used: Tensor, loss: bool) -> Tensor:
-        free = hat_sparsity(mask, used)
-        if self.mode == "original":
-            return free
-        # Eq. 5 with the parts of free and used units exchanged.
-        taken = hat_sparsity(mask, 1 - used)
-        if loss:
-            taken = (1 - taken) * used.any()
-        return (free + taken) / 2
+
+@torch.no_grad()
+def _shares(mask: Mapping[str, Tensor], used: Mapping[str, Tensor], mode: str) -> dict[str, Tensor]:
+    return {name: _share(mask[name], used[name], mode, False) for name in mask}
+
+
+def _share(mask: Tensor, used: Tensor, mode: str, loss: bool) -> Tensor:
+    free = hat_sparsity(mask, used)
+    if mode == "original":
+        return free
+    # Eq. 5 with the parts of free and used units exchanged.
+    taken = hat_sparsity(mask, 1 - used)
+    if loss:
+        taken = (1 - taken) * used.any()
+    return (free + taken) / 2
