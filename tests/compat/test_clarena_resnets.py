@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,14 @@ from torch import nn
 
 from maskcl.compat.clarena import backbones
 from maskcl.compat.clarena.backbones import HATMaskResNet18, HATMaskResNet50, ResNet18
+from maskcl.compat.clarena.backbones.resnet import (
+    HATMaskResNetBase,
+    HATMaskResNetBlockLarge,
+    HATMaskResNetBlockSmall,
+    ResNetBase,
+    ResNetBlockLarge,
+    ResNetBlockSmall,
+)
 from maskcl.compat.clarena.backbones.resnet_blocks import load_torchvision
 from maskcl.compat.clarena.heads import HeadsTIL
 from tests.compat.clarena_tiny import hat, logits, train
@@ -123,3 +132,96 @@ def test_torchvisions_weights() -> None:
 def test_wrong_output_dim() -> None:
     with pytest.raises(ValueError, match="output_dim is 100, wanted 512"):
         ResNet18(3, 100)
+
+
+def test_a_block_is_a_backbone_of_its_own() -> None:
+    block = HATMaskResNetBlockLarge(
+        "conv3x", 0, 16, 4, 2, "sigmoid", batch_normalization="independent"
+    )
+    names = [block.full_1st_layer_name, block.full_2nd_layer_name, block.full_3rd_layer_name]
+    assert names == block.weighted_layer_names == [f"conv3x/0/conv{i}" for i in (1, 2, 3)]
+    x = torch.randn(2, 16, 8, 8)
+    for task in (1, 2):
+        block.setup_task_id(task)
+        block.initialize_task_embedding("N01")
+        block(x, "train", 9.0, 1, 3)[0].sum().backward()
+        block.store_mask()
+        block.store_bn()
+    block.eval()
+    y, mask, activations = block(x, "test", None, None, None, 1)
+    assert y.shape == (2, 16, 4, 4) and torch.equal(y, activations["conv3x/0/conv3"])
+    assert torch.equal(mask["conv3x/0/conv2"], block.masks[1]["conv3x/0/conv2"])
+    assert (y[:, block.masks[1]["conv3x/0/conv3"] == 0] == 0).all()
+    assert block.get_bn("train", None) == tuple(getattr(block, f"conv_bn{i}") for i in (1, 2, 3))
+    assert block.get_bn("test", 2)[2] is block.conv_bn3s["2"]
+    assert (block.original_conv_bn2_state_dict["running_var"] == 1).all()
+    names = block.protection().names
+    assert "conv3x.0.identity_downsample.weight" in names and len(names) == 4
+    plain = ResNetBlockSmall("conv2x", 1, 4, 4, 1, batch_normalization=False, bias=True)
+    x = torch.randn(2, 4, 5, 5)
+    y, activations = plain(x)
+    assert torch.equal(y, torch.relu(plain.conv2(activations["conv2x/1/conv1"]) + x))
+    with pytest.raises(AttributeError, match="conv_bn3s"):
+        _ = HATMaskResNetBlockLarge("a", 0, 4, 1, 1, "sigmoid").original_conv_bn3_state_dict
+
+
+def test_blocks_have_their_parts_of_the_networks_masks() -> None:
+    net = HATMaskResNet18(3, 512, "sigmoid", batch_normalization="independent")
+    block, name = net.conv3x[1], "conv3x/1/conv2"
+    assert block.task_embedding_t[name] is net.task_embedding_t[name]
+    assert net.original_conv_bn1_state_dict.keys() == net.conv_bn1.state_dict().keys()
+    net.setup_task_id(3)
+    net.store_mask()
+    net.store_bn()
+    assert block.task_id == 3 and torch.equal(block.masks[3][name], net.masks[3][name])
+    net.eval()
+    x = torch.randn(1, *IMAGE)
+    seen: list[Any] = []
+    hook = block.register_forward_hook(lambda module, args, out: seen.append((args[0], out)))
+    net(x, "test", test_task_id=3)
+    hook.remove()
+    before, (after, _, _) = seen[0]
+    assert torch.equal(block(before, "test", test_task_id=3)[0], after)
+    # A file has the masks once, and gives them to the blocks.
+    state = net.state_dict()
+    assert not any("conv3x.1.task" in key or "conv3x.1.embedding" in key for key in state)
+    other = HATMaskResNet18(3, 512, "sigmoid", batch_normalization="independent")
+    other.load_state_dict(state)
+    assert torch.equal(other.conv3x[1].masks[3][name], net.masks[3][name])
+    assert other.conv3x[1].task_embedding_t[name] is other.task_embedding_t[name]
+    with torch.no_grad():
+        block.task_embedding_t[name].weight.fill_(2.0)
+    net.task_embedding_t.pop(name)
+    net.update_multiple_blocks_task_embedding()
+    assert (net.get_mask("validation", 40.0)[name] > 0.99).all()
+
+
+class Wide(HATMaskResNetBlockSmall):
+    """A block of a user's, whose forward is as CLArena's."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input: torch.Tensor,
+        stage: str,
+        s_max: float | None = None,
+        batch_idx: int | None = None,
+        num_batches: int | None = None,
+        test_task_id: int | None = None,
+    ) -> Any:
+        return super().forward(input, stage, s_max, batch_idx, num_batches, test_task_id)
+
+
+@pytest.mark.parametrize("block", [HATMaskResNetBlockSmall, Wide])
+def test_a_resnet_of_ones_own_blocks_and_numbers(block: Any) -> None:
+    net = HATMaskResNetBase(3, block, (1, 1, 2, 1), (64, 8, 12, 8), (8, 12, 8, 16), 16, "sigmoid")
+    assert len(net.weighted_layer_names) == 11 and net.conv4x[1].conv1.in_channels == 8
+    algorithm = hat(backbone=net, heads=HeadsTIL(16))
+    sgd = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    train(algorithm, 1, 2, sgd, shape=IMAGE)
+    before = logits(algorithm, 1, IMAGE)
+    train(algorithm, 2, 2, sgd, shape=IMAGE)
+    assert torch.equal(logits(algorithm, 1, IMAGE), before)
+    plain = ResNetBase(3, ResNetBlockLarge, (1, 1, 1, 1), (64, 8, 8, 8), (2, 2, 2, 2), 8)
+    assert plain(torch.randn(2, *IMAGE))[0].shape == (2, 8)
+    with pytest.raises(ValueError, match="output_dim is 9, wanted 16"):
+        HATMaskResNetBase(3, block, (1, 1, 1, 1), (64, 8, 12, 8), (8, 12, 8, 16), 9, "sigmoid")

@@ -33,6 +33,7 @@ def spellings(**current: str) -> Callable[[Function], Function]:
                 options[name] = options.pop(older)
             return function(*args, **options)
 
+        vars(renamed)["older_names"] = current
         return cast(Function, renamed)
 
     return decorate
@@ -58,6 +59,7 @@ def older_order(names: str, tell: Callable[..., bool]) -> Callable[[Function], F
                 return method(self, **dict(zip(order, args)), **options)
             return method(self, *args, **options)
 
+        vars(reordered)["older_order"] = order
         return cast(Function, reordered)
 
     return decorate

@@ -90,7 +90,8 @@ def check_masks(
         if not isinstance(mask, Tensor) or list(mask.shape) != [units]:
             found = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             raise ValueError(f"{owner}[{name!r}] is {found}, wanted [{units}]")
-        wrong = mask[(mask < 0) | (mask > largest) | (mask != mask.round())]
+        numbers = mask.detach().float()
+        wrong = numbers[(numbers < 0) | (numbers > largest) | (numbers != numbers.round())]
         if len(wrong):
             wanted = "0 or 1" if largest == 1 else "whole numbers from 0"
             raise ValueError(f"{owner}[{name!r}] has {float(wrong[0])}, wanted {wanted}")

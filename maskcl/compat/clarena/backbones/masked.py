@@ -179,6 +179,24 @@ class HATMaskBackbone(MaskedUnits):
                 )
         return {name: given[name] for name in self.weighted_layer_names}
 
+    @older_order("input stage s_max batch_idx num_batches test_mask", is_at(5, MASK))
+    @spellings(task_id="test_task_id")
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor,
+        stage: str,
+        s_max: float | None = None,
+        batch_idx: int | None = None,
+        num_batches: int | None = None,
+        test_task_id: int | None = None,
+        test_mask: Masks | None = None,
+    ) -> Any:
+        """(features [N, output_dim], masks, by layer what it hands on); a subclass says how.
+
+        Arguments behind ``input`` are `get_mask`'s.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward, wanted one of its own")
+
     def combine_masks(self, masks: list[Masks], mode: str) -> Masks:
         """The masks' elementwise minimum ("intersection") or maximum ("union").
 

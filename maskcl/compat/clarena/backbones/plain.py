@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABCMeta
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from maskcl.compat.clarena.checks import check_task_id
 
@@ -15,6 +15,8 @@ class Backbone(nn.Module):
 
     Args:
         output_dim: features that heads are given; None for a part of a backbone.
+        disable_unlearning: what the pipelines of CLArena's newest commits give to all backbones;
+            none here unlearns.
         kwargs: for the next class of a multiple inheritance; what none of them knows is a
             TypeError.
 
@@ -25,7 +27,9 @@ class Backbone(nn.Module):
         processed_task_ids: all so far, in their order.
     """
 
-    def __init__(self, output_dim: int | None, **kwargs: Any) -> None:
+    def __init__(
+        self, output_dim: int | None, *, disable_unlearning: bool = True, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.output_dim = output_dim
         self.weighted_layer_names: list[str] = []
@@ -113,9 +117,14 @@ class Backbone(nn.Module):
         place = names.index(layer_name) + step
         return names[place] if 0 <= place < len(names) else None
 
-    def forward(self, *args: Any, **options: Any) -> Any:
-        """Of (input, stage, ..): (features [N, output_dim], .., by layer what it hands on)."""
-        raise NotImplementedError
+    def forward(self, input: Tensor, stage: str) -> Any:
+        """(features [N, output_dim], by layer what it hands on); a subclass says how.
+
+        Args:
+            input: [N, ..].
+            stage: "train", "validation" or "test".
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward, wanted one of its own")
 
 
 class CLBackbone(Backbone, metaclass=ABCMeta):
@@ -124,3 +133,13 @@ class CLBackbone(Backbone, metaclass=ABCMeta):
     ``MLP`` and ``ResNet..`` are registered with it rather than derived from it: they are its
     instances, as in version 1.0, and ``(CLBackbone, MLP)`` can be bases, as in 1.1.
     """
+
+    def forward(self, input: Tensor, stage: str, task_id: int | None = None) -> Any:
+        """As Backbone's; a subclass, or the next class of a multiple inheritance, says how.
+
+        Args:
+            input: [N, ..].
+            stage: "train", "validation" or "test".
+            task_id: that the input is of, for backbones that ask.
+        """
+        return super().forward(input, stage)

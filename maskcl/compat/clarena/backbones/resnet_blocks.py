@@ -84,7 +84,7 @@ class ResNetBlock(Backbone):
         """The modules ``{name}1``, ``{name}2`` (and ``{name}3``); None for one that is missing."""
         return [getattr(self, f"{name}{i + 1}", None) for i in range(len(self.shapes(1, 1, 1)))]
 
-    def forward(self, input: Tensor) -> Any:
+    def forward(self, input: Tensor) -> Any:  # type: ignore[override]
         """[N, C, H, W] -> ([N, C', H', W'], by layer what it hands on)."""
         return self.compute(input, None, self.parts("conv_bn"))
 

@@ -44,6 +44,7 @@ class AdaHAT(HAT, _Theirs):
         epsilon: of eq. 9, above 0.
         non_algorithmic_hparams: as for HAT.
         protection: as for HAT; with "exact" n is the number of tasks that use both ends.
+        disable_unlearning: as for CLAlgorithm.
 
     Raises:
         ValueError: an argument is not as above.
@@ -72,6 +73,7 @@ class AdaHAT(HAT, _Theirs):
         non_algorithmic_hparams: dict[str, Any] | None = None,
         *,
         protection: str = "min",
+        disable_unlearning: bool = True,
     ) -> None:
         super().__init__(
             backbone,

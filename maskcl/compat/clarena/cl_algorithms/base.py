@@ -28,6 +28,8 @@ class CLAlgorithm(_Theirs, _Module):
         backbone: with heads' input_dim as its output_dim.
         heads: of the tasks; those of CLArena's own pipelines will do too.
         non_algorithmic_hparams: saved among ``hparams``.
+        disable_unlearning: what the pipelines of CLArena's newest commits give to all algorithms;
+            none here unlearns.
 
     Attributes:
         criterion: cross-entropy.
@@ -46,6 +48,8 @@ class CLAlgorithm(_Theirs, _Module):
         backbone: Backbone,
         heads: Heads,
         non_algorithmic_hparams: dict[str, Any] | None = None,
+        *,
+        disable_unlearning: bool = True,
     ) -> None:
         # Past CLArena's own class, which would begin anew.
         _Module.__init__(self)

@@ -19,7 +19,10 @@ from maskcl.compat.clarena.cl_algorithms.adjustment import (
 )
 from maskcl.compat.clarena.cl_algorithms.base import Heads
 from maskcl.compat.clarena.cl_algorithms.module import their_class
-from maskcl.compat.clarena.cl_algorithms.regularizers import HATMaskSparsityReg
+from maskcl.compat.clarena.cl_algorithms.regularizers.hat_mask_sparsity import (
+    MODES,
+    HATMaskSparsityReg,
+)
 from maskcl.compat.clarena.cl_algorithms.steps import MaskedAlgorithm
 from maskcl.compat.clarena.heads.kinds import kind_of
 from maskcl.compat.clarena.spelling import spellings
@@ -48,6 +51,7 @@ class HAT(MaskedAlgorithm, _Theirs):
         non_algorithmic_hparams: saved among ``hparams``.
         protection: which weights stored tasks use: "min", CLArena's and the paper's eq. 2, where
             any task uses the one end and any the other; "exact", where some task uses both.
+        disable_unlearning: as for CLAlgorithm.
 
     Raises:
         ValueError: an argument is not as above.
@@ -74,6 +78,7 @@ class HAT(MaskedAlgorithm, _Theirs):
         non_algorithmic_hparams: dict[str, Any] | None = None,
         *,
         protection: str = "min",
+        disable_unlearning: bool = True,
     ) -> None:
         super().__init__(backbone, heads, non_algorithmic_hparams)
         own = {
@@ -109,6 +114,7 @@ class HAT(MaskedAlgorithm, _Theirs):
         if kind_of(self.heads) == "CIL":
             raise ValueError(f"{name}: heads are HeadsCIL, wanted HeadsTIL or HeadDIL")
         self._check("adjustment_mode", self.adjustment_mode, self.modes)
+        self._check("mask_sparsity_reg_mode", self.mask_sparsity_reg_mode, MODES)
         self._check("task_embedding_init_mode", self.task_embedding_init_mode, INITS)
         check_number(f"{name}: s_max", self.s_max, 1)
         check_number(f"{name}: clamp_threshold", self.clamp_threshold, 0, above=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,9 +30,26 @@ class PlainModule(nn.Module):
         """Of the first parameter."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
-    def save_hyperparameters(self, values: dict[str, Any]) -> None:
-        """Add to ``hparams``."""
-        self.hparams.update(values)
+    def save_hyperparameters(self, *names: Any) -> None:
+        """Add to ``hparams``.
+
+        Args:
+            names: of the caller's arguments, or a dictionary by itself; none for all arguments.
+
+        Raises:
+            ValueError: the caller has no argument of a name.
+        """
+        if len(names) == 1 and isinstance(names[0], Mapping):
+            self.hparams.update(names[0])
+            return
+        frame = inspect.currentframe()
+        assert frame is not None and frame.f_back is not None
+        given = inspect.getargvalues(frame.f_back)
+        for name in names or given.args[1:]:
+            if name not in given.args:
+                found = ", ".join(given.args[1:])
+                raise ValueError(f"save_hyperparameters: {name!r} is none of the arguments {found}")
+            self.hparams[name] = given.locals[name]
 
 
 class NotInstalled:

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from maskcl.compat.clarena.backbones import HATMaskBackbone
-from maskcl.compat.clarena.backbones.handed_masks import HandedMasks, Masks, TaskMasks
-from maskcl.compat.clarena.backbones.protection import LayerProtection, protect_behind
-from maskcl.compat.clarena.cl_algorithms.base import CLAlgorithm
+from maskcl.compat.clarena.backbones.handed_masks import Masks
 from maskcl.compat.clarena.cl_algorithms.compensation import compensate_
+from maskcl.compat.clarena.cl_algorithms.guarded import GuardedAlgorithm
 from maskcl.compat.clarena.cl_algorithms.older_forward import is_before_1_1, takes_test_mask
 from maskcl.compat.clarena.cl_algorithms.regularizers import HATMaskSparsityReg
-from maskcl.compat.clarena.heads.kinds import kind_of
 from maskcl.compat.clarena.spelling import older_order
 from maskcl.ops import epoch_progress, hat_scale
-from maskcl.optim import Guard, guard
 
 EMBEDDING_CLAMP = 6.0
 """Embeddings stay within this after each step (HAT, section 2.5)."""
@@ -27,17 +21,13 @@ EMBEDDING_CLAMP = 6.0
 Outputs = dict[str, Any]
 
 
-class MaskedAlgorithm(CLAlgorithm):
+class MaskedAlgorithm(GuardedAlgorithm):
     """What trains a HATMaskBackbone; a subclass says how gradients are adjusted."""
 
-    backbone: HATMaskBackbone
-    adjustment_mode: str
     s_max: float
     clamp_threshold: float
     task_embedding_init_mode: str
     mark_sparsity_reg: HATMaskSparsityReg
-    _guards: tuple[Guard, ...] = ()
-    _exact: bool
     # Whether rates follow from the layers' shares, and from the summative mask.
     _is_adaptive: ClassVar[bool] = False
 
@@ -46,34 +36,6 @@ class MaskedAlgorithm(CLAlgorithm):
     ) -> tuple[Any, Any, Tensor]:
         """Adjust the backbone's gradients."""
         raise NotImplementedError
-
-    @property
-    def masks(self) -> TaskMasks:
-        """Task ID -> layer -> stored mask; copies, which can be assigned to."""
-        return self.backbone.masks
-
-    @masks.setter
-    def masks(self, value: Mapping[Any, Masks]) -> None:
-        self.backbone.masks = value  # type: ignore[assignment]
-
-    @property
-    def cumulative_mask_for_previous_tasks(self) -> HandedMasks[str, Tensor]:
-        """Layer -> 1 where any stored task uses the unit; copies, which can be assigned to.
-
-        What is assigned protects weights in place of the stored masks, and tasks that end later
-        add to it, until {} is assigned. It is a part of ``state_dict``.
-        """
-        write = functools.partial(self._assign, "cumulative")
-        return HandedMasks(self.backbone.get_cumulative_mask(), write)
-
-    @cumulative_mask_for_previous_tasks.setter
-    def cumulative_mask_for_previous_tasks(self, value: Mapping[str, Tensor]) -> None:
-        self._assign("cumulative", value)
-
-    def _assign(self, name: str, masks: Mapping[str, Tensor]) -> None:
-        self.backbone.assign_sum(name, f"{name}_mask_for_previous_tasks", masks)
-        if self._guards:
-            self._guard(self.optimizers() if self.is_driven() else self.optimizer)
 
     def on_train_start(self) -> None:
         """Draw the task's embedding, unless a checkpoint has brought it; guard the optimizer.
@@ -87,37 +49,15 @@ class MaskedAlgorithm(CLAlgorithm):
             backbone.initialize_task_embedding(self.task_embedding_init_mode)
             backbone.initialize_independent_bn()
             backbone.embedding_task.fill_(task)
-        self._release()
+        self.release_optimizer()
         if self.adjustment_mode == "hat":
-            self._guard(optimizer)
+            self.guard_optimizer(optimizer)
 
     def on_train_end(self) -> None:
         """Store the task's mask and BatchNorm; from here on they are protected."""
         self.backbone.store_mask()
         self.backbone.store_bn()
-        self._release()
-
-    def _guard(self, optimizer: Any) -> None:
-        """Let the optimizer leave alone what is protected."""
-        self._release()
-        # Lightning wraps optimizers; hooks are the inner one's.
-        inner = getattr(optimizer, "optimizer", optimizer)
-        both = [self.backbone.protection(), self.head_protection()]
-        self._guards = tuple(guard(inner, p, exact=self._exact) for p in both if p is not None)
-
-    def _release(self) -> None:
-        for held in self._guards:
-            held.remove()
-        self._guards = ()
-
-    def head_protection(self) -> LayerProtection | None:
-        """What stored tasks need of a head that all tasks share; None where each has its own."""
-        if kind_of(self.heads) != "DIL":
-            return None
-        backbone, head = self.backbone, self.heads.get_head()
-        bits, tasks = backbone.task_bits.protecting(summative=False)
-        last, spans = backbone.weighted_layer_names[-1], backbone.unit_spans()
-        return protect_behind("heads.head", head, last, bits, spans, tasks)
+        self.release_optimizer()
 
     @older_order("input stage batch_idx num_batches task_id", is_before_1_1)
     def forward(  # type: ignore[override]
@@ -188,6 +128,8 @@ class MaskedAlgorithm(CLAlgorithm):
         optimizer = self.optimizers() if self.is_driven() else self.optimizer
         if optimizer is None:
             raise RuntimeError(f"{type(self).__name__}: no optimizer, call on_train_start first")
+        if self.adjustment_mode == "hat":
+            self.guard_optimizer(optimizer)
         optimizer.zero_grad()
         task = self.task_id
         logits, mask, activations = self.forward(x, "train", task, batch_idx, num_batches)
