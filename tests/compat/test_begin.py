@@ -12,41 +12,34 @@ from torch import nn
 
 pytest.importorskip("torch_geometric")
 
-from maskcl.compat.begin.algorithms import hat, mas, piggyback
+from maskcl.compat.begin.algorithms import bare, ewc, hat, mas, piggyback
 from maskcl.compat.begin.trainers.common import BaseTrainer
 from maskcl.compat.begin.trainers.nodes import NCTrainer
 from tests.compat.begin_tiny import TASKS, make, model_for, scenario
 
+TASK, ALL = ("Task",), ("Task", "Class", "Domain", "Time")
+
+
+def _names(method: str, settings: tuple[str, ...]) -> dict[str, list[str]]:
+    """By page the classes of a method; but for the task alone, link trainers have their own."""
+    if settings == TASK:
+        return {p: [f"{p[0].upper()}CTaskIL{method}Trainer"] for p in ("nodes", "links", "graphs")}
+    links = [f"LC{s}IL{method}Trainer" for s in ("Task", "Class", "Time")]
+    links += [f"LP{s}IL{method}Trainer" for s in ("Time", "Domain")]
+    nodes = [f"NC{s}IL{method}Trainer" for s in settings] + [f"NCClassIL{method}MinibatchTrainer"]
+    return {"nodes": nodes, "links": links, "graphs": [f"GC{s}IL{method}Trainer" for s in settings]}
+
+
+METHODS = {"HAT": TASK, "Piggyback": TASK, "MAS": ALL, "Bare": ALL, "EWC": ALL}
 NAMES = {
-    "hat.nodes": ["NCTaskILHATTrainer"],
-    "hat.links": ["LCTaskILHATTrainer"],
-    "hat.graphs": ["GCTaskILHATTrainer"],
-    "piggyback.nodes": ["NCTaskILPiggybackTrainer"],
-    "piggyback.links": ["LCTaskILPiggybackTrainer"],
-    "piggyback.graphs": ["GCTaskILPiggybackTrainer"],
-    "mas.nodes": [
-        "NCTaskILMASTrainer",
-        "NCClassILMASTrainer",
-        "NCDomainILMASTrainer",
-        "NCTimeILMASTrainer",
-        "NCClassILMASMinibatchTrainer",
-    ],
-    "mas.links": [
-        "LCTaskILMASTrainer",
-        "LCClassILMASTrainer",
-        "LCTimeILMASTrainer",
-        "LPTimeILMASTrainer",
-        "LPDomainILMASTrainer",
-    ],
-    "mas.graphs": [
-        "GCTaskILMASTrainer",
-        "GCClassILMASTrainer",
-        "GCDomainILMASTrainer",
-        "GCTimeILMASTrainer",
-    ],
+    f"{method.lower()}.{page}": names
+    for method, settings in METHODS.items()
+    for page, names in _names(method, settings).items()
 }
 CLASSES = [
-    getattr(method, name) for method in (hat, piggyback, mas) for name in sorted(method.__all__)
+    getattr(method, name)
+    for method in (hat, piggyback, mas, bare, ewc)
+    for name in sorted(method.__all__)
 ]
 
 
@@ -207,8 +200,6 @@ def test_what_does_not_go_together_is_refused() -> None:
         hat.LCTaskILHATTrainer(nn.Linear(2, 2), nodes, torch.optim.Adam, nn.MSELoss(), None)
     with pytest.raises(TypeError, match="model is a Linear, wanted a GCNNode"):
         make(hat.NCTaskILHATTrainer, model=nn.Linear(8, 8))
-    with pytest.raises(ValueError, match="pretraining is given"):
-        make(NCTrainer, pretraining=object)
     with pytest.raises(ValueError, match="epoch_per_task is 0"):
         make(NCTrainer).run(0)
     used = make(NCTrainer)

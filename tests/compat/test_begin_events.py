@@ -111,7 +111,7 @@ given_once = ("processBeforeTraining", "beforeInference", "afterInference")
     ("base", "setting", "form"),
     [
         (NCTrainer, "task", (DataGraph, Tensor)),
-        (NCMinibatchTrainer, "class", (DataGraph, Tensor)),
+        (NCMinibatchTrainer, "class", (Tensor, Tensor, list)),
         (LCTrainer, "class", (DataGraph, Tensor, Tensor, Tensor)),
         (LCTrainer, "task", (DataGraph, Tensor, Tensor, Tensor, Tensor)),
         (LPTrainer, "time", (Tensor, Tensor)),

@@ -51,7 +51,7 @@ def test_gcn_link_is_an_mlp_of_the_product() -> None:
     data, model = small(), GCNLink(4, 3, 6, n_layers=2).eval()
     h = encoded(model, data, data.ndata["feat"])
     srcs, dsts = torch.tensor([0, 4]), torch.tensor([3, 1])
-    wanted = model.classifier.lin(torch.relu(model.core.mlp[0](h[srcs] * h[dsts])))
+    wanted = model.classifier.lin(torch.relu(model.linears[0](h[srcs] * h[dsts])))
     found = model(
         data, data.ndata["feat"], srcs, dsts, task_masks=torch.ones(2, 3, dtype=torch.bool)
     )
@@ -65,37 +65,37 @@ def test_gcn_graph_reads_each_graph_out(readout: str) -> None:
     data, model = batch(parts), GCNGraph(4, 3, 8, n_layers=1, readout=readout).eval()
     rows = []
     for part in parts:
-        h = encoded(model, part, model.core.enter(part.ndata["feat"]))
+        h = encoded(model, part, model.enc(part.ndata["feat"]))
         pooled = {"mean": h.mean(0), "sum": h.sum(0), "max": h.amax(0)}[readout]
-        rows.append(model.classifier.lin(model.core.mlp(pooled)))
+        for layer in model.mlp_layers:
+            pooled = torch.relu(layer(pooled))
+        rows.append(model.classifier.lin(pooled))
     model.classifier.observed.fill_(True)
     found = model(data, data.ndata["feat"])
     torch.testing.assert_close(found, torch.stack(rows), rtol=1e-5, atol=1e-6)
-    assert [layer.out_features for layer in model.core.mlp if isinstance(layer, nn.Linear)] == [
-        4,
-        2,
-    ]
+    assert [layer.out_features for layer in model.mlp_layers] == [4, 2]
 
 
 def test_arguments_reach_the_model() -> None:
     data = small()
     model = GCNNode(4, 3, 6, torch.tanh, 0.5, 2)
     kinds = [type(module).__name__ for module in model.core.nodes.after[0]]
-    assert kinds == ["Function", "Dropout"] and model.core.nodes.enter.p == 0.5
+    assert kinds == ["Function", "Dropout"] and model.dropout.p == 0.5
+    assert model.activation is torch.tanh
     bare = GCNNode(4, 3, 6, use_classifier=False).eval()
     assert bare.classifier is None and bare(data, data.ndata["feat"]).shape == (5, 6)
     with pytest.raises(RuntimeError, match="use_classifier is False"):
         bare.observe_labels(torch.tensor([0]))
     link = GCNLink(4, 3, 6, F.elu, 0.25, 4)
     assert len(link.core.nodes.convs) == 4 and link.n_layers == 4
-    kinds = [type(module).__name__ for module in link.core.mlp]
-    assert kinds == ["Linear", "ELU", "Dropout"] * 3
+    assert len(link.linears) == 3 and link.dropout.p == 0.25 and link.gcn.dropout.p == 0.0
+    assert [type(module).__name__ for module in link.core.after[2]] == ["ELU", "Dropout"]
     with pytest.raises(ValueError, match="readout is 'median', wanted mean"):
         GCNGraph(4, 3, 8, readout="median")
     with pytest.raises(ValueError, match="edge_encoder_fn is given"):
         GCNGraph(4, 3, 8, edge_encoder_fn=lambda: None)  # type: ignore[arg-type]
     encoder = GCNGraph(4, 3, 8, node_encoder_fn=lambda: nn.Linear(4, 8, bias=False))
-    assert encoder.core.enter.bias is None
+    assert encoder.enc.bias is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -28,7 +28,7 @@ def walk(found: Any) -> list[Any]:
         datasets.append(dataset)
         found._curr_task += 1
         if found._curr_task < found.num_tasks:
-            found._update()
+            found._update_target_dataset()
     return datasets
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 from torch.optim import Optimizer
 
-from maskcl.methods import HAT, MAS, Piggyback
+from maskcl.methods import EWC, HAT, MAS, Piggyback
 from maskcl.nn import to_hat, to_importance, to_piggyback
 from maskcl.nn.tasks.network import TaskNetwork
 
@@ -42,7 +42,7 @@ class Unit:
     """A method as a trainer takes it.
 
     Attributes:
-        name: as in the trainers' names; empty for fine-tuning.
+        name: as in the trainers' names; "Bare" for fine-tuning.
         keywords: name -> default of what its trainers accept besides what all do.
         method: the keywords' values, plan -> a method of ``maskcl.methods``.
         convert: core, plan -> its network; None: the model is trained as it is.
@@ -119,6 +119,11 @@ def _mas(options: Mapping[str, Any], plan: Plan) -> MAS:
     return MAS(strength=options["lamb"], reduction=reduction, heads=plan.setting != "task")
 
 
+def _ewc(options: Mapping[str, Any], plan: Plan) -> EWC:
+    reduction = "sample" if plan.problem == "graph" else "batch"
+    return EWC(strength=options["lamb"], reduction=reduction, heads=plan.setting != "task")
+
+
 def _to_hat(core: nn.Module, plan: Plan) -> TaskNetwork:
     return to_hat(core, plan.tasks, plan.example, classes=plan.heads)
 
@@ -132,7 +137,7 @@ def _to_importance(core: nn.Module, plan: Plan) -> TaskNetwork:
     return to_importance(core, plan.tasks, classes=plan.heads, head="head")
 
 
-BARE = Unit("", {}, lambda options, plan: FineTuning())
+BARE = Unit("Bare", {}, lambda options, plan: FineTuning())
 HAT_UNIT = Unit(
     "HAT",
     {"smax": 400.0, "lamb": 0.75, "clipgrad": 10000.0, "thres_cosh": 50.0, "thres_emb": 6.0},
@@ -141,3 +146,5 @@ HAT_UNIT = Unit(
 )
 PIGGYBACK_UNIT = Unit("Piggyback", {"threshold": 5e-3}, _piggyback, _to_piggyback)
 MAS_UNIT = Unit("MAS", {"lamb": 1.0}, _mas, _to_importance)
+EWC_UNIT = Unit("EWC", {"lamb": 10_000.0}, _ewc, _to_importance)
+EWC_OF_PAIRS = Unit("EWC", {"lamb": 1.0}, _ewc, _to_importance)

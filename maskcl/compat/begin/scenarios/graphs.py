@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from maskcl.compat.begin.data import DataGraph
-from maskcl.compat.begin.scenarios.common import BaseScenarioLoader
+from maskcl.compat.begin.scenarios.loader import ScenarioLoader
 from maskcl.compat.begin.scenarios.nodes import CUSTOM
-from maskcl.compat.begin.scenarios.places import Places, in_a_row
+from maskcl.compat.begin.scenarios.places import Places, flags, in_a_row
 from maskcl.graph import Graph
 from maskcl.scenarios import Scenario
 from maskcl.scenarios.graphs.build import graph_scenario
 from maskcl.scenarios.graphs.cut import Items, Request, split
 
 
-class GCScenarioLoader(BaseScenarioLoader):
-    """Graph classification; arguments as for `BaseScenarioLoader`.
+class GCScenarioLoader(ScenarioLoader):
+    """Graph classification; arguments as for `ScenarioLoader`.
 
     A dataset is a dict of lists, ``train``, ``val`` and ``test``, of (DataGraph, label) or, in the
     task setting, (DataGraph, label, classes of its task bool [C]); a hidden label is -1.
@@ -55,6 +55,47 @@ class GCScenarioLoader(BaseScenarioLoader):
             "test": in_a_row({task: len(inputs) for task, inputs in test.items()}),
         }
         return dataset, places
+
+    def get_current_dataset_for_export(self, _global: bool = False) -> dict[str, Any]:
+        """The current task's part of `export_dataset`, or what is of all tasks together.
+
+        Together: ``num_classes``, ``graphs``, each ``edges`` and ``ndata_feat``; a graph each
+        ``task``, ``labels``, ``train_mask``, ``val_mask``, ``test_mask`` and, in the task setting,
+        ``task_specific_mask``; and ``test_indices``. Of a task ``train_indices``, ``val_indices``.
+        """
+        tasks = range(self.num_tasks)
+        sets: list[Any] = [self._scenario.train_set(task) for task in tasks]
+        inputs: list[Any] = [self._scenario.test_inputs(task) for task in tasks]
+        sizes = [len(found.graphs) + len(held.graphs) for found, held in zip(sets, inputs)]
+        start = [sum(sizes[:task]) for task in tasks]
+        if not _global:
+            task = self._curr_task
+            return {
+                "train_indices": start[task] + self._train[task],
+                "val_indices": start[task] + self._val[task],
+            }
+        graphs = [g for found, held in zip(sets, inputs) for g in (*found.graphs, *held.graphs)]
+        test = [torch.arange(start[k] + len(sets[k].graphs), start[k] + sizes[k]) for k in tasks]
+        labels = [torch.cat([self._labels(k), self._test_labels(k)]) for k in tasks]
+        rows = {
+            "train_mask": [start[k] + self._train[k] for k in tasks],
+            "val_mask": [start[k] + self._val[k] for k in tasks],
+            "test_mask": test,
+        }
+        task_of = torch.repeat_interleave(torch.arange(self.num_tasks), torch.tensor(sizes))
+        found = {
+            "num_classes": self.num_classes,
+            "task": task_of,
+            "graphs": [
+                {"edges": g.edges(), "ndata_feat": g.ndata["feat"]} for g in map(DataGraph, graphs)
+            ],
+            "labels": torch.cat(labels),
+            **{name: flags(len(graphs), torch.cat(chosen)) for name, chosen in rows.items()},
+            "test_indices": torch.cat(test),
+        }
+        if self.incr_type == "task":
+            found["task_specific_mask"] = torch.stack([self._task_mask(k) for k in tasks])[task_of]
+        return found
 
     def _items(self, task: int, graphs: list[Graph], labels: Tensor) -> list[tuple[Any, ...]]:
         mask = (self._task_mask(task),) if self.incr_type == "task" else ()

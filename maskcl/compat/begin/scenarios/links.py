@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from maskcl.compat.begin.data import DataGraph
-from maskcl.compat.begin.scenarios.common import BaseScenarioLoader
 from maskcl.compat.begin.scenarios.items import ItemScenarioLoader, given_split
+from maskcl.compat.begin.scenarios.loader import ScenarioLoader
 from maskcl.compat.begin.scenarios.nodes import CUSTOM
 from maskcl.compat.begin.scenarios.places import Places, in_a_row
 from maskcl.graph import Graph
@@ -20,7 +20,7 @@ from maskcl.scenarios.graphs.links import link_scenario, split_links
 
 
 class LCScenarioLoader(ItemScenarioLoader):
-    """Link classification; arguments as for `BaseScenarioLoader`.
+    """Link classification; arguments as for `ScenarioLoader`.
 
     A dataset is a `DataGraph` whose ``edges()`` are links with ``edata`` as LCTrainer says; in the
     time setting those up to the current task.
@@ -44,10 +44,19 @@ class LCScenarioLoader(ItemScenarioLoader):
         return link_scenario(request, x, graph.num_nodes(), pairs, items, CUSTOM)
 
     def _build(self, tasks: list[int]) -> tuple[DataGraph, Places]:
-        links, rows, test = _links(self._scenario, self._tested())
-        current: Any = self._scenario.train_set(self._curr_task)
-        graph = DataGraph(current.graph, links=links)
-        return graph, self._write_items(graph.edata, len(links), tasks, rows, test)
+        graph, rows, test = self._upto(self._curr_task, self._tested())
+        return graph, self._write_items(graph.edata, graph.num_edges(), tasks, rows, test)
+
+    def _whole(self) -> tuple[DataGraph, dict[int, Tensor], dict[int, Tensor]]:
+        return self._upto(self.num_tasks - 1, list(range(self.num_tasks)))
+
+    def _upto(
+        self, task: int, tested: list[int]
+    ) -> tuple[DataGraph, dict[int, Tensor], dict[int, Tensor]]:
+        """A task's graph with these tasks' links, and by task the training and the test links."""
+        links, rows, test = _links(self._scenario, tested)
+        found: Any = self._scenario.train_set(task)
+        return DataGraph(found.graph, links=links, loops=True), rows, test
 
 
 def _links(
@@ -66,8 +75,8 @@ def _links(
     return torch.cat(parts), train, test
 
 
-class LPScenarioLoader(BaseScenarioLoader):
-    """Link prediction, in the domain and time settings; arguments as for `BaseScenarioLoader`.
+class LPScenarioLoader(ScenarioLoader):
+    """Link prediction, in the domain and time settings; arguments as for `ScenarioLoader`.
 
     A dataset is a dict: ``graph``, a `DataGraph` whose edges are the training links; and
     ``train``, ``val`` and ``test``, each with ``edge`` int64 [n, 2] and ``label``, 1 for a link, 0
@@ -100,7 +109,7 @@ class LPScenarioLoader(BaseScenarioLoader):
         current = sets[self._curr_task]
         hidden = [torch.full((len(found),), -1) for found in test.values()]
         dataset = {
-            "graph": DataGraph(_without(current.graph, torch.cat(held))),
+            "graph": DataGraph(_without(current.graph, torch.cat(held)), loops=True),
             "known": current.known,
             "train": _labelled(train, [torch.ones(len(pairs)).long() for pairs in train]),
             "val": _labelled(*zip(*val.values(), strict=True)),
@@ -125,6 +134,49 @@ class LPScenarioLoader(BaseScenarioLoader):
 
     def _val_labels(self, task: int) -> Tensor:
         return self._val_pairs(task)[1]
+
+    def _answers(self, task: int, split: str) -> Tensor:
+        return self._val_labels(task) if split == "val" else self._test_labels(task).flatten()
+
+    def get_current_dataset_for_export(self, _global: bool = False) -> dict[str, Any]:
+        """The current task's part of `export_dataset`, or what is of all tasks together.
+
+        Together: ``ndata_feat``, ``edges`` and, an edge each, ``task``; ``neg_edges`` by split;
+        ``test_edges`` and ``test_labels``, the number of its task and 1 for a link, 0 for none. Of
+        a task: ``edges``, and ``_edges`` and ``_labels`` of ``train`` and ``val``.
+        """
+        if not _global:
+            data = self._target_dataset
+            found = {"edges": data["graph"].edges()}
+            for split in ("train", "val"):
+                found[f"{split}_edges"] = data[split]["edge"]
+                found[f"{split}_labels"] = data[split]["label"]
+            return found
+        tasks = range(self.num_tasks)
+        sets: list[Any] = [self._scenario.train_set(task) for task in tasks]
+        inputs: list[Any] = [self._scenario.test_inputs(task) for task in tasks]
+        right = [self._test_labels(task).flatten() for task in tasks]
+        tests = [found.pairs for found in inputs]
+        vals = [pairs[labels == 0] for pairs, labels in map(self._val_pairs, tasks)]
+        links = [
+            torch.cat([found.pairs, pairs[labels == 1]])
+            for found, pairs, labels in zip(sets, tests, right, strict=True)
+        ]
+        negatives = {
+            "val": torch.cat(vals),
+            "test": torch.cat([pairs[labels == 0] for pairs, labels in zip(tests, right)]),
+        }
+        edges = torch.cat(links)
+        return {
+            "ndata_feat": DataGraph(sets[-1].graph).ndata["feat"],
+            "task": torch.repeat_interleave(
+                torch.arange(len(links)), torch.tensor([*map(len, links)])
+            ),
+            "edges": (edges[:, 0], edges[:, 1]),
+            "neg_edges": negatives,
+            "test_edges": torch.cat(tests),
+            "test_labels": torch.cat([(k + 1) * labels for k, labels in enumerate(right)]),
+        }
 
 
 def _labelled(pairs: Any, labels: Any) -> dict[str, Tensor]:

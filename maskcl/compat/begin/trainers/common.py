@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -13,20 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from maskcl.compat.begin.methods import BARE, Plan, Unit
+from maskcl.compat.begin.trainers.keywords import KEYWORDS, checked
 from maskcl.compat.begin.trainers.loop import Loop
 from maskcl.compat.begin.trainers.running import Run
-
-# What every trainer takes besides its method's keywords.
-KEYWORDS: dict[str, Any] = {
-    "scheduler_fn": None,
-    "benchmark": False,
-    "seed": 0,
-    "full_mode": False,
-    "verbose": True,
-    "binary": False,
-    "tmp_save_path": None,
-    "pretraining": None,
-}
 
 
 class BaseTrainer(Loop):
@@ -36,7 +26,8 @@ class BaseTrainer(Loop):
         model: a GCNNode, GCNLink, GCNGraph or another GraphModel. A method's trainer converts a
             copy, ``trainer.model``; without a method the model itself is trained.
         scenario: a loader at its first task.
-        optimizer_fn: parameters (or groups of them) -> a new optimizer; called for each task.
+        optimizer_fn: parameters (or groups of them) -> a new optimizer; called here for its rates,
+            and for each task.
         loss_fn: outputs, labels -> 0-d loss. Labels of test samples are -1.
         device: "cpu", "cuda", a torch.device, or None for the CPU.
         scheduler_fn: optimizer -> scheduler, stepped with the validation loss (link prediction:
@@ -46,13 +37,19 @@ class BaseTrainer(Loop):
         full_mode: train the base and the joint model too; INT needs the latter.
         verbose: print the log and the results.
         binary: outputs are scores, not classes; True where the scenario has one class.
-        tmp_save_path: folder for ``result_TIME.pkl``, the arrays of the result; None for no file.
-        pretraining: None.
-        kwargs: these, and the method's: see ``unit.keywords``. A subclass names its own in
-            ``keywords``.
+        tmp_save_path: folder for ``save_file_name`` with .pkl behind it, the arrays of the result;
+            None for no file.
+        pretraining: model -> a ``utils.pretraining.PretrainingMethod`` that trains it before the
+            first task; None for none.
+        kwargs: these, and the method's: see ``unit.keywords``. A subclass with an ``__init__`` of
+            its own may take others, and any may name its own in ``keywords``.
 
     Attributes:
         model: as it trains. method: the hooks that train it.
+        tmp_path, result_path: ``tmp_save_path``.
+        save_file_name: of this trainer's result.
+        init_lrs: see `Start`.
+        smax, lamb, threshold, ...: the method's keywords; to set one changes the method.
 
     Raises:
         TypeError: an unknown keyword, or a model that cannot be converted.
@@ -74,7 +71,8 @@ class BaseTrainer(Loop):
         device: torch.device | str | None = None,
         **kwargs: Any,
     ) -> None:
-        options = self._options(kwargs)
+        known = {**KEYWORDS, **self.unit.keywords, **dict.fromkeys(self.keywords)}
+        options = checked(type(self), known, kwargs)
         self._check_scenario(scenario)
         self.device = _checked_device(type(self).__name__, device)
         self.seed = _seed(options)
@@ -85,15 +83,21 @@ class BaseTrainer(Loop):
         self.eval_fn = scenario.get_simple_eval_result
         self.full_mode, self.verbose = options["full_mode"], options["verbose"]
         self.binary = options["binary"] or scenario.num_classes == 1
-        self.result_path = options["tmp_save_path"]
-        self._task_of_class, self._num_classes = scenario.task_of_class, scenario.num_classes
+        self.tmp_path = self.result_path = options["tmp_save_path"]
+        self.save_file_name = f"result_{str(time.time()).replace('.', '')}"
+        self.pretraining = options["pretraining"]
+        self._num_classes = scenario.num_classes
+        none = torch.full((max(scenario.num_classes, 2),), -1)
+        self._task_of_class = getattr(scenario, "task_of_class", none)
         self._runs: dict[int, Run] = {}
-        self._initial = copy.deepcopy(model)
-        self.model, self.method = self._converted(model, options)
-        self.model.to(self.device)
+        given, chance = copy.deepcopy(model), torch.get_rng_state()
+        self._plan = self._planned(given)
+        self.model = self._convert(model).to(self.device)
+        self._remember(given, chance, optimizer_fn(list(given.parameters())))
+        self._set_method({name: options[name] for name in self.unit.keywords})
 
-    def _converted(self, model: Any, options: Mapping[str, Any]) -> tuple[Any, Any]:
-        """The model as it will train, and the method."""
+    def _planned(self, model: Any) -> Plan:
+        """What the method has to know of this run."""
         example: tuple[Any, ...] = ()
         if self.unit.convert is not None:
             if getattr(model, "classifier", None) is None or not hasattr(model, "converted"):
@@ -104,39 +108,37 @@ class BaseTrainer(Loop):
                 )
             model = copy.deepcopy(model).to("cpu")
             example = self._example(model, self._scenario.get_current_dataset())
-        plan = Plan(
+        return Plan(
             self.problem,
             self._scenario.incr_type,
             self.num_tasks,
             0 if self.unit.convert is None else model.classifier.num_outputs,
             example,
         )
-        method, convert = self.unit.method(options, plan), self.unit.convert
+
+    def _convert(self, model: Any) -> Any:
+        """The model as it trains; without a method itself."""
+        convert = self.unit.convert
         if convert is None:
-            return model, method
-        return model.converted(lambda core: convert(core, plan)), method
+            return model
+        return copy.deepcopy(model).to("cpu").converted(lambda core: convert(core, self._plan))
+
+    def _set_method(self, options: Mapping[str, Any]) -> None:
+        """Make the method anew, for the run that is going on too."""
+        self._method_options = dict(options)
+        self.method = self.unit.method(options, self._plan)
+        for run in self._runs.values():
+            if run.name == "exp":
+                run.method = self.method
 
     def _example(self, model: Any, dataset: Any) -> tuple[Any, ...]:
         """Arguments of the model's core for a few samples."""
         raise NotImplementedError
 
-    def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        known = {**KEYWORDS, **self.unit.keywords, **dict.fromkeys(self.keywords)}
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(
-                    f"{type(self).__name__}: no keyword {name!r}, known are {', '.join(known)}"
-                    " (a subclass names its own in its attribute `keywords`)"
-                )
-        if kwargs.get("pretraining") is not None:
-            raise ValueError(
-                f"{type(self).__name__}: pretraining is given, wanted None: train the model before"
-            )
-        return {**known, **kwargs}
-
     def _check_scenario(self, scenario: Any) -> None:
         name = type(self).__name__
-        if self.problem and scenario.problem != self.problem:
+        # A loader of the user's own may not say what it is of.
+        if self.problem and getattr(scenario, "problem", self.problem) != self.problem:
             raise ValueError(
                 f"{name}: scenario is a {type(scenario).__name__}, wanted one of {self.problem}"
                 " problems"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from maskcl.compat.begin.spelling import either_name
 from maskcl.compat.begin.trainers.steps import States, Stats, Steps
 from maskcl.nn.tasks.network import TaskNetwork
 
@@ -36,6 +37,7 @@ class Events(Steps):
         """
         return {}
 
+    @either_name
     def prepareLoader(
         self, curr_dataset: Any, curr_training_states: States
     ) -> tuple[Any, Any, Any]:
@@ -45,6 +47,7 @@ class Events(Steps):
         """
         raise NotImplementedError
 
+    @either_name
     def processBeforeTraining(
         self,
         task_id: int,
@@ -61,24 +64,29 @@ class Events(Steps):
         make = self.scheduler_fn
         curr_training_states["scheduler"] = None if make is None else make(curr_optimizer)
         curr_training_states.pop("best_weights", None)
+        worst = {"best_val_loss": 1e10, "best_val_score": -1.0, "best_val_acc": -1.0}
+        curr_training_states.update(worst)
         every = torch.arange(self._num_classes) if self.binary else None
         seen = self._seen_labels(curr_dataset) if every is None else every
         curr_model.observe_labels(seen)
 
+    @either_name
     def beforeInference(
         self, model: Any, optimizer: Optimizer, curr_batch: Any, curr_training_states: States
     ) -> Any:
         """Before a step's inference; what it returns is ``results["_before_inference"]`` after."""
 
+    @either_name
     def inference(self, model: Any, curr_batch: Any, curr_training_states: States | None) -> Stats:
-        """A batch's predictions and loss; in evaluation the states are None.
+        """A batch's predictions and loss; in evaluation the states are None (HAT: see there).
 
         Returns:
             ``preds`` [n, C] and ``loss``, 0-d, at least.
         """
         preds, answers = self._run(model, curr_batch), self._answers(curr_batch)
-        return {"preds": preds, "loss": self._loss(preds, answers, curr_training_states is None)}
+        return {"preds": preds, "loss": self._loss(preds, answers)}
 
+    @either_name
     def afterInference(
         self,
         results: Stats,
@@ -93,6 +101,7 @@ class Events(Steps):
         found = self.eval_fn(self.predictionFormat(results), answers)
         return {"_num_items": len(answers), "loss": results["loss"].item(), "acc": found}
 
+    @either_name
     def processTrainIteration(
         self, model: Any, optimizer: Optimizer, curr_batch: Any, curr_training_states: States
     ) -> Stats | None:
@@ -107,6 +116,7 @@ class Events(Steps):
         results["_before_inference"] = before
         return self.afterInference(results, model, optimizer, curr_batch, curr_training_states)
 
+    @either_name
     @torch.no_grad()
     def processEvalIteration(self, model: Any, curr_batch: Any) -> tuple[Tensor, Stats]:
         """A batch's predictions as the evaluator takes them, and numbers by name.
@@ -116,7 +126,7 @@ class Events(Steps):
         """
         masks = self._task_masks(curr_batch)
         if masks is None or not isinstance(getattr(model, "core", None), TaskNetwork):
-            results = self.inference(model, curr_batch, None)
+            results = self.inference(model, curr_batch, self._eval_states(self.curr_task))
         else:
             results = self._by_task(model, curr_batch, self._tasks(masks))
         return self.predictionFormat(results), {"loss": float(results["loss"])}
@@ -161,7 +171,9 @@ class Events(Steps):
             False to end the task's training: the rate is at the scheduler's smallest.
         """
         loss = curr_iter_results["val_stats"]["loss"]
-        return self._keep_best(curr_model, curr_optimizer, curr_training_states, loss, -loss)
+        return self._keep_best(
+            curr_model, curr_optimizer, curr_training_states, "best_val_loss", loss
+        )
 
     def processAfterTraining(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from maskcl.compat.begin import data
+from maskcl.compat.begin.spelling import either_name
 from maskcl.compat.begin.trainers.common import BaseTrainer
 
 
@@ -28,6 +29,23 @@ class GCTrainer(BaseTrainer):
     log_every = 1
     batch_size = 128
 
+    @either_name
+    def preparePretrainLoader(
+        self, curr_dataset: dict[str, Any], curr_training_states: dict[str, Any]
+    ) -> Any:
+        """Shuffled batches of the training graphs."""
+        return self.prepareLoader(curr_dataset, curr_training_states)[0]
+
+    @either_name
+    def processEvalIteration(self, model: Any, curr_batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        """As for the others, with the metric and the number of graphs."""
+        predictions, stats = super().processEvalIteration(model, curr_batch)
+        answers = self._answers(curr_batch)
+        hidden = bool((answers < 0).all())
+        score = float("nan") if hidden else self.eval_fn(predictions, answers)
+        return predictions, {"_num_items": len(answers), **stats, "acc": score}
+
+    @either_name
     def prepareLoader(
         self, curr_dataset: dict[str, Any], curr_training_states: dict[str, Any]
     ) -> Any:
@@ -39,6 +57,9 @@ class GCTrainer(BaseTrainer):
             DataLoader(curr_dataset["val"], **options),
             DataLoader(curr_dataset["test"], **options),
         )
+
+    def _pretraining_inputs(self, learner: Any, batch: Any) -> Iterable[Any]:
+        return [batch[0].to(self.device)]
 
     def _run(self, model: Any, batch: tuple[Any, ...]) -> Tensor:
         graph, masks = batch[0].to(self.device), self._task_masks(batch)

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
-from maskcl.compat.begin.data import DataGraph
+from maskcl.compat.begin.data import DataGraph, heard
+from maskcl.compat.begin.spelling import either_name
 from maskcl.compat.begin.trainers.common import BaseTrainer
 from maskcl.problems.sampling import draw_negatives
 
@@ -28,6 +29,14 @@ class LCTrainer(BaseTrainer):
 
     problem = "link"
 
+    @either_name
+    def preparePretrainLoader(
+        self, curr_dataset: DataGraph, curr_training_states: dict[str, Any]
+    ) -> list[DataGraph]:
+        """The graph that messages use, without nodes that no edge joins to another."""
+        return [heard(curr_dataset)]
+
+    @either_name
     def prepareLoader(self, curr_dataset: DataGraph, curr_training_states: dict[str, Any]) -> Any:
         """One batch each for training, validation and test."""
         srcs, dsts = curr_dataset.edges()
@@ -74,7 +83,16 @@ class LPTrainer(BaseTrainer):
     problem = "link prediction"
     log_every = 1
     batch_size = 32 * 1024
+    _pretraining_sign = -1.0
 
+    @either_name
+    def preparePretrainLoader(
+        self, curr_dataset: dict[str, Any], curr_training_states: dict[str, Any]
+    ) -> list[DataGraph]:
+        """The graph without nodes that no edge joins to another."""
+        return [heard(curr_dataset["graph"])]
+
+    @either_name
     def prepareLoader(
         self, curr_dataset: dict[str, Any], curr_training_states: dict[str, Any]
     ) -> Any:
@@ -93,6 +111,7 @@ class LPTrainer(BaseTrainer):
         )
         return train, [(graph, feat, *pairs["val"])], [(graph, feat, *pairs["test"])]
 
+    @either_name
     def inference(
         self, model: Any, curr_batch: tuple[Any, ...], curr_training_states: dict[str, Any] | None
     ) -> dict[str, Any]:
@@ -108,8 +127,9 @@ class LPTrainer(BaseTrainer):
         srcs, dsts = pairs.to(self.device).unbind(1)
         preds = model(graph.to(self.device), feat.to(self.device), srcs, dsts).squeeze(-1)
         answers = labels.to(self.device)
-        return {"preds": preds, "loss": self._loss(preds, answers, curr_training_states is None)}
+        return {"preds": preds, "loss": self._loss(preds, answers), "answers": answers}
 
+    @either_name
     def afterInference(
         self,
         results: dict[str, Any],
@@ -147,10 +167,15 @@ class LPTrainer(BaseTrainer):
     ) -> bool:
         """As for the others, by the validation score: the larger, the better."""
         score = curr_iter_results["val_metric"]
-        return self._keep_best(curr_model, curr_optimizer, curr_training_states, score, score)
+        return self._keep_best(
+            curr_model, curr_optimizer, curr_training_states, "best_val_score", score
+        )
 
     def _task_masks(self, batch: Any) -> None:
         return None
+
+    def _targets(self, batch: Any, results: dict[str, Any]) -> Tensor:
+        return results["answers"]
 
     def _seen_labels(self, dataset: Any) -> Tensor:
         return torch.zeros(1, dtype=torch.int64)

@@ -13,14 +13,14 @@ from torch.optim import Optimizer
 
 from maskcl.compat.begin.methods import FineTuning
 from maskcl.compat.begin.trainers import results
-from maskcl.compat.begin.trainers.events import Events
+from maskcl.compat.begin.trainers.pretraining import Pretraining
 from maskcl.compat.begin.trainers.running import Run, active
-from maskcl.compat.begin.trainers.steps import Stats
+from maskcl.compat.begin.trainers.steps import States, Stats
 from maskcl.methods import TaskData
 from maskcl.ops import task_progress
 
 
-class Loop(Events):
+class Loop(Pretraining):
     """What a trainer does between the events; `BaseTrainer` sets its attributes."""
 
     model: Any
@@ -30,8 +30,7 @@ class Loop(Events):
     verbose: bool
     result_path: Any
     optimizer_fn: Callable[[Any], Optimizer]
-    max_num_epochs = 0
-    _initial: Any
+    save_file_name: str
     _runs: dict[int, Run]
 
     def run(self, epoch_per_task: int = 1) -> dict[str, Any]:
@@ -57,23 +56,29 @@ class Loop(Events):
         self.max_num_epochs = epoch_per_task
         exp = Run("exp", self.model, self.method)
         states = self.initTrainingStates(self._scenario, self.model, self._optimizer(exp, 0)) or {}
-        exp.states = copy.deepcopy(states)
         found: dict[str, Any] = {}
         rows: dict[str, list[Tensor]] = defaultdict(list)
+        final: dict[str, Any] = {}
+        accumulated: States = {}
         while (dataset := self._scenario.get_current_dataset()) is not None:
             if self.curr_task == 0:
+                self._pretrain(dataset, states)
+                exp.states = copy.deepcopy(states)
                 found = self._untrained(dataset, copy.deepcopy(states))
+            if self.curr_task == 0 or self.full_mode:
+                accumulated = copy.deepcopy(states)
             runs = [exp]
             if self.full_mode:
-                runs += [self._plain(name, copy.deepcopy(states)) for name in ("base", "accum")]
+                runs += [self._plain("base", copy.deepcopy(states))]
+                runs += [self._plain("accum", accumulated)]
             self._train_task(runs, dataset, epoch_per_task)
-            final = self._measure(runs, rows)
+            final = self._measure(runs, rows, accumulated)
         found |= {name: torch.stack(values) for name, values in rows.items()}
         found |= results.summary(found, final)
         if self.verbose:
             results.show(found)
         if self.result_path is not None:
-            results.save(self.result_path, found)
+            results.save(self.result_path, self.save_file_name, found)
         return found
 
     def _train_task(self, runs: list[Run], dataset: Any, epochs: int) -> None:
@@ -104,6 +109,8 @@ class Loop(Events):
         run.guard = run.method.protect(run.optimizer, run.net, run.state)
         loaders = self.prepareLoader(dataset, run.states)
         run.loaders = dict(zip(("train", "val", "test"), loaders, strict=True))
+        if self.incr_type == "task" and not hasattr(self._scenario, "task_of_class"):
+            self._learn_classes(next(iter(run.loaders["train"])))
         steps = self.max_num_epochs * len(run.loaders["train"])
         run.method.check_plan(run.net, run.state, run.optimizer, steps)
         self.processBeforeTraining(task, dataset, run.model, run.optimizer, run.states)
@@ -111,17 +118,14 @@ class Loop(Events):
     def _epoch(self, run: Run, epoch: int) -> None:
         """An epoch's steps, validation, and the events that see its results."""
         task, loader = self.curr_task, run.loaders["train"]
-        batches, stats = len(loader), defaultdict[str, list[Any]](list)
+        batches, stats = len(loader), dict[str, list[Any]]()
         run.model.train()
         for i, batch in enumerate(loader):
             progress = task_progress(epoch, self.max_num_epochs, i, batches)
             run.method.before_step(run.net, run.state, progress)
             with active(run.model, task, run.state.scale):
-                found = self.processTrainIteration(
-                    run.model, _given(run.optimizer), batch, run.states
-                )
+                self._trainWrapper(run.model, _given(run.optimizer), batch, run.states, stats)
             run.method.after_step(run.net, run.state)
-            _collect(stats, found)
         train_stats = self._reduceTrainingStats(stats)
         run.model.eval()
         predictions, val_stats = self._predictions(run.model, run.loaders["val"])
@@ -152,9 +156,11 @@ class Loop(Events):
         def batches() -> Iterator[Any]:
             yield from self.prepareLoader(run.data, run.states)[0]
 
-        def forward(net: Any, batch: Any) -> tuple[Tensor, None]:
-            preds = self.inference(run.model, batch, run.states)["preds"]
-            return preds.unsqueeze(-1) if preds.dim() == 1 else preds, None
+        def forward(net: Any, batch: Any) -> tuple[Tensor, Tensor]:
+            found = self.inference(run.model, batch, run.states)
+            preds = found["preds"]
+            outputs = preds.unsqueeze(-1) if preds.dim() == 1 else preds
+            return outputs, self._targets(batch, found).flatten()
 
         return TaskData(batches, forward, self._segments())
 
@@ -162,21 +168,24 @@ class Loop(Events):
         """See `TaskData.segments`."""
         return None
 
-    def _measure(self, runs: list[Run], rows: dict[str, list[Tensor]]) -> dict[str, Any]:
+    def _measure(
+        self, runs: list[Run], rows: dict[str, list[Tensor]], states: States
+    ) -> dict[str, Any]:
         """A row for each model and split; then the next task. After the last one: its metrics."""
-        final = None
-        loaders = self.prepareLoader(self._scenario.get_accumulated_dataset(), {})
-        for split, loader in zip(("val", "test"), loaders[1:], strict=True):
+        loaders = runs[-1].loaders
+        if runs[-1].name != "accum":
+            parts = self.prepareLoader(self._scenario.get_accumulated_dataset(), states)
+            loaders = dict(zip(("train", "val", "test"), parts, strict=True))
+        for split in ("val", "test"):
             for run in reversed(runs):
                 run.model.eval()
-                predictions, _ = self._predictions(run.model, loader)
+                predictions, _ = self._predictions(run.model, loaders[split])
                 if split == "val":
                     row = self._scenario.get_accum_eval_result(predictions, target_split="val")
                 else:
                     row = self._scenario.get_eval_result(predictions, target_split="test")
                 rows[f"{run.name}_{split}"].append(row)
-        final = self._scenario.next_task(predictions)
-        return final or {}
+        return self._scenario.next_task(predictions) or {}
 
     def _untrained(self, dataset: Any, states: dict[str, Any]) -> dict[str, Any]:
         """Scores of the model as it was given, every class allowed to answer."""
@@ -201,15 +210,12 @@ class Loop(Events):
 
     @torch.no_grad()
     def _predictions(self, model: Any, loader: Iterable[Any]) -> tuple[Tensor, Stats]:
-        stats, predictions = defaultdict[str, list[Any]](list), []
-        for batch in loader:
-            found, numbers = self.processEvalIteration(model, batch)
-            predictions.append(found)
-            _collect(stats, numbers)
+        stats = dict[str, list[Any]]()
+        predictions = [self._evalWrapper(model, batch, stats) for batch in loader]
         return torch.cat(predictions), self._reduceEvalStats(stats)
 
     def _optimizer(self, run: Run, task: int) -> Optimizer:
-        return self.optimizer_fn(run.method.parameter_groups(run.net, task))
+        return self._noted(self.optimizer_fn(run.method.parameter_groups(run.net, task)))
 
     def _run_of(self, model: Any) -> Run:
         return self._runs[id(model)]
@@ -218,8 +224,3 @@ class Loop(Events):
 def _given(optimizer: Optimizer | None) -> Optimizer:
     assert optimizer is not None
     return optimizer
-
-
-def _collect(stats: dict[str, list[Any]], found: Stats | None) -> None:
-    for name, value in (found or {}).items():
-        stats[name].append(value)

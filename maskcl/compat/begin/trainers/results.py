@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,9 @@ def show(found: dict[str, Any]) -> None:
         print("intransigence:", round(found["exp_INT"], 4))
 
 
-def save(folder: str | os.PathLike[str], found: dict[str, Any]) -> Path:
-    """Write the matrices as a pickled dict of numpy arrays; the file."""
-    path = Path(folder) / f"result_{str(time.time()).replace('.', '')}.pkl"
+def save(folder: str | os.PathLike[str], name: str, found: dict[str, Any]) -> Path:
+    """Write the matrices as a pickled dict of numpy arrays; the file, ``name`` with .pkl behind."""
+    path = Path(folder) / f"{name}.pkl"
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: v.numpy() for name, v in found.items() if isinstance(v, Tensor)}
     with path.open("wb") as file:

@@ -23,8 +23,9 @@ class AdaptiveLinear(nn.Module):
 
     Attributes:
         lin: the layer; after a conversion, where heads are a network's, ``nn.Identity``.
+        num_outputs: C.
         observed: bool [C], classes that any task has shown.
-        output_masks: for each call of `observe_outputs`, bool [C].
+        output_masks: for each call of `observe_outputs`, bool [C]; None before the first.
 
     Shape: [n, in_channels] -> [n, C].
     """
@@ -37,9 +38,19 @@ class AdaptiveLinear(nn.Module):
         super().__init__()
         self.lin: nn.Module = nn.Linear(in_channels, out_channels, bias)
         self.num_outputs = out_channels
-        self.accum = accum
+        self.bias, self.accum = bias, accum
         self.register_buffer("observed", torch.zeros(out_channels, dtype=torch.bool))
-        self.output_masks: list[Tensor] = []
+        self.output_masks: list[Tensor] | None = None
+
+    @property
+    def masks_so_far(self) -> list[Tensor]:
+        """``output_masks``; [] before the first."""
+        return self.output_masks or []
+
+    def reset_parameters(self) -> None:
+        """Draw the layer's weights anew; what was observed stays."""
+        if isinstance(self.lin, nn.Linear):
+            self.lin.reset_parameters()
 
     def observe_outputs(self, new_outputs: Tensor, verbose: bool = True) -> None:
         """Let the classes among ``new_outputs`` answer from here on.
@@ -60,17 +71,24 @@ class AdaptiveLinear(nn.Module):
         mask = torch.zeros_like(self.observed)
         mask[labels.long()] = True
         self.observed |= mask
-        if self.accum and self.output_masks:
-            mask |= self.output_masks[-1].to(mask.device)
-        self.output_masks.append(mask)
+        masks = self.masks_so_far
+        if self.accum and masks:
+            mask |= masks[-1].to(mask.device)
+        self.output_masks = [*masks, mask]
 
     def get_output_mask(self, task_ids: Tensor | None = None) -> Tensor:
-        """The last mask, bool [C]; or for each of ``task_ids`` its own, none for unseen tasks."""
-        masks = [mask.to(self.observed.device) for mask in self.output_masks]
+        """The last mask, bool [C]; or for each of ``task_ids`` its own, none for unseen tasks.
+
+        Raises:
+            RuntimeError: no outputs were observed yet, and the last mask is wanted.
+        """
+        masks = [mask.to(self.observed.device) for mask in self.masks_so_far]
         if task_ids is None:
+            if not masks:
+                raise RuntimeError("get_output_mask: no outputs were observed yet")
             return masks[-1]
         table = torch.stack([*masks, torch.zeros_like(self.observed)])
-        return table[task_ids.clamp(max=len(masks))]
+        return table[task_ids.clamp(max=len(masks)).to(table.device)].to(task_ids.device)
 
     def forward(self, x: Tensor, task_masks: Tensor | None = None) -> Tensor:
         """Logits, masked but for ``task_masks`` (bool [n, C]) or, without, the observed classes."""
@@ -79,8 +97,8 @@ class AdaptiveLinear(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Masks so far, bool [tasks, C]."""
-        return torch.stack([*self.output_masks, torch.zeros_like(self.observed)])[:-1].cpu()
+        return torch.stack([*self.masks_so_far, torch.zeros_like(self.observed)])[:-1].cpu()
 
     def set_extra_state(self, state: Any) -> None:
         """Take over `get_extra_state`'s masks."""
-        self.output_masks = list(state.to(self.observed.device))
+        self.output_masks = list(state.to(self.observed.device)) or None

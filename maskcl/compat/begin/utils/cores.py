@@ -38,24 +38,24 @@ class Convolutions(nn.Module):
     Args:
         features: F of the input. hidden: of each layer. layers: how many.
         activation: a function, or a module, of which each layer takes a copy.
-        dropout: of the input too, unless it is 0.
+        dropout: of the input too.
 
     Shape: x [N, F], edges as ``Graph.edges("gcn")`` -> [N, hidden].
     """
 
     def __init__(
-        self, features: int, hidden: int, layers: int, activation: Activation, dropout: float
+        self, features: int, hidden: int, layers: int, activation: Activation, dropout: nn.Dropout
     ) -> None:
         super().__init__()
         widths = [features] + [hidden] * layers
-        self.enter = _dropout(dropout)
+        self.dropout = dropout
         self.convs = nn.ModuleList(map(_convolution, widths[:-1], widths[1:]))
         self.norms = nn.ModuleList(nn.BatchNorm1d(hidden) for _ in range(layers))
         self.after = nn.ModuleList(_after(activation, dropout) for _ in range(layers))
 
     def forward(self, x: Tensor, edges: Tensor) -> Tensor:
         """Features of every node."""
-        x = self.enter(x)
+        x = self.dropout(x)
         for conv, norm, after in zip(self.convs, self.norms, self.after, strict=True):
             x = after(norm(conv(x, edges)))
         return x
@@ -75,63 +75,90 @@ class NodeCore(nn.Module):
 
 
 class LinkCore(nn.Module):
-    """Hadamard product of a pair's features and an MLP; a head as for NodeCore."""
+    """Hadamard product of a pair's features and an MLP; a head as for NodeCore.
 
-    def __init__(self, nodes: Convolutions, mlp: nn.Sequential) -> None:
+    Args:
+        nodes: of the pairs' nodes. hidden: of each layer of the MLP, and of ``nodes``.
+        layers, activation: of the MLP. dropout: of the product and behind each layer.
+    """
+
+    def __init__(
+        self,
+        nodes: Convolutions,
+        hidden: int,
+        layers: int,
+        activation: Activation,
+        dropout: nn.Dropout,
+    ) -> None:
         super().__init__()
-        self.nodes, self.mlp = nodes, mlp
+        self.nodes, self.dropout = nodes, dropout
+        self.linears, self.after = _mlp([hidden] * (layers + 1), activation, dropout)
         self.head: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
         """Pairs int64 [n, 2] -> [n, hidden] or [n, C]."""
         h = self.nodes(x, edges)
-        return self.head(self.mlp(h[pairs[:, 0]] * h[pairs[:, 1]]))
+        h = self.dropout(h[pairs[:, 0]] * h[pairs[:, 1]])
+        for linear, after in zip(self.linears, self.after, strict=True):
+            h = after(linear(h))
+        return self.head(h)
 
 
 class GraphCore(nn.Module):
     """A layer for the features, a readout over each graph's nodes, an MLP; a head as for NodeCore.
 
     Args:
-        enter: of the features. nodes, mlp: as they say. readout: mean, sum, max or none.
+        enc: of the features. nodes: behind it. readout: mean, sum, max or none.
+        widths: of the MLP, the input's first. activation: of it. dropout: behind each layer.
     """
 
     def __init__(
-        self, enter: nn.Module, nodes: Convolutions, readout: str, mlp: nn.Sequential
+        self,
+        enc: nn.Module,
+        nodes: Convolutions,
+        readout: str,
+        widths: list[int],
+        activation: Activation,
+        dropout: nn.Dropout,
     ) -> None:
         super().__init__()
-        self.enter, self.nodes, self.mlp = enter, nodes, mlp
+        self.enc, self.nodes = enc, nodes
+        self.mlp_layers, self.after = _mlp(widths, activation, dropout)
         self.readout = readout
         self.head: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor, edges: Tensor, graph: Tensor, count: int) -> Tensor:
         """Graph int64 [N], each node's graph -> [count, hidden] or [count, C]."""
-        from torch_geometric import nn as geometric
-
-        h = self.nodes(self.enter(x), edges)
-        # Called by their own names, by which a tracer knows them.
-        if self.readout == "mean":
-            h = geometric.global_mean_pool(h, graph, count)
-        elif self.readout == "sum":
-            h = geometric.global_add_pool(h, graph, count)
-        elif self.readout == "max":
-            h = geometric.global_max_pool(h, graph, count)
-        return self.head(self.mlp(h))
+        h = read_out(self.readout, self.nodes(self.enc(x), edges), graph, count)
+        for linear, after in zip(self.mlp_layers, self.after, strict=True):
+            h = after(linear(h))
+        return self.head(h)
 
 
-def layers(widths: list[int], activation: Activation, dropout: float) -> nn.Sequential:
-    """Linear layers of these widths, each with activation and dropout behind it."""
-    parts: list[nn.Module] = []
-    for inside, out in itertools.pairwise(widths):
-        parts += [nn.Linear(inside, out), *_after(activation, dropout)]
-    return nn.Sequential(*parts)
+def read_out(readout: str, h: Tensor, graph: Tensor, count: int) -> Tensor:
+    """Rows of nodes as one of each graph; ``none`` leaves them as they are."""
+    from torch_geometric import nn as geometric
+
+    # Called by their own names, by which a tracer knows them.
+    if readout == "mean":
+        return geometric.global_mean_pool(h, graph, count)
+    if readout == "sum":
+        return geometric.global_add_pool(h, graph, count)
+    if readout == "max":
+        return geometric.global_max_pool(h, graph, count)
+    return h
 
 
-def _after(activation: Activation, dropout: float) -> nn.Sequential:
-    return nn.Sequential(_module(activation), *([nn.Dropout(dropout)] if dropout > 0 else []))
+def _mlp(
+    widths: list[int], activation: Activation, dropout: nn.Dropout
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Linear layers of these widths, and what is behind each: activation and dropout."""
+    linears = [nn.Linear(inside, out) for inside, out in itertools.pairwise(widths)]
+    return nn.ModuleList(linears), nn.ModuleList(_after(activation, dropout) for _ in linears)
 
 
-def _dropout(dropout: float) -> nn.Module:
-    return nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+def _after(activation: Activation, dropout: nn.Dropout) -> nn.Sequential:
+    return nn.Sequential(_module(activation), dropout)
 
 
 def _module(activation: Activation) -> nn.Module:

@@ -1,5 +1,6 @@
 """MAS for graphs."""
 
+from maskcl.compat.begin.algorithms.mas.names import MASNames
 from maskcl.compat.begin.factory import trainer
 from maskcl.compat.begin.methods import MAS_UNIT
 from maskcl.compat.begin.trainers.graphs import GCTrainer
@@ -11,7 +12,7 @@ __all__ = [
     "GCTimeILMASTrainer",
 ]
 
-GCTaskILMASTrainer = trainer(__name__, GCTrainer, MAS_UNIT, "task")
-GCClassILMASTrainer = trainer(__name__, GCTrainer, MAS_UNIT, "class")
-GCDomainILMASTrainer = trainer(__name__, GCTrainer, MAS_UNIT, "domain")
-GCTimeILMASTrainer = trainer(__name__, GCTrainer, MAS_UNIT, "time")
+GCTaskILMASTrainer = trainer(__name__, GCTrainer, MAS_UNIT, "task", MASNames)
+GCClassILMASTrainer = trainer(__name__, GCTrainer, MAS_UNIT, "class", MASNames)
+GCDomainILMASTrainer = trainer(__name__, GCTrainer, MAS_UNIT, "domain", MASNames)
+GCTimeILMASTrainer = trainer(__name__, GCTrainer, MAS_UNIT, "time", MASNames)

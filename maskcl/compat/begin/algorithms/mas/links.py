@@ -1,5 +1,6 @@
 """MAS for links."""
 
+from maskcl.compat.begin.algorithms.mas.names import MASNames
 from maskcl.compat.begin.factory import trainer
 from maskcl.compat.begin.methods import MAS_UNIT
 from maskcl.compat.begin.trainers.links import LCTrainer, LPTrainer
@@ -12,8 +13,8 @@ __all__ = [
     "LPDomainILMASTrainer",
 ]
 
-LCTaskILMASTrainer = trainer(__name__, LCTrainer, MAS_UNIT, "task")
-LCClassILMASTrainer = trainer(__name__, LCTrainer, MAS_UNIT, "class")
-LCTimeILMASTrainer = trainer(__name__, LCTrainer, MAS_UNIT, "time")
-LPTimeILMASTrainer = trainer(__name__, LPTrainer, MAS_UNIT, "time")
-LPDomainILMASTrainer = trainer(__name__, LPTrainer, MAS_UNIT, "domain")
+LCTaskILMASTrainer = trainer(__name__, LCTrainer, MAS_UNIT, "task", MASNames)
+LCClassILMASTrainer = trainer(__name__, LCTrainer, MAS_UNIT, "class", MASNames)
+LCTimeILMASTrainer = trainer(__name__, LCTrainer, MAS_UNIT, "time", MASNames)
+LPTimeILMASTrainer = trainer(__name__, LPTrainer, MAS_UNIT, "time", MASNames)
+LPDomainILMASTrainer = trainer(__name__, LPTrainer, MAS_UNIT, "domain", MASNames)

@@ -1,5 +1,6 @@
 """MAS for nodes."""
 
+from maskcl.compat.begin.algorithms.mas.names import MASNames
 from maskcl.compat.begin.factory import trainer
 from maskcl.compat.begin.methods import MAS_UNIT
 from maskcl.compat.begin.trainers.nodes import NCMinibatchTrainer, NCTrainer
@@ -12,8 +13,8 @@ __all__ = [
     "NCClassILMASMinibatchTrainer",
 ]
 
-NCTaskILMASTrainer = trainer(__name__, NCTrainer, MAS_UNIT, "task")
-NCClassILMASTrainer = trainer(__name__, NCTrainer, MAS_UNIT, "class")
-NCDomainILMASTrainer = trainer(__name__, NCTrainer, MAS_UNIT, "domain")
-NCTimeILMASTrainer = trainer(__name__, NCTrainer, MAS_UNIT, "time")
-NCClassILMASMinibatchTrainer = trainer(__name__, NCMinibatchTrainer, MAS_UNIT, "class")
+NCTaskILMASTrainer = trainer(__name__, NCTrainer, MAS_UNIT, "task", MASNames)
+NCClassILMASTrainer = trainer(__name__, NCTrainer, MAS_UNIT, "class", MASNames)
+NCDomainILMASTrainer = trainer(__name__, NCTrainer, MAS_UNIT, "domain", MASNames)
+NCTimeILMASTrainer = trainer(__name__, NCTrainer, MAS_UNIT, "time", MASNames)
+NCClassILMASMinibatchTrainer = trainer(__name__, NCMinibatchTrainer, MAS_UNIT, "class", MASNames)
