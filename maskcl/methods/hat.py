@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 
 from maskcl.methods.base import TaskData, derive_seed, hidden_task_reasons, no_classes_reasons
 from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
-from maskcl.nn.tasks.kept_bits import check_kept, check_ranks
+from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks
 from maskcl.ops import hat_scale
 from maskcl.optim.guard import Guard, guard
 from maskcl.settings import Setting
@@ -124,15 +123,14 @@ class HAT:
             cosh_clamp=self.cosh_clamp,
             compensation="recipe" if self.compensation == "recipe" else "exact",
         )
-        net.begin_task(task)
+        net.begin_task(task, check=self.rule == "hat")
         embedding = net.embeddings[task]
         dtype = torch.float64 if embedding.dtype == torch.float64 else torch.float32
         # A tensor filled in place: no step waits for the device or is compiled anew.
         scale = torch.full((), self.s_max, dtype=dtype, device=embedding.device)
         trained = net.task_parameters(task)
-        # Other rules than "hat" let protected weights move, so they promise no bits.
-        kept = net.kept_bits(self._exact) if self.rule == "hat" else {}
-        return HATState(task, scale, net.protection(), trained, kept, seed=seed)
+        begun = FinishedTasks(net.finished)
+        return HATState(task, scale, net.protection(), trained, begun, self, seed=seed)
 
     @property
     def _exact(self) -> bool:
@@ -191,6 +189,7 @@ class HAT:
         seed = 0
         if self.rule == "random":
             seed = derive_seed("rule", state.seed, state.task, state.steps)
+        state.begun.check("HAT.after_backward", net.finished)
         state.protection.check_parameters("HAT.after_backward")
         state.protection.clamp_(
             rule=self.rule, exact=self._exact, values=self.rule_value, seed=seed
@@ -209,12 +208,24 @@ class HAT:
         """Record which units the task uses; from here on they are protected.
 
         Raises:
-            RuntimeError: earlier tasks are no longer what they were (rule "hat"), or processes
-                hold different parameters; nothing is recorded then.
+            RuntimeError: earlier tasks are no longer what they were (rule "hat"), others were
+                finished meanwhile, the task began under another rule, or processes hold different
+                parameters; nothing is recorded then.
         """
-        check_kept("HAT.end_task", state.kept, net.kept_bits(self._exact) if state.kept else {})
-        check_ranks("HAT.end_task", net)
-        net.finish_task(state.task)
+        net._check_open("finish_task", state.task)
+        state.begun.check("HAT.end_task", net.finished)
+        for name in ("rule", "protection"):
+            was, now = getattr(state.method, name), getattr(self, name)
+            if was != now:
+                raise RuntimeError(
+                    f"HAT.end_task: the task began with {name} {was!r} and ends with {now!r}:"
+                    " end it with the method that began it"
+                )
+        # Other rules let protected weights move, so they promise no bits.
+        is_kept = self.rule == "hat"
+        problem = net._changed_since("HAT.end_task") if is_kept else None
+        check_ranks("HAT.end_task", net, problem)
+        net.finish_task(state.task, check=False)
 
     def measure(self, net: HATNetwork, task: int) -> dict[str, dict[str, float]]:
         """``capacity``: by layer, units in use; ``protected``: by parameter, weights protected."""
@@ -244,7 +255,8 @@ class HATState:
         scale: s, a 0-d tensor on the network's device, filled in place.
         protection: what the tasks finished before use.
         trained: the parameters that the task trains.
-        kept: fingerprints of what the finished tasks need, when this one began.
+        begun: the tasks that were finished when this one began.
+        method: that began it.
         watch: of scalers of the loss.
         seed: of the rule ``random``.
         steps: optimizer steps so far.
@@ -254,7 +266,8 @@ class HATState:
     scale: Tensor
     protection: Protection
     trained: list[nn.Parameter]
-    kept: Mapping[str, Tensor]
+    begun: FinishedTasks = field(repr=False)
+    method: HAT = field(repr=False)
     watch: ScalerWatch = field(default_factory=ScalerWatch, repr=False)
     seed: int = 0
     steps: int = 0

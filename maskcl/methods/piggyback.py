@@ -21,7 +21,7 @@ from maskcl.methods.base import (
     hidden_task_reasons,
     no_classes_reasons,
 )
-from maskcl.nn.tasks.kept_bits import check_kept, check_ranks
+from maskcl.nn.tasks.kept_bits import check_ranks
 from maskcl.settings import Setting
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Piggyback:
             density=self.density,
             generator=torch.Generator().manual_seed(derive_seed("scores", seed, task)),
         )
-        return PiggybackState(task, self._words(net), net.kept_bits())
+        return PiggybackState(task, self._words(net))
 
     def parameter_groups(self, net: PiggybackNetwork, task: int) -> list[dict[str, Any]]:
         """The scores, never with decay, which would pull them under the threshold; then the rest.
@@ -210,8 +210,7 @@ class Piggyback:
             RuntimeError: the base or an earlier task is no longer what it was, or processes hold
                 different scores; nothing is recorded then.
         """
-        check_kept("Piggyback.end_task", state.kept, net.kept_bits() if state.kept else {})
-        check_ranks("Piggyback.end_task", net)
+        check_ranks("Piggyback.end_task", net, net._changed_since("Piggyback.end_task"))
         words = self._words(net)
         net.finish_task(state.task)
         if all(torch.equal(words[name], start) for name, start in state.start.items()):
@@ -258,13 +257,11 @@ class PiggybackState:
     Attributes:
         task: index of the task.
         start: by layer, the words of the mask that the task started with.
-        kept: fingerprints of what the finished tasks need, when this one began.
         scale: None; masks are hard throughout.
     """
 
     task: int
     start: dict[str, Tensor] = field(repr=False)
-    kept: dict[str, Tensor] = field(repr=False)
     scale: None = None
 
     def state_dict(self) -> dict[str, int]:

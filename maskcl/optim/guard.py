@@ -46,6 +46,11 @@ class Guard:
 
     def __init__(self, optimizer: Optimizer, protection: Protection, exact: bool) -> None:
         protection.check_parameters("guard")
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+            raise TypeError(
+                f"guard: optimizer is a {type(optimizer).__name__} without torch's step hooks,"
+                " wanted a torch.optim.Optimizer: call protect() on the one inside that steps"
+            )
         self._protection = protection
         self._fraction = protection.fraction(exact=exact)
         self._exact = exact
@@ -149,6 +154,8 @@ def _state_like(optimizer: Optimizer, parameter: nn.Parameter) -> list[tuple[str
 
 
 def _keeps_zero_gradients(optimizer: Optimizer) -> bool:
-    return type(optimizer) is SGD and all(
-        group["momentum"] == 0 and group["weight_decay"] == 0 for group in optimizer.param_groups
+    # Maximizing adds the zero: -0 becomes 0.
+    return type(optimizer) is SGD and not any(
+        group["momentum"] or group["weight_decay"] or group["maximize"]
+        for group in optimizer.param_groups
     )

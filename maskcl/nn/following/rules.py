@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -114,7 +115,7 @@ class _Node:
             return self._moved(self._call) if len(data) == len(self.values) else None
         if name == "getattr":
             return self._moved(self._call) if self.args[1] in ("T", "mT", "data") else None
-        if not self._one():
+        if not self._one() or self._has_odd_number(name):
             return None
         if name in ("view_as", "reshape_as", "expand_as", "type_as") and isinstance(
             self.args[0], Value
@@ -136,11 +137,22 @@ class _Node:
             return None
         return self._one_tensor(name)
 
+    def _has_odd_number(self, name: str) -> bool:
+        """Whether 0 meets an infinity, a NaN or a division by 0 here."""
+        numbers = [a for a in (*self.args, *self.kwargs.values()) if isinstance(a, float | int)]
+        is_divided = name in ops.QUOTIENTS and any(number == 0 for number in numbers)
+        in_arithmetic = name in ops.PRODUCTS or name in ops.SUMS or name in ops.QUOTIENTS
+        return is_divided or (in_arithmetic and not all(map(math.isfinite, numbers)))
+
     def _one_tensor(self, name: str) -> Value | None:
         value = self.values[0]
         if not value.followed:
             return None
-        if name in ops.QUOTIENTS or name == "pow":
+        if name == "pow":
+            exponent = self.args[1] if len(self.args) > 1 else self.kwargs.get("exponent")
+            is_number = isinstance(exponent, (int, float)) and math.isfinite(exponent)
+            return self._unary(is_number and exponent > 0 and self.args[:1] == (value,))
+        if name in ops.QUOTIENTS:
             return self._unary(self.args[0] is value)
         if name in ops.REDUCTIONS:
             dims = self.kwargs.get("dim", self.args[1] if len(self.args) > 1 else None)

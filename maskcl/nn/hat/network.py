@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from maskcl.nn.following.trace import sizes_of
 from maskcl.nn.hat.example_inputs import Example
-from maskcl.nn.hat.followed_structure import FollowedStructure
 from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.protection import Protection, protect
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import check_owners, shared_parameters
 from maskcl.nn.hat.topology_by_hand import Sources
 from maskcl.nn.tasks.active import ActiveTask, active_of
+from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.network import TaskNetwork, own_parameters
 from maskcl.nn.tasks.state import WORD
 from maskcl.ops import hat_gate
@@ -100,7 +100,7 @@ class HATNetwork(TaskNetwork):
         }
         self.example = Example(example_inputs)
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
-        self._structure = FollowedStructure(model)
+        self._structure = ModelStructure(model)
         self.units = dict(self.topology.units)
         self._sizes = [s.stop - s.start for s in self.units.values()]
         self._build_units(init)
@@ -129,21 +129,31 @@ class HATNetwork(TaskNetwork):
         self._make_masks(active)
         return self.model(*args, **kwargs)
 
-    def begin_task(self, task: int) -> None:
+    def begin_task(self, task: int, *, check: bool = True) -> None:
         """Let what the task trains require gradients, and nothing else; all gradients are dropped.
 
+        Args:
+            task: not finished.
+            check: whether finished tasks have to be what they were.
+
         Raises:
-            RuntimeError: the task is finished.
+            RuntimeError: the task is finished, or finished tasks are not what they were.
             ConversionError: the model is not the one that was followed; nothing has changed then.
         """
         self._check_open("begin_task", task)
         self._structure.check("HATNetwork.begin_task", self.model)
         let_hooks_read_only(self.model)
+        if check:
+            self.check_kept("HATNetwork.begin_task")
         super().begin_task(task)
 
     def _make_masks(self, active: ActiveTask) -> None:
         """Masks of all layers at once, for the modules below."""
         units: TaskUnits = active.record
+        if not torch.compiler.is_compiling():
+            embedding = self.embeddings._parameters[str(active.task)]
+            if embedding is not units.embedding:  # functional_call has put another in its place
+                units = active.record = self._units_of(active.task)
         if active.scale is None:
             mask = units.hard_mask().to(units.embedding.dtype)
         else:
@@ -249,19 +259,27 @@ class HATNetwork(TaskNetwork):
         return {name: float(used[span].double().mean()) for name, span in self.units.items()}
 
     @torch.no_grad()
-    def finish_task(self, task: int) -> None:
+    def finish_task(self, task: int, *, check: bool = True) -> None:
         """Record the units with embedding > 0 as the task's, and freeze all that is its own.
 
+        Args:
+            task: not finished.
+            check: whether the tasks before have to be what they were.
+
         Raises:
-            RuntimeError: it is finished already.
+            RuntimeError: it is finished already, or finished tasks are not what they were.
+            ConversionError: the model is not the one that was followed; nothing has changed then.
         """
         self._check_open("finish_task", task)
+        self._structure.check("HATNetwork.finish_task", self.model)
+        if check:
+            self.check_kept("HATNetwork.finish_task")
         bits = (self.embeddings[task] > 0).to(torch.int64) << (task % WORD)
         self.tasks[:, task // WORD] |= bits
         self.finished[task] = True
         for parameter in (self.embeddings[task], *own_parameters(self.model, task)):
             parameter.requires_grad_(False)
-        self._changed()
+        self._follow_finished()
 
     @torch.no_grad()
     def forget_task(self, task: int) -> None:
@@ -270,7 +288,7 @@ class HATNetwork(TaskNetwork):
         bit = torch.ones((), dtype=torch.int64, device=self.tasks.device) << (task % WORD)
         self.tasks[:, task // WORD] &= ~bit
         self.finished[task] = False
-        self._changed()
+        self._follow_finished()
 
     @torch.no_grad()
     def reset_embedding(
@@ -302,17 +320,16 @@ class HATNetwork(TaskNetwork):
             *own_parameters(self.model, task),
         ]
 
-    def kept_bits(self, exact: bool = True) -> dict[str, Tensor]:
-        """Fingerprints of all that the finished tasks' outputs depend on, by name.
+    def kept_bits(self) -> dict[str, Tensor]:
+        """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none.
 
-        Their protected elements, norms, heads and bits, and whatever is frozen. {} where no task is
-        finished.
+        Elements whose two ends one task uses, the tasks' norms, heads and bits, what is frozen.
         """
         if not bool(self.finished.any()):
             return {}
         protection = self.protection()
         return self._state_fingerprints([*protection.names, "embeddings."]) | (
-            protection.fingerprints(exact)
+            protection.fingerprints()
         )
 
     def protection(self) -> Protection:

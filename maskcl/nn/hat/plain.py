@@ -14,6 +14,7 @@ from maskcl.nn.hat.network import HATNetwork
 from maskcl.nn.hat.reading_hooks import free_hooks
 from maskcl.nn.hat.topology import HAT_LAYERS, HATLayer
 from maskcl.nn.tasks.activations import keeps_zero, module_of
+from maskcl.nn.tasks.frozen_modules import thaw_norm
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.norms import TaskLayerNorm, TaskNorm
 from maskcl.nn.tasks.replace_modules import conv_options, replace_modules, with_hooks
@@ -72,6 +73,8 @@ class _Exporter:
         replace_modules(root, self._with_hooks)
         tighten(root, self.task)
         free_hooks(root)
+        for module in root.modules():
+            thaw_norm(module)
         return root[0].eval()
 
     def _with_hooks(self, module: nn.Module) -> nn.Module | None:

@@ -6,13 +6,14 @@ what they compute behind the analysis, so that a later task could change an earl
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from maskcl.nn.following.trees import leaves_of
 from maskcl.nn.tasks.errors import ConversionError
 
 _KINDS = ("_forward_hooks", "_forward_pre_hooks")
@@ -55,23 +56,36 @@ def free_hooks(model: nn.Module) -> None:
     for module in model.modules():
         for kind in _KINDS:
             hooks = getattr(module, kind)
-            plain = ((key, getattr(hook, "__wrapped__", hook)) for key, hook in hooks.items())
+            plain = {k: h.hook if isinstance(h, _Reading) else h for k, h in hooks.items()}
             setattr(module, kind, OrderedDict(plain))
 
 
 def _reading(hook: Callable[..., Any], name: str) -> Callable[..., Any]:
-    if hasattr(hook, "maskcl_reads") or str(getattr(hook, "__module__", "")).startswith(_TRUSTED):
-        return hook
+    is_trusted = str(getattr(hook, "__module__", "")).startswith(_TRUSTED)
+    return hook if is_trusted or isinstance(hook, _Reading) else _Reading(hook, name)
 
-    def read(module: nn.Module, *args: Any) -> None:
-        if hook(module, *args) is not None:
-            what = getattr(hook, "__qualname__", repr(hook))
-            raise ConversionError(
-                f"hook {what} of module {name!r} ({type(module).__name__}) returned a value, which"
-                " would change outputs behind the analysis that protects finished tasks: write what"
-                " it does into the model's forward and convert that, or let it return None"
-            )
 
-    functools.update_wrapper(read, hook, assigned=("__doc__",), updated=())
-    read.maskcl_reads = True  # type: ignore[attr-defined]
-    return read
+class _Reading:
+    """A hook of a module, which may neither return a value nor write into what it is given."""
+
+    def __init__(self, hook: Callable[..., Any], name: str) -> None:
+        self.hook = hook
+        self.name = name
+
+    def __call__(self, module: nn.Module, *args: Any) -> None:
+        seen = () if torch.compiler.is_compiling() else tuple(leaves_of(args, Tensor))
+        versions = [_version(tensor) for tensor in seen]
+        result = self.hook(module, *args)
+        if result is None and versions == [_version(tensor) for tensor in seen]:
+            return
+        did = "wrote into what it was given" if result is None else "returned a value"
+        raise ConversionError(
+            f"hook {getattr(self.hook, '__qualname__', repr(self.hook))} of module {self.name!r}"
+            f" ({type(module).__name__}) {did}, which would change outputs behind the analysis that"
+            " protects finished tasks: write what it does into the model's forward and convert"
+            " that, or let it look only"
+        )
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

@@ -87,6 +87,7 @@ class ImportanceNetwork(TaskNetwork):
         for parameter in own_parameters(self.model, task):
             parameter.requires_grad_(False)
             parameter.grad = None
+        self._follow_finished()
         self._freeze_norms()
 
     def _freeze_norms(self) -> None:

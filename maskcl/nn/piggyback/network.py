@@ -63,6 +63,8 @@ class PiggybackNetwork(RecordedMasks):
             ValueError: an argument is not as above; nothing has changed then.
         """
         self._check_open("begin_task", task)
+        self._structure.check("PiggybackNetwork.begin_task", self.model)
+        self.check_kept("PiggybackNetwork.begin_task")
         caller = "PiggybackNetwork.begin_task"
         if self.training_task not in (None, task):
             other = self.training_task
@@ -90,6 +92,8 @@ class PiggybackNetwork(RecordedMasks):
             RuntimeError: the task is not in training.
         """
         self._check_open("finish_task", task)
+        self._structure.check("PiggybackNetwork.finish_task", self.model)
+        self.check_kept("PiggybackNetwork.finish_task")
         cut = self._state.cut
         if cut is None or cut.task != task:
             raise RuntimeError(

@@ -14,7 +14,7 @@ from maskcl.nn.piggyback.layers import PIGGYBACK_LAYERS
 from maskcl.nn.piggyback.mask_words import check_all_words, differing_bits, off_shares
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
 from maskcl.nn.tasks.active import ActiveTask
-from maskcl.nn.tasks.frozen_modules import freeze_norm, thaw_norm
+from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.network import TaskNetwork, check_members, own_modules, own_parameters
 
 
@@ -36,6 +36,7 @@ class RecordedMasks(TaskNetwork):
         self._check_layers()
         freeze(model)
         self._state.bind(model)
+        self._structure = ModelStructure(model)
         self.register_load_state_dict_post_hook(_after_loading)
 
     @property
@@ -125,9 +126,9 @@ class RecordedMasks(TaskNetwork):
         return differing_bits(a, b) / max(total, 1)
 
     def kept_bits(self) -> dict[str, Tensor]:
-        """Fingerprints of all that the finished tasks' outputs depend on, by name.
+        """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none.
 
-        The base, and the finished tasks' words, norms and heads. {} where no task is finished.
+        The base, and the finished tasks' words, norms and heads.
         """
         if not bool(self.finished.any()):
             return {}
@@ -182,13 +183,7 @@ class RecordedMasks(TaskNetwork):
 
         def follow() -> None:
             self._state.done = frozenset(torch.nonzero(self.finished).flatten().tolist())
-            self._changed()
-            for task in range(self.num_tasks):
-                for _, module in own_modules(self.model, task):
-                    if task in self._state.done:
-                        freeze_norm(module)
-                    else:
-                        thaw_norm(module, self.training)
+            self._follow_finished()
 
         self._state.kept("done", follow, (self.finished,))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -49,6 +49,13 @@ class ActiveTask:
         self.mask: Tensor | None = None
         self.parts: tuple[Tensor, ...] = ()
         self.before: ActiveTask | None = None
+
+    def chain(self) -> Iterator[ActiveTask]:
+        """This one and what is active around it, of whichever network."""
+        active: ActiveTask | None = self
+        while active is not None:
+            yield active
+            active = active.before
 
     def copy(self) -> ActiveTask:
         """The same, with what is active around it, whatever forwards come later."""
@@ -105,10 +112,12 @@ class Entering(Generic[Net]):
     def __init__(self, net: Net, make: Callable[[], ActiveTask]) -> None:
         self._net = net
         self._make = make
+        self._entered: list[ActiveTask] = []
 
     def __enter__(self) -> Net:
         active = self._make()
         active.before = _ACTIVE.get()
+        self._entered.append(active)
         set_innermost(active)
         return self._net
 
@@ -118,5 +127,21 @@ class Entering(Generic[Net]):
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        active = _ACTIVE.get()
-        set_innermost(None if active is None else active.before)
+        current = _ACTIVE.get()
+        own = current if current in self._entered else self._entered[-1]
+        assert own is not None
+        self._entered.remove(own)
+        if current is own:
+            set_innermost(own.before)
+            return
+        # What was entered later and not left stays active; this one is taken out from under it.
+        later = current
+        while later is not None and later.before is not own:
+            later = later.before
+        if later is not None:
+            later.before = own.before
+        raise RuntimeError(
+            f"net.task({own.task}) was left while another entered later was still active: a"
+            " generator yielded inside `with net.task(...)`, and what it gave since then may be of"
+            " another task; enter the task around each forward instead"
+        )

@@ -1,7 +1,7 @@
 """Whether finished tasks still have the very bits that their outputs depend on.
 
 An optimizer that steps past the guard, an unfrozen part, a value written by hand: whatever it was,
-it shows when the task in training ends, and nothing is recorded then.
+it shows when the task in training ends or the next begins, and nothing is recorded then.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ Fingerprints = Mapping[str, Tensor]
 def state_fingerprints(net: nn.Module, without: Iterable[str]) -> dict[str, Tensor]:
     """Fingerprints of a network's parameters and persistent buffers.
 
+    Integers that are counted up in forwards (0-d buffers) are left out: they say how often.
+
     Args:
         net: the network.
         without: names, or their beginnings if these end in a dot, to leave out.
@@ -31,51 +33,95 @@ def state_fingerprints(net: nn.Module, without: Iterable[str]) -> dict[str, Tens
         name: fingerprint(tensor)
         for name, tensor in tensors.items()
         if name in kept and name not in names and not name.startswith(begins)
+        if tensor.dim() or tensor.is_floating_point()
     }
 
 
-def check_kept(caller: str, before: Fingerprints, now: Fingerprints) -> None:
-    """Raise unless all that finished tasks need is what it was when the task began.
+def changed_since(caller: str, before: Fingerprints, now: Fingerprints) -> str | None:
+    """A sentence that names what finished tasks need and is no longer what it was; None if all is.
 
-    Raises:
-        RuntimeError: the message names what changed.
+    Args:
+        caller: named in it.
+        before: fingerprints of when the last task was finished.
+        now: of now.
     """
     changed = [name for name in before if name not in now]
     same = [name for name in before if name in now]
     if same:
         differs = torch.stack([(before[n] != now[n].to(before[n].device)).cpu() for n in same])
         changed += [name for name, d in zip(same, differs.tolist(), strict=True) if d]
-    if changed:
-        names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if changed[5:] else "")
-        raise RuntimeError(
-            f"{caller}: what finished tasks need has changed while this task trained: {names}."
-            " Nothing was recorded. An optimizer stepped past the guard (a wrapper with a step of"
-            " its own, one of two optimizers: call protect() on the one that steps), or values"
-            " were written by other code; go back to a checkpoint of before the task"
-        )
+    if not changed:
+        return None
+    names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if changed[5:] else "")
+    return (
+        f"{caller}: what finished tasks need has changed since the last one was finished: {names}."
+        " Nothing was recorded. An optimizer stepped past the guard (a wrapper with a step of its"
+        " own, one of two optimizers, an old guard: call protect() on the one that steps, anew for"
+        " each task), or values were written by other code; go back to a checkpoint of before"
+    )
 
 
-def check_ranks(caller: str, net: nn.Module) -> None:
+class FinishedTasks:
+    """Which tasks were finished when a task began: its protection knows of these alone.
+
+    Args:
+        finished: the network's, bool [T].
+    """
+
+    def __init__(self, finished: Tensor) -> None:
+        self._seen = finished, finished._version
+        self._tasks = finished.tolist()
+
+    def check(self, caller: str, finished: Tensor) -> None:
+        """Raise unless the same tasks are finished now; waits for the device only after a change.
+
+        Raises:
+            RuntimeError: the message names the tasks.
+        """
+        if finished is self._seen[0] and finished._version == self._seen[1]:
+            return
+        now = finished.tolist()
+        others = [k for k, (a, b) in enumerate(zip(self._tasks, now, strict=True)) if a != b]
+        if others:
+            raise RuntimeError(
+                f"{caller}: tasks {others} were finished or forgotten (or a state was loaded) after"
+                " this task began, and its protection knows nothing of that: begin it again, and"
+                " build its optimizer and guard after it"
+            )
+        self._seen = finished, finished._version
+
+
+def check_ranks(caller: str, net: nn.Module, problem: str | None = None) -> None:
     """Raise unless all processes of a distributed run hold the same parameters, bit for bit.
 
     Every process has to call it. Shards, which differ rightly, are not compared, nor running
     statistics, which each process gathers from its own samples.
 
+    Args:
+        caller: named in the message.
+        net: the network.
+        problem: what this process has found already; all raise then, so that none waits for it.
+
     Raises:
-        RuntimeError: parameters differ; the message names them.
+        RuntimeError: there is a problem here or elsewhere, or parameters differ.
     """
     distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    if distributed.get_world_size() == 1:
+    is_alone = not (distributed.is_available() and distributed.is_initialized())
+    if is_alone or distributed.get_world_size() == 1:
+        if problem:
+            raise RuntimeError(problem)
         return
     whole = {n: p for n, p in net.named_parameters() if not hasattr(p, "placements")}
-    if not whole:
-        return
-    mine = torch.stack([fingerprint(p) for p in whole.values()])
+    device = next((p.device for p in whole.values()), torch.device("cpu"))
+    flag = torch.tensor(int(problem is not None), dtype=torch.int64, device=device)
+    mine = torch.stack([flag, *(fingerprint(p) for p in whole.values())])
     everyones = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
     distributed.all_gather(everyones, mine)
-    differs = torch.stack([other != everyones[0] for other in everyones]).any(0).tolist()
+    if problem:
+        raise RuntimeError(problem)
+    if any(int(other[0]) for other in everyones):
+        raise RuntimeError(f"{caller}: another process has found what finished tasks need changed")
+    differs = torch.stack([other[1:] != everyones[0][1:] for other in everyones]).any(0).tolist()
     names = [name for name, d in zip(whole, differs, strict=True) if d]
     if names:
         raise RuntimeError(

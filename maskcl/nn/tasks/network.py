@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.tasks.active import ActiveTask, Entering, active_of
+from maskcl.nn.tasks.frozen_modules import freeze_norm, thaw_norm
 from maskcl.nn.tasks.heads import TaskHeads
-from maskcl.nn.tasks.kept_bits import state_fingerprints
+from maskcl.nn.tasks.kept_bits import changed_since, state_fingerprints
 from maskcl.nn.tasks.norms import TaskNorm
 from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.nn.tasks.state import NO_TASK, TaskAware, TaskState
@@ -48,6 +50,8 @@ class TaskNetwork(nn.Module):
         self.training = model.training
         finished = torch.zeros(num_tasks, dtype=torch.bool, device=self._device())
         self.register_buffer("finished", finished)
+        self._kept: dict[str, Tensor] | None = None
+        self._done: list[int] = []
         self.register_load_state_dict_post_hook(_after_loading)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -73,6 +77,41 @@ class TaskNetwork(nn.Module):
         for parameter in self.task_parameters(task):
             parameter.requires_grad_(True)
         self._changed()
+
+    def kept_bits(self) -> dict[str, Tensor]:
+        """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none."""
+        return {}
+
+    def check_kept(self, caller: str = "check_kept") -> None:
+        """Raise unless finished tasks have the bits that they had when the last was finished.
+
+        ``begin_task``, ``finish_task`` and the methods' ``end_task`` do; here it is for after the
+        last task.
+
+        Raises:
+            RuntimeError: the message names what changed.
+        """
+        if (problem := self._changed_since(caller)) is not None:
+            raise RuntimeError(problem)
+
+    def _changed_since(self, caller: str) -> str | None:
+        return None if not self._kept else changed_since(caller, self._kept, self.kept_bits())
+
+    def _follow_finished(self) -> None:
+        """After a change of what is finished: its norms stand still, its bits are remembered."""
+        self._changed()
+        self._done = torch.nonzero(self.finished).flatten().tolist()
+        for task in range(self.num_tasks):
+            for _, module in own_modules(self.model, task):
+                if task in self._done:
+                    freeze_norm(module)
+                else:
+                    thaw_norm(module, self.training)
+        self._remember_bits()
+
+    def _remember_bits(self) -> None:
+        is_real = not any(t.is_meta for t in self.parameters())
+        self._kept = self.kept_bits() if is_real else None
 
     def finish_task(self, task: int) -> None:
         """Record that the task is trained, and its masks; freeze all that is its own."""
@@ -134,6 +173,7 @@ class TaskNetwork(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         result = super()._apply(fn, recurse)
         self._changed()
+        self._remember_bits()
         return result
 
     def _new_state(self) -> TaskState:
@@ -172,7 +212,16 @@ class TaskNetwork(nn.Module):
 
 
 def _after_loading(net: TaskNetwork, incompatible_keys: Any) -> None:
-    net._changed()
+    """Follow a loaded state; say so where it takes a finished task back."""
+    before = net._done
+    net._follow_finished()
+    if lost := [task for task in before if task not in net._done]:
+        warnings.warn(
+            f"{type(net).__name__}: in the loaded state tasks {lost} are not finished, which they"
+            " were here: nothing protects them from here on",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def check_members(owner: str, model: nn.Module, num_tasks: int) -> None:

@@ -37,7 +37,11 @@ def _remember(region: Any, name: str, *, again: bool) -> None:
         return
     function, seen = getattr(region, name), innermost()
     assert seen is not None
-    setattr(region, name, _under(seen.copy(), function, again))
+    kept = seen.copy()
+    for one in kept.chain():
+        if one.scale is not None:  # which the next step fills anew, in place
+            one.scale = one.scale.detach().clone()
+    setattr(region, name, _under(kept, function, again))
 
 
 def _under(seen: ActiveTask, function: Callable[..., Any], again: bool) -> Callable[..., Any]:
@@ -56,12 +60,11 @@ def _under(seen: ActiveTask, function: Callable[..., Any], again: bool) -> Calla
     return recompute
 
 
-def _make_masks_again(active: ActiveTask | None) -> None:
+def _make_masks_again(active: ActiveTask) -> None:
     """Masks with a graph of their own: the reentrant kind runs a backward for each part."""
-    while active is not None:
-        if active.mask is not None and active.make_masks is not None:
-            active.make_masks(active)
-        active = active.before
+    for one in active.chain():
+        if one.mask is not None and one.make_masks is not None:
+            one.make_masks(one)
 
 
 def _region_of(pack: Any) -> Any:

@@ -281,3 +281,40 @@ def test_a_norm_of_tokens_of_which_one_has_no_units_is_read_by_every_task() -> N
     assert net.topology.feeds["last"] is None and net.topology.masks == {}
     net.finish_task(0)
     assert_restores(net, torch.randn(5, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda h: h**0,
+        lambda h: torch.pow(h, 0.0),
+        lambda h: h**-0.5,
+        lambda h: torch.pow(input=h, exponent=0),
+        lambda h: h * float("inf"),
+        lambda h: h / 0,
+        lambda h: h + float("nan"),
+    ],
+)
+def test_numbers_that_make_something_of_a_closed_units_zero_are_refused(use) -> None:
+    class Used(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(use(torch.relu(self.a(x))))
+
+    with pytest.raises(ConversionError):
+        to_hat(Used(), 2, torch.ones(2, 4))
+
+
+def test_positive_powers_keep_a_closed_units_zero() -> None:
+    class Squared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.relu(self.a(x)) ** 2 + torch.pow(self.a(x), 3.0))
+
+    assert to_hat(Squared(), 2, torch.ones(2, 4)).topology.feeds["b"] is not None

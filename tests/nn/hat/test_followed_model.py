@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections import Counter
 
 import pytest
@@ -70,6 +71,30 @@ def test_one_that_is_registered_later_is_refused_when_it_returns(
         net.begin_task(0)
     with net.task(0, 1.0), pytest.raises(ConversionError, match="returned a value"):
         net(torch.randn(4, 8))
+
+
+@pytest.mark.parametrize("is_pre", [False, True])
+def test_a_hook_that_writes_into_what_it_is_given_is_refused(is_pre: bool) -> None:
+    net = network()
+    if is_pre:
+        net.model[3].register_forward_pre_hook(lambda m, a: (a[0].add_(1.0), None)[1])
+    else:
+        net.model[3].register_forward_hook(lambda m, a, out: (out.add_(1.0), None)[1])
+    with net.task(0), torch.no_grad(), pytest.raises(ConversionError, match="wrote into what"):
+        net(torch.randn(4, 8))
+
+
+def note(module: nn.Module, args: object, out: object) -> None:
+    """A hook that a pickle can name."""
+
+
+def test_a_network_with_hooks_is_pickled() -> None:
+    model = mlp()
+    model[0].register_forward_hook(note)
+    twin = pickle.loads(pickle.dumps(network(model)))
+    with twin.task(0):
+        twin(torch.randn(4, 8))
+    twin.begin_task(0)
 
 
 def test_hooks_that_read_run_once_in_every_network_and_in_its_plain_one() -> None:

@@ -148,11 +148,12 @@ def test_all_gates_open_give_the_plain_models_outputs(family: Callable[[], nn.Mo
         torch.testing.assert_close(to_plain(net, 0)(x), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_without_protection_it_would_forget() -> None:
+def test_without_protection_it_would_forget_and_that_is_noticed() -> None:
     net = to_hat(model_of(vit), 2, images(2), classes=CLASSES)
     train(net, 0)
     known = logits(net, 0)
-    train(net, 1, protected=False)
+    with pytest.raises(RuntimeError, match="what finished tasks need has changed"):
+        train(net, 1, protected=False)
     assert not torch.equal(logits(net, 0), known)
 
 

@@ -302,3 +302,24 @@ def test_compiled_code_has_the_task_of_its_thread(name: str) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert all(pool.map(serve, [0, 1]))
+
+
+def test_a_generator_that_yields_inside_a_task_is_noticed_when_it_ends() -> None:
+    net = finished("hat")
+    wanted = answers(net)
+
+    def stream(task: int, rounds: int):
+        with net.task(task):
+            for _ in range(rounds):
+                yield net(IMAGES)
+
+    first, second = stream(0, 1), stream(1, 2)
+    next(first)
+    next(second)
+    with pytest.raises(RuntimeError, match=r"net\.task\(0\) was left while another .* a generator"):
+        next(first)
+    assert torch.equal(next(second), wanted[1])  # its own task is still the innermost
+    with pytest.raises(StopIteration):
+        next(second)
+    with pytest.raises(RuntimeError, match="no task is active here"):
+        net(IMAGES)

@@ -300,3 +300,176 @@ def _wrapped_once(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_processes_that_drift_apart_are_noticed_when_a_task_ends(tmp_path: Path) -> None:
     in_two_processes(_wrapped_once, tmp_path)
+
+
+# --- between tasks, and tasks that cross -----------------------------------------------------
+
+
+def loop(net: Any, method: Any, state: Any, task: int, *, guarded: bool = True) -> None:
+    """Steps without an end."""
+    optimizer = torch.optim.AdamW(method.parameter_groups(net, task), lr=0.01, weight_decay=0.1)
+    if guarded:
+        method.protect(optimizer, net, state)
+    for step in range(3):
+        method.before_step(net, state, step / 2)
+        optimizer.zero_grad()
+        with net.train().task(task, state.scale):
+            (net(torch.randn(16, 8)).square().mean() + method.loss_term(net, state)).backward()
+        if guarded:
+            method.after_backward(net, state)
+        optimizer.step()
+
+
+def test_a_state_loaded_after_a_task_began_makes_the_next_step_raise() -> None:
+    trained, method, state = begun("hat")
+    fresh = maskcl.nn.to_hat(model(), 3, torch.zeros(2, 8), classes=[3] * 3)
+    state = method.begin_task(fresh, 1)
+    fresh.load_state_dict(trained.state_dict())  # in which task 0 is finished
+    with pytest.raises(RuntimeError, match=r"HAT\.after_backward: tasks \[0\] were finished"):
+        loop(fresh, method, state, 1)
+
+
+def test_the_same_state_loaded_after_a_task_began_is_nothing_new() -> None:
+    net, method, state = begun("hat")
+    before = logits(net, 0)
+    net.load_state_dict(copy.deepcopy(net.state_dict()))
+    train(net, method, state, 1)
+    assert torch.equal(logits(net, 0), before)
+
+
+def test_of_two_tasks_in_turns_the_second_has_to_begin_again() -> None:
+    net, method, first = begun("hat", 0)
+    second = method.begin_task(net, 1)
+    net.begin_task(0)
+    loop(net, method, first, 0)
+    method.end_task(net, first)
+    with pytest.raises(RuntimeError, match=r"tasks \[0\] were finished or forgotten"):
+        loop(net, method, second, 1)
+    with pytest.raises(RuntimeError, match=r"HAT\.end_task: tasks \[0\] were finished"):
+        method.end_task(net, second)
+
+
+def test_a_task_ends_under_the_rule_that_it_began_with() -> None:
+    net, method, _ = begun("hat")
+    state = maskcl.HAT(rule="const", rule_value=0.5).begin_task(net, 1)
+    with pytest.raises(RuntimeError, match="began with rule 'const' and ends with 'hat'"):
+        method.end_task(net, state)
+
+
+def test_an_abandoned_task_that_was_not_guarded_is_noticed_when_the_next_begins() -> None:
+    net, method, state = begun("hat")
+    loop(net, method, state, 1, guarded=False)
+    with pytest.raises(RuntimeError, match=r"HATNetwork\.begin_task: what finished tasks need"):
+        method.begin_task(net, 2)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_written_between_tasks_and_after_the_last_is_noticed(name: str) -> None:
+    net, method, state = begun(name, 0)
+    train(net, method, state, 0)
+    net.check_kept()
+    with torch.no_grad():
+        net.get_parameter("model.1.weight").mul_(1.1)
+    with pytest.raises(RuntimeError, match="what finished tasks need has changed"):
+        net.check_kept()
+    with pytest.raises(RuntimeError, match="begin_task: what finished tasks need has changed"):
+        method.begin_task(net, 1)
+
+
+def test_a_conversion_or_a_loaded_state_is_what_is_kept_from_then_on() -> None:
+    net, _, _ = begun("hat")
+    net.double()
+    net.check_kept()
+    other = maskcl.nn.to_hat(model(), 3, torch.zeros(2, 8), classes=[3] * 3).double()
+    other.load_state_dict(net.state_dict())
+    other.check_kept()
+    copy.deepcopy(other).check_kept()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_finished_tasks_norms_stand_still_in_training_mode(name: str) -> None:
+    net, _, _ = begun(name)
+    before = logits(net, 0)
+    with torch.no_grad(), net.train().task(0):
+        net(torch.randn(32, 8) * 5)
+    assert torch.equal(logits(net, 0), before)
+    net.forget_task(0)
+    norm = net.train().get_submodule("model.2.norms.0")
+    seen = norm.running_mean.clone()
+    norm(torch.randn(32, 32))
+    assert not torch.equal(norm.running_mean, seen)  # an ordinary norm again
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loaded_state_that_takes_a_finished_task_back_says_so(name: str) -> None:
+    net, method, state = begun(name)
+    early = copy.deepcopy(net.state_dict())
+    train(net, method, state, 1)
+    if name == "hat":
+        with pytest.warns(UserWarning, match=r"tasks \[1\] are not finished, which they were here"):
+            net.load_state_dict(early)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_model_changed_inside_a_task_is_noticed_at_its_end(name: str) -> None:
+    net, method, state = begun(name)
+    net.model[3] = nn.Tanh()
+    with pytest.raises(ValueError, match=r"module '3' \(Tanh\) was put in the place of another"):
+        train(net, method, state, 1)
+    assert net.finished.tolist() == [True, False, False]
+
+
+def test_negative_zeros_stay_under_an_sgd_that_maximizes() -> None:
+    net, method, state = begun("hat")
+    protection = state.protection
+    with torch.no_grad():  # as pruning leaves them
+        for parameter in protection.parameters:
+            parameter.mul_(-0.0)
+    net._remember_bits()
+    optimizer = torch.optim.SGD(method.parameter_groups(net, 1), lr=0.1, maximize=True)
+    method.protect(optimizer, net, state)
+    train(net, method, state, 1, optimizer)
+
+
+def test_a_wrapper_without_step_hooks_is_refused_with_the_way_out() -> None:
+    class Lookahead:
+        def __init__(self, inner: Any) -> None:
+            self.inner, self.param_groups, self.state = inner, inner.param_groups, {}
+
+    net, method, state = begun("hat")
+    inner = torch.optim.Adam(method.parameter_groups(net, 1))
+    with pytest.raises(TypeError, match=r"a Lookahead without .* call protect\(\) on the"):
+        method.protect(Lookahead(inner), net, state)
+
+
+def test_buffers_that_count_forwards_are_no_matter() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return x
+
+    torch.manual_seed(0)
+    net = maskcl.nn.to_piggyback(nn.Sequential(nn.Linear(8, 8), Counted(), nn.Linear(8, 3)), 2)
+    method = METHODS["piggyback"]
+    for task in range(2):
+        train(net, method, method.begin_task(net, task), task)
+
+
+def test_gradients_of_a_functional_call_reach_the_embedding() -> None:
+    net, _, _ = begun("hat")
+    net.eval()
+    parameters = {n: p for n, p in net.named_parameters() if p.requires_grad}
+    x = torch.randn(16, 8)
+
+    def loss(values: dict[str, Tensor]) -> Tensor:
+        with net.task(1, 2.0):
+            return torch.func.functional_call(net, values, (x,)).square().mean()
+
+    loss(parameters).backward()
+    found = torch.func.grad(loss)({n: p.detach() for n, p in parameters.items()})
+    assert bool(found["embeddings.1"].any())
+    torch.testing.assert_close(found["embeddings.1"], parameters["embeddings.1"].grad)

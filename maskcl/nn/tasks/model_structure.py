@@ -1,4 +1,4 @@
-"""Whether a model is still the one whose units were followed."""
+"""Whether a model is still the one that was converted."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from maskcl.nn.tasks.errors import ConversionError
+from maskcl.nn.tasks.frozen_modules import FrozenNorm
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class _Module:
     has_own_forward: bool
 
 
-class FollowedStructure:
+class ModelStructure:
     """A model's modules as they are now: names, objects, classes, names of their tensors.
 
     Args:
@@ -35,7 +36,7 @@ class FollowedStructure:
                 given another class, forward or tensors (a parametrization, weight_norm, pruning).
         """
         now = _modules_of(model)
-        for name in self._modules.keys() | now.keys():
+        for name in [*self._modules, *(name for name in now if name not in self._modules)]:
             was, found = self._modules.get(name), now.get(name)
             if was is not None and found is not None and (what := _difference(was, found)) is None:
                 continue
@@ -44,8 +45,8 @@ class FollowedStructure:
             elif was is None:
                 what = f"({found.kind}) is new"
             raise ConversionError(
-                f"{caller}: module {name!r} {what} since the model was converted, so what its units"
-                " reach is not known: change the ordinary model and convert that"
+                f"{caller}: module {name!r} {what} since the model was converted, which would"
+                " change what finished tasks compute: change the ordinary model and convert that"
             )
 
 
@@ -53,12 +54,17 @@ def _modules_of(model: nn.Module) -> dict[str, _Module]:
     return {
         name: _Module(
             module,
-            type(module).__name__,
+            _kind(module),
             frozenset([*module._parameters, *module._buffers]),
             "forward" in vars(module),
         )
         for name, module in model.named_modules()
     }
+
+
+def _kind(module: nn.Module) -> str:
+    """Name of the class, of the ordinary one for a norm that is frozen for a while."""
+    return (module._plain if isinstance(module, FrozenNorm) else type(module)).__name__
 
 
 def _difference(was: _Module, found: _Module) -> str | None:
