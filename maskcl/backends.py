@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from maskcl import _extension, reference, schemas
 
@@ -95,6 +96,21 @@ def _order(op: str, device: str) -> tuple[str, ...]:
     return tuple(name for name in names if BACKENDS[name].absent is None)
 
 
+def _versioned(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` where autograd learns that its first argument is written, as by torch's in-place ops.
+
+    Kernels know nothing of versions, and a graph that kept the tensor would use what is there now.
+    In compiled code the schema's ``(a!)`` says so.
+    """
+
+    def call(written: Tensor | list[Tensor], *args: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            increment_version(written)
+        return run(written, *args)
+
+    return call
+
+
 def _implementations() -> dict[str, dict[str, Callable[..., Any]]]:
     table: dict[str, dict[str, Callable[..., Any]]] = {name: {} for name in BACKENDS}
     for op, stem in schemas.STEM_OF.items():
@@ -102,6 +118,9 @@ def _implementations() -> dict[str, dict[str, Callable[..., Any]]]:
         table["reference"][op] = getattr(getattr(reference, stem), op)
         table["cpp"][op] = table["cuda"][op] = native
         table["triton"][op] = getattr(torch.ops.maskcl, "triton_" + op).default
+        if native._schema.is_mutable:
+            for name in BACKENDS:
+                table[name][op] = _versioned(table[name][op])
     return table
 
 

@@ -10,7 +10,7 @@ from maskcl.ops.bitmask import (
     unpack_mask,
     xor_words,
 )
-from maskcl.ops.gate import epoch_progress, hat_gate, hat_scale, hat_sparsity, task_progress
+from maskcl.ops.gate import hat_gate, hat_scale, hat_sparsity
 from maskcl.ops.grad_clamp import (
     clamp_grads_,
     clamp_grads_soft_,
@@ -24,6 +24,7 @@ from maskcl.ops.masked_products import masked_conv, masked_linear
 from maskcl.ops.open_products import open_conv
 from maskcl.ops.packed_products import packed_embedding, packed_linear, packed_weight
 from maskcl.ops.piggyback_products import piggyback_linear
+from maskcl.ops.progress import epoch_progress, task_progress
 from maskcl.ops.selection import kth_largest
 from maskcl.ops.weight_mask import (
     binarize,

@@ -45,6 +45,28 @@ class OpFunction(Function):
         cls.backward = staticmethod(first_order(cls.backward))  # type: ignore[method-assign]
 
 
+def call(function: type[OpFunction], *args: Any) -> Any:
+    """``function.apply(*args)``.
+
+    Raises:
+        RuntimeError: torch.compile is tracing a transform of torch.func (grad, vjp, vmap, jvp).
+            Dynamo would then trace forward alone, whose kernels have no derivative: zeros.
+    """
+    if torch.compiler.is_compiling() and _is_transformed():
+        raise RuntimeError(
+            "maskcl: inside a transform of torch.func (grad, vjp, vmap, jvp) torch.compile would"
+            " lose the ops' gradients. Compile without the transform and call"
+            " torch.autograd.grad, or transform without compiling."
+        )
+    return function.apply(*args)
+
+
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    # Dynamo enters the transforms that it traces, and guards what it compiled by them.
+    return torch._C._are_functorch_transforms_active()
+
+
 class _SecondOrder(Function):
     """Identity on ``out`` that depends, for autograd, on all that the gradient came from."""
 

@@ -1,19 +1,46 @@
-"""Argument checks that the ops share; each error names the op, the argument, found and wanted."""
+"""Argument checks that the ops share; each error names the op, the argument, found and wanted.
+
+What is right is found so by a few comparisons; what is wrong is looked at again for the sentence.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What the kernels compute with."""
 
-def floating(op: str, name: str, tensor: Tensor) -> None:
-    """Raise TypeError unless ``tensor`` is a floating-point tensor."""
+
+def dense(op: str, name: str, tensor: Any) -> None:
+    """Raise TypeError unless ``tensor`` is an ordinary tensor: neither sparse nor quantized."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, wanted a tensor")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted a floating dtype")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{op}: {name} is {tensor.layout}, wanted a dense tensor")
+    if tensor.is_quantized:
+        raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted a tensor that is not quantized")
+
+
+def floating(op: str, name: str, tensor: Any) -> None:
+    """Raise TypeError unless ``tensor`` is a dense tensor of a dtype that the kernels take."""
+    if isinstance(tensor, Tensor) and tensor.dtype in FLOATS and tensor.layout is torch.strided:
+        return
+    dense(op, name, tensor)
+    wanted = "a floating dtype"
+    if tensor.is_floating_point():
+        wanted = "float32, bfloat16, float16 or float64"
+    raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted {wanted}")
+
+
+def of_dtype(op: str, name: str, tensor: Any, dtype: torch.dtype) -> None:
+    """Raise TypeError unless ``tensor`` is a dense tensor of ``dtype``."""
+    dense(op, name, tensor)
+    if tensor.dtype != dtype:
+        raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted {dtype}")
 
 
 def dimensions(op: str, name: str, tensor: Tensor, wanted: int) -> None:
@@ -39,28 +66,31 @@ def same_device(op: str, name: str, tensor: Tensor, other_name: str, other: Tens
         )
 
 
+def same_dtype(op: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise TypeError unless both tensors have one dtype."""
+    if tensor.dtype != other.dtype:
+        raise TypeError(
+            f"{op}: {name} is {tensor.dtype}, wanted {other_name}'s dtype, {other.dtype}"
+        )
+
+
 def one_of(op: str, name: str, value: str, wanted: Sequence[str]) -> None:
     """Raise ValueError unless ``value`` is in ``wanted``."""
-    if value not in wanted:
+    if not isinstance(value, str) or value not in wanted:
         raise ValueError(f"{op}: {name} is {value!r}, wanted one of {', '.join(wanted)}")
 
 
-def lengths(op: str, name: str, tensors: Sequence[Tensor], **lists: Sequence[object]) -> None:
-    """Raise ValueError unless every list has an entry for each of ``tensors``."""
-    for other_name, entries in lists.items():
-        if len(entries) != len(tensors):
-            raise ValueError(
-                f"{op}: {other_name} has {len(entries)} entries, wanted {name}'s {len(tensors)}"
-            )
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """What autocast makes of a linear layer's or a convolution's tensors on this one's device."""
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
-def member(op: str, name: str, tensor: Tensor, first_name: str, first: Tensor) -> None:
-    """Raise unless ``tensor`` is floating and goes into one launch with ``first``."""
-    floating(op, name, tensor)
-    if tensor.device != first.device:
-        same_device(op, name, tensor, first_name, first)
-    if tensor.dtype != first.dtype and torch.float64 in (tensor.dtype, first.dtype):
-        raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted no mixture with float64")
+def in_autocast(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype that autocast to ``dtype`` (None: there is none) gives it: float64 stays."""
+    return tensor.dtype if dtype is None or tensor.dtype is torch.float64 else dtype
 
 
 def linear_arguments(
@@ -74,16 +104,21 @@ def linear_arguments(
             f"{op}: weight has shape {list(weight.shape)}, wanted [O, I] with I the last of x's"
             f" {list(x.shape)}"
         )
-    if bias is not None and bias.shape != (weight.shape[0],):
-        raise ValueError(f"{op}: bias has shape {list(bias.shape)}, wanted [{weight.shape[0]}]")
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    for name, tensor in (("weight", weight), ("bias", bias)):
-        if tensor is None:
-            continue
-        same_device(op, name, tensor, "x", x)
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted x's dtype, {x.dtype}")
+    if bias is not None:
+        floating(op, "bias", bias)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"{op}: bias has shape {list(bias.shape)}, wanted [{weight.shape[0]}]")
+    if (dtype := autocast_dtype(x)) is not None:
+        x, weight = x.to(in_autocast(x, dtype)), weight.to(in_autocast(weight, dtype))
+        bias = None if bias is None else bias.to(in_autocast(bias, dtype))
+    one_kind(op, x, weight=weight, bias=bias)
     return x, weight, bias
+
+
+def one_kind(op: str, x: Tensor, **others: Tensor | None) -> None:
+    """Raise unless all are on x's device and of its dtype."""
+    device, dtype = x.device, x.dtype
+    for name, tensor in others.items():
+        if tensor is not None and (tensor.device != device or tensor.dtype is not dtype):
+            same_device(op, name, tensor, "x", x)
+            same_dtype(op, name, tensor, "x", x)

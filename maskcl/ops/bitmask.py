@@ -10,9 +10,15 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops.selection import selection
+from maskcl.ops._lists import listed
+from maskcl.ops._numbers import Number, integer
+from maskcl.ops.selection import selected
 from maskcl.reference.bitmask import num_words
 from maskcl.schemas import fake
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+_PACKED = (torch.bool, *_check.FLOATS, *_INTEGERS)
+"""dtypes of masks that the kernels read and write."""
 
 
 def pack_mask(mask: Tensor, *, ternary: bool = False) -> Tensor:
@@ -28,16 +34,17 @@ def pack_mask(mask: Tensor, *, ternary: bool = False) -> Tensor:
     Raises:
         TypeError: mask is no tensor, or has no sign to keep.
     """
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"pack_mask: mask is a {type(mask).__name__}, wanted a tensor")
-    if ternary and (mask.dtype in (torch.bool, torch.uint8) or mask.is_complex()):
+    _check.dense("pack_mask", "mask", mask)
+    if ternary and (mask.is_complex() or not mask.dtype.is_signed):
         raise TypeError(f"pack_mask: mask is {mask.dtype}, wanted a signed dtype for ternary")
-    return backends.select_any("pack_mask", mask)(mask.detach(), ternary)
+    if mask.dtype not in _PACKED:  # complex numbers, floats of 8 bits, wide unsigned integers
+        mask = mask.to(torch.float32) if ternary else mask != 0
+    return backends.select_any("pack_mask", mask)(mask.detach(), bool(ternary))
 
 
 def pack_scores(
     scores: Tensor,
-    threshold: float = 5e-3,
+    threshold: Number = 5e-3,
     *,
     levels: str = "binary",
     inclusive: bool = False,
@@ -65,11 +72,9 @@ def pack_scores(
         raise ValueError(
             "pack_scores: levels is 'soft', which has no bits; pack soft_mask(..) > .5"
         )
-    kth, levels, threshold, inclusive, _ = selection(
-        "pack_scores", scores, threshold, levels, inclusive, density
-    )
+    scores, select = selected("pack_scores", scores, threshold, levels, inclusive, density)
     run = backends.select("pack_scores", scores)
-    return run(scores.detach(), kth, levels, threshold, inclusive)
+    return run(scores.detach(), *select[:4])
 
 
 def unpack_mask(
@@ -80,7 +85,7 @@ def unpack_mask(
     Args:
         words: int32 [ceil(n / 32)], or [2, ceil(n / 32)] ternary.
         shape: of the mask, n elements.
-        dtype: floating, signed, or bool for a binary mask.
+        dtype: floating (8 bits apart) or integer; signed for ternary words. bool for binary ones.
 
     Returns:
         0 and 1, or -1, 0 and 1, of this shape and dtype.
@@ -88,10 +93,15 @@ def unpack_mask(
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
-    check_words("unpack_mask", words, math.prod(shape), f"shape {list(shape)}")
-    if words.dim() == 2 and dtype in (torch.bool, torch.uint8):
+    sizes = [
+        integer("unpack_mask", "shape", size, 0) for size in listed("unpack_mask", "shape", shape)
+    ]
+    check_words("unpack_mask", words, math.prod(sizes), f"shape {sizes}")
+    if dtype not in _PACKED:
+        raise TypeError(f"unpack_mask: dtype is {dtype}, wanted a floating or integer one, or bool")
+    if words.dim() == 2 and not dtype.is_signed:
         raise TypeError(f"unpack_mask: dtype is {dtype}, wanted a signed one for ternary words")
-    return backends.select_any("unpack_mask", words)(words, list(shape), dtype)
+    return backends.select_any("unpack_mask", words)(words, sizes, dtype)
 
 
 def and_words(a: Tensor, b: Tensor) -> Tensor:
@@ -137,7 +147,7 @@ def popcount(words: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: words is not as above.
     """
-    _check_dtype("popcount", "words", words)
+    _check.of_dtype("popcount", "words", words, torch.int32)
     if words.dim() == 0:
         raise ValueError("popcount: words has shape [], wanted at least one dimension")
     return backends.select_any("popcount_words", words)(words)
@@ -145,7 +155,7 @@ def popcount(words: Tensor) -> Tensor:
 
 def check_words(op: str, words: Tensor, numel: int, where: str) -> None:
     """Raise unless ``words`` are those of a mask of ``numel`` weights."""
-    _check_dtype(op, "words", words)
+    _check.of_dtype(op, "words", words, torch.int32)
     wanted = num_words(numel)
     if words.dim() not in (1, 2) or words.shape[-1] != wanted or words.shape[:-1] not in ((), (2,)):
         raise ValueError(
@@ -154,16 +164,9 @@ def check_words(op: str, words: Tensor, numel: int, where: str) -> None:
         )
 
 
-def _check_dtype(op: str, name: str, words: Tensor) -> None:
-    if not isinstance(words, Tensor):
-        raise TypeError(f"{op}: {name} is a {type(words).__name__}, wanted a tensor")
-    if words.dtype != torch.int32:
-        raise TypeError(f"{op}: {name} is {words.dtype}, wanted torch.int32")
-
-
 def _combine(op: str, a: Tensor, b: Tensor, how: str) -> Tensor:
-    _check_dtype(op, "a", a)
-    _check_dtype(op, "b", b)
+    _check.of_dtype(op, "a", a, torch.int32)
+    _check.of_dtype(op, "b", b, torch.int32)
     _check.same_shape(op, "b", b, "a", a)
     _check.same_device(op, "b", b, "a", a)
     return backends.select_any("combine_words", a)(a, b, how)

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import OpFunction
+from maskcl.ops._autograd import OpFunction, call
+from maskcl.ops._numbers import in_graph, number
 from maskcl.reference.gate import compute_dtype
 from maskcl.schemas import fake
 
 COMPENSATIONS = ("exact", "recipe")
 SCHEDULES = ("linear", "cosine", "exponential", "constant")
-_SHORT_EPOCH = 4  # steps
+# cosh(x) of the recipe, which is multiplied out, must be finite.
+_RECIPE_CLAMP = {torch.float64: 709.0}
+_RECIPE_CLAMP32 = 88.0
 
 
 def hat_gate(
@@ -31,11 +34,12 @@ def hat_gate(
 
     Args:
         embedding: e, [U], any floating dtype.
-        scale: s, a float or a 0-d tensor on the same device; a tensor may be annealed in place with
-            neither a synchronisation nor a recompilation. It receives no gradient.
+        scale: s, a finite number or a 0-d tensor on the same device; a tensor may be annealed in
+            place with neither a synchronisation nor a recompilation. It receives no gradient.
         max_scale: s_max. Given, the gradient is compensated as in section 2.5:
             g s_max sigmoid'(e) min(1, sigmoid'(s e) / sigmoid'(cosh_clamp)). None: g s m (1 - m).
-        cosh_clamp: |s e| beyond which the compensation stops growing.
+        cosh_clamp: |s e| beyond which the compensation stops growing, at least 0; at most 88 for
+            "recipe" in float32, where cosh overflows.
         compensation: "exact", that equation, finite for every e and s; or "recipe", the original's
             arithmetic, whose gradient is 0 where m rounds to 1 (an open gate then never closes).
 
@@ -47,18 +51,41 @@ def hat_gate(
     """
     _check.floating("hat_gate", "embedding", embedding)
     _check.dimensions("hat_gate", "embedding", embedding, 1)
-    if compensation not in COMPENSATIONS:
-        _check.one_of("hat_gate", "compensation", compensation, COMPENSATIONS)
-    if max_scale is not None and not max_scale > 0:
-        raise ValueError(f"hat_gate: max_scale is {max_scale}, wanted a number above 0 or None")
-    if not isinstance(scale, Tensor):
-        scale = torch.full((), scale, dtype=compute_dtype(embedding.dtype), device=embedding.device)
-    elif scale.dim() != 0:
-        raise ValueError(f"hat_gate: scale has shape {list(scale.shape)}, wanted a 0-d tensor")
-    elif scale.requires_grad:
-        scale = scale.detach()
+    _check.one_of("hat_gate", "compensation", compensation, COMPENSATIONS)
     recipe = compensation == "recipe"
-    return HatGateFunction.apply(embedding, scale, max_scale or 0.0, cosh_clamp, recipe)
+    dtype = compute_dtype(embedding.dtype)
+    max_scale, cosh_clamp = _compensation(max_scale, cosh_clamp, recipe, dtype)
+    if not isinstance(scale, Tensor):
+        if torch.compiler.is_compiling():
+            scale = in_graph("hat_gate", "scale", scale, dtype, embedding.device)
+        else:
+            scale = number("hat_gate", "scale", scale, dtype)
+            scale = torch.full((), scale, dtype=dtype, device=embedding.device)
+    else:
+        _check.floating("hat_gate", "scale", scale)
+        if scale.dim() != 0:
+            raise ValueError(f"hat_gate: scale has shape {list(scale.shape)}, wanted a 0-d tensor")
+        _check.same_device("hat_gate", "scale", scale, "embedding", embedding)
+        if scale.requires_grad:
+            scale = scale.detach()
+    return call(HatGateFunction, embedding, scale, max_scale, cosh_clamp, recipe)
+
+
+def _compensation(
+    max_scale: float | None, cosh_clamp: float, recipe: bool, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Both as the kernels take them: 0 stands for no compensation."""
+    clamp = number("hat_gate", "cosh_clamp", cosh_clamp, dtype)
+    most = _RECIPE_CLAMP.get(dtype, _RECIPE_CLAMP32) if recipe else math.inf
+    if not 0 <= clamp <= most:
+        wanted = f"a number from 0 to {most:g}" if recipe else "a number of at least 0"
+        raise ValueError(f"hat_gate: cosh_clamp is {cosh_clamp}, wanted {wanted}")
+    if max_scale is None:
+        return 0.0, clamp
+    found = number("hat_gate", "max_scale", max_scale, dtype)
+    if not found > 0:
+        raise ValueError(f"hat_gate: max_scale is {max_scale}, wanted a number above 0 or None")
+    return found, clamp
 
 
 class HatGateFunction(OpFunction):
@@ -98,8 +125,12 @@ def hat_sparsity(mask: Tensor, used: Tensor) -> Tensor:
     """
     _check.floating("hat_sparsity", "mask", mask)
     _check.dimensions("hat_sparsity", "mask", mask, 1)
+    _check.dense("hat_sparsity", "used", used)
+    if used.dtype is not torch.bool and used.dtype not in _check.FLOATS:
+        raise TypeError(f"hat_sparsity: used is {used.dtype}, wanted bool or a floating dtype")
     _check.same_shape("hat_sparsity", "used", used, "mask", mask)
-    return HatSparsityFunction.apply(mask, used)
+    _check.same_device("hat_sparsity", "used", used, "mask", mask)
+    return call(HatSparsityFunction, mask, used)
 
 
 class HatSparsityFunction(OpFunction):
@@ -133,9 +164,13 @@ def hat_scale(progress: float, max_scale: float, schedule: str = "linear") -> fl
         s, a float.
 
     Raises:
-        ValueError: progress is outside [0, 1], max_scale below 1, or the schedule unknown.
+        TypeError: progress or max_scale is no number.
+        ValueError: progress is outside [0, 1], max_scale below 1 or infinite, or the schedule
+            unknown.
     """
     _check.one_of("hat_scale", "schedule", schedule, SCHEDULES)
+    progress = number("hat_scale", "progress", progress)
+    max_scale = number("hat_scale", "max_scale", max_scale)
     if not 0 <= progress <= 1:
         raise ValueError(f"hat_scale: progress is {progress}, wanted a number from 0 to 1")
     if not max_scale >= 1:
@@ -152,53 +187,6 @@ def hat_scale(progress: float, max_scale: float, schedule: str = "linear") -> fl
             share = 1.0
     # Written so that both ends are exact: low at 0 and max_scale at 1.
     return low * (1 - share) + max_scale * share
-
-
-def epoch_progress(batch: int, batches: int) -> float:
-    """Progress for `hat_scale` in an epoch: 0 at its first batch, 1 at its last (HAT, eq. 3).
-
-    Args:
-        batch: from 0.
-        batches: of the epoch.
-
-    Returns:
-        batch / (batches - 1), from 0 to 1; 1 where there is one batch.
-
-    Raises:
-        ValueError: the batch is out of range.
-    """
-    if not 0 <= batch < batches:
-        raise ValueError(f"epoch_progress: batch is {batch}, wanted one from 0 to {batches - 1}")
-    return batch / (batches - 1) if batches > 1 else 1.0
-
-
-def task_progress(epoch: int, epochs: int, batch: int, batches: int) -> float:
-    """Progress in [0, 1] for `hat_scale`: of the epoch, or of the task where epochs are short.
-
-    The paper's scale goes from 1 / s_max to s_max in every epoch (eq. 3). In an epoch of a few
-    steps, as on a whole graph, which is one, it would be at s_max nearly always, where no gate
-    learns: then it rises once, over all steps of the task.
-
-    Args:
-        epoch: from 0.
-        epochs: of the task.
-        batch: from 0.
-        batches: of the epoch.
-
-    Returns:
-        A number from 0 to 1.
-
-    Raises:
-        ValueError: an epoch or a batch is out of range.
-    """
-    if batches >= _SHORT_EPOCH:
-        return epoch_progress(batch, batches)
-    if not (0 <= epoch < epochs and 0 <= batch < batches):
-        raise ValueError(
-            f"task_progress: epoch is {epoch} of {epochs}, batch {batch} of {batches},"
-            " wanted less than these and at least 0"
-        )
-    return epoch_progress(epoch * batches + batch, epochs * batches)
 
 
 @fake("hat_gate")

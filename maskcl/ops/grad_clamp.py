@@ -12,14 +12,17 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
+from maskcl.ops._lists import check_like, check_written, listed
 from maskcl.ops.weight_sides import (
     Sides,
-    check_units,
+    check_soft_sides,
     check_weights,
-    ends,
+    check_words_agree,
     groups_of,
+    seed_of,
     task_sides,
     task_words,
+    values_of,
 )
 from maskcl.reference.grad_clamp import AGGREGATIONS, RULES
 from maskcl.schemas import fake
@@ -65,17 +68,21 @@ def clamp_grads_(
     op = "clamp_grads_"
     _check.one_of(op, "protection", protection, PROTECTIONS)
     _check.one_of(op, "rule", rule, RULES)
-    numbers = [float(values)] * len(grads) if isinstance(values, (int, float)) else list(values)
-    check_weights(op, "grads", grads, out_tasks=out_tasks, in_tasks=in_tasks, values=numbers)
+    seed = seed_of(op, seed)
+    grads = listed(op, "grads", grads)
+    outs, ins = listed(op, "out_tasks", out_tasks), listed(op, "in_tasks", in_tasks)
+    numbers = values_of(op, values, grads)
+    check_weights(op, "grads", grads, out_tasks=outs, in_tasks=ins, values=numbers)
     groups = groups_of(op, grads, groups)
     if rule == "adahat" and not all(v > 0 for v in numbers):
         raise ValueError(
             f"{op}: values has {min(numbers)}, wanted numbers above 0 for rule 'adahat'"
         )
-    outs, ins = task_sides(op, "grads", grads, out_tasks, in_tasks, groups)
+    outs, ins = task_sides(op, "grads", grads, outs, ins, groups)
+    check_written(op, "grads", grads)
     if grads:
         run = backends.select(op, grads[0])
-        run(list(grads), outs, ins, groups, protection == "exact", rule, numbers, seed)
+        run(grads, outs, ins, groups, protection == "exact", rule, numbers, seed)
 
 
 @torch.no_grad()
@@ -103,16 +110,16 @@ def restore_protected_(
     """
     op = "restore_protected_"
     _check.one_of(op, "protection", protection, PROTECTIONS)
-    check_weights(op, "params", params, saved=saved, out_tasks=out_tasks, in_tasks=in_tasks)
+    params, saved = listed(op, "params", params), listed(op, "saved", saved)
+    outs, ins = listed(op, "out_tasks", out_tasks), listed(op, "in_tasks", in_tasks)
+    check_weights(op, "params", params, saved=saved, out_tasks=outs, in_tasks=ins)
     groups = groups_of(op, params, groups)
-    for t, (param, copy) in enumerate(zip(params, saved, strict=True)):
-        _check.same_shape(op, f"saved[{t}]", copy, f"params[{t}]", param)
-        if copy.dtype != param.dtype:
-            raise TypeError(f"{op}: saved[{t}] is {copy.dtype}, wanted params[{t}]'s {param.dtype}")
-    outs, ins = task_sides(op, "params", params, out_tasks, in_tasks, groups)
+    check_like(op, "saved", saved, "params", params)
+    outs, ins = task_sides(op, "params", params, outs, ins, groups)
+    check_written(op, "params", params, saved=saved)
     if params:
         run = backends.select(op, params[0])
-        run(list(params), list(saved), outs, ins, groups, protection == "exact")
+        run(params, saved, outs, ins, groups, protection == "exact")
 
 
 @torch.no_grad()
@@ -139,19 +146,16 @@ def clamp_grads_soft_(
     """
     op = "clamp_grads_soft_"
     _check.one_of(op, "aggregation", aggregation, AGGREGATIONS)
-    check_weights(op, "grads", grads, out_masks=out_masks, in_masks=in_masks)
+    grads = listed(op, "grads", grads)
+    outs, ins = listed(op, "out_masks", out_masks), listed(op, "in_masks", in_masks)
+    check_weights(op, "grads", grads, out_masks=outs, in_masks=ins)
     groups = groups_of(op, grads, groups)
-    for t, grad in enumerate(grads):
-        for end, side, units in ends(grad, out_masks[t], in_masks[t], groups[t]):
-            if side is None:
-                continue
-            _check.floating(op, f"{end}_masks[{t}]", side)
-            check_units(op, f"{end}_masks[{t}]", side, f"grads[{t}]", grad, units)
+    check_soft_sides(op, "grads", grads, outs, ins, groups)
+    check_written(op, "grads", grads, out_masks=outs, in_masks=ins)
     if grads:
         none = grads[0].new_empty(0, dtype=torch.float32)
-        outs = [none if side is None else side for side in out_masks]
-        ins = [none if side is None else side for side in in_masks]
-        backends.select(op, grads[0])(list(grads), outs, ins, groups, aggregation)
+        outs, ins = ([none if side is None else side for side in sides] for sides in (outs, ins))
+        backends.select(op, grads[0])(grads, outs, ins, groups, aggregation)
 
 
 def protected_fraction(
@@ -175,8 +179,10 @@ def protected_fraction(
     """
     op = "protected_fraction"
     _check.one_of(op, "protection", protection, PROTECTIONS)
-    given = {"out_tasks": out_tasks, "in_tasks": in_tasks}
-    sides = [task_words(op, name, side) for name, side in given.items()]
+    sides = task_words(op, "out_tasks", out_tasks), task_words(op, "in_tasks", in_tasks)
+    first, second = sides
+    if first is not None and second is not None:
+        check_words_agree(op, "in_tasks", second, "out_tasks", first)
     num_words = max((s.shape[-1] for s in sides if s is not None), default=1)
     counted = []
     for side in sides:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import OpFunction
+from maskcl.ops._autograd import OpFunction, call
+from maskcl.ops._lists import check_like, check_written, lengths, listed, member
+from maskcl.ops._numbers import number
 from maskcl.schemas import fake
 
 Tensors = Sequence[Tensor]
@@ -43,20 +45,24 @@ def mas_accumulate_(
         TypeError, ValueError: an argument is not as above; nothing has been written then.
     """
     op = "mas_accumulate_"
-    _check.lengths(op, "importances", importances, grads=grads)
-    for t, (omega, grad) in enumerate(zip(importances, grads, strict=True)):
-        if _fits(omega, (grad,), grads[0]):
-            continue
-        _check.member(op, f"grads[{t}]", grad, "importances[0]", importances[0])
-        check_importance(op, f"importances[{t}]", omega, f"grads[{t}]", grad)
-        if grad.shape not in (omega.shape, (*grad.shape[:1], *omega.shape)):
-            raise ValueError(
-                f"{op}: grads[{t}] has shape {list(grad.shape)}, wanted importances[{t}]'s,"
-                f" {list(omega.shape)}, or that with samples in front"
-            )
+    importances, grads = listed(op, "importances", importances), listed(op, "grads", grads)
+    lengths(op, "importances", importances, grads=grads)
+    weight = number(op, "weight", weight, torch.float32)
+    decay = number(op, "decay", decay, torch.float32)
+    if not _fit(importances, grads):
+        for t, (omega, grad) in enumerate(zip(importances, grads, strict=True)):
+            _check.floating(op, "importances[0]", importances[0])
+            member(op, f"grads[{t}]", grad, "importances[0]", importances[0])
+            check_importance(op, f"importances[{t}]", omega, f"grads[{t}]", grad)
+            if grad.shape not in (omega.shape, (*grad.shape[:1], *omega.shape)):
+                raise ValueError(
+                    f"{op}: grads[{t}] has shape {list(grad.shape)}, wanted importances[{t}]'s,"
+                    f" {list(omega.shape)}, or that with samples in front"
+                )
+    check_written(op, "importances", importances, grads=grads)
     if importances:
         run = backends.select(op, grads[0])
-        run(list(importances), list(grads), float(weight), float(decay), square)
+        run(importances, grads, weight, decay, bool(square))
 
 
 def mas_penalty(params: Tensors, anchors: Tensors, importances: Tensors) -> Tensor:
@@ -73,10 +79,13 @@ def mas_penalty(params: Tensors, anchors: Tensors, importances: Tensors) -> Tens
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
-    _check_penalty("mas_penalty", params, anchors, importances)
+    op = "mas_penalty"
+    params, anchors = listed(op, "params", params), listed(op, "anchors", anchors)
+    importances = listed(op, "importances", importances)
+    _check_penalty(op, params, importances, anchors=anchors)
     if not params:
         return torch.zeros(())
-    return MasPenaltyFunction.apply(len(params), *params, *anchors, *importances)
+    return call(MasPenaltyFunction, len(params), *params, *anchors, *importances)
 
 
 @torch.no_grad()
@@ -103,12 +112,15 @@ def mas_penalty_grads_(
         TypeError, ValueError: an argument is not as above; nothing has been written then.
     """
     op = "mas_penalty_grads_"
-    _check_penalty(op, params, anchors, importances, grads=grads)
+    grads, params = listed(op, "grads", grads), listed(op, "params", params)
+    anchors, importances = listed(op, "anchors", anchors), listed(op, "importances", importances)
+    strength = number(op, "strength", strength, torch.float32)
+    _check_penalty(op, params, importances, anchors=anchors, grads=grads)
+    check_written(op, "grads", grads, params=params, anchors=anchors, importances=importances)
     if not params:
         return torch.zeros(())
     run = backends.select(op, params[0])
-    lists = [list(tensors) for tensors in (grads, params, anchors, importances)]
-    return run(*lists, None, float(strength), True) * strength
+    return run(grads, params, anchors, importances, None, strength, True) * strength
 
 
 class MasPenaltyFunction(OpFunction):
@@ -144,21 +156,32 @@ _WIDE = {
 }
 
 
-def _fits(omega: Tensor, tensors: Sequence[Tensor], first: Tensor) -> bool:
-    """Whether nothing is wrong with an entry, asked briefly: lists are long and their op short.
+def _fit(importances: list[Tensor], *others: list[Tensor]) -> bool:
+    """Whether nothing is wrong with any entry, asked briefly: lists are long and their op short.
 
     What does not fit so, such as samples in front, is looked at once more, argument by argument.
     """
-    for tensor in (omega, first, *tensors):
-        if not isinstance(tensor, Tensor):
-            return False
-    dtype, device, shape = tensors[0].dtype, first.device, omega.shape
-    wide = _WIDE.get(dtype)
-    if wide is not omega.dtype or wide is not _WIDE.get(first.dtype) or omega.device != device:
+    if not importances:
+        return True
+    try:
+        device, wide = importances[0].device, importances[0].dtype
+        entries = [(t.dtype, omega.shape) for t, omega in zip(others[0], importances, strict=True)]
+        for omega in importances:
+            if omega.dtype is not wide or omega.layout is not torch.strided:
+                return False
+            if omega.device != device:
+                return False
+        for dtype, _ in entries:
+            if _WIDE.get(dtype) is not wide:
+                return False
+        for tensors in others:
+            for tensor, (dtype, shape) in zip(tensors, entries, strict=True):
+                if tensor.dtype is not dtype or tensor.layout is not torch.strided:
+                    return False
+                if tensor.device != device or tensor.shape != shape:
+                    return False
+    except AttributeError:  # one is no tensor
         return False
-    for tensor in tensors:
-        if tensor.dtype is not dtype or tensor.shape != shape or tensor.device != device:
-            return False
     return True
 
 
@@ -172,25 +195,19 @@ def check_importance(op: str, name: str, omega: Tensor, other_name: str, other: 
 
 
 def _check_penalty(
-    op: str, params: Tensors, anchors: Tensors, importances: Tensors, **more: Tensors
+    op: str, params: list[Tensor], importances: list[Tensor], **others: list[Tensor]
 ) -> None:
-    _check.lengths(op, "params", params, anchors=anchors, importances=importances, **more)
-    like_params = {"anchors": anchors, **more}
-    for t, param in enumerate(params):
-        tensors = (param, *(entries[t] for entries in like_params.values()))
-        if _fits(importances[t], tensors, params[0]):
-            continue
-        _check.member(op, f"params[{t}]", param, "params[0]", params[0])
-        for name, entries in like_params.items():
-            tensor = entries[t]
-            _check.same_shape(op, f"{name}[{t}]", tensor, f"params[{t}]", param)
-            _check.same_device(op, f"{name}[{t}]", tensor, f"params[{t}]", param)
-            if tensor.dtype != param.dtype:
-                raise TypeError(
-                    f"{op}: {name}[{t}] is {tensor.dtype}, wanted params[{t}]'s {param.dtype}"
-                )
-        check_importance(op, f"importances[{t}]", importances[t], f"params[{t}]", param)
-        _check.same_shape(op, f"importances[{t}]", importances[t], f"params[{t}]", param)
+    """Raise unless params, importances and ``others``, each like params, fit each other."""
+    lengths(op, "params", params, importances=importances, **others)
+    if _fit(importances, params, *others.values()):
+        return
+    for t, (param, omega) in enumerate(zip(params, importances, strict=True)):
+        _check.floating(op, "params[0]", params[0])
+        member(op, f"params[{t}]", param, "params[0]", params[0])
+        check_importance(op, f"importances[{t}]", omega, f"params[{t}]", param)
+        _check.same_shape(op, f"importances[{t}]", omega, f"params[{t}]", param)
+    for name, entries in others.items():
+        check_like(op, name, entries, "params", params)
 
 
 @fake("mas_accumulate_")

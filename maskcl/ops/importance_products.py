@@ -7,6 +7,8 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
+from maskcl.ops._lists import check_written
+from maskcl.ops._numbers import number
 from maskcl.ops.importance import check_importance
 from maskcl.schemas import fake
 
@@ -57,7 +59,9 @@ def linear_importance_(
     wanted = [grad_out.shape[-1], x.shape[-1]]
     if list(importance.shape) != wanted:
         raise ValueError(f"{op}: importance has shape {list(importance.shape)}, wanted {wanted}")
-    backends.select(op, x)(importance, x, grad_out, float(weight), square)
+    weight = number(op, "weight", weight, torch.float32)
+    check_written(op, "importance", (importance,), x=(x,), grad_out=(grad_out,))
+    backends.select(op, x)(importance, x, grad_out, weight, bool(square))
 
 
 def _check_rows(op: str, x: Tensor, grad_out: Tensor) -> None:

@@ -9,12 +9,17 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import OpFunction
+from maskcl.ops._autograd import OpFunction, call
+from maskcl.ops._numbers import integer, number
+from maskcl.reference import masked_forward as reference
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.masked_forward import ACTIVATIONS, FROM_OUTPUT
 from maskcl.schemas import fake
 
 SAVES = ("auto", "input", "output")
+# Their slopes, 1 - a^2 and a (1 - a), cancel where a saturates: of half a float no digit is left.
+_SATURATING = ("tanh", "sigmoid")
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def masked_activation(
@@ -39,12 +44,14 @@ def masked_activation(
         bias: [C] or None.
         activation: identity, relu, gelu, gelu_tanh, silu, tanh, sigmoid or leaky_relu.
         channel_dim: the dimension of C.
-        negative_slope: of leaky_relu.
+        negative_slope: of leaky_relu, finite. Below 0 the op is plain torch, whatever the backend.
         save: what is kept for backward. "output": y alone, from which act(x + bias) is y / mask;
             where mask is exactly 0 its own gradient is then 0 (as through a closed gate). "input":
-            x, for masks that must learn from exact zeros. "auto": y where the activation and dtype
-            allow it (not gelu and silu, and not float16, whose range is too short for y / mask),
-            else x.
+            x, for masks that must learn from exact zeros. "auto": y where gradients can be had from
+            it, else x: for gelu and silu, for tanh and sigmoid in bfloat16 and float16 (a rounded y
+            says nothing of a saturated unit's slope) and for leaky_relu with a slope below 0 (y
+            hides x's sign), where "output" is refused; and for all else in float16, whose range
+            is too short for y / mask where masks are tiny.
 
     Returns:
         y, x's shape and dtype; computed in float32 at least.
@@ -52,52 +59,93 @@ def masked_activation(
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
-    check_arguments("masked_activation", x, mask, bias, activation, save)
+    op = "masked_activation"
+    _check.floating(op, "x", x)
+    check_vectors(op, x, mask, bias)
+    slope = check_options(op, activation, negative_slope, save)
+    channel_dim = integer(op, "channel_dim", channel_dim)
     if not -x.dim() <= channel_dim < x.dim():
         raise ValueError(
-            f"masked_activation: channel_dim is {channel_dim}, wanted a dimension of x,"
-            f" {list(x.shape)}"
+            f"{op}: channel_dim is {channel_dim}, wanted a dimension of x, {list(x.shape)}"
         )
     channel_dim %= x.dim()
-    check_channels("masked_activation", mask, bias, x.shape[channel_dim])
-    keep_output = keeps_output(x.dtype, activation, save)
-    return MaskedActivationFunction.apply(
-        x, mask, bias, activation, negative_slope, channel_dim, keep_output
-    )
+    check_channels(op, mask, bias, x.shape[channel_dim])
+    keep_output = keeps_output(op, x.dtype, activation, slope, save)
+    return activate_and_mask(x, mask, bias, activation, slope, channel_dim, keep_output)
 
 
-def check_arguments(
-    op: str, x: Tensor, mask: Tensor, bias: Tensor | None, activation: str, save: str
-) -> None:
-    """Raise TypeError or ValueError unless they are what the masked ops take."""
-    vectors = {"mask": mask} if bias is None else {"mask": mask, "bias": bias}
-    for name, tensor in {"x": x, **vectors}.items():
-        _check.floating(op, name, tensor)
-        if tensor.device != x.device:
-            _check.same_device(op, name, tensor, "x", x)
+def activate_and_mask(
+    x: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    slope: float,
+    channel_dim: int,
+    keep_output: bool,
+) -> Tensor:
+    """masked_activation of checked arguments, with its gradients."""
+    options = activation, slope, channel_dim
+    if activation == "leaky_relu" and slope < 0:
+        # The kernels take the slope from the activation's sign, which is x's only where both agree.
+        return reference.masked_activation(x, mask, bias, *options)
+    return call(MaskedActivationFunction, x, mask, bias, *options, keep_output)
+
+
+def check_vectors(op: str, x: Tensor, mask: Tensor, bias: Tensor | None) -> None:
+    """Raise TypeError or ValueError unless mask (and bias) are floating vectors on x's device."""
+    _check.floating(op, "mask", mask)
     _check.dimensions(op, "mask", mask, 1)
+    if mask.device != x.device:
+        _check.same_device(op, "mask", mask, "x", x)
+    if bias is not None:
+        _check.floating(op, "bias", bias)
+        if bias.device != x.device:
+            _check.same_device(op, "bias", bias, "x", x)
+
+
+def check_options(op: str, activation: str, negative_slope: float, save: str) -> float:
+    """The slope as a float, where all three are what the masked ops take.
+
+    Raises:
+        TypeError, ValueError: they are not.
+    """
     _check.one_of(op, "activation", activation, ACTIVATIONS)
     _check.one_of(op, "save", save, SAVES)
-    if save == "output" and activation not in FROM_OUTPUT:
-        raise ValueError(
-            f"{op}: save is 'output', but {activation} has no derivative from its output"
-        )
+    return number(op, "negative_slope", negative_slope, torch.float32)
 
 
 def check_channels(op: str, mask: Tensor, bias: Tensor | None, channels: int) -> None:
-    """Raise ValueError unless both have an element for each channel."""
+    """Raise ValueError unless both are vectors with an element for each channel."""
     for name, vector in (("mask", mask), ("bias", bias)):
-        if vector is not None and vector.numel() != channels:
-            raise ValueError(
-                f"{op}: {name} has {vector.numel()} elements, wanted {channels} channels"
-            )
+        if vector is None or vector.shape == (channels,):
+            continue
+        if vector.dim() != 1:
+            raise ValueError(f"{op}: {name} has shape {list(vector.shape)}, wanted [{channels}]")
+        raise ValueError(f"{op}: {name} has {vector.numel()} elements, wanted {channels} channels")
 
 
-def keeps_output(dtype: torch.dtype, activation: str, save: str) -> bool:
-    """Whether y is what backward needs, not what the activation was given."""
+def keeps_output(
+    op: str, dtype: torch.dtype, activation: str, negative_slope: float, save: str
+) -> bool:
+    """Whether y is what backward needs, not what the activation was given.
+
+    Raises:
+        ValueError: y is asked for, and the gradients cannot be had from it.
+    """
+    if save == "input":
+        return False
+    reason = None
+    if activation not in FROM_OUTPUT:
+        reason = f"{activation} has no derivative from its output"
+    elif activation in _SATURATING and dtype in _HALVES:
+        reason = f"{activation}'s slope cannot be told from an output in {dtype}"
+    elif activation == "leaky_relu" and negative_slope < 0:
+        reason = f"negative_slope is {negative_slope}, and the output hides the input's sign"
     if save == "auto":
-        return activation in FROM_OUTPUT and dtype != torch.float16
-    return save == "output"
+        return reason is None and dtype is not torch.float16
+    if reason is not None:
+        raise ValueError(f"{op}: save is 'output', but {reason}")
+    return True
 
 
 class MaskedActivationFunction(OpFunction):

@@ -11,20 +11,21 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import OpFunction
+from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops.masked_forward import (
-    MaskedActivationFunction,
-    check_arguments,
+    activate_and_mask,
     check_channels,
+    check_options,
+    check_vectors,
     in_dtype,
     keeps_output,
 )
 from maskcl.ops.open_products import (
-    check_window,
+    OpenConvFunction,
+    conv_arguments,
     linear,
     linear_backward,
     may_skip,
-    open_conv,
 )
 
 
@@ -40,8 +41,8 @@ def masked_linear(
 ) -> Tensor:
     """y = act(x W^T + bias) * mask, the mask an epilogue of the product, in place on its output.
 
-    While the mask learns, closed columns of x are left out on a CPU; else the product has the bits
-    of ``F.linear``. Gradients always leave out what is closed.
+    While the mask learns, closed columns of x are left out on a CPU; else the product is
+    ``F.linear`` itself, to the bit. Gradients always leave out what is closed.
 
     Equivalent to ``act(F.linear(x, weight, bias)) * mask``. Takes part in autocast.
 
@@ -60,25 +61,16 @@ def masked_linear(
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
-    check_arguments("masked_linear", x, mask, bias, activation, save)
-    if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(
-            f"masked_linear: weight has shape {list(weight.shape)}, wanted [O, I] with I"
-            f" the last of x's {list(x.shape)}"
-        )
-    check_channels("masked_linear", mask, bias, weight.shape[0])
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    if keeps_output(x.dtype, activation, save):
-        return MaskedLinearFunction.apply(
-            x, weight, mask, bias, activation, negative_slope, not _learns(mask)
-        )
+    op = "masked_linear"
+    x, weight, bias = _check.linear_arguments(op, x, weight, bias)
+    check_vectors(op, x, mask, None)
+    check_channels(op, mask, None, weight.shape[0])
+    slope = check_options(op, activation, negative_slope, save)
+    if keeps_output(op, x.dtype, activation, slope, save):
+        fixed = not _learns(mask)
+        return call(MaskedLinearFunction, x, weight, mask, bias, activation, slope, fixed)
     z = F.linear(x, weight, bias)
-    return MaskedActivationFunction.apply(
-        z, mask, None, activation, negative_slope, z.dim() - 1, False
-    )
+    return activate_and_mask(z, mask, None, activation, slope, z.dim() - 1, False)
 
 
 def masked_conv(
@@ -97,11 +89,11 @@ def masked_conv(
     """y = act(conv2d(x) + bias) * mask along the channels.
 
     While the mask learns, images are convolved as by :func:`open_conv`, and where that leaves
-    closed channels out, the mask is applied in place on its output; else the product has the bits
-    of ``F.conv2d``.
+    closed channels out, the mask is applied in place on its output; else the product is
+    ``F.conv2d`` itself, to the bit. Takes part in autocast.
 
     Args:
-        x: [N, I, H, W], floating.
+        x: [N, I, H, W], or [I, H, W] for one image; floating.
         weight: [O, I, KH, KW].
         mask: [O], floating, >= 0.
         bias: [O] or None.
@@ -113,23 +105,25 @@ def masked_conv(
         save: as for :func:`masked_activation`.
 
     Returns:
-        [N, O, OH, OW] in x's dtype (the autocast dtype under autocast).
+        [N, O, OH, OW] (of one image [O, OH, OW]) in x's dtype (the autocast dtype under autocast).
 
     Raises:
         TypeError, ValueError: an argument is not as above.
     """
-    check_arguments("masked_conv", x, mask, bias, activation, save)
-    _check.dimensions("masked_conv", "weight", weight, 4)
-    check_channels("masked_conv", mask, bias, weight.shape[0])
-    skips = _learns(mask) and may_skip(x, weight, bias)
-    if skips and keeps_output(x.dtype, activation, save):
-        check_window("masked_conv", x, weight, stride, padding, dilation)
-        options = [list(stride), list(padding), list(dilation)]
-        return MaskedConvFunction.apply(x, weight, mask, bias, activation, negative_slope, *options)
-    convolve = open_conv if skips else F.conv2d
-    z = convolve(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
-    keeps = keeps_output(z.dtype, activation, save)
-    return MaskedActivationFunction.apply(z, mask, None, activation, negative_slope, 1, keeps)
+    op = "masked_conv"
+    options = conv_arguments(op, x, weight, bias, stride, padding, dilation)
+    check_vectors(op, x, mask, None)
+    check_channels(op, mask, None, weight.shape[0])
+    slope = check_options(op, activation, negative_slope, save)
+    dtype = _check.in_autocast(x, _check.autocast_dtype(x))
+    keeps = keeps_output(op, dtype, activation, slope, save)
+    if not (_learns(mask) and may_skip(x, weight, bias)):
+        z = F.conv2d(x, weight, bias, *options)
+    elif keeps:
+        return call(MaskedConvFunction, x, weight, mask, bias, activation, slope, *options)
+    else:
+        z = call(OpenConvFunction, x, weight, bias, *options)
+    return activate_and_mask(z, mask, None, activation, slope, z.dim() - 3, keeps)
 
 
 def _learns(mask: Tensor) -> bool:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskcl import backends
-from maskcl.ops._autograd import OpFunction
+from maskcl.ops import _check
+from maskcl.ops._autograd import OpFunction, call
+from maskcl.ops._numbers import integer
 from maskcl.reference.open_products import open_linear_backward
 from maskcl.schemas import fake
 
@@ -24,12 +26,13 @@ from maskcl.schemas import fake
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool) -> Tensor:
     """x W^T + b, below autograd: x [.., I], weight [O, I], bias [O] -> [.., O].
 
-    ``ordinary`` asks for the bits of F.linear: nothing is left out.
+    ``ordinary`` asks for F.linear itself: which kernel that takes, and with it the last bit,
+    hangs on x's strides, so that no detour has its bits for every input.
     """
-    if x.device.type != "cpu":
+    if ordinary or x.device.type != "cpu":
         return F.linear(x, weight, bias)
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    y = backends.select("open_linear", x)(rows, weight, bias, ordinary)
+    y = backends.select("open_linear", x)(rows, weight, bias)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -60,7 +63,7 @@ def open_conv(
     else is ``F.conv2d``, autocast too.
 
     Args:
-        x: [N, I, H, W].
+        x: [N, I, H, W], or [I, H, W] for one image.
         weight: [O, I, KH, KW].
         bias: [O] or None.
         stride: of both dimensions.
@@ -68,20 +71,15 @@ def open_conv(
         dilation: of both dimensions.
 
     Returns:
-        [N, O, OH, OW], channels_last where x is.
+        [N, O, OH, OW] (of one image [O, OH, OW]), channels_last where x is.
 
     Raises:
-        RuntimeError, ValueError: as ``F.conv2d``; and for images that are smaller than the window.
+        TypeError, ValueError: an argument is not as above, or images are smaller than the window.
     """
-    if not may_skip(x, weight, bias):
-        return F.conv2d(x, weight, bias, tuple(stride), tuple(padding), tuple(dilation))
-    check_window("open_conv", x, weight, stride, padding, dilation)
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"open_conv: bias has shape {list(bias.shape)}, wanted [{weight.shape[0]}]"
-        )
-    options = [list(stride), list(padding), list(dilation)]
-    return OpenConvFunction.apply(x, weight, bias, *options)
+    options = conv_arguments("open_conv", x, weight, bias, stride, padding, dilation)
+    if may_skip(x, weight, bias):
+        return call(OpenConvFunction, x, weight, bias, *options)
+    return F.conv2d(x, weight, bias, *options)
 
 
 def may_skip(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -98,27 +96,74 @@ def _is_channels_last(x: Tensor) -> bool:
     return not ordinary and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def check_window(
+def conv_arguments(
     op: str,
     x: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
-) -> None:
-    """Raise ValueError unless they fit each other."""
+) -> tuple[list[int], list[int], list[int]]:
+    """stride, padding and dilation of both dimensions, all checked for a convolution of images.
+
+    Raises:
+        TypeError: a tensor is none, or has another dtype than x; an option is not made of ints.
+        ValueError: shapes, devices or options do not fit each other.
+    """
+    _check.floating(op, "x", x)
+    _check.floating(op, "weight", weight)
+    _check.dimensions(op, "weight", weight, 4)
     found = list(weight.shape)
-    if weight.shape[1] != x.shape[1]:
-        raise ValueError(f"{op}: weight has shape {found}, wanted [O, {x.shape[1]}, KH, KW]")
-    options = {"stride": (stride, 1), "padding": (padding, 0), "dilation": (dilation, 1)}
-    for name, (pair, least) in options.items():
-        if len(pair) != 2 or min(pair) < least:
-            raise ValueError(f"{op}: {name} is {pair}, wanted two numbers, {least} or more")
-    for size, kernel, pad, step in zip(x.shape[2:], found[2:], padding, dilation, strict=True):
+    if x.dim() not in (3, 4):
+        raise ValueError(
+            f"{op}: x has shape {list(x.shape)}, wanted [N, I, H, W], or [I, H, W] for one image"
+        )
+    if found[1] != x.shape[-3]:
+        raise ValueError(f"{op}: weight has shape {found}, wanted [O, {x.shape[-3]}, KH, KW]")
+    if bias is not None:
+        _check.floating(op, "bias", bias)
+        if bias.shape != (found[0],):
+            raise ValueError(f"{op}: bias has shape {list(bias.shape)}, wanted [{found[0]}]")
+    _check_kinds(op, x, weight, bias)
+    options = (
+        _pair(op, "stride", stride, 1),
+        _pair(op, "padding", padding, 0),
+        _pair(op, "dilation", dilation, 1),
+    )
+    for size, kernel, pad, step in zip(x.shape[-2:], found[2:], *options[1:], strict=True):
         if size + 2 * pad < step * (kernel - 1) + 1:
             raise ValueError(
                 f"{op}: x has shape {list(x.shape)}, smaller than the window of {found[2:]}"
             )
+    return options
+
+
+def _check_kinds(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise unless all are on one device and, after autocast, of one dtype."""
+    dtype = _check.autocast_dtype(x)
+    if dtype is None:
+        _check.one_kind(op, x, weight=weight, bias=bias)
+        return
+    kept = _check.in_autocast(x, dtype)
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        _check.same_device(op, name, tensor, "x", x)
+        if _check.in_autocast(tensor, dtype) is not kept:
+            raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted x's dtype, {x.dtype}")
+
+
+def _pair(op: str, name: str, value: Sequence[int] | int, least: int) -> list[int]:
+    """Of an option as ``F.conv2d`` takes it, one number or two, the two."""
+    pair = value if isinstance(value, Sequence) else (value, value)
+    wanted = f"wanted two numbers, {least} or more"
+    if isinstance(pair, str) or len(pair) != 2:
+        raise ValueError(f"{op}: {name} is {value!r}, {wanted}")
+    found = [integer(op, name, size) for size in pair]
+    if min(found) < least:
+        raise ValueError(f"{op}: {name} is {value}, {wanted}")
+    return found
 
 
 class OpenConvFunction(OpFunction):

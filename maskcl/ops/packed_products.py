@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import OpFunction
+from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops.bitmask import check_words
 from maskcl.schemas import fake
 
@@ -32,7 +32,7 @@ def packed_weight(weight: Tensor, words: Tensor) -> Tensor:
     _check.floating("packed_weight", "weight", weight)
     check_words("packed_weight", words, weight.numel(), f"weight {list(weight.shape)}")
     _check.same_device("packed_weight", "words", words, "weight", weight)
-    return PackedWeightFunction.apply(weight, words)
+    return call(PackedWeightFunction, weight, words)
 
 
 class PackedWeightFunction(OpFunction):
@@ -55,8 +55,8 @@ class PackedWeightFunction(OpFunction):
 def packed_linear(x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (W m)^T + b with m in bits, and no masked weight in memory.
 
-    Equivalent to ``F.linear(x, weight * unpack_mask(words, weight.shape), bias)``. Takes part in
-    autocast; gradients to x, weight and bias.
+    Equivalent to ``F.linear(x, weight * unpack_mask(words, weight.shape), bias)``, within rounding:
+    sums are in an order of their own. Takes part in autocast; gradients to x, weight and bias.
 
     Args:
         x: [.., I], floating.
@@ -74,8 +74,8 @@ def packed_linear(x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None 
     check_words("packed_linear", words, weight.numel(), f"weight {list(weight.shape)}")
     _check.same_device("packed_linear", "words", words, "weight", weight)
     if x.dim() == 2:
-        return PackedLinearFunction.apply(x, weight, words, bias)
-    y = PackedLinearFunction.apply(x.reshape(-1, x.shape[-1]), weight, words, bias)
+        return call(PackedLinearFunction, x, weight, words, bias)
+    y = call(PackedLinearFunction, x.reshape(-1, x.shape[-1]), weight, words, bias)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -125,9 +125,9 @@ def packed_embedding(index: Tensor, weight: Tensor, words: Tensor) -> Tensor:
     _check.floating(op, "weight", weight)
     _check.dimensions(op, "weight", weight, 2)
     check_words(op, words, weight.numel(), f"weight {list(weight.shape)}")
-    if not isinstance(index, Tensor) or index.dtype not in (torch.int64, torch.int32):
-        found = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise TypeError(f"{op}: index is {found}, wanted int64 or int32")
+    _check.dense(op, "index", index)
+    if index.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{op}: index is {index.dtype}, wanted int64 or int32")
     for name, tensor in (("words", words), ("index", index)):
         _check.same_device(op, name, tensor, "weight", weight)
     run = backends.select(op, weight)

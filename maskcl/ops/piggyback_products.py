@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import OpFunction
-from maskcl.ops.selection import check_pair, selection
+from maskcl.ops._autograd import OpFunction, call
+from maskcl.ops._numbers import Number
+from maskcl.ops.selection import check_pair, selected
 from maskcl.schemas import fake
 
 
@@ -17,13 +19,13 @@ def piggyback_linear(
     x: Tensor,
     weight: Tensor,
     scores: Tensor,
-    threshold: float = 5e-3,
+    threshold: Number = 5e-3,
     bias: Tensor | None = None,
     *,
     levels: str = "binary",
     inclusive: bool = False,
     density: float | None = None,
-    scale: float = 1.0,
+    scale: Number = 1.0,
 ) -> Tensor:
     """x (W m(scores))^T + b, with no masked weight in memory.
 
@@ -49,12 +51,14 @@ def piggyback_linear(
     """
     op = "piggyback_linear"
     check_pair(op, weight, scores)
-    select = selection(op, scores, threshold, levels, inclusive, density, scale)
     x, weight, bias = _check.linear_arguments(op, x, weight, bias)
+    scores, select = selected(op, scores, threshold, levels, inclusive, density, scale)
+    if scores.dtype is not torch.float32 and scores.dtype is not weight.dtype:
+        scores = scores.to(torch.float32)  # autocast has turned the weight's dtype into another
     if x.dim() == 2:
-        return PiggybackLinearFunction.apply(x, weight, scores, bias, *select)
+        return call(PiggybackLinearFunction, x, weight, scores, bias, *select)
     rows = x.reshape(-1, x.shape[-1])
-    y = PiggybackLinearFunction.apply(rows, weight, scores, bias, *select)
+    y = call(PiggybackLinearFunction, rows, weight, scores, bias, *select)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 

@@ -1,4 +1,8 @@
-"""Masks of single weights from learned scores: alone, and on a weight."""
+"""Masks of single weights from learned scores: alone, and on a weight.
+
+A threshold (a scale) is a finite number or a 0-d tensor, which takes no gradient. Eager code reads
+the tensor, and waits for it; compiled code does not, and another value compiles nothing anew.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,16 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import OpFunction
-from maskcl.ops.selection import check_pair, selection
+from maskcl.ops._autograd import OpFunction, call
+from maskcl.ops._numbers import Number
+from maskcl.ops.selection import check_pair, selected
 from maskcl.schemas import fake
 
 
-def binarize(scores: Tensor, threshold: float = 5e-3, *, inclusive: bool = False) -> Tensor:
+def binarize(scores: Tensor, threshold: Number = 5e-3, *, inclusive: bool = False) -> Tensor:
     """1 where score > threshold, else 0; the gradient passes straight through.
 
-    Equivalent to ``(scores > threshold).to(scores.dtype)`` (Piggyback, Mallya et al. 2018,
-    section 3).
+    Equivalent to ``(scores > threshold).to(scores.dtype)`` (Mallya et al. 2018, section 3).
 
     Args:
         scores: any shape, floating.
@@ -34,7 +38,7 @@ def binarize(scores: Tensor, threshold: float = 5e-3, *, inclusive: bool = False
     return _mask("binarize", scores, threshold, "binary", inclusive)
 
 
-def ternarize(scores: Tensor, threshold: float = 5e-3, *, symmetric: bool = False) -> Tensor:
+def ternarize(scores: Tensor, threshold: Number = 5e-3, *, symmetric: bool = False) -> Tensor:
     """-1, 0 or 1 from scores; the gradient passes straight through.
 
     The original's rule: -1 where score < 0, 1 where score > threshold, else 0: a small negative
@@ -76,7 +80,7 @@ def topk_mask(scores: Tensor, density: float) -> Tensor:
     return _mask("topk_mask", scores, 0.0, "topk", density=density)
 
 
-def soft_mask(scores: Tensor, threshold: float = 0.0, *, scale: float = 1.0) -> Tensor:
+def soft_mask(scores: Tensor, threshold: Number = 0.0, *, scale: Number = 1.0) -> Tensor:
     """sigmoid(scale (score - threshold)), with its true gradient.
 
     Args:
@@ -96,15 +100,17 @@ def soft_mask(scores: Tensor, threshold: float = 0.0, *, scale: float = 1.0) -> 
 def _mask(
     op: str,
     scores: Tensor,
-    threshold: float,
+    threshold: Number,
     levels: str,
     inclusive: bool = False,
     density: float | None = None,
-    scale: float = 1.0,
+    scale: Number = 1.0,
 ) -> Tensor:
     _check.floating(op, "scores", scores)
-    select = selection(op, scores, threshold, levels, inclusive, density, scale)
-    return WeightMaskFunction.apply(scores, *select)
+    dtype = scores.dtype
+    scores, select = selected(op, scores, threshold, levels, inclusive, density, scale)
+    mask = call(WeightMaskFunction, scores, *select)
+    return mask if mask.dtype is dtype else mask.to(dtype)
 
 
 class WeightMaskFunction(OpFunction):
@@ -140,12 +146,12 @@ class WeightMaskFunction(OpFunction):
 def piggyback_weight(
     weight: Tensor,
     scores: Tensor,
-    threshold: float = 5e-3,
+    threshold: Number = 5e-3,
     *,
     levels: str = "binary",
     inclusive: bool = False,
     density: float | None = None,
-    scale: float = 1.0,
+    scale: Number = 1.0,
 ) -> Tensor:
     """W m(scores) in one pass forward and one backward.
 
@@ -157,11 +163,10 @@ def piggyback_weight(
         weight: any shape, floating.
         scores: weight's shape, floating; float32 whatever the weight's dtype is best.
         threshold: finite.
-        levels: "binary", "ternary", "ternary_symmetric" (see :func:`ternarize`), "topk" (see
-            :func:`topk_mask`) or "soft" (see :func:`soft_mask`).
+        levels: "binary", "ternary" or "ternary_symmetric" (:func:`ternarize`), "topk" or "soft".
         inclusive: of "binary", see :func:`binarize`.
-        density: of "topk".
-        scale: of "soft".
+        density: of "topk", see :func:`topk_mask`.
+        scale: of "soft", see :func:`soft_mask`.
 
     Returns:
         Shape and dtype of ``weight``.
@@ -171,8 +176,8 @@ def piggyback_weight(
     """
     op = "piggyback_weight"
     check_pair(op, weight, scores)
-    select = selection(op, scores, threshold, levels, inclusive, density, scale)
-    return PiggybackWeightFunction.apply(weight, scores, *select)
+    scores, select = selected(op, scores, threshold, levels, inclusive, density, scale)
+    return call(PiggybackWeightFunction, weight, scores, *select)
 
 
 class PiggybackWeightFunction(OpFunction):
@@ -203,11 +208,7 @@ class PiggybackWeightFunction(OpFunction):
         dweight, dscores = backends.select("masked_weight_backward", weight)(
             grad, weight, scores, kth, *ctx.select, want_weight, want_scores
         )
-        return (
-            dweight if want_weight else None,
-            dscores if want_scores else None,
-            *(None,) * 5,
-        )
+        return dweight if want_weight else None, dscores if want_scores else None, *(None,) * 5
 
 
 @fake("weight_mask")

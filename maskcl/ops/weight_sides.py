@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from maskcl.ops import _check
+from maskcl.ops._lists import lengths, listed, member
+from maskcl.ops._numbers import integer, number
 
 Sides = Sequence[Tensor | None]
 """One side of each weight; None where there is no unit to tell of."""
@@ -24,31 +26,77 @@ def check_weights(op: str, name: str, weights: Sequence[Tensor], **lists: Sequen
         TypeError: one is no floating tensor, or is mixed with float64.
         ValueError: a list is longer or shorter, or one is 0-d or on another device.
     """
-    _check.lengths(op, name, weights, **lists)
+    lengths(op, name, weights, **lists)
+    if _are_plain(weights):
+        return
     for t, weight in enumerate(weights):
-        _check.member(op, f"{name}[{t}]", weight, f"{name}[0]", weights[0])
+        _check.floating(op, f"{name}[{t}]", weight)
+        member(op, f"{name}[{t}]", weight, f"{name}[0]", weights[0])
         if weight.dim() < 1:
             raise ValueError(f"{op}: {name}[{t}] is 0-d, wanted [O, I, *] or [O]")
+
+
+def _are_plain(weights: Sequence[Tensor]) -> bool:
+    """Whether nothing is wrong with any of them, asked briefly; False: perhaps something is."""
+    if not weights:
+        return True
+    try:
+        device, dtype = weights[0].device, weights[0].dtype
+        if dtype not in _check.FLOATS:
+            return False
+        for weight in weights:
+            if weight.dtype is not dtype or weight.layout is not torch.strided:
+                return False
+            if weight.device != device or weight.dim() < 1:
+                return False
+    except AttributeError:  # one is no tensor
+        return False
+    return True
 
 
 def groups_of(op: str, weights: Sequence[Tensor], groups: Sequence[int] | None) -> list[int]:
     """The groups of each weight's convolution, checked; None: 1 for all.
 
     Raises:
+        TypeError: they are no list of ints.
         ValueError: there is not one for each weight, or it does not divide the rows.
     """
     if groups is None:
         return [1] * len(weights)
-    if len(groups) != len(weights):
+    found = listed(op, "groups", groups)
+    if len(found) != len(weights):
         raise ValueError(
-            f"{op}: groups has {len(groups)} entries, wanted {len(weights)}, one a tensor"
+            f"{op}: groups has {len(found)} entries, wanted {len(weights)}, one a tensor"
         )
-    for t, (weight, number) in enumerate(zip(weights, groups, strict=True)):
-        if number < 1 or weight.shape[0] % number:
+    for t, weight in enumerate(weights):
+        count = integer(op, f"groups[{t}]", found[t])
+        if count < 1 or weight.shape[0] % count:
             raise ValueError(
-                f"{op}: groups[{t}] is {number}, wanted a divisor of its {weight.shape[0]} rows"
+                f"{op}: groups[{t}] is {count}, wanted a divisor of its {weight.shape[0]} rows"
             )
-    return list(groups)
+        found[t] = count
+    return found
+
+
+def values_of(op: str, values: float | Sequence[float], weights: Sequence[Tensor]) -> list[float]:
+    """A number a weight, from one for each or one for all.
+
+    Raises:
+        TypeError, ValueError: one is no number, or not finite.
+    """
+    if isinstance(values, (list, tuple)):
+        return [number(op, f"values[{t}]", v, torch.float32) for t, v in enumerate(values)]
+    return [number(op, "values", values, torch.float32)] * len(weights)
+
+
+def seed_of(op: str, seed: int) -> int:
+    """The seed in 64 bits with a sign: ``torch.initial_seed()`` and the like have them without.
+
+    Raises:
+        TypeError, ValueError: it is no int, or of more bits.
+    """
+    seed = integer(op, "seed", seed, -(1 << 63), (1 << 64) - 1)
+    return seed if seed < 1 << 63 else seed - (1 << 64)
 
 
 def ends(
@@ -63,8 +111,7 @@ def check_units(
     op: str, name: str, side: Tensor, other_name: str, weight: Tensor, units: int
 ) -> None:
     """Raise ValueError unless ``side`` is on the weight's device and has so many units."""
-    if side.device != weight.device:
-        _check.same_device(op, name, side, other_name, weight)
+    _check.same_device(op, name, side, other_name, weight)
     if side.shape[0] != units:
         what = "rows" if name.startswith("out") else "columns (times groups)"
         raise ValueError(f"{op}: {name} has {side.shape[0]} units, {other_name} has {units} {what}")
@@ -78,10 +125,19 @@ def task_words(op: str, name: str, side: Tensor | None) -> Tensor | None:
     """
     if side is None:
         return None
+    _check.dense(op, name, side)
     if side.dtype != torch.int64 or side.dim() not in (1, 2):
         found = f"{side.dtype} {list(side.shape)}"
         raise TypeError(f"{op}: {name} is {found}, wanted int64 [units] or [units, words]")
     return side.unsqueeze(-1) if side.dim() == 1 else side
+
+
+def check_words_agree(op: str, name: str, side: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise ValueError unless both sides are on one device and have as many words a unit."""
+    _check.same_device(op, name, side, other_name, other)
+    found, wanted = side.shape[-1], other.shape[-1]
+    if found != wanted:
+        raise ValueError(f"{op}: {name} has {found} words, {other_name} has {wanted}")
 
 
 def task_sides(
@@ -102,20 +158,65 @@ def task_sides(
     ins: list[Tensor] = []
     everyone: dict[int, Tensor] = {}
     for t, weight in enumerate(weights):
-        pair = ends(weight, out_tasks[t], in_tasks[t], groups[t])
-        sides = [task_words(op, f"{end}_tasks[{t}]", side) for end, side, _ in pair]
-        num_words = max((s.shape[-1] for s in sides if s is not None), default=1)
-        for (end, _, units), side, into in zip(pair, sides, (outs, ins), strict=True):
-            if side is None:
-                if num_words not in everyone:
-                    row = torch.full((1, num_words), -1, dtype=torch.int64, device=weight.device)
-                    everyone[num_words] = row
-                into.append(everyone[num_words])
-                continue
-            check_units(op, f"{end}_tasks[{t}]", side, f"{name}[{t}]", weight, units)
-            if side.shape[-1] != num_words:
-                raise ValueError(
-                    f"{op}: {end}_tasks[{t}] has {side.shape[-1]} words, the other side {num_words}"
-                )
-            into.append(side)
+        out_end, in_end = ends(weight, out_tasks[t], in_tasks[t], groups[t])
+        out_side = _words_of(op, name, t, weight, *out_end)
+        in_side = _words_of(op, name, t, weight, *in_end)
+        if out_side is None or in_side is None:
+            known = in_side if out_side is None else out_side
+            count = 1 if known is None else known.shape[-1]
+            if count not in everyone:
+                row = torch.full((1, count), -1, dtype=torch.int64, device=weight.device)
+                everyone[count] = row
+            out_side = everyone[count] if out_side is None else out_side
+            in_side = everyone[count] if in_side is None else in_side
+        elif out_side.shape[-1] != in_side.shape[-1]:
+            check_words_agree(op, f"in_tasks[{t}]", in_side, f"out_tasks[{t}]", out_side)
+        outs.append(out_side)
+        ins.append(in_side)
     return outs, ins
+
+
+def _words_of(
+    op: str, name: str, t: int, weight: Tensor, end: str, side: Tensor | None, units: int
+) -> Tensor | None:
+    """One end of weight ``t`` as [units, W], checked; None stays."""
+    if side is None:
+        return None
+    plain = isinstance(side, Tensor) and side.dtype is torch.int64
+    plain = plain and side.layout is torch.strided and side.device == weight.device
+    if not (plain and side.dim() in (1, 2) and side.shape[0] == units):
+        label = f"{end}_tasks[{t}]"
+        task_words(op, label, side)
+        check_units(op, label, side, f"{name}[{t}]", weight, units)
+    return side.unsqueeze(-1) if side.dim() == 1 else side
+
+
+def check_soft_sides(
+    op: str,
+    name: str,
+    weights: Sequence[Tensor],
+    out_masks: Sides,
+    in_masks: Sides,
+    groups: Sequence[int],
+) -> None:
+    """Raise unless both sides of each weight are soft masks of its units, or None.
+
+    Raises:
+        TypeError: one is no floating tensor.
+        ValueError: one is not [units], or lies on another device.
+    """
+    for t, weight in enumerate(weights):
+        for end, side, units in ends(weight, out_masks[t], in_masks[t], groups[t]):
+            if side is None or _is_soft(side, units, weight):
+                continue
+            label = f"{end}_masks[{t}]"
+            _check.floating(op, label, side)
+            _check.dimensions(op, label, side, 1)
+            check_units(op, label, side, f"{name}[{t}]", weight, units)
+
+
+def _is_soft(side: Tensor, units: int, weight: Tensor) -> bool:
+    """Whether nothing is wrong with a soft mask, asked briefly."""
+    plain = isinstance(side, Tensor) and side.dtype in _check.FLOATS
+    plain = plain and side.layout is torch.strided and side.device == weight.device
+    return plain and side.shape == (units,)

@@ -72,8 +72,10 @@ def test_forward_matches_float64(backend, device, dtype, shape, activation):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_backward_matches_float64(backend, device, dtype, shape, activation, save):
-    if save == "output" and activation not in FROM_OUTPUT:
-        with pytest.raises(ValueError, match="no derivative from its output"):
+    halves = dtype in (torch.bfloat16, torch.float16) and activation in ("tanh", "sigmoid")
+    if save == "output" and (activation not in FROM_OUTPUT or halves):
+        says = "slope cannot be told" if halves else "no derivative from its output"
+        with pytest.raises(ValueError, match=says):
             ops.masked_activation(*_inputs((2, 2), dtype, device), activation=activation, save=save)
         return
     x, mask, bias = _inputs(shape, dtype, device)
