@@ -149,10 +149,24 @@ MASKCL_HD void dispatch_levels(Levels levels, F&& body) {
   }
 }
 
-// Scores are of the weight's dtype or float32; others are converted to what they are compared in.
-inline Tensor scores_for(const Tensor& scores, ScalarType weight) {
-  const ScalarType dtype = scores.scalar_type();
-  return dtype == weight || dtype == ScalarType::Float ? scores : torch::stable::to(scores, compute_dtype(weight));
+// A threshold as torch compares a tensor with a number: rounded to the tensor's dtype, here the scores' own.
+inline double threshold_for(ScalarType scores, Levels levels, double threshold) {
+  if (levels == Levels::soft) return threshold;  // not compared
+  double rounded = threshold;
+  dispatch_float(scores, "threshold", [&]<typename S>() {
+    rounded = static_cast<double>(static_cast<S>(static_cast<compute_t<S>>(threshold)));
+  });
+  return rounded;
+}
+
+// Scores are of the weight's dtype or float32; others are widened, which changes no comparison.
+inline Tensor scores_for(const char* op, const Tensor& scores, ScalarType weight) {
+  const ScalarType dtype = scores.scalar_type(), wide = compute_dtype(weight);
+  if (dtype == weight || dtype == ScalarType::Float) return scores;
+  MASKCL_CHECK(dtype != ScalarType::Double || wide == ScalarType::Double, op, ": scores is ",
+               torch::headeronly::toString(dtype), ", wanted Float or the weight's dtype, ",
+               torch::headeronly::toString(weight));
+  return torch::stable::to(scores, wide);
 }
 
 // Runs body<T, S>() for a weight's dtype and that of its scores_for.
@@ -248,18 +262,15 @@ inline Tensor in_order_of(const Tensor& a, const Tensor& like) {
   return out;
 }
 
-inline Tensor to_dtype(const Tensor& a, ScalarType dtype) {
-  return a.scalar_type() == dtype ? torch::stable::contiguous(a)
-                                  : torch::stable::contiguous(torch::stable::to(a, dtype));
+// In its own memory order where it has the dtype already.
+inline Tensor in_dtype(const Tensor& a, ScalarType dtype) {
+  return a.scalar_type() == dtype ? a : torch::stable::to(a, dtype);
 }
+
+inline Tensor to_dtype(const Tensor& a, ScalarType dtype) { return torch::stable::contiguous(in_dtype(a, dtype)); }
 
 inline Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
   return torch::stable::new_empty(like, {size}, dtype);
-}
-
-inline void check_channels(const char* op, const char* name, const Tensor& vector, int64_t channels) {
-  MASKCL_CHECK(vector.numel() == channels, op, ": ", name, " has ", vector.numel(), " elements, wanted ", channels,
-               " channels");
 }
 
 }  // namespace maskcl

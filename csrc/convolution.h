@@ -18,6 +18,24 @@ inline std::vector<int64_t> output_sizes(const Tensor& x, const Tensor& weight, 
   return sizes;
 }
 
+// Of a convolution of x [N, I, H, W] with weight [O, I, KH, KW] and bias [O].
+inline void check_convolution(const char* op, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                              const ConvolutionOptions& o) {
+  check_dimensions(op, "x", x, 4);
+  check_dimensions(op, "weight", weight, 4);
+  check_sizes(op, "weight", weight, {weight.size(0), x.size(1), weight.size(2), weight.size(3)});
+  check_dtype(op, "weight", weight, x.scalar_type());
+  if (bias) check_sizes(op, "bias", *bias, {weight.size(0)});
+  if (bias) check_dtype(op, "bias", *bias, x.scalar_type());
+  for (const auto& [name, pair, least] :
+       {std::tuple{"stride", &o.stride, 1}, std::tuple{"padding", &o.padding, 0}, std::tuple{"dilation", &o.dilation, 1}})
+    MASKCL_CHECK(pair->size() == 2 && (*pair)[0] >= least && (*pair)[1] >= least, op, ": ", name, " is ",
+                 sizes_as_text(*pair), ", wanted two numbers, ", least, " or more");
+  for (int d = 0; d < 2; ++d)
+    MASKCL_CHECK(x.size(2 + d) + 2 * o.padding[d] > o.dilation[d] * (weight.size(2 + d) - 1), op, ": x has shape ",
+                 sizes_as_text(sizes_of(x)), ", smaller than the window of ", sizes_as_text(sizes_of(weight)));
+}
+
 // Fresh images [N, C, H, W] in the order [N, H, W, C].
 inline Tensor empty_images(const Tensor& like, const std::vector<int64_t>& sizes) {
   Tensor t = torch::stable::new_empty(like, {sizes[0], sizes[2], sizes[3], sizes[1]});

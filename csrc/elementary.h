@@ -16,7 +16,8 @@ namespace maskcl {
 // exp in float32 by range reduction and a polynomial (Cephes' coefficients): no call, so loops over it vectorise, and
 // host and device round alike. At most 2 ulp; 0 below -104, infinity above 89, gradual underflow between, NaN kept.
 MASKCL_HD float exp_(float x) {
-  const float clipped = x < -105.0f ? -105.0f : (x > 89.0f ? 89.0f : x);
+  // Written so that NaN becomes -105 here: it must not reach the conversion to an integer below.
+  const float above = x > -105.0f ? x : -105.0f, clipped = above < 89.0f ? above : 89.0f;
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   const float shifted = clipped * 1.44269504088896341f + magic;
   const float n = shifted - magic;

@@ -13,9 +13,11 @@ enum class Levels { binary, binary_inclusive, ternary, ternary_symmetric, topk, 
 
 // --- gate -----------------------------------------------------------------------------------------------------------
 
+// sigmoid(s e), and 0 where that is below `floor`.
 template <typename T>
-MASKCL_HD T hat_gate(T e, T s) {
-  return sigmoid(s * e);
+MASKCL_HD T hat_gate(T e, T s, T floor) {
+  const T m = sigmoid(s * e);
+  return m < floor ? T(0) : m;
 }
 
 // cosh(x) + 1 for the recipe, whose argument is clipped by its caller
@@ -42,7 +44,8 @@ MASKCL_HD T hat_gate_backward(T g, T e, T m, T s, T max_scale, T cosh_clamp, T t
     const T tail = tail_k / (T(1) + exp_(-beyond));
     return g * max_scale * sigmoid_slope(e) * (exp_(cosh_clamp - beyond) * (tail * tail));
   }
-  const T q = g * s * (m * (T(1) - m));
+  const T own = m == T(0) ? sigmoid(x) : m;  // a mask below the floor is 0, its gradient the formula's
+  const T q = g * s * (own * (T(1) - own));
   if constexpr (How == Compensating::none_recipe) return q;
   const T clipped = x < -cosh_clamp ? -cosh_clamp : (x > cosh_clamp ? cosh_clamp : x);
   return q * (max_scale / s) * (cosh_plus_one(clipped) / cosh_plus_one(e));
@@ -210,8 +213,8 @@ MASKCL_HD T clamp_factor(Rule rule, int n, T value, float random) {
 
 template <typename T>
 MASKCL_HD T aggregate(Aggregation how, T a, T b) {
-  if (how == Aggregation::min) return a < b ? a : b;
-  if (how == Aggregation::max) return a > b ? a : b;
+  if (how == Aggregation::min) return a < b || a != a ? a : b;  // NaN of either stays
+  if (how == Aggregation::max) return a > b || a != a ? a : b;
   return (a + b) * T(0.5);
 }
 

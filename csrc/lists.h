@@ -3,7 +3,7 @@
 
 #include <utility>
 
-#include "common.h"
+#include "checks.h"
 
 namespace maskcl {
 

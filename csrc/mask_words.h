@@ -2,7 +2,7 @@
 // row-major order.
 #pragma once
 
-#include "common.h"
+#include "checks.h"
 
 namespace maskcl {
 

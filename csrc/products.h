@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "common.h"
+#include "checks.h"
 
 namespace maskcl {
 
@@ -21,14 +21,33 @@ namespace maskcl {
 #define MASKCL_PRODUCT(name) aoti_torch_cpu_##name
 #endif
 
+// A matrix whose rows may be read beyond their end. oneDNN's bfloat16 products on CPUs with AMX (torch 2.13, 2.14) take the
+// left operand's rows 32 elements at a time and multiply what lies behind their last one by 0: beside a slice of a larger
+// matrix that may be NaN. So what lies there is made 0.
+inline Tensor with_quiet_ends(const Tensor& a) {
+#if defined(__CUDACC__)
+  return a;
+#else
+  constexpr int64_t kStep = 32;
+  const int64_t rows = a.size(0), columns = a.size(1);
+  const bool apart = a.stride(1) == 1 && a.stride(0) > columns && rows > 0;
+  if (a.scalar_type() != ScalarType::BFloat16 || columns % kStep == 0 || !apart) return a;
+  Tensor wide = torch::stable::new_zeros(a, {rows, ceil_div(columns, kStep) * kStep});
+  Tensor inside = torch::stable::narrow(wide, 1, 0, columns);
+  torch::stable::copy_(inside, a);
+  return inside;
+#endif
+}
+
 // out = a b
 inline void matmul_out(const Tensor& a, const Tensor& b, const Tensor& out) {
-  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(mm_out)(out.get(), a.get(), b.get()));
+  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(mm_out)(out.get(), with_quiet_ends(a).get(), b.get()));
 }
 
 // out += weight a b
 inline void matmul_add(const Tensor& a, const Tensor& b, const Tensor& out, double weight = 1.0) {
-  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(addmm_out)(out.get(), out.get(), a.get(), b.get(), 1.0, weight));
+  TORCH_ERROR_CODE_CHECK(
+      MASKCL_PRODUCT(addmm_out)(out.get(), out.get(), with_quiet_ends(a).get(), b.get(), 1.0, weight));
 }
 
 // out[n] = a[n] b[n]
@@ -36,20 +55,24 @@ inline void batched_matmul_out(const Tensor& a, const Tensor& b, const Tensor& o
   TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(bmm_out)(out.get(), a.get(), b.get()));
 }
 
+inline Tensor transposed(const Tensor& t) {
+  Tensor source = t;
+  return torch::stable::transpose(source, 0, 1);
+}
+
 // out = x W^T + b, as an ordinary linear layer has it: with b in the product where `out` is contiguous
 inline void linear_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& out) {
-  Tensor w = weight;
-  const Tensor columns = torch::stable::transpose(w, 0, 1);
+  const Tensor columns = transposed(weight);
   if (!bias) return matmul_out(x, columns, out);
-  TORCH_ERROR_CODE_CHECK(MASKCL_PRODUCT(addmm_out)(out.get(), bias->get(), x.get(), columns.get(), 1.0, 1.0));
+  TORCH_ERROR_CODE_CHECK(
+      MASKCL_PRODUCT(addmm_out)(out.get(), bias->get(), with_quiet_ends(x).get(), columns.get(), 1.0, 1.0));
 }
 
 // Of its output's gradient: dx = g W and dW = g^T x, where they are wanted.
 inline void linear_backward_out(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor* dx,
                                 const Tensor* dweight) {
-  Tensor g = grad;
   if (dx) matmul_out(grad, weight, *dx);
-  if (dweight) matmul_out(torch::stable::transpose(g, 0, 1), x, *dweight);
+  if (dweight) matmul_out(transposed(grad), x, *dweight);
 }
 
 inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
@@ -66,7 +89,5 @@ inline void fill_with_zeros(const Tensor& t) {
   Tensor target = t;
   torch::stable::zero_(target);
 }
-
-inline Tensor transposed(const Tensor& t) { return torch::stable::transpose(t, 0, 1); }
 
 }  // namespace maskcl

@@ -64,8 +64,15 @@ MASKCL_CLONES void run_combine(const uint32_t* a, const uint32_t* b, uint32_t* o
 Tensor pack_mask_cpu(const Tensor& mask, bool ternary) {
   ScalarType dtype = mask.scalar_type();
   const bool bytes = dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Char;
-  // Signs and zeros survive the conversion of any other dtype to float.
-  if (!bytes && dtype != ScalarType::Double) dtype = ScalarType::Float;
+  const bool complex = dtype == ScalarType::ComplexHalf || dtype == ScalarType::ComplexFloat ||
+                       dtype == ScalarType::ComplexDouble;
+  MASKCL_CHECK(!(complex && ternary), "pack_mask: mask is ", torch::headeronly::toString(dtype),
+               ", wanted a signed dtype");
+  // Signs and zeros survive the conversion of any other real dtype to float; of a complex one neither part may be lost.
+  if (complex)
+    dtype = ScalarType::Bool;
+  else if (!bytes && dtype != ScalarType::Double)
+    dtype = ScalarType::Float;
   const Tensor m = to_dtype(mask, dtype);
   const FreshWords words(mask, mask.numel(), ternary);
   const int64_t count = m.numel();
@@ -82,15 +89,13 @@ Tensor pack_mask_cpu(const Tensor& mask, bool ternary) {
 
 Tensor pack_scores_cpu(const Tensor& scores, const std::optional<Tensor>& kth, const std::string& levels,
                        double threshold, bool inclusive) {
+  const char* op = "pack_scores";
   const Levels parsed = parse_levels(levels, inclusive);
-  MASKCL_CHECK(parsed != Levels::soft, "pack_scores: levels is 'soft', which has no bits");
-  if (parsed == Levels::topk) {
-    MASKCL_CHECK(kth.has_value(), "levels: 'topk' needs kth");
-    threshold = *const_data<double>(to_dtype(*kth, ScalarType::Double));
-  }
+  MASKCL_CHECK(parsed != Levels::soft, op, ": levels is 'soft', which has no bits");
+  threshold = parsed == Levels::topk ? kth_value(op, kth) : threshold_for(scores.scalar_type(), parsed, threshold);
   const Tensor s = torch::stable::contiguous(scores);
   const FreshWords words(s, s.numel(), parsed == Levels::ternary || parsed == Levels::ternary_symmetric);
-  dispatch_float(s.scalar_type(), "pack_scores", [&]<typename S>() {
+  dispatch_float(s.scalar_type(), op, [&]<typename S>() {
     const S* from = const_data<S>(s);
     by_words(words, s.numel(), [&](uint32_t* on, uint32_t* negative, int64_t first, int64_t last) {
       run_pack_scores(from, on, negative, first, last, s.numel(), parsed, static_cast<compute_t<S>>(threshold));
@@ -100,6 +105,7 @@ Tensor pack_scores_cpu(const Tensor& scores, const std::optional<Tensor>& kth, c
 }
 
 Tensor unpack_mask_cpu(const Tensor& words_in, std::vector<int64_t> shape, ScalarType dtype) {
+  check_unpacked("unpack_mask", words_in, shape, dtype);
   const Tensor words = torch::stable::contiguous(words_in);
   // As wide as the dtype where it is a float or a byte; others are made as float and converted.
   const bool bytes = dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Char;
@@ -125,6 +131,7 @@ Tensor unpack_mask_cpu(const Tensor& words_in, std::vector<int64_t> shape, Scala
 
 Tensor combine_words_cpu(const Tensor& a_in, const Tensor& b_in, const std::string& how_name) {
   const Combine how = parse_combine(how_name);
+  check_combinable("combine_words", a_in, b_in);
   const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
   const Tensor out = torch::stable::empty_like(a);
   const uint32_t *p = const_data<uint32_t>(a), *q = const_data<uint32_t>(b);
@@ -132,10 +139,12 @@ Tensor combine_words_cpu(const Tensor& a_in, const Tensor& b_in, const std::stri
   parallel(a.numel(), 1, [&](int64_t begin, int64_t end) {
     run_combine(p + begin, q + begin, to + begin, end - begin, how);
   });
-  return out;
+  return like_input(out, a_in);
 }
 
 Tensor popcount_words_cpu(const Tensor& words_in) {
+  check_dtype("popcount_words", "words", words_in, ScalarType::Int);
+  MASKCL_CHECK(words_in.dim() >= 1, "popcount_words: words is 0-d, wanted at least one dimension");
   const Tensor words = torch::stable::contiguous(words_in);
   std::vector<int64_t> shape;
   for (int64_t d = 0; d + 1 < words.dim(); ++d) shape.push_back(words.size(d));
@@ -181,6 +190,7 @@ void packed_select_into(const Tensor& weight, Planes planes, const Tensor& out, 
 namespace {
 
 Tensor packed_weight_cpu(const Tensor& weight, const Tensor& words_in) {
+  check_words("packed_weight", words_in, weight.numel());
   // Bits are in row-major order, so other orders take a copy.
   const Tensor w = torch::stable::contiguous(weight), words = torch::stable::contiguous(words_in);
   Tensor out = torch::stable::empty_like(weight);
@@ -192,6 +202,7 @@ Tensor packed_weight_cpu(const Tensor& weight, const Tensor& words_in) {
 }
 
 Tensor packed_embedding_cpu(const Tensor& index_in, const Tensor& weight, const Tensor& words_in) {
+  check_embedding("packed_embedding", index_in, weight, words_in);
   const Tensor index = torch::stable::contiguous(index_in), w = torch::stable::contiguous(weight);
   const Tensor words = torch::stable::contiguous(words_in);
   std::vector<int64_t> shape;

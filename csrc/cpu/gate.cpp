@@ -17,9 +17,9 @@ struct Compensation {
 };
 
 template <typename T, typename C>
-MASKCL_INLINE void forward_units(const T* e, C* m, C s, int64_t begin, int64_t end) {
+MASKCL_INLINE void forward_units(const T* e, C* m, C s, C floor, int64_t begin, int64_t end) {
   MASKCL_VECTORIZE
-  for (int64_t i = begin; i < end; ++i) m[i] = hat_gate(static_cast<C>(e[i]), s);
+  for (int64_t i = begin; i < end; ++i) m[i] = hat_gate(static_cast<C>(e[i]), s, floor);
 }
 
 template <Compensating How, typename T, typename C>
@@ -43,56 +43,60 @@ MASKCL_INLINE void backward_units(const C* g, const T* e, const C* m, T* out, Co
 }
 
 // Embeddings are float32; the other dtypes work, and need no clones.
-MASKCL_CLONES void run_forward(const float* e, float* m, float s, int64_t begin, int64_t end) {
-  forward_units(e, m, s, begin, end);
+MASKCL_CLONES void run_forward(const float* e, float* m, float s, float floor, int64_t begin, int64_t end) {
+  forward_units(e, m, s, floor, begin, end);
 }
 MASKCL_CLONES void run_backward(const float* g, const float* e, const float* m, float* out, Compensation<float> c,
                                 int64_t begin, int64_t end) {
   backward_units(g, e, m, out, c, begin, end);
 }
 template <typename T, typename C>
-void run_forward(const T* e, C* m, C s, int64_t begin, int64_t end) {
-  forward_units(e, m, s, begin, end);
+void run_forward(const T* e, C* m, C s, C floor, int64_t begin, int64_t end) {
+  forward_units(e, m, s, floor, begin, end);
 }
 template <typename T, typename C>
 void run_backward(const C* g, const T* e, const C* m, T* out, Compensation<C> c, int64_t begin, int64_t end) {
   backward_units(g, e, m, out, c, begin, end);
 }
 
-double scalar(const Tensor& x) {
+double scalar(const char* op, const char* name, const Tensor& x) {
+  check_one(op, name, x);
   double value = 0;
-  dispatch_float(x.scalar_type(), "hat_gate: scale", [&]<typename T>() {
+  dispatch_float(x.scalar_type(), op, [&]<typename T>() {
     value = static_cast<double>(*static_cast<const T*>(x.const_data_ptr()));
   });
   return value;
 }
 
-Tensor hat_gate_cpu(const Tensor& embedding, const Tensor& scale) {
+Tensor hat_gate_cpu(const Tensor& embedding, const Tensor& scale, double floor) {
   const Tensor e = torch::stable::contiguous(embedding);
   const Tensor m = torch::stable::new_empty(e, e.sizes(), compute_dtype(e.scalar_type()));
   dispatch_float(e.scalar_type(), "hat_gate", [&]<typename T>() {
     using C = compute_t<T>;
     const T* from = static_cast<const T*>(e.const_data_ptr());
     C* to = static_cast<C*>(m.mutable_data_ptr());
-    const C s = static_cast<C>(scalar(scale));
-    parallel(e.numel(), kCost, [&](int64_t begin, int64_t end) { run_forward(from, to, s, begin, end); });
+    const C s = static_cast<C>(scalar("hat_gate", "scale", scale)), least = static_cast<C>(floor);
+    parallel(e.numel(), kCost, [&](int64_t begin, int64_t end) { run_forward(from, to, s, least, begin, end); });
   });
   return m;
 }
 
 Tensor hat_gate_backward_cpu(const Tensor& grad, const Tensor& embedding, const Tensor& mask, const Tensor& scale,
                              double max_scale, double cosh_clamp, bool recipe) {
-  const Tensor e = torch::stable::contiguous(embedding), m = torch::stable::contiguous(mask);
-  const Tensor g = to_dtype(grad, m.scalar_type());
-  const Tensor out = empty_like(e);
-  dispatch_float(e.scalar_type(), "hat_gate_backward", [&]<typename T>() {
+  const char* op = "hat_gate_backward";
+  const Tensor e = torch::stable::contiguous(embedding);
+  check_units(op, "grad", grad, e.numel());
+  check_units(op, "mask", mask, e.numel());
+  const ScalarType dtype = compute_dtype(e.scalar_type());
+  const Tensor m = to_dtype(mask, dtype), g = to_dtype(grad, dtype), out = empty_like(e);
+  dispatch_float(e.scalar_type(), op, [&]<typename T>() {
     using C = compute_t<T>;
     const T* pe = static_cast<const T*>(e.const_data_ptr());
     const C* pm = static_cast<const C*>(m.const_data_ptr());
     const C* pg = static_cast<const C*>(g.const_data_ptr());
     T* to = static_cast<T*>(out.mutable_data_ptr());
     const C k = static_cast<C>(cosh_clamp);
-    const Compensation<C> c{static_cast<C>(scalar(scale)), static_cast<C>(max_scale), k, C(1) + exp_(-k),
+    const Compensation<C> c{static_cast<C>(scalar(op, "scale", scale)), static_cast<C>(max_scale), k, C(1) + exp_(-k),
                             compensating(max_scale, recipe)};
     parallel(e.numel(), kCost, [&](int64_t begin, int64_t end) { run_backward(pg, pe, pm, to, c, begin, end); });
   });
@@ -158,6 +162,7 @@ void dispatch_used(const Tensor& used, ScalarType mask_dtype, F&& body) {
 }
 
 Tensor hat_sparsity_cpu(const Tensor& mask, const Tensor& used) {
+  check_units("hat_sparsity", "used", used, mask.numel());
   const Tensor m = torch::stable::contiguous(mask);
   const Tensor out = torch::stable::new_empty(m, {}, m.scalar_type());
   dispatch_float(m.scalar_type(), "hat_sparsity", [&]<typename T>() {
@@ -172,9 +177,11 @@ Tensor hat_sparsity_cpu(const Tensor& mask, const Tensor& used) {
 }
 
 Tensor hat_sparsity_backward_cpu(const Tensor& grad, const Tensor& mask, const Tensor& used) {
+  const char* op = "hat_sparsity_backward";
+  check_units(op, "used", used, mask.numel());
   const Tensor m = torch::stable::contiguous(mask);
   const Tensor out = torch::stable::empty_like(m);
-  const double g = scalar(grad);
+  const double g = scalar(op, "grad", grad);
   dispatch_float(m.scalar_type(), "hat_sparsity_backward", [&]<typename T>() {
     using C = compute_t<T>;
     dispatch_used<C>(used, m.scalar_type(), [&](const auto* u) {

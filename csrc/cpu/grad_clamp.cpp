@@ -5,6 +5,7 @@
 // a test and a store an element, whatever the tasks are.
 
 #include <algorithm>
+#include <limits>
 
 #include "unit_rows.h"
 
@@ -103,8 +104,10 @@ void scale_protected(std::vector<Job>& jobs, bool exact, Rule rule, const std::v
 void clamp_grads_cpu(const std::vector<Tensor>& grads, const std::vector<Tensor>& out_tasks,
                      const std::vector<Tensor>& in_tasks, const std::vector<int64_t>& groups, bool exact,
                      const std::string& rule_name, const std::vector<double>& values, int64_t seed) {
+  const char* op = "clamp_grads_";
   const Rule rule = parse_rule(rule_name);
-  auto jobs = make_jobs("clamp_grads_", grads, out_tasks, in_tasks, groups, rule == Rule::random);
+  if (rule != Rule::hat) check_length(op, "values", values.size(), grads.size());
+  auto jobs = make_jobs(op, grads, out_tasks, in_tasks, groups, rule == Rule::random);
   if (rule == Rule::hat) {
     select(jobs, exact, [](const Job& job, int64_t, int64_t offset, int32_t out, const int32_t* in, int64_t width) {
       dispatch_bits(job.dense.tensor.element_size(), [&]<typename U>() {
@@ -112,8 +115,6 @@ void clamp_grads_cpu(const std::vector<Tensor>& grads, const std::vector<Tensor>
       });
     });
   } else {
-    MASKCL_CHECK(values.size() == grads.size(), "clamp_grads_: found ", values.size(), " values, wanted ",
-                 grads.size());
     scale_protected(jobs, exact, rule, values, static_cast<uint64_t>(seed));
   }
   for (Job& job : jobs) job.dense.finish();
@@ -122,7 +123,10 @@ void clamp_grads_cpu(const std::vector<Tensor>& grads, const std::vector<Tensor>
 void restore_protected_cpu(const std::vector<Tensor>& params, const std::vector<Tensor>& saved,
                            const std::vector<Tensor>& out_tasks, const std::vector<Tensor>& in_tasks,
                            const std::vector<int64_t>& groups, bool exact) {
-  auto jobs = make_jobs("restore_protected_", params, out_tasks, in_tasks, groups, false);
+  const char* op = "restore_protected_";
+  check_length(op, "saved", saved.size(), params.size());
+  for (size_t t = 0; t < params.size(); ++t) check_saved(op, t, saved[t], params[t]);
+  auto jobs = make_jobs(op, params, out_tasks, in_tasks, groups, false);
   std::vector<Tensor> copies;
   for (size_t t = 0; t < jobs.size(); ++t) copies.push_back(in_order_of(saved[t], jobs[t].dense.tensor));
   select(jobs, exact, [&](const Job& job, int64_t t, int64_t offset, int32_t out, const int32_t* in, int64_t width) {
@@ -136,21 +140,32 @@ void restore_protected_cpu(const std::vector<Tensor>& params, const std::vector<
 void clamp_grads_soft_cpu(const std::vector<Tensor>& grads, const std::vector<Tensor>& out_masks,
                           const std::vector<Tensor>& in_masks, const std::vector<int64_t>& groups,
                           const std::string& aggregation) {
+  const char* op = "clamp_grads_soft_";
   const Aggregation how = parse_aggregation(aggregation);
+  check_length(op, "groups", groups.size(), grads.size());
+  check_length(op, "out_masks", out_masks.size(), grads.size());
+  check_length(op, "in_masks", in_masks.size(), grads.size());
+  for (size_t t = 0; t < grads.size(); ++t) {
+    check_rows(op, t, grads[t], groups[t]);
+    check_masks(op, t, grads[t], groups[t], out_masks[t], in_masks[t]);
+  }
   for (size_t t = 0; t < grads.size(); ++t) {
     if (grads[t].numel() == 0 || (out_masks[t].numel() == 0 && in_masks[t].numel() == 0)) continue;
     Dense dense(grads[t], groups[t], false);
     const Rows& rows = dense.rows;
-    dispatch_float(dense.tensor.scalar_type(), "clamp_grads_soft_", [&]<typename T>() {
+    dispatch_float(dense.tensor.scalar_type(), op, [&]<typename T>() {
       using C = compute_t<T>;
       const ScalarType dtype = compute_dtype(dense.tensor.scalar_type());
       const Tensor out = to_dtype(out_masks[t], dtype), in = to_dtype(in_masks[t], dtype);
       const C *a = const_data<C>(out), *b = const_data<C>(in);
+      // From one unit to the next; 0: one element stands for all.
+      const int64_t out_step = out.numel() == 1 ? 0 : 1, in_step = in.numel() == 1 ? 0 : 1;
       // A side that is not there takes the other's value: min, max and mean of equals are that value.
       std::vector<C> columns(rows.groups * rows.width);
       if (in.numel() > 0)
         for (int64_t g = 0; g < rows.groups; ++g)
-          for (int64_t p = 0; p < rows.width; ++p) columns[g * rows.width + p] = b[g * rows.columns + rows.column(p)];
+          for (int64_t p = 0; p < rows.width; ++p)
+            columns[g * rows.width + p] = b[(g * rows.columns + rows.column(p)) * in_step];
       T* to = data<T>(dense.tensor);
       parallel(rows.count, rows.width, [&](int64_t begin, int64_t end) {
         std::vector<C> same(in.numel() > 0 ? 0 : rows.width);
@@ -158,13 +173,13 @@ void clamp_grads_soft_cpu(const std::vector<Tensor>& grads, const std::vector<Te
           T* g = to + row * rows.width;
           const C* side = columns.data() + rows.group(row) * rows.width;
           if (in.numel() == 0) {
-            std::fill(same.begin(), same.end(), a[row]);
+            std::fill(same.begin(), same.end(), a[row * out_step]);
             side = same.data();
           }
           if (out.numel() > 0) {
-            run_soft(g, a[row], side, rows.width, how);
+            run_soft(g, a[row * out_step], side, rows.width, how);
           } else {
-            run_soft(g, C(1), side, rows.width, Aggregation::min);  // masks are at most 1
+            run_soft(g, -std::numeric_limits<C>::infinity(), side, rows.width, Aggregation::max);  // the other's value
           }
         }
       });

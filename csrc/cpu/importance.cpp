@@ -120,6 +120,7 @@ void accumulate_samples(C* omega, const T* g, int64_t samples, int64_t step, int
 void mas_accumulate_cpu(const std::vector<Tensor>& importances, const std::vector<Tensor>& grads, double weight,
                         double decay, bool square) {
   check_lists("mas_accumulate_", importances, grads);
+  for (size_t t = 0; t < importances.size(); ++t) check_accumulated("mas_accumulate_", t, importances[t], grads[t]);
   Written written;
   std::vector<Tensor> omegas, gradients;
   for (size_t t = 0; t < importances.size(); ++t) {
@@ -175,6 +176,7 @@ struct Anchored {
     check_lists(op, p, o);
     MASKCL_CHECK(!p.empty(), op, ": found no tensors, wanted at least one");
     for (size_t t = 0; t < p.size(); ++t) {
+      check_anchored(op, t, p[t], a[t], o[t], o[0].scalar_type());
       params.push_back(order_from(p[t]));
       anchors.push_back(in_order_of(a[t], params[t]));
       omegas.push_back(in_order_of(o[t], params[t]));
@@ -198,8 +200,10 @@ Tensor mas_penalty_grads_cpu(const std::vector<Tensor>& grads, const std::vector
                              const std::optional<Tensor>& scale, double strength, bool add) {
   const char* op = "mas_penalty_grads_";
   check_lists(op, params, grads);
+  for (size_t t = 0; t < params.size(); ++t) check_like_param(op, "grads", t, grads[t], params[t]);
   const Anchored list(op, params, anchors, importances);
   double factor = 2 * strength;
+  if (scale) check_one(op, "scale", *scale);
   if (scale) factor *= *const_data<double>(to_dtype(*scale, ScalarType::Double));
   Written written;
   std::vector<Tensor> gradients;
@@ -271,8 +275,7 @@ void add_sample_products(const Tensor& omega, const Tensor& x, const Tensor& g, 
 
 void linear_importance_cpu(const Tensor& importance, const Tensor& x, const Tensor& grad_out, double weight,
                            bool square) {
-  MASKCL_CHECK(x.scalar_type() == grad_out.scalar_type() && x.dim() == grad_out.dim() && x.dim() >= 2 && x.dim() <= 3,
-               "linear_importance_: x and grad_out differ in dtype or dimensions, wanted [N, *] or [N, P, *] of one");
+  check_importance("linear_importance_", importance, x, grad_out);
   if (importance.numel() == 0 || x.numel() == 0 || grad_out.numel() == 0) return;
   Written written;
   const Tensor omega = written.in_order(importance, torch::stable::contiguous(importance));

@@ -172,21 +172,24 @@ std::tuple<Tensor, Tensor, Tensor> masked_activation_backward_cpu(
     const Tensor& grad, const Tensor& saved, const Tensor& mask, const std::optional<Tensor>& bias,
     const std::string& activation, double slope, int64_t channel_dim, bool from_output, bool mask_grad,
     bool bias_grad) {
+  const char* op = "masked_activation_backward";
   const Activation act = parse_activation(activation);
+  check_shape(op, "grad", grad, saved, "saved");
+  check_from_output(op, act, from_output);
+  const int64_t channel = checked_channel(op, saved, channel_dim);
   const Tensor out = torch::stable::empty_like(saved);
-  const bool direct = layout_of(saved, channel_dim).has_value() && same_strides(saved, out);
+  const bool direct = layout_of(saved, channel).has_value() && same_strides(saved, out);
   const Tensor s = direct ? saved : torch::stable::contiguous(saved);
-  const Tensor g = in_order_of(grad, s), dz = direct ? out : torch::stable::empty_like(s);
+  const Tensor g = in_order_of(in_dtype(grad, s.scalar_type()), s), dz = direct ? out : torch::stable::empty_like(s);
   expect_large_writes(dz);
-  const Layout layout = *layout_of(s, channel_dim);
+  const Layout layout = *layout_of(s, channel);
   const ScalarType sums = compute_dtype(saved.scalar_type());
   const Tensor dmask = empty_vector(mask, mask_grad ? layout.channels : 0, sums);
   const Tensor dbias = empty_vector(mask, bias_grad ? layout.channels : 0, sums);
-  dispatch_float(saved.scalar_type(), "masked_activation_backward", [&]<typename T>() {
+  dispatch_float(saved.scalar_type(), op, [&]<typename T>() {
     using C = compute_t<T>;
     const int64_t repeat = folded(layout);
-    const Columns<C> columns("masked_activation_backward", mask, from_output ? std::nullopt : bias, layout, repeat,
-                             true);
+    const Columns<C> columns(op, mask, from_output ? std::nullopt : bias, layout, repeat, true);
     const Backward<T, C> pass{const_data<T>(g),
                               const_data<T>(s),
                               columns.mask.data(),

@@ -84,14 +84,15 @@ void forward(const Tensor& x, const Tensor& y, const Tensor& mask, const std::op
 Tensor masked_activation_cpu(const Tensor& x, const Tensor& mask, const std::optional<Tensor>& bias,
                              const std::string& activation, double slope, int64_t channel_dim) {
   const Activation act = parse_activation(activation);
+  const int64_t channel = checked_channel("masked_activation", x, channel_dim);
   const Tensor out = torch::stable::empty_like(x);
   expect_large_writes(out);
-  if (const auto layout = layout_of(x, channel_dim); layout && same_strides(x, out)) {
+  if (const auto layout = layout_of(x, channel); layout && same_strides(x, out)) {
     forward(x, out, mask, bias, *layout, act, slope);
     return out;
   }
   const Tensor dense = torch::stable::contiguous(x);
-  forward(dense, dense, mask, bias, *layout_of(dense, channel_dim), act, slope);
+  forward(dense, dense, mask, bias, *layout_of(dense, channel), act, slope);
   Tensor result = out;
   torch::stable::copy_(result, dense);
   return result;
@@ -100,9 +101,10 @@ Tensor masked_activation_cpu(const Tensor& x, const Tensor& mask, const std::opt
 void masked_activation_inplace_cpu(const Tensor& x, const Tensor& mask, const std::optional<Tensor>& bias,
                                    const std::string& activation, double slope, int64_t channel_dim) {
   const Activation act = parse_activation(activation);
-  if (const auto layout = layout_of(x, channel_dim)) return forward(x, x, mask, bias, *layout, act, slope);
+  const int64_t channel = checked_channel("masked_activation_", x, channel_dim);
+  if (const auto layout = layout_of(x, channel)) return forward(x, x, mask, bias, *layout, act, slope);
   const Tensor dense = torch::stable::contiguous(x);
-  forward(dense, dense, mask, bias, *layout_of(dense, channel_dim), act, slope);
+  forward(dense, dense, mask, bias, *layout_of(dense, channel), act, slope);
   Tensor result = x;
   torch::stable::copy_(result, dense);
 }

@@ -1,7 +1,6 @@
 // Which columns of an operand are open, and copies of them that tiles can read.
 #pragma once
 
-#include <limits>
 #include <numeric>
 
 #include "open_tile.h"
@@ -9,28 +8,20 @@
 namespace maskcl {
 namespace {
 
-// A column is closed where nothing in it reaches this part of the largest value: below float32's sight, 2^-24, by so much
-// that thousands of such terms are too.
-constexpr float kSight = 0x1p-40f;
 constexpr double kWorthwhile = 2.0 / 3;  // of a product's columns open, else the library is as fast
 constexpr int64_t kRowsAtOnce = 1024;
 
 inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 inline float* mutable_floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
-// A float's magnitude in the order of integers; NaN is above infinity.
-MASKCL_INLINE int32_t magnitude(float x) {
-  int32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  return bits & INT32_MAX;
-}
-
-MASKCL_CLONES void column_maxima(const float* x, int64_t rows, int64_t columns, int32_t* largest) {
+// All bits of each column's elements together.
+MASKCL_CLONES void column_bits(const float* x, int64_t rows, int64_t columns, uint32_t* found) {
   for (int64_t r = 0; r < rows; ++r) {
     MASKCL_VECTORIZE
     for (int64_t c = 0; c < columns; ++c) {
-      const int32_t found = magnitude(x[r * columns + c]);
-      largest[c] = found > largest[c] ? found : largest[c];
+      uint32_t bits;
+      memcpy(&bits, x + r * columns + c, sizeof bits);
+      found[c] |= bits;
     }
   }
 }
@@ -62,20 +53,15 @@ inline Index all_of(int64_t count) {
   return all;
 }
 
-// The open columns of [rows, columns]; all of them where too few are closed to matter.
+// The open columns of [rows, columns], which are not all 0 or -0; all of them where too few are closed to matter.
 inline Index open_columns(const float* x, int64_t rows, int64_t columns) {
-  std::vector<int32_t> largest = by_blocks<int32_t>(x, rows, columns, column_maxima);
-  for (size_t i = columns; i < largest.size(); ++i) largest[i % columns] = std::max(largest[i % columns], largest[i]);
-  largest.resize(std::min<size_t>(largest.size(), columns));
-  float value = 0;
-  if (!largest.empty()) memcpy(&value, &*std::max_element(largest.begin(), largest.end()), sizeof value);
-  // Nothing is closed beside infinity or NaN.
-  if (!(value < std::numeric_limits<float>::infinity())) return all_of(columns);
-  const int32_t least = magnitude(value * kSight);
+  constexpr uint32_t kValue = 0x7fffffff;  // all but the sign
+  std::vector<uint32_t> bits = by_blocks<uint32_t>(x, rows, columns, column_bits);
+  for (size_t i = columns; i < bits.size(); ++i) bits[i % columns] |= bits[i];
   Index open;
   open.reserve(columns);
-  for (size_t c = 0; c < largest.size(); ++c)
-    if (largest[c] > least) open.push_back(static_cast<int32_t>(c));
+  for (int64_t c = 0; c < std::min<int64_t>(bits.size(), columns); ++c)
+    if (bits[c] & kValue) open.push_back(static_cast<int32_t>(c));
   return open.size() <= kWorthwhile * columns ? open : all_of(columns);
 }
 

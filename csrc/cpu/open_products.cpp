@@ -94,6 +94,7 @@ void weight_grad(Product p, const Tensor& dweight) {
 }
 
 Tensor open_linear_cpu(const Tensor& x_in, const Tensor& weight, const std::optional<Tensor>& bias, bool ordinary) {
+  check_product("open_linear", x_in, weight, bias);
   const Tensor y = torch::stable::new_empty(x_in, {x_in.size(0), weight.size(0)});
   const bool may_skip = !ordinary && x_in.size(0) >= kFewest && weight.numel() > 0;
   if (may_skip && all_float({&x_in, &weight, bias ? &*bias : nullptr})) {
@@ -115,6 +116,7 @@ Tensor open_linear_cpu(const Tensor& x_in, const Tensor& weight, const std::opti
 
 std::tuple<Tensor, Tensor> open_linear_backward_cpu(const Tensor& grad, const Tensor& x_in, const Tensor& weight,
                                                     bool want_x, bool want_weight) {
+  check_product_grad("open_linear_backward", grad, x_in, weight);
   const int64_t batch = x_in.size(0), ins = weight.size(1), outs = weight.size(0);
   const Tensor dx = torch::stable::new_empty(x_in, {want_x ? batch : 0, want_x ? ins : 0});
   const Tensor dweight = torch::stable::new_empty(weight, {want_weight ? outs : 0, want_weight ? ins : 0});
@@ -232,6 +234,7 @@ Index open_channels(const Tensor& x) { return open_columns(floats(x), x.numel() 
 Tensor open_conv_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                      std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const ConvolutionOptions options{stride, padding, dilation};
+  check_convolution("open_conv", x, weight, bias, options);
   if (may_skip(x, weight) && all_float({&x, &weight, bias ? &*bias : nullptr}))
     if (const Index open = open_channels(x); skips(open, x.size(1))) {
       const Tensor y = empty_images(x, output_sizes(x, weight, options));
@@ -251,6 +254,8 @@ std::tuple<Tensor, Tensor, Tensor> open_conv_backward_cpu(const Tensor& grad, co
                                                           std::vector<int64_t> dilation, bool want_x,
                                                           bool want_weight, bool want_bias) {
   const ConvolutionOptions options{stride, padding, dilation};
+  check_convolution("open_conv_backward", x, weight, std::nullopt, options);
+  check_sizes("open_conv_backward", "grad", grad, output_sizes(x, weight, options));
   const Tensor dz = in_channels_last(grad);
   if (!may_skip(x, weight) || dz.numel() == 0 || !all_float({&grad, &x, &weight}))
     return convolution_backward(dz, x, weight, options, {want_x, want_weight, want_bias});

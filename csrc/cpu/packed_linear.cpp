@@ -151,6 +151,8 @@ Tensor few_rows(const Tensor& x, const Tensor& w, Planes planes, const std::opti
 
 Tensor packed_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tensor& words_in,
                          const std::optional<Tensor>& bias_in) {
+  check_product("packed_linear", x_in, weight, bias_in);
+  check_words("packed_linear", words_in, weight.numel());
   const Tensor x = torch::stable::contiguous(x_in), w = torch::stable::contiguous(weight);
   const Tensor words = torch::stable::contiguous(words_in);
   std::optional<Tensor> bias;
@@ -164,8 +166,8 @@ Tensor packed_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tensor&
     return y;
   }
   const int64_t ins = w.size(1);
-  return linear_by_rows(x, w, bias, [&](int64_t first, int64_t count, const Tensor& block) {
-    packed_select_into(w, planes, block, first * ins, count * ins);
+  return linear_by_rows(x, w, bias, [&](const Block& block, const Tensor& out) {
+    packed_select_into(w, planes, out, block.row * ins, block.rows * ins);
   });
 }
 

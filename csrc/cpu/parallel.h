@@ -1,7 +1,7 @@
 // How the CPU kernels use threads and vector units.
 #pragma once
 
-#include "common.h"
+#include "../checks.h"
 
 // One copy of a loop for each instruction set, chosen when the library is loaded; no -march, so one binary serves all.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12

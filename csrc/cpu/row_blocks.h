@@ -6,56 +6,81 @@
 
 namespace maskcl {
 
-// Rows of a block, a multiple of 32: a small block stays near the core; with many rows of x, which each block's product
+// A rectangle of a weight.
+struct Block {
+  int64_t row, rows, column, columns;
+};
+
+// Lines of a block, a multiple of 32: a small block stays near the core; with many rows of x, which each block's product
 // reads and packs again, a few large ones are faster.
-inline int64_t rows_in_block(const Tensor& x, const Tensor& weight) {
+inline int64_t lines_in_block(const Tensor& x, int64_t lines, int64_t length, int64_t element) {
   const int64_t bytes = x.size(0) < 128 ? 4 << 20 : 16 << 20;
-  const int64_t row = std::max<int64_t>(1, weight.size(1) * weight.element_size());
-  return std::min<int64_t>(weight.size(0), std::max<int64_t>(32, bytes / row / 32 * 32));
+  return std::min<int64_t>(lines, std::max<int64_t>(32, bytes / std::max<int64_t>(1, length * element) / 32 * 32));
 }
 
-// x M^T + b for M [O, I]; fill(first, count, block) writes rows [first, first + count) of M into block.
+inline int64_t rows_in_block(const Tensor& x, const Tensor& weight) {
+  return lines_in_block(x, weight.size(0), weight.size(1), weight.element_size());
+}
+
+// x M^T + b for M [O, I]; fill(block, out) writes that block of M, whole rows, into `out`.
 template <typename Fill>
-Tensor linear_by_rows(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-                        const Fill& fill) {
-  const int64_t outs = weight.size(0);
+Tensor linear_by_rows(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Fill& fill) {
+  const int64_t outs = weight.size(0), ins = weight.size(1);
   Tensor y = torch::stable::new_empty(x, {x.size(0), outs});
   if (bias) torch::stable::copy_(y, *bias);
   if (y.numel() == 0) return y;
-  if (x.size(1) == 0) return bias ? y : torch::stable::zero_(y);
+  if (ins == 0) return bias ? y : torch::stable::zero_(y);
   const int64_t rows = rows_in_block(x, weight);
-  const Tensor scratch = torch::stable::new_empty(weight, {rows, weight.size(1)});
+  const Tensor scratch = torch::stable::new_empty(weight, {rows, ins});
   for (int64_t first = 0; first < outs; first += rows) {
     const int64_t count = std::min(rows, outs - first);
-    const Tensor block = rows_of(scratch, 0, count), out = columns_of(y, first, count);
-    fill(first, count, block);
-    bias ? matmul_add(x, transposed(block), out) : matmul_out(x, transposed(block), out);
+    const Tensor part = rows_of(scratch, 0, count), out = columns_of(y, first, count);
+    fill(Block{first, count, 0, ins}, part);
+    bias ? matmul_add(x, transposed(part), out) : matmul_out(x, transposed(part), out);
   }
   return y;
 }
 
-// For each block of rows: dx += g[:, rows] M[rows], where dx is wanted, and G[rows] = g[:, rows]^T x handed to
-// use(first, count, G), where it is wanted: written into `product`'s rows, or into a scratch where that is null.
+// g M by blocks of columns: each is one whole product, so that nothing is added up in the output's dtype.
+template <typename Fill>
+void matmul_by_columns(const Tensor& grad, const Tensor& weight, const Tensor& out, const Fill& fill) {
+  const int64_t outs = weight.size(0), ins = weight.size(1);
+  const int64_t columns = lines_in_block(grad, ins, outs, weight.element_size());
+  const Tensor scratch = torch::stable::new_empty(weight, {outs * columns});
+  for (int64_t first = 0; first < ins; first += columns) {
+    const int64_t count = std::min(columns, ins - first);
+    const Tensor part = torch::stable::view(rows_of(scratch, 0, outs * count), {outs, count});
+    fill(Block{0, outs, first, count}, part);
+    matmul_out(grad, part, columns_of(out, first, count));
+  }
+}
+
+// dx = g M, where dx is wanted, and G = g^T x by blocks of rows handed to use(block, G[rows]), where it is wanted:
+// written into `product`'s rows, or into a scratch where that is null. In float32 dx is added up over the same blocks;
+// half-precision sums must not be rounded on their way.
 template <typename Fill, typename Use>
 void linear_backward_by_rows(const Tensor& grad, const Tensor& x, const Tensor& weight, const Tensor* dx,
-                               bool want_product, const Tensor* product, const Fill& fill, const Use& use) {
-  const int64_t outs = weight.size(0), rows = rows_in_block(x, weight);
+                             bool want_product, const Tensor* product, const Fill& fill, const Use& use) {
+  const int64_t outs = weight.size(0), ins = weight.size(1), rows = rows_in_block(x, weight);
   if (dx && outs == 0) fill_with_zeros(*dx);
-  if (outs == 0 || weight.size(1) == 0) return;
-  const bool own = want_product && !product;
-  const Tensor scratch = torch::stable::new_empty(weight, {dx || own ? rows : 0, weight.size(1)});
-  for (int64_t first = 0; first < outs; first += rows) {
+  if (outs == 0 || ins == 0) return;
+  const bool half = weight.element_size() < 4, own = want_product && !product;
+  if (dx && half) matmul_by_columns(grad, weight, *dx, fill);
+  const Tensor* sums = half ? nullptr : dx;
+  const Tensor scratch = torch::stable::new_empty(weight, {sums || own ? rows : 0, ins});
+  for (int64_t first = 0; (sums || want_product) && first < outs; first += rows) {
     const int64_t count = std::min(rows, outs - first);
+    const Block block{first, count, 0, ins};
     const Tensor g = columns_of(grad, first, count);
-    if (dx) {
-      const Tensor block = rows_of(scratch, 0, count);
-      fill(first, count, block);
-      first == 0 ? matmul_out(g, block, *dx) : matmul_add(g, block, *dx);
+    if (sums) {
+      const Tensor part = rows_of(scratch, 0, count);
+      fill(block, part);
+      first == 0 ? matmul_out(g, part, *sums) : matmul_add(g, part, *sums);
     }
     if (!want_product) continue;
     const Tensor full = product ? rows_of(*product, first, count) : rows_of(scratch, 0, count);
     matmul_out(transposed(g), x, full);
-    use(first, count, full);
+    use(block, full);
   }
 }
 

@@ -74,10 +74,7 @@ struct Side {
       : tensor(torch::stable::contiguous(side)),
         data(const_data<int64_t>(tensor)),
         step(side.size(0) == 1 ? 0 : side.size(1)),
-        words(side.size(1)) {
-    MASKCL_CHECK(side.scalar_type() == ScalarType::Long, "grad_clamp: found tasks of dtype ",
-                 torch::headeronly::toString(side.scalar_type()), ", wanted int64");
-  }
+        words(side.size(1)) {}
   const int64_t* of(int64_t unit) const { return data + unit * step; }
   bool any_task(int64_t unit) const {
     for (int64_t w = 0; w < words; ++w)
@@ -154,8 +151,13 @@ inline std::vector<Job> make_jobs(const char* op, const std::vector<Tensor>& ten
                                   const std::vector<Tensor>& out_tasks, const std::vector<Tensor>& in_tasks,
                                   const std::vector<int64_t>& groups, bool contiguous_only) {
   const size_t count = tensors.size();
-  MASKCL_CHECK(out_tasks.size() == count && in_tasks.size() == count && groups.size() == count, op,
-               ": found lists of different lengths, wanted ", count);
+  check_length(op, "groups", groups.size(), count);
+  check_length(op, "out_tasks", out_tasks.size(), count);
+  check_length(op, "in_tasks", in_tasks.size(), count);
+  for (size_t t = 0; t < count; ++t) {
+    check_rows(op, t, tensors[t], groups[t]);
+    check_tasks(op, t, tensors[t], groups[t], out_tasks[t], in_tasks[t]);
+  }
   std::vector<Job> jobs;
   jobs.reserve(count);
   for (size_t t = 0; t < count; ++t)

@@ -16,25 +16,28 @@ using torch::headeronly::Half;
 
 // --- loops, one copy an instruction set -----------------------------------------------------------------------------
 
-// Which mask a score gives.
+// Which mask a score gives; C is what scores are compared in.
 template <typename C>
 struct Select {
   C threshold, scale;
   Levels levels;
 };
 
-template <typename T, typename S, typename C>
-MASKCL_INLINE void select_row(const T* w, const S* s, T* y, int64_t count, const Select<C>& p) {
-  const C threshold = p.threshold, scale = p.scale;
+template <typename T, typename S>
+MASKCL_INLINE void select_row(const T* w, const S* s, T* y, int64_t count, const Select<compute_t<S>>& p) {
+  using C = compute_t<T>;
+  using D = compute_t<S>;
+  const D threshold = p.threshold, scale = p.scale;
   dispatch_levels(p.levels, [&]<Levels L>() __attribute__((always_inline)) {
     MASKCL_VECTORIZE
     for (int64_t i = 0; i < count; ++i)
-      y[i] = static_cast<T>(select_weight<L>(static_cast<C>(w[i]), static_cast<C>(s[i]), threshold, scale));
+      y[i] = static_cast<T>(select_weight<L>(static_cast<C>(w[i]), static_cast<D>(s[i]), threshold, scale));
   });
 }
 
-template <typename S, typename C>
-MASKCL_INLINE void mask_row(const S* s, S* y, int64_t count, const Select<C>& p) {
+template <typename S>
+MASKCL_INLINE void mask_row(const S* s, S* y, int64_t count, const Select<compute_t<S>>& p) {
+  using C = compute_t<S>;
   const C threshold = p.threshold, scale = p.scale;
   dispatch_levels(p.levels, [&]<Levels L>() __attribute__((always_inline)) {
     MASKCL_VECTORIZE
@@ -44,14 +47,17 @@ MASKCL_INLINE void mask_row(const S* s, S* y, int64_t count, const Select<C>& p)
 }
 
 // ds = g W slope; W is ones where it is null.
-template <typename T, typename S, typename C>
-MASKCL_INLINE void score_grad_row(const T* g, const T* w, const S* s, S* ds, int64_t count, const Select<C>& p) {
-  const C threshold = p.threshold, scale = p.scale;
+template <typename T, typename S>
+MASKCL_INLINE void score_grad_row(const T* g, const T* w, const S* s, S* ds, int64_t count,
+                                  const Select<compute_t<S>>& p) {
+  using C = compute_t<T>;
+  using D = compute_t<S>;
+  const D threshold = p.threshold, scale = p.scale;
   if (p.levels == Levels::soft) {
     MASKCL_VECTORIZE
     for (int64_t i = 0; i < count; ++i)
       ds[i] = static_cast<S>(static_cast<C>(g[i]) * (w ? static_cast<C>(w[i]) : C(1)) *
-                             score_slope<Levels::soft>(static_cast<C>(s[i]), threshold, scale));
+                             static_cast<C>(score_slope<Levels::soft>(static_cast<D>(s[i]), threshold, scale)));
   } else if (w) {
     MASKCL_VECTORIZE
     for (int64_t i = 0; i < count; ++i) ds[i] = static_cast<S>(static_cast<C>(g[i]) * static_cast<C>(w[i]));
@@ -62,26 +68,28 @@ MASKCL_INLINE void score_grad_row(const T* g, const T* w, const S* s, S* ds, int
 }
 
 // Cloned functions cannot be templates, so each pair of dtypes names its own.
-#define MASKCL_PAIR(CLONES, T, S, C)                                                                               \
-  CLONES void run_select(const T* w, const S* s, T* y, int64_t count, const Select<C>& p) {                        \
-    select_row<T, S, C>(w, s, y, count, p);                                                                        \
-  }                                                                                                                \
-  CLONES void run_score_grad(const T* g, const T* w, const S* s, S* ds, int64_t count, const Select<C>& p) {       \
-    score_grad_row<T, S, C>(g, w, s, ds, count, p);                                                                \
+#define MASKCL_PAIR(CLONES, T, S)                                                                                     \
+  CLONES void run_select(const T* w, const S* s, T* y, int64_t count, const Select<compute_t<S>>& p) {                \
+    select_row<T, S>(w, s, y, count, p);                                                                              \
+  }                                                                                                                   \
+  CLONES void run_score_grad(const T* g, const T* w, const S* s, S* ds, int64_t count, const Select<compute_t<S>>& p) { \
+    score_grad_row<T, S>(g, w, s, ds, count, p);                                                                      \
   }
-#define MASKCL_MASK(CLONES, S, C) \
-  CLONES void run_mask(const S* s, S* y, int64_t count, const Select<C>& p) { mask_row<S, C>(s, y, count, p); }
-MASKCL_PAIR(MASKCL_CLONES, float, float, float)
-MASKCL_PAIR(MASKCL_CLONES, BFloat16, float, float)
-MASKCL_PAIR(MASKCL_CLONES, BFloat16, BFloat16, float)
-MASKCL_PAIR(, Half, float, float)  // its conversions do not vectorise
-MASKCL_PAIR(, Half, Half, float)
-MASKCL_PAIR(, double, double, double)  // for checks, not for speed
-MASKCL_PAIR(, double, float, double)
-MASKCL_MASK(MASKCL_CLONES, float, float)
-MASKCL_MASK(MASKCL_CLONES, BFloat16, float)
-MASKCL_MASK(, Half, float)
-MASKCL_MASK(, double, double)
+#define MASKCL_MASK(CLONES, S)                                                              \
+  CLONES void run_mask(const S* s, S* y, int64_t count, const Select<compute_t<S>>& p) {    \
+    mask_row<S>(s, y, count, p);                                                            \
+  }
+MASKCL_PAIR(MASKCL_CLONES, float, float)
+MASKCL_PAIR(MASKCL_CLONES, BFloat16, float)
+MASKCL_PAIR(MASKCL_CLONES, BFloat16, BFloat16)
+MASKCL_PAIR(, Half, float)  // its conversions do not vectorise
+MASKCL_PAIR(, Half, Half)
+MASKCL_PAIR(, double, double)  // for checks, not for speed
+MASKCL_PAIR(, double, float)
+MASKCL_MASK(MASKCL_CLONES, float)
+MASKCL_MASK(MASKCL_CLONES, BFloat16)
+MASKCL_MASK(, Half)
+MASKCL_MASK(, double)
 
 // Adds each key whose upper bits are `prefix` to the count of its next bits. Four counts take turns: equal values, which
 // untrained scores are, would otherwise each wait for the one before.
@@ -102,23 +110,32 @@ MASKCL_CLONES void count_keys(const float* values, int64_t count, bool magnitude
 // --- work division --------------------------------------------------------------------------------------------------
 
 template <typename C>
-Select<C> select_of(const std::optional<Tensor>& kth, const std::string& levels, double threshold, bool inclusive,
-                    double scale) {
-  Select<C> p{static_cast<C>(threshold), static_cast<C>(scale), parse_levels(levels, inclusive)};
-  if (p.levels == Levels::topk) {
-    MASKCL_CHECK(kth.has_value(), "levels: 'topk' needs kth");
-    p.threshold = static_cast<C>(*const_data<double>(to_dtype(*kth, ScalarType::Double)));
-  }
+Select<C> select_of(const char* op, const Tensor& scores, const std::optional<Tensor>& kth, const std::string& levels,
+                    double threshold, bool inclusive, double scale) {
+  const Levels parsed = parse_levels(levels, inclusive);
+  Select<C> p{static_cast<C>(threshold_for(scores.scalar_type(), parsed, threshold)), static_cast<C>(scale), parsed};
+  if (parsed == Levels::topk) p.threshold = static_cast<C>(kth_value(op, kth));
   return p;
 }
 
 template <typename T, typename S>
-void select_into(const T* w, const S* s, T* y, int64_t count, const Select<compute_t<T>>& p) {
+void select_into(const T* w, const S* s, T* y, int64_t count, const Select<compute_t<S>>& p) {
   parallel(count, 1, [&](int64_t begin, int64_t end) { run_select(w + begin, s + begin, y + begin, end - begin, p); });
 }
 
+// A block of a weight of `width` columns.
 template <typename T, typename S>
-void score_grad_into(const T* g, const T* w, const S* s, S* ds, int64_t count, const Select<compute_t<T>>& p) {
+void select_block(const T* w, const S* s, T* y, const Block& block, int64_t width, const Select<compute_t<S>>& p) {
+  const int64_t from = block.row * width + block.column, columns = block.columns;
+  if (columns == width) return select_into(w + from, s + from, y, block.rows * columns, p);
+  parallel(block.rows, columns, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      run_select(w + from + r * width, s + from + r * width, y + r * columns, columns, p);
+  });
+}
+
+template <typename T, typename S>
+void score_grad_into(const T* g, const T* w, const S* s, S* ds, int64_t count, const Select<compute_t<S>>& p) {
   parallel(count, 1, [&](int64_t begin, int64_t end) {
     run_score_grad(g + begin, w ? w + begin : nullptr, s + begin, ds + begin, end - begin, p);
   });
@@ -126,10 +143,11 @@ void score_grad_into(const T* g, const T* w, const S* s, S* ds, int64_t count, c
 
 Tensor weight_mask_cpu(const Tensor& scores, const std::optional<Tensor>& kth, const std::string& levels,
                        double threshold, bool inclusive, double scale) {
+  const char* op = "weight_mask";
   const Tensor s = dense(scores), y = torch::stable::empty_like(s);
   expect_large_writes(y);
-  dispatch_float(s.scalar_type(), "weight_mask", [&]<typename S>() {
-    const auto p = select_of<compute_t<S>>(kth, levels, threshold, inclusive, scale);
+  dispatch_float(s.scalar_type(), op, [&]<typename S>() {
+    const auto p = select_of<compute_t<S>>(op, scores, kth, levels, threshold, inclusive, scale);
     const S* from = const_data<S>(s);
     S* to = data<S>(y);
     parallel(s.numel(), 1,
@@ -140,11 +158,13 @@ Tensor weight_mask_cpu(const Tensor& scores, const std::optional<Tensor>& kth, c
 
 Tensor masked_weight_cpu(const Tensor& weight, const Tensor& scores_in, const std::optional<Tensor>& kth,
                          const std::string& levels, double threshold, bool inclusive, double scale) {
+  const char* op = "masked_weight";
+  check_shape(op, "scores", scores_in, weight, "weight");
   const Tensor w = dense(weight), y = torch::stable::empty_like(w);
-  const Tensor s = in_order_of(scores_for(scores_in, w.scalar_type()), w);
+  const Tensor s = in_order_of(scores_for(op, scores_in, w.scalar_type()), w);
   expect_large_writes(y);
-  dispatch_pair("masked_weight", w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
-    const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
+  dispatch_pair(op, w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
+    const auto p = select_of<compute_t<S>>(op, scores_in, kth, levels, threshold, inclusive, scale);
     select_into<T, S>(const_data<T>(w), const_data<S>(s), data<T>(y), w.numel(), p);
   });
   return like_input(y, weight);
@@ -154,23 +174,23 @@ std::tuple<Tensor, Tensor> masked_weight_backward_cpu(const Tensor& grad, const 
                                                       const Tensor& scores_in, const std::optional<Tensor>& kth,
                                                       const std::string& levels, double threshold, bool inclusive,
                                                       double scale, bool want_weight, bool want_scores) {
+  const char* op = "masked_weight_backward";
+  check_shape(op, "scores", scores_in, grad, "grad");
+  if (weight) check_shape(op, "weight", *weight, grad, "grad");
   const Tensor g = dense(grad);
   Tensor dweight = torch::stable::new_empty(grad, {0}), dscores = torch::stable::new_empty(scores_in, {0});
   if (want_weight) dweight = masked_weight_cpu(grad, scores_in, kth, levels, threshold, inclusive, scale);
   if (!want_scores) return {dweight, dscores};
-  const Tensor s = in_order_of(scores_for(scores_in, g.scalar_type()), g), ds = torch::stable::empty_like(s);
+  const Tensor s = in_order_of(scores_for(op, scores_in, g.scalar_type()), g), ds = torch::stable::empty_like(s);
   expect_large_writes(ds);
   Tensor w;
-  if (weight) w = *weight;
-  if (weight && w.scalar_type() != g.scalar_type()) w = torch::stable::to(w, g.scalar_type());
-  if (weight) w = in_order_of(w, g);
-  dispatch_pair("masked_weight_backward", g.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
-    const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
+  if (weight) w = in_order_of(in_dtype(*weight, g.scalar_type()), g);
+  dispatch_pair(op, g.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
+    const auto p = select_of<compute_t<S>>(op, scores_in, kth, levels, threshold, inclusive, scale);
     score_grad_into<T, S>(const_data<T>(g), weight ? const_data<T>(w) : nullptr, const_data<S>(s), data<S>(ds),
                           g.numel(), p);
   });
-  dscores = s.scalar_type() == scores_in.scalar_type() ? ds : torch::stable::to(ds, scores_in.scalar_type());
-  return {dweight, like_input(dscores, scores_in)};
+  return {dweight, like_input(in_dtype(ds, scores_in.scalar_type()), scores_in)};
 }
 
 // Radix select: the digits of the k-th largest key, from the top, 11, 11 and 10 bits at a time.
@@ -216,14 +236,16 @@ Tensor kth_largest_cpu(const Tensor& values, int64_t k, bool magnitude) {
 Tensor piggyback_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tensor& scores_in,
                             const std::optional<Tensor>& bias, const std::optional<Tensor>& kth,
                             const std::string& levels, double threshold, bool inclusive, double scale) {
+  const char* op = "piggyback_linear";
+  check_product(op, x_in, weight, bias);
+  check_shape(op, "scores", scores_in, weight, "weight");
   const Tensor x = torch::stable::contiguous(x_in), w = torch::stable::contiguous(weight);
-  const Tensor s = torch::stable::contiguous(scores_for(scores_in, w.scalar_type()));
-  const int64_t ins = w.size(1);
+  const Tensor s = torch::stable::contiguous(scores_for(op, scores_in, w.scalar_type()));
   Tensor y;
-  dispatch_pair("piggyback_linear", w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
-    const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
-    y = linear_by_rows(x, w, bias, [&](int64_t first, int64_t count, const Tensor& block) {
-      select_into<T, S>(const_data<T>(w) + first * ins, const_data<S>(s) + first * ins, data<T>(block), count * ins, p);
+  dispatch_pair(op, w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
+    const auto p = select_of<compute_t<S>>(op, scores_in, kth, levels, threshold, inclusive, scale);
+    y = linear_by_rows(x, w, bias, [&](const Block& block, const Tensor& out) {
+      select_block<T, S>(const_data<T>(w), const_data<S>(s), data<T>(out), block, w.size(1), p);
     });
   });
   return y;
@@ -233,9 +255,12 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
     const Tensor& grad_in, const Tensor& x_in, const Tensor& weight, const Tensor& scores_in,
     const std::optional<Tensor>& kth, const std::string& levels, double threshold, bool inclusive, double scale,
     bool want_x, bool want_weight, bool want_scores) {
-  const Tensor grad = torch::stable::contiguous(grad_in), x = torch::stable::contiguous(x_in);
+  const char* op = "piggyback_linear_backward";
+  check_product_grad(op, grad_in, x_in, weight);
+  check_shape(op, "scores", scores_in, weight, "weight");
+  const Tensor grad = to_dtype(grad_in, x_in.scalar_type()), x = torch::stable::contiguous(x_in);
   const Tensor w = torch::stable::contiguous(weight);
-  const Tensor s = torch::stable::contiguous(scores_for(scores_in, w.scalar_type()));
+  const Tensor s = torch::stable::contiguous(scores_for(op, scores_in, w.scalar_type()));
   const int64_t outs = w.size(0), ins = w.size(1);
   const auto made = [](bool wanted, const Tensor& like, int64_t rows, int64_t columns) {
     return wanted ? torch::stable::new_empty(like, {rows, columns}) : torch::stable::new_empty(like, {0});
@@ -244,16 +269,16 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
   Tensor dscores = made(want_scores, s, outs, ins);
   expect_large_writes(dweight);
   expect_large_writes(dscores);
-  dispatch_pair("piggyback_linear_backward", w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
-    const auto p = select_of<compute_t<T>>(kth, levels, threshold, inclusive, scale);
+  dispatch_pair(op, w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
+    const auto p = select_of<compute_t<S>>(op, scores_in, kth, levels, threshold, inclusive, scale);
     const T* from = const_data<T>(w);
     const S* score = const_data<S>(s);
-    const auto fill = [&](int64_t first, int64_t count, const Tensor& block) {
-      select_into<T, S>(from + first * ins, score + first * ins, data<T>(block), count * ins, p);
+    const auto fill = [&](const Block& block, const Tensor& out) {
+      select_block<T, S>(from, score, data<T>(out), block, ins, p);
     };
     // The product is written where it is used last, into the scores' gradient, if it is of its dtype.
-    const auto use = [&](int64_t first, int64_t count, const Tensor& product) {
-      const int64_t offset = first * ins, size = count * ins;
+    const auto use = [&](const Block& block, const Tensor& product) {
+      const int64_t offset = block.row * ins, size = block.rows * ins;
       if (want_weight) select_into<T, S>(const_data<T>(product), score + offset, data<T>(dweight) + offset, size, p);
       if (want_scores)
         score_grad_into<T, S>(const_data<T>(product), from + offset, score + offset, data<S>(dscores) + offset, size,
@@ -262,8 +287,7 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
     linear_backward_by_rows(grad, x, w, want_x ? &dx : nullptr, want_weight || want_scores,
                               want_scores && std::is_same_v<T, S> ? &dscores : nullptr, fill, use);
   });
-  if (s.scalar_type() != scores_in.scalar_type()) dscores = torch::stable::to(dscores, scores_in.scalar_type());
-  return {dx, dweight, dscores};
+  return {dx, dweight, in_dtype(dscores, scores_in.scalar_type())};
 }
 
 }  // namespace
