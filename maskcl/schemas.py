@@ -17,7 +17,7 @@ import torch
 SELECT = "Tensor? kth, str levels, float threshold, bool inclusive, float scale"
 SIGNATURES = {
     "gate": (
-        "hat_gate(Tensor embedding, Tensor scale) -> Tensor",
+        "hat_gate(Tensor embedding, Tensor scale, float floor=0.0) -> Tensor",
         "hat_gate_backward(Tensor grad, Tensor embedding, Tensor mask, Tensor scale,"
         " float max_scale, float cosh_clamp, bool recipe) -> Tensor",
         "hat_sparsity(Tensor mask, Tensor used) -> Tensor",

@@ -122,9 +122,8 @@ Tensor unpack_mask(const Tensor& words, const std::vector<int64_t>& shape, Scala
   const DeviceGuard guard(words.get_device_index());
   int64_t count = 1;
   for (const int64_t size : shape) count *= size;
+  check_unpacked(op, words, shape, dtype);
   const Words given(op, words, count, words);
-  MASKCL_CHECK(given.planes.negative == nullptr || (dtype != ScalarType::Bool && dtype != ScalarType::Byte), op,
-               ": dtype is ", torch::headeronly::toString(dtype), ", wanted a signed one for ternary words");
   const Tensor out = torch::stable::new_empty(words, shape, dtype);
   if (count == 0) return out;
   dispatch_mask(op, dtype, [&]<typename T>() {
@@ -140,11 +139,7 @@ Tensor combine_words(const Tensor& a_in, const Tensor& b_in, const std::string& 
   const DeviceGuard guard(a_in.get_device_index());
   const Combine how = parse_combine(how_name);
   check_cuda(op, "b", b_in, a_in);
-  MASKCL_CHECK(a_in.scalar_type() == ScalarType::Int && b_in.scalar_type() == ScalarType::Int, op, ": words are ",
-               torch::headeronly::toString(a_in.scalar_type()), " and ",
-               torch::headeronly::toString(b_in.scalar_type()), ", wanted int32");
-  MASKCL_CHECK(a_in.numel() == b_in.numel() && a_in.dim() == b_in.dim(), op, ": b has ", b_in.numel(),
-               " words, wanted ", a_in.numel());
+  check_combinable(op, a_in, b_in);
   const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
   const Tensor result = torch::stable::empty_like(a);
   const int64_t count = a.numel();
@@ -168,8 +163,8 @@ Tensor popcount_words(const Tensor& words_in) {
   const char* op = "popcount_words";
   const DeviceGuard guard(words_in.get_device_index());
   const int64_t dims = words_in.dim();
-  MASKCL_CHECK(dims >= 1 && words_in.scalar_type() == ScalarType::Int, op, ": words are ",
-               torch::headeronly::toString(words_in.scalar_type()), " in ", dims, " dimensions, wanted int32 [.., W]");
+  check_dtype(op, "words", words_in, ScalarType::Int);
+  MASKCL_CHECK(dims >= 1, op, ": words is 0-d, wanted at least one dimension");
   const Tensor words = torch::stable::contiguous(words_in);
   const int64_t width = words.size(dims - 1);
   std::vector<int64_t> shape;
@@ -229,9 +224,7 @@ Tensor packed_embedding(const Tensor& index_in, const Tensor& weight_in, const T
   const char* op = "packed_embedding";
   const DeviceGuard guard(weight_in.get_device_index());
   check_cuda(op, "index", index_in, weight_in);
-  MASKCL_CHECK(index_in.scalar_type() == ScalarType::Long && weight_in.dim() == 2, op, ": index is ",
-               torch::headeronly::toString(index_in.scalar_type()), " and weight has ", weight_in.dim(),
-               " dimensions, wanted int64 and [V, D]");
+  check_embedding(op, index_in, weight_in, words);
   const Words given(op, words, weight_in.numel(), weight_in);
   const Tensor index = torch::stable::contiguous(index_in), weight = torch::stable::contiguous(weight_in);
   std::vector<int64_t> shape;

@@ -37,13 +37,6 @@ struct Vectors {
   }
 };
 
-inline int64_t checked_channel(const char* op, const Tensor& x, int64_t channel_dim) {
-  const int64_t channel = channel_dim < 0 ? channel_dim + x.dim() : channel_dim;
-  MASKCL_CHECK(channel >= 0 && channel < x.dim(), op, ": channel_dim is ", channel_dim, ", x has ", x.dim(),
-               " dimensions");
-  return channel;
-}
-
 // Whether vectors of 16 bytes are whole and aligned, and lie in one channel each or in neighbouring ones.
 template <typename T>
 bool vectorizes(const Layout& layout, std::initializer_list<const void*> pointers) {

@@ -9,7 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../common.h"
+#include "../checks.h"
 
 namespace maskcl::gpu {
 
@@ -34,18 +34,9 @@ inline void check_cuda(const char* op, const char* name, const Tensor& tensor, c
                " is not on the device of the first argument, cuda:", like.get_device_index());
 }
 
-inline void check_same_shape(const char* op, const char* name, const Tensor& t, const Tensor& like,
-                             const char* of = "the first argument") {
+inline void check_same_shape(const char* op, const char* name, const Tensor& t, const Tensor& like, const char* of) {
   check_cuda(op, name, t, like);
-  bool same = t.dim() == like.dim();
-  for (int64_t d = 0; same && d < t.dim(); ++d) same = t.size(d) == like.size(d);
-  MASKCL_CHECK(same, op, ": ", name, " has ", t.numel(), " elements in ", t.dim(), " dimensions, wanted the ",
-               like.numel(), " in ", like.dim(), " of ", of);
-}
-
-inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType wanted) {
-  MASKCL_CHECK(t.scalar_type() == wanted, op, ": ", name, " has a tensor of ",
-               torch::headeronly::toString(t.scalar_type()), ", wanted ", torch::headeronly::toString(wanted));
+  check_shape(op, name, t, like, of);
 }
 
 // a / b and a % b; in 32 bits where they fit, which is several times cheaper.
@@ -74,7 +65,7 @@ struct Scalar {
 // `typed` keeps a converted copy alive until the launch.
 template <typename T>
 Scalar<T> scalar_of(const char* op, const char* name, const Tensor& value, const Tensor& like, Tensor& typed) {
-  MASKCL_CHECK(value.numel() == 1, op, ": ", name, " has ", value.numel(), " elements, wanted 1");
+  check_one(op, name, value);
   if (value.is_cuda()) check_cuda(op, name, value, like);
   typed = to_dtype(value, sizeof(T) == 8 ? ScalarType::Double : ScalarType::Float);
   const T* data = static_cast<const T*>(typed.const_data_ptr());

@@ -6,11 +6,11 @@ namespace {
 
 template <typename T, typename C>
 __global__ void __launch_bounds__(kThreads)
-gate_kernel(const T* embedding, Scalar<C> scale, C* mask, int64_t units) {
+gate_kernel(const T* embedding, Scalar<C> scale, C floor, C* mask, int64_t units) {
   const C s = scale.get();
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t u = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; u < units; u += step)
-    mask[u] = maskcl::hat_gate(static_cast<C>(embedding[u]), s);
+    mask[u] = maskcl::hat_gate(static_cast<C>(embedding[u]), s, floor);
 }
 
 template <typename C>
@@ -75,7 +75,7 @@ sparsity_backward_kernel(Scalar<C> grad, const U* used, const double* partial, u
 template <typename F>
 void dispatch_sparsity(const char* op, const Tensor& mask, const Tensor& used, F&& body) {
   check_cuda(op, "used", used, mask);
-  MASKCL_CHECK(used.numel() == mask.numel(), op, ": used has ", used.numel(), " units, mask has ", mask.numel());
+  check_units(op, "used", used, mask.numel());
   const ScalarType dtype = compute_dtype(mask.scalar_type());
   const bool bits = used.scalar_type() == ScalarType::Bool;
   const Tensor m = to_dtype(mask, dtype), u = to_dtype(used, bits ? ScalarType::Bool : dtype);
@@ -98,7 +98,7 @@ Tensor sparsity_sums(const Tensor& mask, const Tensor& used, unsigned blocks, cu
 
 }  // namespace
 
-Tensor hat_gate(const Tensor& embedding, const Tensor& scale) {
+Tensor hat_gate(const Tensor& embedding, const Tensor& scale, double floor) {
   const DeviceGuard guard(embedding.get_device_index());
   const Tensor e = torch::stable::contiguous(embedding);
   Tensor mask = torch::stable::new_empty(e, e.sizes(), compute_dtype(e.scalar_type())), typed;
@@ -107,7 +107,7 @@ Tensor hat_gate(const Tensor& embedding, const Tensor& scale) {
     using C = compute_t<T>;
     gate_kernel<T, C><<<grid_for(e.numel()), kThreads, 0, current_stream(e)>>>(
         static_cast<const T*>(e.const_data_ptr()), scalar_of<C>("hat_gate", "scale", scale, e, typed),
-        static_cast<C*>(mask.mutable_data_ptr()), e.numel());
+        static_cast<C>(floor), static_cast<C*>(mask.mutable_data_ptr()), e.numel());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return mask;
@@ -120,8 +120,8 @@ Tensor hat_gate_backward(const Tensor& grad, const Tensor& embedding, const Tens
   check_cuda(op, "grad", grad, embedding);
   check_cuda(op, "mask", mask, embedding);
   const Tensor e = torch::stable::contiguous(embedding);
-  MASKCL_CHECK(grad.numel() == e.numel() && mask.numel() == e.numel(), op, ": grad has ", grad.numel(),
-               " units, mask ", mask.numel(), ", embedding ", e.numel());
+  check_units(op, "grad", grad, e.numel());
+  check_units(op, "mask", mask, e.numel());
   const ScalarType dtype = compute_dtype(e.scalar_type());
   const Tensor g = to_dtype(grad, dtype), m = to_dtype(mask, dtype);
   Tensor out = torch::stable::new_empty(e, e.sizes()), typed;

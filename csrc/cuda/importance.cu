@@ -78,17 +78,16 @@ class Penalty {
     MASKCL_CHECK(!params.empty(), op, ": found no tensors, wanted at least one");
     for (size_t t = 0; t < params.size(); ++t) {
       check_cuda(op, "params", params[t], params[0]);
-      check_like_param("anchors", anchors[t], t);
-      check_same_shape(op, "importances", importances[t], params[t], "params");
-      check_dtype(op, "importances", importances[t], compute_dtype(params[t].scalar_type()));
-      check_dtype(op, "importances", importances[t], importances[0].scalar_type());
+      check_cuda(op, "anchors", anchors[t], params[0]);
+      check_cuda(op, "importances", importances[t], params[0]);
+      check_anchored(op, t, params[t], anchors[t], importances[t], importances[0].scalar_type());
       blocks_ += ceil_div(params[t].numel(), kSpan);
     }
   }
 
-  void check_like_param(const char* name, const Tensor& tensor, size_t t) const {
-    check_same_shape(op_, name, tensor, params_[t], "params");
-    check_dtype(op_, name, tensor, params_[t].scalar_type());
+  void check_grad(const Tensor& grad, size_t t) const {
+    check_cuda(op_, "grads", grad, params_[0]);
+    check_like_param(op_, "grads", t, grad, params_[t]);
   }
 
   // Runs launch<T>(table, blocks, partial) for all and returns the sum of what it leaves in partial.
@@ -162,7 +161,7 @@ Tensor mas_penalty_grads_(const std::vector<Tensor>& grads, const std::vector<Te
   const char* op = "mas_penalty_grads_";
   Penalty penalty(op, params, anchors, importances);
   check_lists(op, params, grads);
-  for (size_t t = 0; t < grads.size(); ++t) penalty.check_like_param("grads", grads[t], t);
+  for (size_t t = 0; t < grads.size(); ++t) penalty.check_grad(grads[t], t);
   const DeviceGuard guard(params[0].get_device_index());
   const cudaStream_t stream = current_stream(params[0]);
   Tensor typed;

@@ -101,15 +101,7 @@ void add_sample_products(const char* op, const Tensor& omega, const Tensor& x, c
 void check_linear(const char* op, const Tensor& importance, const Tensor& x, const Tensor& g) {
   check_cuda(op, "importance", importance, x);
   check_cuda(op, "grad_out", g, x);
-  const int64_t dims = x.dim();
-  bool same = (dims == 2 || dims == 3) && g.dim() == dims && importance.dim() == 2;
-  for (int64_t d = 0; same && d + 1 < dims; ++d) same = x.size(d) == g.size(d);
-  MASKCL_CHECK(same && importance.size(0) == g.size(dims - 1) && importance.size(1) == x.size(dims - 1), op, ": x has ",
-               x.numel(), " elements in ", dims, " dimensions, grad_out ", g.numel(), " in ", g.dim(), ", importance ",
-               importance.numel(), " in ", importance.dim(), ", wanted [N, I], [N, O] and [O, I], or [N, P, I], ",
-               "[N, P, O] and [O, I]");
-  check_dtype(op, "grad_out", g, x.scalar_type());
-  check_dtype(op, "importance", importance, compute_dtype(x.scalar_type()));
+  check_importance(op, importance, x, g);
 }
 
 }  // namespace

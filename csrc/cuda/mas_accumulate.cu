@@ -120,13 +120,7 @@ void check_accumulate(const char* op, const std::vector<Tensor>& importances, co
     const Tensor &omega = importances[t], &grad = grads[t];
     check_cuda(op, "importances", omega, importances[0]);
     check_cuda(op, "grads", grad, importances[0]);
-    check_dtype(op, "importances", omega, compute_dtype(grad.scalar_type()));
-    const int64_t front = grad.dim() - omega.dim();
-    bool same = front == 0 || front == 1;
-    for (int64_t d = 0; same && d < omega.dim(); ++d) same = grad.size(d + front) == omega.size(d);
-    MASKCL_CHECK(same, op, ": grads[", t, "] has ", grad.numel(), " elements in ", grad.dim(),
-                 " dimensions, wanted importances[", t, "]'s ", omega.numel(), " in ", omega.dim(),
-                 ", or samples of that");
+    maskcl::check_accumulated(op, t, omega, grad);
   }
 }
 

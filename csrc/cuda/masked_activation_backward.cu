@@ -207,14 +207,11 @@ std::tuple<Tensor, Tensor, Tensor> masked_activation_backward(const Tensor& grad
                                                               bool bias_grad) {
   const char* op = "masked_activation_backward";
   const DeviceGuard guard(saved.get_device_index());
-  check_cuda(op, "grad", grad, saved);
-  MASKCL_CHECK(grad.numel() == saved.numel() && grad.dim() == saved.dim(), op, ": grad has ", grad.numel(),
-               " elements in ", grad.dim(), " dimensions, saved ", saved.numel(), " in ", saved.dim());
+  check_same_shape(op, "grad", grad, saved, "saved");
   const int64_t channel = checked_channel(op, saved, channel_dim), channels = saved.size(channel);
   const Vectors vectors(op, saved, mask, bias, channels);
   const Activation act = parse_activation(activation);
-  MASKCL_CHECK(!from_output || has_slope_from_output(act), op, ": ", activation,
-               " has no derivative in terms of its output");
+  check_from_output(op, act, from_output);
   const ScalarType dtype = compute_dtype(saved.scalar_type());
   Tensor dmask = empty_vector(saved, mask_grad ? channels : 0, dtype);
   Tensor dbias = empty_vector(saved, bias_grad ? channels : 0, dtype);
@@ -227,8 +224,8 @@ std::tuple<Tensor, Tensor, Tensor> masked_activation_backward(const Tensor& grad
   const bool direct = layout_of(saved, channel).has_value() && same_strides(saved, dz);
   const Tensor s = direct ? saved : torch::stable::contiguous(saved);
   const Tensor out = direct ? dz : torch::stable::empty_like(s);
-  const Tensor typed = grad.scalar_type() == s.scalar_type() ? grad : torch::stable::to(grad, s.scalar_type());
-  backward(op, in_order_of(typed, s), s, out, vectors, *layout_of(s, channel), act, slope, from_output, dmask, dbias);
+  const Tensor g = in_order_of(in_dtype(grad, s.scalar_type()), s);
+  backward(op, g, s, out, vectors, *layout_of(s, channel), act, slope, from_output, dmask, dbias);
   if (!direct) torch::stable::copy_(dz, out);
   return {dz, dmask, dbias};
 }

@@ -10,6 +10,7 @@ using Sizes = std::vector<int64_t>;
 
 Tensor open_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool) {
   check_cuda("open_linear", "weight", weight, x);
+  check_product("open_linear", x, weight, bias);
   const DeviceGuard guard(x.get_device_index());
   const Tensor y = torch::stable::new_empty(x, {x.size(0), weight.size(0)});
   linear_out(x, weight, bias, y);
@@ -19,6 +20,7 @@ Tensor open_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
 std::tuple<Tensor, Tensor> open_linear_backward(const Tensor& grad, const Tensor& x, const Tensor& weight, bool want_x,
                                                 bool want_weight) {
   check_cuda("open_linear_backward", "weight", weight, grad);
+  check_product_grad("open_linear_backward", grad, x, weight);
   const DeviceGuard guard(grad.get_device_index());
   const Tensor dx = torch::stable::new_empty(x, {want_x ? x.size(0) : 0, want_x ? x.size(1) : 0});
   const Tensor dweight =
@@ -29,17 +31,22 @@ std::tuple<Tensor, Tensor> open_linear_backward(const Tensor& grad, const Tensor
 
 Tensor open_conv(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, Sizes stride, Sizes padding,
                  Sizes dilation) {
+  const ConvolutionOptions options{stride, padding, dilation};
   check_cuda("open_conv", "weight", weight, x);
+  check_convolution("open_conv", x, weight, bias, options);
   const DeviceGuard guard(x.get_device_index());
-  return in_channels_last(convolution(x, weight, bias, {stride, padding, dilation}));
+  return in_channels_last(convolution(x, weight, bias, options));
 }
 
 std::tuple<Tensor, Tensor, Tensor> open_conv_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                       Sizes stride, Sizes padding, Sizes dilation, bool want_x,
                                                       bool want_weight, bool want_bias) {
+  const ConvolutionOptions options{stride, padding, dilation};
   check_cuda("open_conv_backward", "weight", weight, grad);
+  check_convolution("open_conv_backward", x, weight, std::nullopt, options);
+  check_sizes("open_conv_backward", "grad", grad, output_sizes(x, weight, options));
   const DeviceGuard guard(grad.get_device_index());
-  return convolution_backward(grad, x, weight, {stride, padding, dilation}, {want_x, want_weight, want_bias});
+  return convolution_backward(grad, x, weight, options, {want_x, want_weight, want_bias});
 }
 
 }  // namespace

@@ -266,19 +266,14 @@ Tensor packed_linear(const Tensor& x_in, const Tensor& weight, const Tensor& wor
   const char* op = "packed_linear";
   const DeviceGuard guard(x_in.get_device_index());
   check_cuda(op, "weight", weight, x_in);
-  MASKCL_CHECK(x_in.dim() == 2 && weight.dim() == 2 && x_in.size(1) == weight.size(1), op, ": x has ", x_in.dim(),
-               " dimensions and weight ", weight.dim(), ", wanted [N, I] and [O, I]");
-  MASKCL_CHECK(x_in.scalar_type() == weight.scalar_type(), op, ": weight is ",
-               torch::headeronly::toString(weight.scalar_type()), ", wanted x's dtype, ",
-               torch::headeronly::toString(x_in.scalar_type()));
+  check_product(op, x_in, weight, bias_in);
   const Words given(op, words, weight.numel(), x_in);
   const Tensor x = torch::stable::contiguous(x_in), w = torch::stable::contiguous(weight);
   const int64_t batch = x.size(0), outs = w.size(0), ins = w.size(1);
   std::optional<Tensor> bias;
   if (bias_in) {
     check_cuda(op, "bias", *bias_in, x_in);
-    check_channels(op, "bias", *bias_in, outs);
-    bias = to_dtype(*bias_in, x.scalar_type());
+    bias = torch::stable::contiguous(*bias_in);
   }
   if (batch > kFewRows)
     return linear_by_rows(x, w, bias, [&](const Block& block, const Tensor& out) {

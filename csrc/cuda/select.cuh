@@ -12,11 +12,13 @@ struct Select {
   Levels levels;
 };
 
-// `typed` keeps a converted kth alive until the launch.
+// `scores` are the caller's, whose dtype the threshold is rounded to; `typed` keeps a converted kth alive until the launch.
 template <typename C>
 Select<C> select_of(const char* op, const Tensor& scores, const std::optional<Tensor>& kth, const std::string& levels,
                     double threshold, bool inclusive, double scale, Tensor& typed) {
-  Select<C> p{{nullptr, static_cast<C>(threshold)}, static_cast<C>(scale), parse_levels(levels, inclusive)};
+  const Levels parsed = parse_levels(levels, inclusive);
+  threshold = threshold_for(scores.scalar_type(), parsed, threshold);
+  Select<C> p{{nullptr, static_cast<C>(threshold)}, static_cast<C>(scale), parsed};
   if (p.levels != Levels::topk) return p;
   MASKCL_CHECK(kth.has_value(), op, ": levels 'topk' needs kth");
   p.threshold = scalar_of<C>(op, "kth", *kth, scores, typed);

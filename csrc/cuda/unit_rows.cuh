@@ -87,19 +87,18 @@ class List {
  public:
   List(const char* op, const std::vector<Tensor>& tensors, const std::vector<int64_t>& groups)
       : op_(op), tensors_(tensors), groups_(groups) {
-    MASKCL_CHECK(groups.size() == tensors.size(), op, ": groups has ", groups.size(), " entries, wanted ",
-                 tensors.size());
+    maskcl::check_length(op, "groups", groups.size(), tensors.size());
   }
 
   void check_length(const char* name, size_t length) const {
-    MASKCL_CHECK(length == tensors_.size(), op_, ": ", name, " has ", length, " entries, wanted ", tensors_.size());
+    maskcl::check_length(op_, name, length, tensors_.size());
   }
 
   // The tensor itself, or a contiguous copy that finish() writes back.
   Entry entry(size_t t) {
     const Tensor& original = tensors_[t];
     check_cuda(op_, "a tensor of the list", original, tensors_[0]);
-    MASKCL_CHECK(original.dim() >= 1, op_, ": tensor ", t, " is 0-d, wanted [O, I, *] or [O]");
+    check_rows(op_, t, original, groups_[t]);
     const bool last = !original.is_contiguous() && is_channels_last(original);
     Tensor dense = original;
     if (!last && !original.is_contiguous()) {
@@ -114,8 +113,6 @@ class List {
     e.channels_last = last;
     e.index = static_cast<int32_t>(t);
     e.groups = static_cast<int32_t>(groups_[t]);
-    MASKCL_CHECK(e.groups >= 1 && e.rows % e.groups == 0, op_, ": groups[", t, "] is ", e.groups,
-                 ", wanted a divisor of ", e.rows, " rows");
     MASKCL_CHECK(e.width() < (int64_t{1} << 31), op_, ": tensor ", t, " has rows of ", e.width(),
                  " elements, wanted fewer than 2^31");
     e.vectorizes = aligned16(e.data) && e.width() % (16 / static_cast<int64_t>(dense.element_size())) == 0;
@@ -126,11 +123,7 @@ class List {
   void restore_from(Entry& e, const Tensor& saved) {
     const Tensor& dense = kept_.back();
     check_cuda(op_, "saved", saved, dense);
-    MASKCL_CHECK(saved.numel() == dense.numel() && saved.dim() == dense.dim() &&
-                     saved.scalar_type() == dense.scalar_type(),
-                 op_, ": saved[", e.index, "] has ", saved.numel(), " elements of ",
-                 torch::headeronly::toString(saved.scalar_type()), ", wanted ", dense.numel(), " of ",
-                 torch::headeronly::toString(dense.scalar_type()));
+    check_saved(op_, e.index, saved, dense);
     const Tensor copy = in_order_of(saved, dense);
     e.saved = copy.const_data_ptr();
     e.vectorizes = e.vectorizes && aligned16(e.saved);
@@ -138,18 +131,18 @@ class List {
   }
 
   void tasks(Entry& e, const Tensor& out, const Tensor& in) {
-    e.out = side(e, "out_tasks", out, ScalarType::Long, e.rows, &e.out_step);
-    e.in = side(e, "in_tasks", in, ScalarType::Long, e.columns * e.groups, &e.in_step);
-    MASKCL_CHECK(out.dim() == 2 && in.dim() == 2 && out.size(1) == in.size(1), op_, ": out_tasks[", e.index,
-                 "] and in_tasks[", e.index, "] differ in words, wanted int64 [units, words]");
+    check_tasks(op_, e.index, tensors_[e.index], e.groups, out, in);
+    e.out = side("out_tasks", out, ScalarType::Long, &e.out_step);
+    e.in = side("in_tasks", in, ScalarType::Long, &e.in_step);
     e.words = static_cast<int32_t>(out.size(1));
     e.out_step *= e.words;
     e.in_step *= e.words;
   }
 
   void masks(Entry& e, const Tensor& out, const Tensor& in, ScalarType dtype) {
-    e.out = out.numel() ? side(e, "out_masks", out, dtype, e.rows, &e.out_step) : nullptr;
-    e.in = in.numel() ? side(e, "in_masks", in, dtype, e.columns * e.groups, &e.in_step) : nullptr;
+    check_masks(op_, e.index, tensors_[e.index], e.groups, out, in);
+    e.out = out.numel() ? side("out_masks", out, dtype, &e.out_step) : nullptr;
+    e.in = in.numel() ? side("in_masks", in, dtype, &e.in_step) : nullptr;
   }
 
   void finish() {
@@ -157,13 +150,8 @@ class List {
   }
 
  private:
-  const void* side(const Entry& e, const char* name, const Tensor& given, ScalarType dtype, int64_t units,
-                   int32_t* step) {
+  const void* side(const char* name, const Tensor& given, ScalarType dtype, int32_t* step) {
     check_cuda(op_, name, given, tensors_[0]);
-    MASKCL_CHECK(dtype != ScalarType::Long || given.scalar_type() == dtype, op_, ": ", name, "[", e.index, "] is ",
-                 torch::headeronly::toString(given.scalar_type()), ", wanted int64");
-    MASKCL_CHECK(given.dim() >= 1 && (given.size(0) == units || given.size(0) == 1), op_, ": ", name, "[", e.index,
-                 "] has ", given.dim() ? given.size(0) : 0, " units, wanted ", units);
     *step = given.size(0) == 1 ? 0 : 1;
     kept_.push_back(to_dtype(given, dtype));
     return kept_.back().const_data_ptr();

@@ -110,18 +110,12 @@ void backward_into(const G* grad, const T* weight, const S* scores, T* dweight, 
   });
 }
 
-Tensor in_dtype(const Tensor& t, ScalarType dtype) {
-  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
-}
-
-void check_linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor& scores) {
+void check_linear(const char* op, const Tensor& x, const Tensor& weight, const Tensor& scores,
+                  const std::optional<Tensor>& bias) {
   check_cuda(op, "weight", weight, x);
-  check_same_shape(op, "scores", scores, weight);
-  MASKCL_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1), op, ": x has ", x.dim(),
-               " dimensions and weight ", weight.dim(), ", wanted [N, I] and [O, I]");
-  MASKCL_CHECK(x.scalar_type() == weight.scalar_type(), op, ": weight is ",
-               torch::headeronly::toString(weight.scalar_type()), ", wanted x's dtype, ",
-               torch::headeronly::toString(x.scalar_type()));
+  check_product(op, x, weight, bias);
+  check_same_shape(op, "scores", scores, weight, "weight");
+  if (bias) check_cuda(op, "bias", *bias, x);
 }
 
 }  // namespace
@@ -133,7 +127,7 @@ Tensor weight_mask(const Tensor& scores, const std::optional<Tensor>& kth, const
   const Tensor s = dense(scores), out = torch::stable::empty_like(s);
   dispatch_float(s.scalar_type(), op, [&]<typename S>() {
     Tensor typed;
-    const auto p = select_of<compute_t<S>>(op, s, kth, levels, threshold, inclusive, scale, typed);
+    const auto p = select_of<compute_t<S>>(op, scores, kth, levels, threshold, inclusive, scale, typed);
     const S* from = const_data<S>(s);
     S* to = data<S>(out);
     launch_vectors<vector_width<S>>(s.numel(), true, {from, to}, [&]<int V>(unsigned blocks) {
@@ -147,12 +141,12 @@ Tensor masked_weight(const Tensor& weight, const Tensor& scores, const std::opti
                      const std::string& levels, double threshold, bool inclusive, double scale) {
   const char* op = "masked_weight";
   const DeviceGuard guard(weight.get_device_index());
-  check_same_shape(op, "scores", scores, weight);
+  check_same_shape(op, "scores", scores, weight, "weight");
   const Tensor w = dense(weight), out = torch::stable::empty_like(w);
-  const Tensor s = in_order_of(scores_for(scores, w.scalar_type()), w);
+  const Tensor s = in_order_of(scores_for(op, scores, w.scalar_type()), w);
   dispatch_pair(op, w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
     Tensor typed;
-    const auto p = select_of<compute_t<S>>(op, s, kth, levels, threshold, inclusive, scale, typed);
+    const auto p = select_of<compute_t<S>>(op, scores, kth, levels, threshold, inclusive, scale, typed);
     select_into<T, S>(const_data<T>(w), const_data<S>(s), data<T>(out), whole(w.numel()), p, current_stream(w));
   });
   return like_input(out, weight);
@@ -164,19 +158,19 @@ std::tuple<Tensor, Tensor> masked_weight_backward(const Tensor& grad, const std:
                                                   double scale, bool want_weight, bool want_scores) {
   const char* op = "masked_weight_backward";
   const DeviceGuard guard(grad.get_device_index());
-  check_same_shape(op, "scores", scores, grad);
+  check_same_shape(op, "scores", scores, grad, "grad");
   const ScalarType dtype = grad.scalar_type();
-  const Tensor g = dense(grad), s = in_order_of(scores_for(scores, dtype), g);
+  const Tensor g = dense(grad), s = in_order_of(scores_for(op, scores, dtype), g);
   Tensor w;
   if (weight) {
-    check_same_shape(op, "weight", *weight, grad);
+    check_same_shape(op, "weight", *weight, grad, "grad");
     w = in_order_of(in_dtype(*weight, dtype), g);
   }
   Tensor dweight = want_weight ? torch::stable::empty_like(g) : empty_vector(grad, 0, dtype);
   Tensor dscores = want_scores ? torch::stable::empty_like(s) : empty_vector(scores, 0, s.scalar_type());
   dispatch_pair(op, dtype, s.scalar_type(), [&]<typename T, typename S>() {
     Tensor typed;
-    const auto p = select_of<compute_t<S>>(op, s, kth, levels, threshold, inclusive, scale, typed);
+    const auto p = select_of<compute_t<S>>(op, scores, kth, levels, threshold, inclusive, scale, typed);
     backward_into<T, T, S>(const_data<T>(g), weight ? const_data<T>(w) : nullptr, const_data<S>(s),
                            want_weight ? data<T>(dweight) : nullptr, want_scores ? data<S>(dscores) : nullptr,
                            want_weight || want_scores ? g.numel() : 0, p, current_stream(g));
@@ -192,17 +186,13 @@ Tensor piggyback_linear(const Tensor& x_in, const Tensor& weight, const Tensor& 
                         double threshold, bool inclusive, double scale) {
   const char* op = "piggyback_linear";
   const DeviceGuard guard(x_in.get_device_index());
-  check_linear(op, x_in, weight, scores);
-  if (bias) {
-    check_cuda(op, "bias", *bias, x_in);
-    check_channels(op, "bias", *bias, weight.size(0));
-  }
+  check_linear(op, x_in, weight, scores, bias);
   const Tensor x = torch::stable::contiguous(x_in), w = torch::stable::contiguous(weight);
-  const Tensor s = torch::stable::contiguous(scores_for(scores, w.scalar_type()));
+  const Tensor s = torch::stable::contiguous(scores_for(op, scores, w.scalar_type()));
   Tensor y;
   dispatch_pair(op, w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
     Tensor typed;
-    const auto p = select_of<compute_t<S>>(op, s, kth, levels, threshold, inclusive, scale, typed);
+    const auto p = select_of<compute_t<S>>(op, scores, kth, levels, threshold, inclusive, scale, typed);
     y = linear_by_rows(x, w, bias, [&](const Block& block, const Tensor& out) {
       select_into<T, S>(const_data<T>(w), const_data<S>(s), data<T>(out), block, p, current_stream(x));
     });
@@ -216,13 +206,12 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward(
     bool want_x, bool want_weight, bool want_scores) {
   const char* op = "piggyback_linear_backward";
   const DeviceGuard guard(x_in.get_device_index());
-  check_linear(op, x_in, weight, scores);
+  check_linear(op, x_in, weight, scores, std::nullopt);
   check_cuda(op, "grad", grad_in, x_in);
-  MASKCL_CHECK(grad_in.dim() == 2 && grad_in.size(0) == x_in.size(0) && grad_in.size(1) == weight.size(0), op,
-               ": grad has ", grad_in.numel(), " elements, wanted [", x_in.size(0), ", ", weight.size(0), "]");
+  check_product_grad(op, grad_in, x_in, weight);
   const ScalarType dtype = weight.scalar_type(), sums = compute_dtype(dtype);
   const Tensor grad = to_dtype(grad_in, dtype), x = torch::stable::contiguous(x_in);
-  const Tensor w = torch::stable::contiguous(weight), s = torch::stable::contiguous(scores_for(scores, dtype));
+  const Tensor w = torch::stable::contiguous(weight), s = torch::stable::contiguous(scores_for(op, scores, dtype));
   const auto made = [](bool wanted, const Tensor& like, int64_t rows, int64_t columns) {
     return wanted ? torch::stable::new_empty(like, {rows, columns}) : torch::stable::new_empty(like, {0});
   };
@@ -232,7 +221,7 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward(
   dispatch_pair(op, dtype, s.scalar_type(), [&]<typename T, typename S>() {
     using G = compute_t<T>;
     Tensor typed;
-    const auto p = select_of<compute_t<S>>(op, s, kth, levels, threshold, inclusive, scale, typed);
+    const auto p = select_of<compute_t<S>>(op, scores, kth, levels, threshold, inclusive, scale, typed);
     const cudaStream_t stream = current_stream(x);
     if (want_x)
       matmul_by_columns(grad, w, dx, [&](const Block& block, const Tensor& out) {

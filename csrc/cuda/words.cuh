@@ -13,15 +13,10 @@ struct Words {
 
   Words(const char* op, const Tensor& words, int64_t numel, const Tensor& like) {
     check_cuda(op, "words", words, like);
-    const int64_t wanted = words_for(numel), dims = words.dim();
-    MASKCL_CHECK(words.scalar_type() == ScalarType::Int, op, ": words are ",
-                 torch::headeronly::toString(words.scalar_type()), ", wanted int32");
-    MASKCL_CHECK((dims == 1 || (dims == 2 && words.size(0) == 2)) && words.size(dims - 1) == wanted, op,
-                 ": words has ", words.numel(), " elements in ", dims, " dimensions, wanted [", wanted, "] or [2, ",
-                 wanted, "]");
+    check_words(op, words, numel);
     tensor = torch::stable::contiguous(words);
     planes.on = const_data<uint32_t>(tensor);
-    planes.negative = dims == 2 ? planes.on + wanted : nullptr;
+    planes.negative = words.dim() == 2 ? planes.on + words_for(numel) : nullptr;
   }
 };
 

@@ -29,6 +29,7 @@ def hat_gate(
     max_scale: float | None = None,
     cosh_clamp: float = 50.0,
     compensation: str = "exact",
+    floor: float = 0.0,
 ) -> Tensor:
     """Mask of a task's units, m = sigmoid(scale * e) (HAT, Serra et al. 2018, eq. 1).
 
@@ -42,6 +43,8 @@ def hat_gate(
             "recipe" in float32, where cosh overflows.
         compensation: "exact", that equation, finite for every e and s; or "recipe", the original's
             arithmetic, whose gradient is 0 where m rounds to 1 (an open gate then never closes).
+        floor: masks below it are exactly 0, so that products can leave their units out; the
+            gradient is the formula's. At least 0, below 1.
 
     Returns:
         [U], float32 whatever the autocast dtype; float64 for a float64 embedding.
@@ -55,6 +58,9 @@ def hat_gate(
     recipe = compensation == "recipe"
     dtype = compute_dtype(embedding.dtype)
     max_scale, cosh_clamp = _compensation(max_scale, cosh_clamp, recipe, dtype)
+    least = number("hat_gate", "floor", floor, dtype)
+    if not 0 <= least < 1:
+        raise ValueError(f"hat_gate: floor is {floor}, wanted a number of at least 0, below 1")
     if not isinstance(scale, Tensor):
         if torch.compiler.is_compiling():
             scale = in_graph("hat_gate", "scale", scale, dtype, embedding.device)
@@ -68,7 +74,7 @@ def hat_gate(
         _check.same_device("hat_gate", "scale", scale, "embedding", embedding)
         if scale.requires_grad:
             scale = scale.detach()
-    return call(HatGateFunction, embedding, scale, max_scale, cosh_clamp, recipe)
+    return call(HatGateFunction, embedding, scale, max_scale, cosh_clamp, recipe, least)
 
 
 def _compensation(
@@ -88,26 +94,44 @@ def _compensation(
     return found, clamp
 
 
+def mask_floor(dtype: torch.dtype, cosh_clamp: float = 50.0) -> float:
+    """The ``floor`` of `hat_gate` below which a unit is closed for good: exp(-k) / 256.
+
+    k is cosh_clamp, at least 50. There the compensated gradient (section 2.5) is already below 1/256
+    of what it is at |s e| = k, from where on it falls like the mask itself; and a mask of 2^-80 is
+    far below what a float32 sum shows. What is lost is that rest of the layer's gradient; eq. 5's
+    goes on. 0 for float64 embeddings: only float32's products leave closed units out.
+    """
+    return 0.0 if dtype == torch.float64 else math.exp(-max(cosh_clamp, 50.0)) / 256
+
+
 class HatGateFunction(OpFunction):
     """hat_gate with its compensated gradient."""
 
     @staticmethod
     def forward(
-        embedding: Tensor, scale: Tensor, max_scale: float, cosh_clamp: float, recipe: bool
+        embedding: Tensor,
+        scale: Tensor,
+        max_scale: float,
+        cosh_clamp: float,
+        recipe: bool,
+        floor: float,
     ) -> Tensor:
-        return backends.select("hat_gate", embedding)(embedding, scale)
+        return backends.select("hat_gate", embedding)(embedding, scale, floor)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        embedding, scale, ctx.max_scale, ctx.cosh_clamp, ctx.recipe = inputs
+        embedding, scale, ctx.max_scale, ctx.cosh_clamp, ctx.recipe, ctx.floor = inputs
         ctx.save_for_backward(embedding, output, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         embedding, mask, scale = ctx.saved_tensors
+        if ctx.recipe and ctx.floor > 0:  # it is made of the mask, as it is without the floor
+            mask = backends.select("hat_gate", embedding)(embedding, scale, 0.0)
         run = backends.select("hat_gate_backward", embedding)
         out = run(grad, embedding, mask, scale, ctx.max_scale, ctx.cosh_clamp, ctx.recipe)
-        return out, None, None, None, None
+        return out, *(None,) * 5
 
 
 def hat_sparsity(mask: Tensor, used: Tensor) -> Tensor:
@@ -190,7 +214,7 @@ def hat_scale(progress: float, max_scale: float, schedule: str = "linear") -> fl
 
 
 @fake("hat_gate")
-def _(embedding: Tensor, scale: Tensor) -> Tensor:
+def _(embedding: Tensor, scale: Tensor, floor: float = 0.0) -> Tensor:
     return embedding.new_empty(embedding.shape, dtype=compute_dtype(embedding.dtype))
 
 

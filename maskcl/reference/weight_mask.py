@@ -17,6 +17,17 @@ from maskcl.reference.gate import compute_dtype, sigmoid_slope
 LEVELS = ("binary", "ternary", "ternary_symmetric", "topk", "soft")
 
 
+def threshold_for(dtype: torch.dtype, levels: str, threshold: float) -> float:
+    """The threshold that scores of ``dtype`` are compared with: rounded to it.
+
+    So torch compares a tensor with a Python number, and so every backend decides s > t, s >= t and
+    |s| > t, whatever the weight's dtype. "soft" compares nothing and takes it as it is.
+    """
+    if levels == "soft":
+        return threshold
+    return float(torch.tensor(threshold, dtype=torch.float64).to(dtype))
+
+
 def mask_values(
     scores: Tensor, kth: Tensor | None, levels: str, threshold: float, inclusive: bool, scale: float
 ) -> Tensor:
@@ -24,11 +35,14 @@ def mask_values(
 
     binary: 1 where s > t (s >= t with ``inclusive``), else 0. ternary, the original's: -1 where
     s < 0, 1 where s > t, else 0. ternary_symmetric: sign(s) where |s| > t, else 0. topk: 1 where
-    |s| >= kth, else 0. soft: sigmoid(scale (s - t)). NaN scores give 0 (soft: NaN).
+    |s| >= kth, else 0. soft: sigmoid(scale (s - t)). NaN scores give 0 (soft: NaN). t is rounded as
+    in :func:`threshold_for`.
     """
     dtype = compute_dtype(scores.dtype)
     s = scores.to(dtype)
-    t = torch.tensor(threshold, dtype=dtype, device=s.device)
+    t = torch.tensor(
+        threshold_for(scores.dtype, levels, threshold), dtype=dtype, device=s.device
+    )
     match levels:
         case "binary":
             return ((s >= t) if inclusive else (s > t)).to(dtype)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskcl.reference.weight_mask import threshold_for
 from maskcl.triton import _compat
 from maskcl.triton._compat import OPTIONS, cdiv, on_device_of
 from maskcl.triton._gemm import _masked_product_kernel, _sum_splits_kernel, _weight_grad_kernel
@@ -29,6 +30,14 @@ class Source:
     threshold: float
     inclusive: bool
     scale: float
+
+
+def from_scores(
+    scores: Tensor, kth: Tensor | None, levels: str, threshold: float, inclusive: bool, scale: float
+) -> Source:
+    """Scores and their rule as a source."""
+    threshold = threshold_for(scores.dtype, levels, threshold)
+    return Source(scores, kth, levels, threshold, inclusive, float(scale))
 
 
 def from_words(words: Tensor) -> Source:

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from maskcl.reference.weight_mask import threshold_for
 from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, power_of_2, tl, triton
 from maskcl.triton._formulas import bit_value, mask_value, masked
 from maskcl.triton._products import from_words, masked_product
@@ -191,6 +192,7 @@ def pack_scores(
 ) -> Tensor:
     """Words of the mask that the scores give; the mask itself is never in memory."""
     check("pack_scores", "scores", scores)
+    threshold = threshold_for(scores.dtype, levels, threshold)
     return _pack(scores, kth, levels, threshold, inclusive, 2 if "ternary" in levels else 1)
 
 

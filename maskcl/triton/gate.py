@@ -12,12 +12,13 @@ PARTS = 1024
 
 
 @triton.jit
-def _hat_gate_kernel(embedding_ptr, scale_ptr, mask_ptr, units, BLOCK: tl.constexpr):
+def _hat_gate_kernel(embedding_ptr, scale_ptr, mask_ptr, units, floor, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = at < units
     e = tl.load(embedding_ptr + at, mask=live, other=0.0).to(tl.float32)
     s = tl.load(scale_ptr).to(tl.float32)
-    tl.store(mask_ptr + at, sigmoid(s * e), mask=live)
+    m = sigmoid(s * e)
+    tl.store(mask_ptr + at, tl.where(m < floor, 0.0, m), mask=live)
 
 
 @triton.jit
@@ -42,6 +43,7 @@ def _hat_gate_backward_kernel(
     x = s * e
     if RECIPE:
         m = tl.load(mask_ptr + at, mask=live, other=0.0).to(tl.float32)
+        m = tl.where(m == 0, sigmoid(x), m)  # below the floor
         out = g * s * (m * (1.0 - m))
         if COMPENSATED:
             clipped = tl.minimum(tl.abs(x), cosh_clamp)
@@ -102,8 +104,8 @@ def _hat_sparsity_backward_kernel(
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=live)
 
 
-def hat_gate(embedding: Tensor, scale: Tensor) -> Tensor:
-    """Mask m = sigmoid(scale e): embedding [U], scale [] -> float32 [U]."""
+def hat_gate(embedding: Tensor, scale: Tensor, floor: float = 0.0) -> Tensor:
+    """Mask m = sigmoid(scale e), 0 below ``floor``: embedding [U], scale [] -> float32 [U]."""
     check("hat_gate", "embedding", embedding)
     mask = embedding.new_empty(embedding.shape, dtype=torch.float32)
     units = embedding.numel()
@@ -111,7 +113,7 @@ def hat_gate(embedding: Tensor, scale: Tensor) -> Tensor:
         scale = scale.to(embedding.device, non_blocking=True)
         with on_device_of(embedding):
             _hat_gate_kernel[(cdiv(units, BLOCK),)](
-                embedding.contiguous(), scale, mask, units, BLOCK=BLOCK, **OPTIONS
+                embedding.contiguous(), scale, mask, units, float(floor), BLOCK=BLOCK, **OPTIONS
             )
     return mask
 

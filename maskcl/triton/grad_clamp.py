@@ -165,9 +165,9 @@ def _soft_kernel(
     column_ptr += unit * tl.load(entry + 11 * tensors)
     b = tl.load(column_ptr, mask=q < tl.where(sides == 1, 0, length), other=0.0)[None, :]
     if AGGREGATION == "min":
-        both = tl.minimum(a, b)
+        both = tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
     elif AGGREGATION == "max":
-        both = tl.maximum(a, b)
+        both = tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
     else:
         both = (a + b) * 0.5
     share = tl.where(sides == 3, both, a + b)  # the side that is not there was read as 0

@@ -3,10 +3,17 @@
 import torch
 from torch import Tensor
 
+from maskcl.reference.weight_mask import threshold_for
 from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, tl, triton
 from maskcl.triton._formulas import mask_value, masked, sigmoid_slope
 from maskcl.triton._kth import kth_largest
-from maskcl.triton._products import Source, from_words, masked_product, weight_gradient
+from maskcl.triton._products import (
+    Source,
+    from_scores,
+    from_words,
+    masked_product,
+    weight_gradient,
+)
 from maskcl.triton.bitmask import pack_scores
 from maskcl.triton.masked_forward import like
 
@@ -102,7 +109,7 @@ def weight_mask(
                 s if kth is None else kth,
                 out,
                 count,
-                float(threshold),
+                threshold_for(scores.dtype, levels, threshold),
                 float(scale),
                 LEVELS=levels,
                 INCLUSIVE=inclusive,
@@ -163,7 +170,7 @@ def masked_weight(
     check("masked_weight", "weight", weight)
     check("masked_weight", "scores", scores)
     out = torch.empty_like(weight)
-    source = Source(scores, kth, levels, float(threshold), inclusive, float(scale))
+    source = from_scores(scores, kth, levels, threshold, inclusive, scale)
     _elementwise(weight, None, source, out, None)
     return out
 
@@ -185,7 +192,7 @@ def masked_weight_backward(
     check("masked_weight_backward", "scores", scores)
     dweight = torch.empty_like(grad) if want_weight else None
     dscores = torch.empty_like(scores) if want_scores else None
-    source = Source(scores, kth, levels, float(threshold), inclusive, float(scale))
+    source = from_scores(scores, kth, levels, threshold, inclusive, scale)
     _elementwise(grad, weight, source, dweight, dscores)
     return (
         grad.new_empty(0) if dweight is None else dweight,
@@ -215,7 +222,7 @@ def piggyback_linear(
     """x (W m)^T + b: the masks are made in the product's prologue. x [N, I], W [O, I] -> [N, O]."""
     check("piggyback_linear", "x", x)
     check("piggyback_linear", "scores", scores)
-    source = Source(scores, kth, levels, float(threshold), inclusive, float(scale))
+    source = from_scores(scores, kth, levels, threshold, inclusive, scale)
     return masked_product(x, weight, _source(x.shape[0], source), bias, False)
 
 
@@ -236,7 +243,7 @@ def piggyback_linear_backward(
     """(dx = g (W m), dW = G m, ds = G W), G = g^T x in float32; [0] for what is not wanted."""
     check("piggyback_linear_backward", "x", x)
     check("piggyback_linear_backward", "scores", scores)
-    source = Source(scores, kth, levels, float(threshold), inclusive, float(scale))
+    source = from_scores(scores, kth, levels, threshold, inclusive, scale)
     grad = grad.to(x.dtype)
     dx = x.new_empty(0)
     if want_x:

@@ -20,16 +20,16 @@ CONV = [
     (1, 17, 16, (1, 30), (1, 1), (1, 3), (0, 0), (1, 1)),
     (9, 16, 40, (4, 4), (3, 3), (3, 3), (2, 2), (1, 1)),
 ]
-SMALL = 1e-14  # of the largest: closed
+SMALL = 1e-14
 
 
 def closed(columns: int, share: float, device: str) -> torch.Tensor:
-    """A quarter of these columns exactly 0, the rest of ``share`` all but 0."""
+    """``share`` of these columns exactly 0, and a tenth of the others small, which are open."""
     factors = torch.ones(columns, device=device)
     count = int(share * columns)
     order = torch.randperm(columns, device=device)
-    factors[order[:count]] = SMALL
-    factors[order[: count // 4]] = 0.0
+    factors[order[:count]] = 0.0
+    factors[order[count :: 10]] = SMALL
     return factors
 
 
@@ -115,14 +115,14 @@ def test_closed_units_are_not_multiplied():
     """Their weights may be NaN: nothing that they touch is."""
     x, w = torch.rand(64, 40), torch.randn(50, 40)
     shut, out_shut = half_closed(40), half_closed(50)
-    x[:, shut] *= SMALL
+    x[:, shut] *= -0.0
     w[:, shut] = float("nan")
     run = backends.select("open_linear", x)
     assert run(x, w, None).isfinite().all()
     w = torch.randn(50, 40)
     w[out_shut] = float("nan")
     g = torch.rand(64, 50)
-    g[:, out_shut] *= SMALL
+    g[:, out_shut] *= -0.0
     dx, dw = backends.select("open_linear_backward", x)(g, x, w, True, True)
     assert dx.isfinite().all()
     assert (dw[out_shut] == 0).all() and (dw[:, shut] == 0).all()
@@ -132,7 +132,7 @@ def test_closed_units_are_not_multiplied():
 def test_closed_channels_are_not_multiplied():
     x = torch.rand(4, 16, 6, 6).contiguous(memory_format=torch.channels_last)
     shut, out_shut = half_closed(16), half_closed(18)
-    x[:, shut] *= SMALL
+    x[:, shut] *= -0.0
     w = torch.randn(18, 16, 3, 3)
     w[:, shut] = float("nan")
     y = ops.open_conv(x, w, None)
@@ -140,7 +140,7 @@ def test_closed_channels_are_not_multiplied():
     w = torch.randn(18, 16, 3, 3)
     w[out_shut] = float("nan")
     g = torch.rand_like(y)
-    g[:, out_shut] *= SMALL
+    g[:, out_shut] *= -0.0
     options = [1, 1], [0, 0], [1, 1]
     run = backends.select("open_conv_backward", x)
     dx, dw, db = run(g, x, w, *options, True, True, True)
@@ -149,12 +149,89 @@ def test_closed_channels_are_not_multiplied():
     assert (dw[~out_shut][:, ~shut] > 0).all()
 
 
-def test_nothing_is_closed_beside_infinity_and_nan():
-    for bad in (float("inf"), float("nan")):
-        x, w = torch.zeros(32, 40), torch.ones(50, 40)
-        x[:, 0], x[3, 1] = SMALL, bad
+def test_only_exact_zeros_are_left_out():
+    """However small a column is beside the others: what it meets may be as large."""
+    x, w = torch.rand(64, 40), torch.ones(50, 40)
+    for least in (1e-18, 1e-30, 2.0**-126):
+        x[:, half_closed(40)] = 0.0
+        x[:, 4] = least
+        for big, bad in ((1.0, torch.nan), (1 / least, 1 / least)):
+            w[:, 4] = bad
+            y = backends.select("open_linear", x)(x, w, None)
+            torch.testing.assert_close(y, F.linear(x, w), rtol=1e-5, atol=1e-5, equal_nan=True)
+            assert bool(y.isnan().all()) == (big == 1.0)
+
+
+def powers(*shape: int, device: str) -> torch.Tensor:
+    return 2.0 ** torch.randint(-50, 51, shape, device=device)
+
+
+@pytest.mark.parametrize("rows", [40, 200])
+def test_every_column_has_the_digits_of_float32(backend, device, rows):
+    """Columns of any size, among others that are 0, with weights as large as they are small."""
+    ins, outs = 60, 70
+    of_x, of_g = powers(ins, device=device), powers(outs, device=device)
+    x = torch.randn(rows, ins, device=device) * of_x * (torch.arange(ins, device=device) % 2)
+    g = torch.randn(rows, outs, device=device) * of_g * (torch.arange(outs, device=device) % 2)
+    w = torch.randn(outs, ins, device=device)
+    run, back = backends.select("open_linear", x), backends.select("open_linear_backward", x)
+    for found, terms, dim in (
+        (run(x, w / of_x, None), x.double()[:, None] * (w / of_x).double(), 2),
+        (
+            back(g, x, w / of_g[:, None], True, False)[0],
+            g.double()[:, :, None] * (w / of_g[:, None]).double(),
+            1,
+        ),
+        (back(g, x, w, False, True)[1], g.double()[:, :, None] * x.double()[:, None], 0),
+    ):
+        error = (found.double() - terms.sum(dim)).abs()
+        assert (error <= 4e-6 * terms.abs().sum(dim)).all()
+
+
+def test_every_channel_has_the_digits_of_float32():
+    of_x, of_g = powers(16, device="cpu"), powers(18, device="cpu")
+    x = torch.rand(4, 16, 6, 6) * (of_x * half_closed(16)).view(-1, 1, 1)
+    x = x.contiguous(memory_format=torch.channels_last)
+    g = torch.rand(4, 18, 4, 4) * (of_g * half_closed(18)).view(-1, 1, 1)
+    w = torch.rand(18, 16, 3, 3) + 0.5
+    rest = [1, 1], [0, 0], [1, 1]
+    y = ops.open_conv(x, w / of_x.view(-1, 1, 1), None)
+    dx = torch.ops.maskcl.open_conv_backward(
+        g, x, w / of_g.view(-1, 1, 1, 1), *rest, True, False, False
+    )[0]
+    dw = torch.ops.maskcl.open_conv_backward(g, x, w, *rest, False, True, False)[1]
+    wide, zeros = [t.double() for t in (x, w, g, of_x, of_g)], [0, 0]
+    right = F.conv2d(wide[0], wide[1] / wide[3].view(-1, 1, 1))
+    backward = torch.ops.aten.convolution_backward
+    options = [None, *rest, False, zeros, 1]
+    right_dx = backward(
+        wide[2], wide[0], wide[1] / wide[4].view(-1, 1, 1, 1), *options, [True, False, False]
+    )[0]
+    right_dw = backward(wide[2], wide[0], wide[1], *options, [False, True, False])[1]
+    for found, wanted in ((y, right), (dx, right_dx), (dw, right_dw)):  # sums of positive terms
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rows", [40, 200])
+def test_what_is_not_finite_goes_where_torch_has_it(rows):
+    """With finite weights; zeros beside NaN and infinity are left out all the same."""
+    for bad in (torch.inf, -torch.inf, torch.nan):
+        x, w = torch.rand(rows, 40) * half_closed(40), torch.randn(50, 40)
+        x[3, 2] = bad
         y = backends.select("open_linear", x)(x, w, None)
-        assert not y[3].isfinite().any() and torch.allclose(y[0], torch.tensor(SMALL))
+        torch.testing.assert_close(y, F.linear(x, w), rtol=1e-4, atol=1e-4, equal_nan=True)
+        assert not y[3].isfinite().any() and y[4].isfinite().all()
+
+
+def test_zero_times_nan_by_the_share_of_zeros():
+    """As documented: NaN where the zeros are too few to be left out, as in F.linear."""
+    for rows in (40, 200):
+        x, w = torch.rand(rows, 40), torch.randn(50, 40)
+        x[:, 0], w[:, 0] = 0.0, torch.nan
+        assert backends.select("open_linear", x)(x, w, None).isnan().all()
+        x[:, half_closed(40)] = 0.0
+        assert backends.select("open_linear", x)(x, w, None).isfinite().all()
+        assert backends.select("open_linear", x)(x, w, None, True).isnan().all()
 
 
 def test_open_layers_have_the_bits_of_ordinary_ones():

@@ -21,6 +21,7 @@ from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.network import TaskNetwork, own_parameters
 from maskcl.nn.tasks.state import WORD
 from maskcl.ops import hat_gate
+from maskcl.ops.gate import mask_floor
 
 INITS = ("normal", "uniform", "dense")
 
@@ -93,11 +94,8 @@ class HATNetwork(TaskNetwork):
         _check_init(init)
         check_owners(model)
         let_hooks_read_only(model)
-        self._gate: dict[str, Any] = {
-            "max_scale": None,
-            "cosh_clamp": 50.0,
-            "compensation": "exact",
-        }
+        self._gate: dict[str, Any] = {}
+        self.configure_gate()
         self.example = Example(example_inputs)
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
         self._structure = ModelStructure(model)
@@ -215,11 +213,16 @@ class HATNetwork(TaskNetwork):
     def configure_gate(
         self, max_scale: float | None = None, cosh_clamp: float = 50.0, compensation: str = "exact"
     ) -> None:
-        """How the gate's gradient is compensated (HAT, section 2.5); see ``ops.hat_gate``."""
+        """How the gate's gradient is compensated (HAT, section 2.5); see ``ops.hat_gate``.
+
+        Soft masks below exp(-k) / 256, k = cosh_clamp or 50 if that is more, are exactly 0: see
+        ``ops.gate.mask_floor``.
+        """
         self._gate = {
             "max_scale": max_scale,
             "cosh_clamp": cosh_clamp,
             "compensation": compensation,
+            "floor": mask_floor(cosh_clamp),
         }
 
     def sparsity(self) -> Tensor:

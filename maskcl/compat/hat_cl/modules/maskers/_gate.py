@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maskcl.compat.hat_cl.exceptions import HATInitializationError
 from maskcl.ops import hat_gate
+from maskcl.ops.gate import mask_floor
 
 INIT_STRATEGIES = ("normal", "dense", "sparse")
 
@@ -21,7 +22,7 @@ def soft_mask(
     factor: float | None,
     clamp: float,
 ) -> Tensor:
-    """gate(scale * attention), [U].
+    """gate(scale * attention), [U]; sigmoids below `maskcl.ops.gate.mask_floor` are exactly 0.
 
     Args:
         attention: [U].
@@ -31,7 +32,8 @@ def soft_mask(
         clamp: bound on |scale * attention| in it.
     """
     if gate is torch.sigmoid:
-        return hat_gate(attention, scale, max_scale=factor, cosh_clamp=clamp)
+        floor = mask_floor(clamp)
+        return hat_gate(attention, scale, max_scale=factor, cosh_clamp=clamp, floor=floor)
     if factor is not None and attention.requires_grad:
         attention = _Compensated.apply(attention, scale, factor, clamp)
     return gate(attention * scale)
