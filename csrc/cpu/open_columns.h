@@ -1,6 +1,7 @@
 // Which columns of an operand are open, and copies of them that tiles can read.
 #pragma once
 
+#include <limits>
 #include <numeric>
 
 #include "open_tile.h"
@@ -9,19 +10,27 @@ namespace maskcl {
 namespace {
 
 constexpr double kWorthwhile = 2.0 / 3;  // of a product's columns open, else the library is as fast
+// Of operands, or of a product of two: elements around this one have products with a weight, or with each other, below
+// 2^-126. The library, which keeps gradual underflow, takes a hundred cycles for each of them; the kernels here do not.
+constexpr float kNearUnderflow = 0x1p-100f;
 constexpr int64_t kRowsAtOnce = 1024;
 
 inline const float* floats(const Tensor& t) { return static_cast<const float*>(t.const_data_ptr()); }
 inline float* mutable_floats(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
-// All bits of each column's elements together.
-MASKCL_CLONES void column_bits(const float* x, int64_t rows, int64_t columns, uint32_t* found) {
+// A float's magnitude in the order of integers; NaN is above infinity.
+MASKCL_INLINE int32_t magnitude(float x) {
+  int32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits & INT32_MAX;
+}
+
+MASKCL_CLONES void column_maxima(const float* x, int64_t rows, int64_t columns, int32_t* largest) {
   for (int64_t r = 0; r < rows; ++r) {
     MASKCL_VECTORIZE
     for (int64_t c = 0; c < columns; ++c) {
-      uint32_t bits;
-      memcpy(&bits, x + r * columns + c, sizeof bits);
-      found[c] |= bits;
+      const int32_t found = magnitude(x[r * columns + c]);
+      largest[c] = found > largest[c] ? found : largest[c];
     }
   }
 }
@@ -53,19 +62,33 @@ inline Index all_of(int64_t count) {
   return all;
 }
 
+// Which columns of an operand are multiplied.
+struct OpenColumns {
+  Index index;
+  bool skips;   // some are left out
+  float least;  // the smallest column's largest magnitude, of those that are not 0
+};
+
 // The open columns of [rows, columns], which are not all 0 or -0; all of them where too few are closed to matter.
-inline Index open_columns(const float* x, int64_t rows, int64_t columns) {
-  constexpr uint32_t kValue = 0x7fffffff;  // all but the sign
-  std::vector<uint32_t> bits = by_blocks<uint32_t>(x, rows, columns, column_bits);
-  for (size_t i = columns; i < bits.size(); ++i) bits[i % columns] |= bits[i];
-  Index open;
-  open.reserve(columns);
-  for (int64_t c = 0; c < std::min<int64_t>(bits.size(), columns); ++c)
-    if (bits[c] & kValue) open.push_back(static_cast<int32_t>(c));
-  return open.size() <= kWorthwhile * columns ? open : all_of(columns);
+inline OpenColumns open_columns(const float* x, int64_t rows, int64_t columns) {
+  std::vector<int32_t> largest = by_blocks<int32_t>(x, rows, columns, column_maxima);
+  for (size_t i = columns; i < largest.size(); ++i) largest[i % columns] = std::max(largest[i % columns], largest[i]);
+  OpenColumns open{{}, true, 0.0f};
+  open.index.reserve(columns);
+  int32_t least = magnitude(std::numeric_limits<float>::infinity());
+  for (int64_t c = 0; c < std::min<int64_t>(largest.size(), columns); ++c) {
+    if (largest[c] == 0) continue;
+    open.index.push_back(static_cast<int32_t>(c));
+    least = std::min(least, largest[c]);
+  }
+  memcpy(&open.least, &least, sizeof least);
+  if (open.index.size() > kWorthwhile * columns) open.index = all_of(columns);
+  open.skips = static_cast<int64_t>(open.index.size()) < columns;
+  return open;
 }
 
-inline bool skips(const Index& open, int64_t columns) { return static_cast<int64_t>(open.size()) < columns; }
+// Whether the kernels here are faster than the library's, for operands of which these columns are the smallest.
+inline bool near_underflow(float least, float other = 1.0f) { return least * other < kNearUnderflow; }
 
 // The sums of all columns, [columns]: in the order of the rows, whatever the number of threads.
 inline Tensor sums_of(const Tensor& like, const float* x, int64_t rows, int64_t columns) {

@@ -99,12 +99,12 @@ Tensor open_linear_cpu(const Tensor& x_in, const Tensor& weight, const std::opti
   const bool may_skip = !ordinary && x_in.size(0) >= kFewest && weight.numel() > 0;
   if (may_skip && all_float({&x_in, &weight, bias ? &*bias : nullptr})) {
     const Tensor x = torch::stable::contiguous(x_in);
-    const Index open = open_columns(floats(x), x.size(0), x.size(1));
-    if (skips(open, x.size(1)) || x.size(0) <= kBlock) {
+    const OpenColumns open = open_columns(floats(x), x.size(0), x.size(1));
+    if (open.skips || x.size(0) <= kBlock || near_underflow(open.least)) {
       const Tensor w = torch::stable::contiguous(weight);
       const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
       Product p{};
-      p.x = {floats(x), x.size(0), x.size(1), &open}, p.weight = floats(w), p.bias = bias ? floats(b) : nullptr;
+      p.x = {floats(x), x.size(0), x.size(1), &open.index}, p.weight = floats(w), p.bias = bias ? floats(b) : nullptr;
       p.ins = w.size(1), p.outs = w.size(0), p.out = mutable_floats(y);
       forward(p, y);
       return y;
@@ -126,15 +126,18 @@ std::tuple<Tensor, Tensor> open_linear_backward_cpu(const Tensor& grad, const Te
   }
   const Tensor dz = torch::stable::contiguous(grad), w = torch::stable::contiguous(weight);
   const Tensor x = torch::stable::contiguous(x_in);
-  const Index rows = open_columns(floats(dz), batch, outs);
-  const Index columns = want_weight ? open_columns(floats(x), batch, ins) : Index{};
+  const OpenColumns rows = open_columns(floats(dz), batch, outs);
+  const OpenColumns columns = want_weight ? open_columns(floats(x), batch, ins) : OpenColumns{};
   Product p{};
-  p.dz = {floats(dz), batch, outs, &rows}, p.x = {floats(x), batch, ins, &columns}, p.weight = floats(w);
+  p.dz = {floats(dz), batch, outs, &rows.index}, p.x = {floats(x), batch, ins, &columns.index}, p.weight = floats(w);
   p.ins = ins, p.outs = outs;
   expect_large_writes(dweight);
-  if (want_x) skips(rows, outs) ? input_grad(p, dx) : matmul_out(dz, w, dx);
-  if (want_weight)
-    skips(rows, outs) || skips(columns, ins) ? weight_grad(p, dweight) : matmul_out(transposed(dz), x, dweight);
+  if (want_x) rows.skips || near_underflow(rows.least) ? input_grad(p, dx) : matmul_out(dz, w, dx);
+  if (!want_weight) return {dx, dweight};
+  if (rows.skips || columns.skips || near_underflow(rows.least, columns.least))
+    weight_grad(p, dweight);
+  else
+    matmul_out(transposed(dz), x, dweight);
   return {dx, dweight};
 }
 
@@ -229,19 +232,19 @@ bool may_skip(const Tensor& x, const Tensor& weight) {
          x.numel() / x.size(0) <= kLargestImage;
 }
 
-Index open_channels(const Tensor& x) { return open_columns(floats(x), x.numel() / x.size(1), x.size(1)); }
+OpenColumns open_channels(const Tensor& x) { return open_columns(floats(x), x.numel() / x.size(1), x.size(1)); }
 
 Tensor open_conv_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                      std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation) {
   const ConvolutionOptions options{stride, padding, dilation};
   check_convolution("open_conv", x, weight, bias, options);
   if (may_skip(x, weight) && all_float({&x, &weight, bias ? &*bias : nullptr}))
-    if (const Index open = open_channels(x); skips(open, x.size(1))) {
+    if (const OpenColumns open = open_channels(x); open.skips || near_underflow(open.least)) {
       const Tensor y = empty_images(x, output_sizes(x, weight, options));
       std::optional<Tensor> b;
       if (bias) b = torch::stable::contiguous(*bias);
       expect_large_writes(y);
-      if (y.numel() > 0) convolve(x, y, weight, b, options, open, false);
+      if (y.numel() > 0) convolve(x, y, weight, b, options, open.index, false);
       return y;
     }
   // The library makes its output itself: in memory that was asked for and given back a moment ago, if it can.
@@ -259,19 +262,20 @@ std::tuple<Tensor, Tensor, Tensor> open_conv_backward_cpu(const Tensor& grad, co
   const Tensor dz = in_channels_last(grad);
   if (!may_skip(x, weight) || dz.numel() == 0 || !all_float({&grad, &x, &weight}))
     return convolution_backward(dz, x, weight, options, {want_x, want_weight, want_bias});
-  const Index rows = open_channels(dz), columns = want_weight ? open_channels(x) : Index{};
-  const bool skip_x = want_x && skips(rows, dz.size(1));
-  const bool skip_weight = want_weight && (skips(rows, dz.size(1)) || skips(columns, x.size(1)));
+  const OpenColumns rows = open_channels(dz), columns = want_weight ? open_channels(x) : OpenColumns{};
+  const bool skip_x = want_x && (rows.skips || near_underflow(rows.least));
+  const bool skip_weight =
+      want_weight && (rows.skips || columns.skips || near_underflow(rows.least, columns.least));
   auto [dx, dweight, dbias] =
       convolution_backward(dz, x, weight, options, {want_x && !skip_x, want_weight && !skip_weight, false});
   if (skip_x) {
     dx = empty_images(x, {x.size(0), x.size(1), x.size(2), x.size(3)});
     expect_large_writes(dx);
-    convolve(dz, dx, weight, std::nullopt, options, rows, true);
+    convolve(dz, dx, weight, std::nullopt, options, rows.index, true);
   }
   if (skip_weight) {
     dweight = torch::stable::empty_like(weight);
-    filter_grad(x, dz, dweight, options, columns, rows);
+    filter_grad(x, dz, dweight, options, columns.index, rows.index);
   }
   if (want_bias) dbias = sums_of(dz, floats(dz), dz.numel() / dz.size(1), dz.size(1));
   return {dx, dweight, dbias};

@@ -1,9 +1,8 @@
 """Products that leave closed units out, for layers behind masked ones.
 
-On a CPU most of a HAT step is products with units whose gates are all but 0. The C++ backend looks
-which columns hold nothing that float32 would see (:mod:`maskcl.reference.open_products`) and
-neither copies nor multiplies them. On a GPU to look would be to wait for it: there the library's
-own product is traced as it is.
+On a CPU most of a HAT step is products with units whose gates are 0. The C++ backend looks which
+columns are exactly 0 (:mod:`maskcl.reference.open_products`) and neither copies nor multiplies
+them. On a GPU to look would be to wait for it: there the library's own product is traced as it is.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """y = act(x + b) m: a unit mask fused with the activation before it, in plain torch.
 
 HAT applies the mask to the output of a layer's units (Serra et al. 2018, section 2.2, h' = a h).
+
+The C++ backend takes subnormal numbers (below 2^-126 in its float32 arithmetic) as 0 here, and makes
+0 of results that would be.
 """
 
 from __future__ import annotations
