@@ -49,7 +49,7 @@ def mask_values(
         case "ternary":
             return (s > t).to(dtype) - ((s < 0) & ~(s > t)).to(dtype)
         case "ternary_symmetric":
-            return (s.abs() > t).to(dtype) * s.sign().nan_to_num(0.0)
+            return (s > t).to(dtype) - (s < -t).to(dtype)
         case "topk":
             assert kth is not None
             return (s.abs() >= kth.to(dtype)).to(dtype)

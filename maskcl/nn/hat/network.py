@@ -155,9 +155,13 @@ class HATNetwork(TaskNetwork):
         if active.scale is None:
             mask = units.hard_mask().to(units.embedding.dtype)
         else:
-            mask = hat_gate(units.embedding, active.scale, **self._gate)
+            mask = self._soft_mask(units.embedding, active.scale)
         active.mask = mask
         active.parts = mask.split(self._sizes)
+
+    def _soft_mask(self, embedding: Tensor, scale: Tensor) -> Tensor:
+        floor = mask_floor(embedding.dtype, self._gate["cosh_clamp"])
+        return hat_gate(embedding, scale, floor=floor, **self._gate)
 
     def _fill(self, active: ActiveTask) -> None:
         super()._fill(active)
@@ -215,14 +219,13 @@ class HATNetwork(TaskNetwork):
     ) -> None:
         """How the gate's gradient is compensated (HAT, section 2.5); see ``ops.hat_gate``.
 
-        Soft masks below exp(-k) / 256, k = cosh_clamp or 50 if that is more, are exactly 0: see
-        ``ops.gate.mask_floor``.
+        float32 soft masks below exp(-k) / 256, k = cosh_clamp or 50 if that is more, are exactly 0:
+        see ``ops.gate.mask_floor``.
         """
         self._gate = {
             "max_scale": max_scale,
             "cosh_clamp": cosh_clamp,
             "compensation": compensation,
-            "floor": mask_floor(cosh_clamp),
         }
 
     def sparsity(self) -> Tensor:
@@ -240,7 +243,7 @@ class HATNetwork(TaskNetwork):
         mask = active.mask
         if active.scale is not None and not mask.requires_grad and torch.is_grad_enabled():
             # A checkpointed forward ran without gradients, and its recomputation is yet to come.
-            mask = hat_gate(units.embedding, active.scale, **self._gate)
+            mask = self._soft_mask(units.embedding, active.scale)
         # ops.hat_sparsity with its constants kept: while a task trains, eq. 5 is a dot product.
         return torch.dot(mask, units.free_share)
 

@@ -22,7 +22,7 @@ def soft_mask(
     factor: float | None,
     clamp: float,
 ) -> Tensor:
-    """gate(scale * attention), [U]; sigmoids below `maskcl.ops.gate.mask_floor` are exactly 0.
+    """gate(scale * attention), [U]; a sigmoid below `maskcl.ops.gate.mask_floor` is exactly 0.
 
     Args:
         attention: [U].
@@ -32,7 +32,7 @@ def soft_mask(
         clamp: bound on |scale * attention| in it.
     """
     if gate is torch.sigmoid:
-        floor = mask_floor(clamp)
+        floor = mask_floor(attention.dtype, clamp)
         return hat_gate(attention, scale, max_scale=factor, cosh_clamp=clamp, floor=floor)
     if factor is not None and attention.requires_grad:
         attention = _Compensated.apply(attention, scale, factor, clamp)
