@@ -102,6 +102,7 @@ def clarena_step(package: str, x: torch.Tensor, y: torch.Tensor) -> Callable[[],
     algorithm = _untrained(algorithms.HAT)(
         backbone, heads.HeadsTIL(10), "hat", 400.0, 50.0, SPARSITY
     )
+    algorithm.trainer = SimpleNamespace(num_training_batches=100)
     for task in (1, 2):
         sgd = functools.partial(torch.optim.SGD, lr=0.05)
         algorithm.setup_task_id(task, 10, sgd, None)
@@ -119,7 +120,7 @@ def _untrained(kind: type) -> type:
 
     class Alone(kind):  # type: ignore[misc, valid-type]
         own: Any = None
-        trainer = SimpleNamespace(num_training_batches=100)
+        trainer: Any = None
 
         def optimizers(self) -> Any:
             return self.own

@@ -44,8 +44,7 @@ MASKCL_HD T hat_gate_backward(T g, T e, T m, T s, T max_scale, T cosh_clamp, T t
     const T tail = tail_k / (T(1) + exp_(-beyond));
     return g * max_scale * sigmoid_slope(e) * (exp_(cosh_clamp - beyond) * (tail * tail));
   }
-  const T own = m == T(0) ? sigmoid(x) : m;  // a mask below the floor is 0, its gradient the formula's
-  const T q = g * s * (own * (T(1) - own));
+  const T q = g * s * (m * (T(1) - m));
   if constexpr (How == Compensating::none_recipe) return q;
   const T clipped = x < -cosh_clamp ? -cosh_clamp : (x > cosh_clamp ? cosh_clamp : x);
   return q * (max_scale / s) * (cosh_plus_one(clipped) / cosh_plus_one(e));

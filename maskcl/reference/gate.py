@@ -25,7 +25,7 @@ def sigmoid_slope(x: Tensor) -> Tensor:
 def hat_gate(embedding: Tensor, scale: Tensor, floor: float = 0.0) -> Tensor:
     """m = sigmoid(scale e), eq. 1. embedding [U], scale [] -> mask [U], float32 (float64 kept).
 
-    Masks below ``floor`` are exactly 0; their gradient is the formula's all the same.
+    Masks below ``floor`` are exactly 0.
     """
     e = embedding.to(compute_dtype(embedding.dtype))
     mask = torch.sigmoid(scale.to(e.dtype) * e)
@@ -46,16 +46,15 @@ def hat_gate_backward(
     The paper multiplies q = g s m (1 - m) by (s_max / s) (cosh(clip(s e, -k, k)) + 1) / (cosh(e) +
     1). With sigmoid'(x) = 1 / (2 (cosh x + 1)) that is g s_max sigmoid'(e) min(1, sigmoid'(s e) /
     sigmoid'(k)), in which nothing overflows. ``recipe`` keeps the rounding of the original instead,
-    where m (1 - m) is 0 as soon as m rounds to 1. Of a mask below the gate's floor, which is 0, the
-    gradient is what it would be without the floor.
+    where m (1 - m) is 0 as soon as m rounds to 1; it takes the mask that the gate gives without its
+    floor, and the others take none.
     """
     e = embedding.to(mask.dtype)
     g = grad.to(mask.dtype)
     s = scale.to(mask.dtype)
     x = s * e
     if recipe:
-        m = torch.where(mask == 0, torch.sigmoid(x), mask)  # a mask below the floor is 0
-        out = g * s * (m * (1 - m))
+        out = g * s * (mask * (1 - mask))
         if max_scale > 0:
             out = out * (max_scale / s)
             out = out * ((torch.cosh(x.clamp(-cosh_clamp, cosh_clamp)) + 1) / (torch.cosh(e) + 1))

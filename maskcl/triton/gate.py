@@ -43,7 +43,6 @@ def _hat_gate_backward_kernel(
     x = s * e
     if RECIPE:
         m = tl.load(mask_ptr + at, mask=live, other=0.0).to(tl.float32)
-        m = tl.where(m == 0, sigmoid(x), m)  # below the floor
         out = g * s * (m * (1.0 - m))
         if COMPENSATED:
             clipped = tl.minimum(tl.abs(x), cosh_clamp)

@@ -174,6 +174,9 @@ def test_the_scale_rises_over_the_task_where_an_epoch_is_a_step() -> None:
         (lambda: ops.hat_gate(torch.zeros(2), torch.ones(2)), ValueError, "scale has shape"),
         (lambda: ops.hat_gate(torch.zeros(2), 1.0, max_scale=0.0), ValueError, "max_scale is 0"),
         (lambda: ops.hat_gate(torch.zeros(2), 1.0, compensation="x"), ValueError, "compensation"),
+        (lambda: ops.hat_gate(torch.zeros(2), 1.0, floor=-1e-9), ValueError, "floor is -1e-09"),
+        (lambda: ops.hat_gate(torch.zeros(2), 1.0, floor=1.0), ValueError, "floor is 1.0"),
+        (lambda: ops.hat_gate(torch.zeros(2), 1.0, floor=math.nan), ValueError, "floor is nan"),
         (lambda: ops.hat_sparsity(torch.zeros(2), torch.zeros(3)), ValueError, "used has shape"),
         (lambda: ops.hat_scale(1.5, 400.0), ValueError, "progress is 1.5"),
         (lambda: ops.hat_scale(math.nan, 400.0), ValueError, "progress is nan"),
@@ -184,3 +187,43 @@ def test_the_scale_rises_over_the_task_where_an_epoch_is_a_step() -> None:
 def test_bad_input_is_named(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_masks_below_the_floor_are_0_and_the_others_untouched(backend, device, dtype):
+    e = _embedding(257, dtype, device)
+    for scale in (3.0, 40.0):
+        free = ops.hat_gate(e, scale)
+        assert torch.equal(ops.hat_gate(e, scale, floor=0.0), free)
+        for floor in (1e-30, 2.0**-80, 1e-6, 0.25):
+            found = ops.hat_gate(e, scale, floor=floor)
+            least = torch.tensor(floor, device=device)  # float32, as torch compares
+            assert torch.equal(found, torch.where(free < least, 0.0, free))
+        at = free[free > 0.25].min().item()
+        assert (ops.hat_gate(e, scale, floor=at) > 0).sum() == (free >= at).sum()
+
+
+@pytest.mark.parametrize("max_scale", [None, 400.0])
+@pytest.mark.parametrize("compensation", ops.gate.COMPENSATIONS)
+def test_the_floor_changes_no_gradient(backend, device, compensation, max_scale):
+    e = torch.linspace(-0.4, 0.4, 101, device=device)
+    grads = []
+    for floor in (0.0, 1e-12):
+        leaf = e.clone().requires_grad_()
+        options = {"max_scale": max_scale, "compensation": compensation}
+        mask = ops.hat_gate(leaf, 200.0, floor=floor, **options)
+        grads += torch.autograd.grad(mask, leaf, torch.ones_like(mask))
+    assert torch.equal(*grads)
+    closed = ops.hat_gate(e, 200.0, floor=1e-12) == 0
+    assert (grads[0][closed & (e * 200 > -80)] > 0).all() and closed.sum() > 20
+
+
+def test_the_networks_floor_is_below_what_the_clamp_lets_learn():
+    """Nothing of the gradient above -k is lost, and less than 1/256 of it below."""
+    for clamp in (1.0, 50.0, 60.0):
+        floor = ops.gate.mask_floor(torch.float32, clamp)
+        assert floor <= math.exp(-clamp) / 256 and floor < 2.0**-80
+        e = torch.tensor([-max(clamp, 50.0), math.log(floor) - 0.01], requires_grad=True)
+        mask = ops.hat_gate(e, 1.0, max_scale=400.0, cosh_clamp=clamp, floor=floor)
+        assert mask[0] > 0 and mask[1] == 0
+    assert ops.gate.mask_floor(torch.float64) == 0
