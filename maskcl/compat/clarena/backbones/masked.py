@@ -14,6 +14,7 @@ from maskcl.compat.clarena.backbones.units import MaskedUnits
 from maskcl.compat.clarena.checks import check_number
 from maskcl.compat.clarena.spelling import MASK, is_at, older_order, spellings
 from maskcl.ops import epoch_progress, hat_gate, hat_scale
+from maskcl.ops.gate import mask_floor
 
 STAGES = ("train", "validation", "test", "unlearning_test")
 INITS = ("N01", "U-11", "U01", "U-10", "last")
@@ -48,6 +49,8 @@ class HATMaskBackbone(MaskedUnits):
     gate: str | None = None
     # How a subclass uses BatchNorm: None, "shared" or "independent".
     batch_normalization: Any = None
+    # Of the algorithm's compensation: masks that it no longer moves are exactly 0.
+    clamp_threshold: float = 50.0
 
     def __init__(self, output_dim: int | None, gate: str | None = None, **kwargs: Any) -> None:
         super().__init__(output_dim=output_dim, **kwargs)
@@ -162,7 +165,8 @@ class HATMaskBackbone(MaskedUnits):
         if stage == "train":
             assert batch_idx is not None and num_batches is not None
             progress = epoch_progress(batch_idx, num_batches)
-        return self.by_layer(hat_gate(flat, hat_scale(progress, s_max)))
+        floor = mask_floor(flat.dtype, self.clamp_threshold)
+        return self.by_layer(hat_gate(flat, hat_scale(progress, s_max), floor=floor))
 
     def _test_mask(self, task_id: int | None, given: Masks | None) -> Masks:
         if given is None:

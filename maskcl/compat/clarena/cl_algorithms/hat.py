@@ -103,6 +103,7 @@ class HAT(MaskedAlgorithm, _Theirs):
         # Training steps do backward and step themselves.
         self.automatic_optimization = False
         HAT.sanity_check(self)
+        backbone.clamp_threshold = clamp_threshold
 
     def sanity_check(self) -> None:
         """Raise ValueError where an argument is not as documented; warn of what will forget."""
