@@ -7,6 +7,10 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #endif
 
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDACC__)
+#include <cpuid.h>
+#endif
+
 #include <algorithm>
 
 #include "checks.h"
@@ -21,22 +25,31 @@ namespace maskcl {
 #define MASKCL_PRODUCT(name) aoti_torch_cpu_##name
 #endif
 
-// A matrix whose rows may be read beyond their end. oneDNN's bfloat16 products on CPUs with AMX (torch 2.13, 2.14) take the
-// left operand's rows 32 elements at a time and multiply what lies behind their last one by 0: beside a slice of a larger
-// matrix that may be NaN. So what lies there is made 0.
-inline Tensor with_quiet_ends(const Tensor& a) {
-#if defined(__CUDACC__)
-  return a;
+// oneDNN's bfloat16 products on CPUs with AMX (torch 2.13, 2.14) take the left operand's rows 32 elements at a time and
+// multiply what lies behind their last one by 0: the next row, what is beside a slice, or whatever is behind the tensor.
+// Where that is NaN the product is.
+inline bool reads_past_rows() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__CUDACC__)
+  static const bool amx = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 22 & 1) != 0;  // AMX-BF16
+  }();
+  return amx;
 #else
+  return false;
+#endif
+}
+
+// A left operand with zeros behind its rows, where they may be read.
+inline Tensor with_quiet_ends(const Tensor& a) {
   constexpr int64_t kStep = 32;
   const int64_t rows = a.size(0), columns = a.size(1);
-  const bool apart = a.stride(1) == 1 && a.stride(0) > columns && rows > 0;
-  if (a.scalar_type() != ScalarType::BFloat16 || columns % kStep == 0 || !apart) return a;
+  const bool safe = a.scalar_type() != ScalarType::BFloat16 || columns % kStep == 0 || a.stride(1) != 1 || rows == 0;
+  if (safe || !reads_past_rows()) return a;
   Tensor wide = torch::stable::new_zeros(a, {rows, ceil_div(columns, kStep) * kStep});
   Tensor inside = torch::stable::narrow(wide, 1, 0, columns);
   torch::stable::copy_(inside, a);
   return inside;
-#endif
 }
 
 // out = a b

@@ -114,9 +114,34 @@ def test_nothing_is_read_beside_a_slice(backend, device, dtype, rows):
             torch.testing.assert_close(f, right, rtol=2e-2, atol=2e-1)
 
 
-def test_a_slice_has_the_bits_of_an_ordinary_layer():
-    """Where nothing beside it is NaN."""
-    for ins in (50, 64, 97):
-        x, w = torch.randn(40, ins + 9).bfloat16(), torch.randn(33, ins).bfloat16()
-        found = torch.ops.maskcl.open_linear(x[:, :ins], w, None, True)
-        assert torch.equal(found, F.linear(x[:, :ins], w))
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
+def test_a_sample_s_nan_stays_its_own(backend, device, dtype):
+    """The next row is what lies behind a row."""
+    if backend == "reference":
+        pytest.skip("torch's own products")
+    for ins in (50, 97, 64):
+        w, scores = torch.randn(70, ins, device=device).to(dtype), torch.ones(70, ins, device=device)
+        words = ops.pack_mask(scores)
+        for rows in (37, 130):
+            x = torch.randn(rows, ins, device=device).to(dtype)
+            x[5] = torch.nan
+            wanted = [n == 5 for n in range(rows)]
+            for y in (
+                backends.select("open_linear", x)(x, w, None, False),
+                backends.select("open_linear", x)(x, w, None, True),
+                ops.piggyback_linear(x, w, scores, 0.5),
+                ops.packed_linear(x, w, words),
+            ):
+                assert y.isnan().any(1).tolist() == wanted and y.isnan().all(1).tolist() == wanted
+
+
+def test_the_bits_are_those_of_an_ordinary_layer():
+    """In bfloat16 whatever its rows are copied to, and slices too."""
+    for ins in (10, 31, 50, 64, 97, 784):
+        for rows, outs in ((1, 10), (40, 33), (130, 300)):
+            x, w = torch.randn(rows, ins + 9).bfloat16(), torch.randn(outs, ins).bfloat16()
+            b = torch.randn(outs).bfloat16()
+            for view in (x[:, :ins], x[:, :ins].contiguous()):
+                for bias in (b, None):
+                    found = torch.ops.maskcl.open_linear(view, w, bias, True)
+                    assert torch.equal(found, F.linear(view, w, bias))

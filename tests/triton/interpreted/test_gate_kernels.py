@@ -35,6 +35,17 @@ def test_gate(units: int, dtype: torch.dtype, rng: torch.Generator) -> None:
     _close(found, reference.hat_gate(e.double(), s.double()), 2e-6)
 
 
+@pytest.mark.parametrize("floor", [0.0, 1e-30, 2.0**-80, 1e-6, 0.5])
+def test_masks_below_the_floor_are_0(floor: float, rng: torch.Generator) -> None:
+    e, s = _embedding(1500, rng), torch.tensor(12.0)
+    free = gate.hat_gate(e, s)
+    found = gate.hat_gate(e, s, floor)
+    assert torch.equal(found, torch.where(free < torch.tensor(floor), 0.0, free))
+    assert bool((found == 0).any()) == (floor > 0)
+    nan = gate.hat_gate(torch.tensor([torch.nan]), s, floor)
+    assert nan.isnan().all()
+
+
 def test_gate_reads_strided_embeddings(rng: torch.Generator) -> None:
     e = _embedding(64, rng)[::3]
     assert torch.equal(

@@ -258,3 +258,13 @@ def test_gradients_that_share_memory_are_refused(dim: int) -> None:
     with pytest.raises(RuntimeError, match="single memory location"):
         grad_clamp.clamp_grads_([grad], [side], [side], [1], True, "const", [0.5], 0)
     assert bool((grad == 1).all())
+
+
+@pytest.mark.parametrize("aggregation", ["min", "max", "mean"])
+def test_soft_masks_of_nan_stay_nan(aggregation: str) -> None:
+    out, ins = torch.tensor([torch.nan, 0.5]), torch.tensor([0.25, torch.nan, 1.0])
+    found, wanted = torch.ones(2, 3), torch.ones(2, 3)
+    grad_clamp.clamp_grads_soft_([found], [out], [ins], [1], aggregation)
+    reference.clamp_grads_soft_([wanted], [out], [ins], [1], aggregation)
+    _assert_equal([found], [wanted])
+    assert found.isnan().sum() == 4

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from maskcl.reference import weight_mask as reference
-from maskcl.triton import _kth, _products, weight_mask
+from maskcl.triton import _kth, _products, bitmask, weight_mask
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # Products: a few roundings of the result. The interpreter cuts digits off for bfloat16.
@@ -55,6 +55,29 @@ def test_masks(dtype: torch.dtype, threshold: float, levels: str, rng: torch.Gen
         torch.testing.assert_close(found, wanted, equal_nan=True)
     else:
         assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 5e-3, 0.3, 1 / 3, 0.7, 2.2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_thresholds_are_torchs(dtype: torch.dtype, threshold: float) -> None:
+    """Rounded to the scores' dtype, whichever side of it that is."""
+    t = torch.tensor([threshold], dtype=torch.float64).to(dtype)
+    ends = torch.tensor([torch.inf, -torch.inf], dtype=dtype)
+    near = torch.cat([t, torch.nextafter(t, ends[:1]), torch.nextafter(t, ends[1:])])
+    scores = torch.cat([near, -near]).repeat(7)
+    kept, symmetric = scores > threshold, (scores > threshold).float() - (scores < -threshold).float()
+    for levels, mask in (("binary", kept), ("ternary_symmetric", symmetric)):
+        select = (None, levels, threshold, False, 1.0)
+        assert torch.equal(weight_mask.weight_mask(scores, *select), mask.to(dtype))
+        words = bitmask.pack_scores(scores, *select[:4])
+        assert torch.equal(words, bitmask.pack_mask(mask, levels != "binary"))
+        ones = torch.ones(1, len(scores)).to(dtype)
+        weight = weight_mask.masked_weight(ones, scores[None], *select)
+        assert torch.equal(weight, mask[None].to(dtype))
+        for rows in (1, 300):
+            x, column = torch.ones(rows, 1, dtype=dtype), ones.t().contiguous()
+            y = weight_mask.piggyback_linear(x, column, scores[:, None], None, *select)
+            assert torch.equal(y, mask.expand(rows, -1).to(dtype))
 
 
 @pytest.mark.parametrize("levels", reference.LEVELS)
