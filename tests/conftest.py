@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from maskcl import backends
+from tests.cuda.emulator import device as emulated
+
+if emulated.wanted():
+    emulated.install()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,6 +42,16 @@ def _poisoned_memory_and_seed() -> Iterator[None]:
     torch.use_deterministic_algorithms(before)
 
 
+@pytest.fixture(autouse=True)
+def _order_of_emulated_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Threads of an emulated GPU run in an order that is the test's own, and the same again."""
+    if emulated.wanted():
+        emulated.set_order("any", zlib.crc32(request.node.nodeid.encode()))
+    yield
+    if emulated.wanted():
+        assert not emulated.unchecked(), f"no check follows the launch of {emulated.unchecked()}"
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Where the number of threads may matter."""
@@ -47,8 +62,15 @@ def two_threads() -> Iterator[None]:
 
 
 # Every native backend with each device that it can run on; the reference is what they are tested
-# against.
-PAIRS = [("cpp", "cpu"), ("triton", "cpu"), ("triton", "cuda"), ("cuda", "cuda")]
+# against. Triton's and CUDA's kernels run on the CPU in processes of their own, which
+# tests/triton/test_interpreter.py and tests/cuda/test_emulated.py start.
+PAIRS = [
+    ("cpp", "cpu"),
+    ("triton", "cpu"),
+    ("cuda", "cpu"),
+    ("triton", "cuda"),
+    ("cuda", "cuda"),
+]
 
 
 def _absent(name: str, device: str) -> str | None:

@@ -1,5 +1,8 @@
 // y = x (W m)^T + b with m in bits on a GPU. Few rows of x: the weight is read once, 16 bytes at a time, and one bit
 // (ternary: two) a weight besides. More rows: blocks of the masked weight, multiplied by cuBLAS (see blocks.cuh).
+#include <array>
+#include <atomic>
+
 #include "words.cuh"
 
 namespace maskcl::gpu {
@@ -40,15 +43,15 @@ __device__ __forceinline__ void multiply(float (&d)[4], uint32_t a0, uint32_t a1
                                          uint32_t b1) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   if constexpr (std::is_same_v<T, BFloat16>)
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
   else
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 #else
   __trap();  // not launched there
 #endif
@@ -204,11 +207,19 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(Product<T> p) {
 
 // --- launches -------------------------------------------------------------------------------------------------------
 
+// Whether the code that is loaded on the device multiplies on tensor cores: what was compiled for a GPU before 8.0 does
+// not, wherever it runs. Asked once a device.
 bool has_tensor_cores(const Tensor& on) {
-  int major = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, on.get_device_index());
+  enum Answer : char { unknown, yes, no };
+  static std::array<std::atomic<Answer>, 64> answers;
+  const auto device = static_cast<size_t>(on.get_device_index());
+  if (device < answers.size() && answers[device] != unknown) return answers[device] == yes;
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, tensor_core_kernel<BFloat16, 1, false>);
   MASKCL_CHECK(error == cudaSuccess, "packed_linear: ", cudaGetErrorString(error));
-  return major >= 8;
+  const bool has = attributes.ptxVersion >= 80;
+  if (device < answers.size()) answers[device] = has ? yes : no;
+  return has;
 }
 
 unsigned blocks_for(int64_t outs, int64_t rows) {
