@@ -19,8 +19,10 @@ from maskcl.reference.weight_mask import LEVELS
 from maskcl.schemas import STEM_OF
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-WEIGHTS = [((33, 65), 1), ((6, 4, 3, 3), 1), ((4, 1, 3, 3), 4), ((129,), 1), ((0, 4), 1)]
-PRODUCTS = [(1, 72, 9), (5, 13, 7), (8, 264, 40), (16, 520, 33), (40, 64, 24), (3, 0, 4)]
+# Ragged, and with rows and planes of whole vectors, which kernels of their own take.
+WEIGHTS = [((33, 65), 1), ((6, 4, 3, 3), 1), ((4, 1, 3, 3), 4), ((129,), 1), ((0, 4), 1), ((9, 40), 1)]
+ACTIVATED = [(1, 1), (37, 129), (2, 5, 3, 7), (0, 3), (37, 48), (2, 5, 4, 6), (2, 5, 21), (2, 5, 24)]
+PRODUCTS = [(1, 72, 9), (2, 13, 7), (5, 13, 7), (8, 264, 40), (16, 520, 33), (40, 64, 24), (3, 0, 4)]
 
 
 def filled(shape, dtype):
@@ -41,7 +43,7 @@ def gate(dtype):
 
 
 def masked_forward(dtype):
-    for shape in [(1, 1), (37, 129), (2, 5, 3, 7), (0, 3)]:
+    for shape in ACTIVATED:
         x, g, m = filled(shape, dtype), filled(shape, dtype), torch.rand(shape[1]) + 0.1
         for name in ACTIVATIONS:
             for bias in (None, torch.randn(shape[1])):
