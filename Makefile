@@ -1,5 +1,6 @@
 # make demo   install everything into .venv, train HAT on five tasks of handwritten digits, say where the report is
 # make test   lint, types, tests, README snippets; all in .venv
+# make sanitize  CUDA kernels on the CPU under AddressSanitizer and UBSan, and without each of their barriers in turn
 # make gpu    on a machine with a GPU: build for it, test, sanitize and time there (benchmarks/gpu.sh)
 # make clean  remove what these made (not runs/)
 #
@@ -24,7 +25,7 @@ TORCH_STAMP := $(VENV)/.stamp-$(call tag,$(TORCH))
 SECOND_STAMP := $(SECOND)/.stamp-$(call tag,$(SECOND_TORCH))
 NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint types tests build gpu clean
+.PHONY: demo test lint types tests build sanitize gpu clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.stamp-venv:
@@ -82,6 +83,14 @@ tests: $(VENV)/.stamp-test $(VENV)/.stamp-built $(if $(SECOND_TORCH),$(SECOND_ST
 	OMP_WAIT_POLICY=passive \
 	$(if $(SECOND_TORCH),MASKCL_SECOND_PYTHON="$(CURDIR)/$(SECOND)/bin/python") $(PY) -m pytest \
 	  -v -rs -n $(JOBS) --dist loadfile --no-loadscope-reorder --benchmark-disable $(PYTEST)
+
+# The sanitizers' runtimes come first, before Python; what Python never frees is no news.
+SANITIZERS = $(shell $${CXX:-g++} -print-file-name=libasan.so) $(shell $${CXX:-g++} -print-file-name=libubsan.so)
+sanitize: $(VENV)/.stamp-test $(VENV)/.stamp-built
+	MASKCL_EMULATED="$$($(PY) -m tests.cuda.emulator.build --sanitized)"; export MASKCL_EMULATED; \
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 CUDA_VISIBLE_DEVICES= \
+	  $(PY) -m pytest -p no:cacheprovider tests/cuda/emulated
+	$(PY) -m tests.cuda.emulator.barriers
 
 gpu: $(VENV)/.stamp-test
 	PY=$(PY) bash benchmarks/gpu.sh

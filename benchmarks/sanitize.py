@@ -20,9 +20,20 @@ from maskcl.schemas import STEM_OF
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Ragged, and with rows and planes of whole vectors, which kernels of their own take.
-WEIGHTS = [((33, 65), 1), ((6, 4, 3, 3), 1), ((4, 1, 3, 3), 4), ((129,), 1), ((0, 4), 1), ((9, 40), 1)]
-ACTIVATED = [(1, 1), (37, 129), (2, 5, 3, 7), (0, 3), (37, 48), (2, 5, 4, 6), (2, 5, 21), (2, 5, 24)]
-PRODUCTS = [(1, 72, 9), (2, 13, 7), (5, 13, 7), (8, 264, 40), (16, 520, 33), (40, 64, 24), (3, 0, 4)]
+WEIGHTS = [((33, 65), 1), ((6, 4, 3, 3), 1), ((4, 1, 3, 3), 4), ((129,), 1), ((0, 4), 1)]
+WEIGHTS += [((9, 40), 1)]
+ACTIVATED = [
+    (1, 1),
+    (37, 129),
+    (2, 5, 3, 7),
+    (2, 5, 21),
+    (0, 3),
+    (37, 48),
+    (2, 5, 4, 6),
+    (2, 5, 24),
+]
+PRODUCTS = [(1, 72, 9), (2, 13, 7), (5, 13, 7), (8, 264, 40), (16, 520, 33), (40, 64, 24)]
+PRODUCTS += [(3, 0, 4)]
 
 
 def filled(shape, dtype):

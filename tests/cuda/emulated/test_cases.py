@@ -12,7 +12,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from benchmarks import sanitize
 from maskcl import reference
@@ -20,6 +20,7 @@ from maskcl.schemas import STEM_OF
 from tests.cuda.emulator import device
 
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float64: 1e-9}
+WHOLE = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 MIXED = 1e-5  # float64 weights of float32 scores
 CASES = {cases.__name__: cases for cases in sanitize.CASES}
 
@@ -50,12 +51,8 @@ def from_reference(name, arguments):
 
 def results(name, arguments):
     """What the emulated op returns and what its arguments have become."""
-    results = getattr(torch.ops.maskcl, name)(*arguments)
-    return [
-        t
-        for t in torch.utils._pytree.tree_leaves((results, arguments))
-        if isinstance(t, Tensor)
-    ]
+    returned = getattr(torch.ops.maskcl, name)(*arguments)
+    return [t for t in tree_leaves((returned, arguments)) if isinstance(t, Tensor)]
 
 
 def copied(arguments):
@@ -63,7 +60,7 @@ def copied(arguments):
 
 
 def check(name, arguments, limit):
-    """In four orders the same bits, which are the reference's results; and these at odd addresses."""
+    """In four orders the same bits, the reference's results; and these at odd addresses."""
     first = None
     for order in device.ORDERS[:4]:
         device.set_order(order, 1)
@@ -116,13 +113,13 @@ def test_lists_longer_than_a_kernels_parameters(dtype):
         omegas = to_dtype([torch.rand(s) for s in shapes], reference.gate.compute_dtype(dtype))
         out = [torch.randint(0, 8, (s[0], 1)) for s in shapes]
         ins = [torch.randint(0, 8, (s[1], 1)) for s in shapes]
+        sides = [torch.rand(s[0]) for s in shapes], [torch.rand(s[1]) for s in shapes]
         groups = [1] * len(shapes)
         for name, *arguments in [
             ("clamp_grads_", made, out, ins, groups, True, "hat", [0.5] * len(shapes), 17),
             ("clamp_grads_", made, out, ins, groups, False, "adahat", [0.5] * len(shapes), 17),
             ("restore_protected_", made, others, out, ins, groups, True),
-            ("clamp_grads_soft_", made, [torch.rand(s[0]) for s in shapes],
-             [torch.rand(s[1]) for s in shapes], groups, "min"),
+            ("clamp_grads_soft_", made, *sides, groups, "min"),
             ("mas_accumulate_", omegas, made, 0.25, 0.5, False),
             ("mas_accumulate_", omegas, made, 0.25, 0.5, True),
             ("mas_penalty", made, others, omegas),
@@ -141,7 +138,7 @@ def test_wide_layers_of_packed_weights(dtype):
         check_once("packed_linear", (x, w, words, torch.randn(outs).to(dtype)), LIMITS[dtype])
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("dtype", WHOLE, ids=str)
 def test_masks_of_whole_numbers(dtype):
     for count in (1, 31, 33, 5003):
         mask = torch.randint(0, 2, (count,)).to(dtype)

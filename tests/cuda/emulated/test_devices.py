@@ -35,21 +35,18 @@ def test_kernels_run_on_the_device_of_their_tensors(name):
 
 
 def tensors_of(name):
-    """(name of the argument, its first tensor) for each that has tensors, but for the first."""
+    """Arguments of an op, and the first tensor of each but the first."""
     arguments = arguments_of(name)
-    schema = getattr(torch.ops.maskcl, name).default._schema.arguments
-    found = [(a.name, tree_leaves(given)) for a, given in zip(schema, arguments, strict=False)]
-    with_tensors = [(n, [t for t in leaves if isinstance(t, Tensor)]) for n, leaves in found]
-    return arguments, [(n, tensors[0]) for n, tensors in with_tensors if tensors][1:]
+    lists = [[t for t in tree_leaves(a) if isinstance(t, Tensor)] for a in arguments]
+    return arguments, [tensors[0] for tensors in lists if tensors][1:]
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_tensor_on_another_device_is_named(name):
     for index in range(len(tensors_of(name)[1])):
         arguments, tensors = tensors_of(name)
-        argument, tensor = tensors[index]
         with device.devices(current=0, of_tensors=0):
-            device.place(tensor, 1)
+            device.place(tensors[index], 1)
             with pytest.raises(RuntimeError, match=r"is not on the device of the first argument"):
                 call(name, arguments)
 

@@ -1,7 +1,8 @@
 """Builds the emulated CUDA kernels: csrc/cuda, rewritten, and the emulator, in one library.
 
 Objects are named by all that they are made of, in ``build/emulator``: what did not change is not
-compiled again. ``python -m tests.cuda.emulator.build`` prints the library's path.
+compiled again, and what nobody asked for in a week goes. ``python -m tests.cuda.emulator.build``
+prints the library's path.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,7 @@ from tests.cuda.emulator.rewrite import rewrite
 ROOT = Path(__file__).resolve().parents[3]
 HOST = Path(__file__).resolve().parent / "host"
 CACHE = ROOT / "build" / "emulator"
+WEEK = 7 * 24 * 3600
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1"]
 FLAGS = [
     "-std=c++20",
@@ -28,8 +31,6 @@ FLAGS = [
     "-fPIC",
     "-fvisibility=hidden",
     "-ffp-contract=off",  # the same bits from every compiler and processor
-    "-Wall",
-    "-Wno-unknown-pragmas",  # unroll
     "-DTORCH_TARGET_VERSION=0x020b000000000000",  # as setup.py has it
     "-DTORCH_STABLE_ONLY",
 ]
@@ -79,9 +80,9 @@ def library(sources: dict[str, str], folder: Path, sanitized: bool = False) -> P
     tree = CACHE / ("tree-" + _hash(*common, *texts.values()))
     (tree / "cuda").mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.h"):
-        _write(tree / path.name, f'#line 1 "{path}"\n{path.read_text()}')
+        (tree / path.name).write_text(f'#line 1 "{path}"\n{path.read_text()}')
     for name, text in texts.items():
-        _write(tree / "cuda" / name.replace(".cuh", ".cuh").replace(".cu", ".cu"), text)
+        (tree / "cuda" / name).write_text(text)
 
     includes = [f"-I{HOST}", "-isystem", str(torch / "include")]
     units = [(path, path.read_text()) for path in sorted(HOST.glob("*.cpp"))]
@@ -91,8 +92,9 @@ def library(sources: dict[str, str], folder: Path, sanitized: bool = False) -> P
     def compile_unit(path: Path) -> None:
         output = objects[path]
         if not output.exists():
-            _run([*command, *includes, "-x", "c++", "-c", str(path), "-o", f"{output}.{os.getpid()}"])
-            os.replace(f"{output}.{os.getpid()}", output)
+            staged = f"{output}.{os.getpid()}"
+            _run([*command, *includes, "-x", "c++", "-c", str(path), "-o", staged])
+            os.replace(staged, output)
         output.touch()
 
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
@@ -104,6 +106,10 @@ def library(sources: dict[str, str], folder: Path, sanitized: bool = False) -> P
         torch_library = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
         _run([*command, "-shared", *map(str, objects.values()), "-o", staged, *torch_library])
         os.replace(staged, output)
+    output.touch()
+    for path in CACHE.glob("*.*"):
+        if time.time() - path.stat().st_mtime > WEEK:
+            path.unlink(missing_ok=True)
     return output
 
 
@@ -115,16 +121,10 @@ def _version(program: str) -> str:
     return subprocess.run([program, "--version"], capture_output=True, text=True).stdout
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
 def _run(command: list[str]) -> None:
     ran = subprocess.run(command, capture_output=True, text=True)
     if ran.returncode:
         raise RuntimeError(f"{shlex.join(command)}\n{ran.stderr[-6000:]}")
-    if ran.stderr:
-        print(ran.stderr, file=sys.stderr)
 
 
 if __name__ == "__main__":

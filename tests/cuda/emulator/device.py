@@ -18,7 +18,7 @@ from torch import Tensor
 from maskcl import backends
 from tests.cuda.emulator import build
 
-SWITCH = "MASKCL_EMULATED"  # "1": ordinary; "sanitized"; or the path of a library
+SWITCH = "MASKCL_EMULATED"  # "1", or the path of the library that build.py made
 ORDERS = ("forward", "reversed", "random", "ahead", "any")  # host/order.h's; any: each block draws
 
 _library: ctypes.CDLL | None = None
@@ -33,9 +33,7 @@ def wanted() -> str | None:
 def install() -> None:
     """Build the library if need be and register its kernels for CPU tensors."""
     global _library
-    asked = wanted()
-    path = asked if asked and asked.endswith(".so") else build.kernels(asked == "sanitized")
-    _library = ctypes.CDLL(str(path))
+    _library = ctypes.CDLL(str(build.kernels()) if wanted() == "1" else wanted())
     _library.emulator_launches.restype = ctypes.c_char_p
     _library.emulator_unchecked.restype = ctypes.c_char_p
     torch.backends.mkldnn.enabled = False  # it reads past the rows of strided bfloat16 matrices

@@ -1,7 +1,7 @@
 """CUDA C++ to C++ for the host: what of csrc/cuda a host compiler does not read, line by line.
 
-Everything else of CUDA that the kernels use is declared in ``host/cuda_runtime.h``. A construct that
-these rules do not know is an error here or at compilation, not code that does something else.
+Everything else of CUDA that the kernels use is declared in ``host/cuda_runtime.h``. A construct
+that these rules do not know is an error here or at compilation, not code that does something else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WORDS = {
     r"\b__grid_constant__ (\w+<[^>]*>) (\w+)": r"\1& \2",
 }
 SHARED = re.compile(
-    r"__shared__ (?:alignas\((?P<bytes>\d+)\) )?(?P<type>\w+) (?P<arrays>\w+\[[^;]*\]);"
+    r"(?<!extern )__shared__ (?:alignas\((?P<bytes>\d+)\) )?(?P<type>\w+) (?P<arrays>\w+\[[^;]*\]);"
 )
 MMA = re.compile(r'\basm volatile\("mma\.sync\..*?\);', re.DOTALL)
 MMA_TEXT = re.compile(
@@ -90,11 +90,8 @@ def _launches(text: str) -> str:
 def _start_of_kernel(text: str, end: int) -> int:
     """Where ``name<...>`` begins that ends, but for spaces, at ``end``."""
     at = len(text[:end].rstrip())
-    if text[at - 1] == ">":
-        depth = 0
-        while depth or text[at - 1] == ">":
-            at -= 1
-            depth += {">": 1, "<": -1}.get(text[at], 0)
-            if depth == 0:
-                break
+    depth = 0
+    while depth or text[at - 1] == ">":
+        at -= 1
+        depth += {">": 1, "<": -1}.get(text[at], 0)
     return at - len(re.search(r"[\w:]*$", text[:at])[0])  # type: ignore[index]
