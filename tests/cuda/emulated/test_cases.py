@@ -103,6 +103,11 @@ def test_scores_of_another_dtype(dtype):
             check(name, to_dtype(arguments, dtype), LIMITS[dtype])
 
 
+def test_what_is_past_the_last_score_is_not_above_a_negative_threshold():
+    for count, levels in itertools.product((1, 33, 1000), ("binary", "ternary")):
+        check("pack_scores", (torch.randn(count), None, levels, -0.5, False), 0)
+
+
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 def test_lists_longer_than_a_kernels_parameters(dtype):
     """More tensors than 4 KB of parameters have room for, and than 32 KB have."""
