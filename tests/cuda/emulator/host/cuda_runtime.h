@@ -5,7 +5,7 @@
 
 #include "emulator.h"
 
-// --- words of the language --------------------------------------------------------------------------------------------
+// --- words of the language -------------------------------------------------------------------------------------------
 
 #define __global__
 #define __device__
@@ -14,7 +14,7 @@
 #define __launch_bounds__(threads)  // rewrite.py sees to it that this is kThreads, launch.cpp that no block has more
 #define CUDART_VERSION 13000        // the newest interface: parameters of up to 32 KB
 
-// --- barriers, votes, shuffles: by macros, so that errors name the kernel's own line ----------------------------------
+// --- barriers, votes, shuffles: by macros, so that errors name the kernel's own line ---------------------------------
 
 #define __syncthreads() emulator::barrier(emulator::Location::current())
 #define __shfl_xor_sync(lanes, value, by) \
@@ -22,7 +22,7 @@
 #define __shfl_sync(lanes, value, from) emulator::shuffle<false>(lanes, value, from, emulator::Location::current())
 #define __ballot_sync(lanes, predicate) emulator::ballot(lanes, predicate, emulator::Location::current())
 
-// --- functions --------------------------------------------------------------------------------------------------------
+// --- functions -------------------------------------------------------------------------------------------------------
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
@@ -36,7 +36,7 @@ T atomicAdd(T* to, T value) {
   return before;
 }
 
-// --- the host's side --------------------------------------------------------------------------------------------------
+// --- the host's side -------------------------------------------------------------------------------------------------
 
 using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;

@@ -20,7 +20,7 @@ namespace emulator {
 
 using Location = std::source_location;
 
-// --- inside a kernel ----------------------------------------------------------------------------------------------------
+// --- inside a kernel -------------------------------------------------------------------------------------------------
 
 [[noreturn]] void fail(const std::string& what);  // ends the launch; its caller gets `what` as an exception
 void barrier(const Location& at);                 // __syncthreads
@@ -63,7 +63,7 @@ inline void assert_that(bool holds, const char* text, const Location& at) {
   if (!holds) fail(std::string(at.file_name()) + ":" + std::to_string(at.line()) + ": assertion failed: " + text);
 }
 
-// --- launches -----------------------------------------------------------------------------------------------------------
+// --- launches --------------------------------------------------------------------------------------------------------
 
 // A kernel with its template arguments. Each one that is compiled is in a list, so that those never run can be named.
 struct Instance {
@@ -79,7 +79,8 @@ struct Configuration {
   cudaStream_t stream;
 };
 
-void launch(Instance& instance, const Configuration& configuration, void (*thread)(const void*), const void* parameters);
+void launch(Instance& instance, const Configuration& configuration, void (*thread)(const void*),
+            const void* parameters);
 void check_launch();  // throws what was wrong with the last launch's configuration, as cudaGetLastError tells it
 
 template <auto Function>
@@ -104,7 +105,7 @@ struct Kernel<Function> {
   }
 };
 
-// --- devices ------------------------------------------------------------------------------------------------------------
+// --- devices ---------------------------------------------------------------------------------------------------------
 
 int device_of(const void* data);  // -1: the host
 cudaStream_t stream_of(int device);

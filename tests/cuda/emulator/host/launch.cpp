@@ -73,7 +73,7 @@ DeviceGuard::~DeviceGuard() { current_device = before_; }
 
 }  // namespace emulator
 
-// --- for Python (device.py) ---------------------------------------------------------------------------------------------
+// --- for Python (device.py) ------------------------------------------------------------------------------------------
 
 #pragma GCC visibility push(default)
 extern "C" {

@@ -57,7 +57,8 @@ class Ready {
     std::shuffle(warps.begin(), warps.begin() + count, chance);
     int i = 0;
     for (int w = 0; w < count; ++w)
-      for (int thread = warps[w] * kWarp; thread < std::min(threads, (warps[w] + 1) * kWarp); ++thread) all[i++] = thread;
+      for (int lane = 0; lane < kWarp; ++lane)
+        if (const int thread = warps[w] * kWarp + lane; thread < threads) all[i++] = thread;
   }
 
   Order order_ = Order::forward;
