@@ -17,6 +17,7 @@ from maskcl import ops
 from maskcl.importance import estimate
 from maskcl.methods import EWC, MAS
 from maskcl.nn import TaskHeads
+from maskcl.nn.tasks.frozen_modules import FrozenNorm
 from maskcl.settings import SETTINGS
 from tests import tiny
 from tests.importance.zoo import assert_same, batches, make, one_by_one
@@ -344,14 +345,18 @@ def test_importances_and_anchors_travel_in_the_state_dict(setting):
 
 
 def test_the_end_of_a_task_moves_no_statistics_and_no_mode():
-    """Dropout is off while importances are measured, and running statistics stay."""
+    """Dropout is off while importances are measured, and running statistics stay.
+
+    Those of the finished task's own norms stay from here on, in training mode too.
+    """
     net, method = tiny.importance("conv", 3), METHODS["MAS"]
     state = method.begin_task(net, 0)
     net.train()
     before = {n: t.clone() for n, t in net.model.state_dict().items()}
     method.end_task(net, state, tiny.task_data(0))
     assert all(torch.equal(t, before[n]) for n, t in net.model.state_dict().items())
-    assert all(module.training for module in net.modules())
+    resting = {module for module in net.modules() if not module.training}
+    assert resting and all(isinstance(module, FrozenNorm) for module in resting)
     assert all(p.grad is None for p in net.parameters())
 
 
