@@ -99,13 +99,11 @@ def _order(op: str, device: str) -> tuple[str, ...]:
 def _versioned(run: Callable[..., Any]) -> Callable[..., Any]:
     """``run`` where autograd learns that its first argument is written, as by torch's in-place ops.
 
-    Kernels know nothing of versions, and a graph that kept the tensor would use what is there now.
-    In compiled code the schema's ``(a!)`` says so.
+    Kernels know nothing of versions: a graph that kept the tensor would take what is there now.
     """
 
     def call(written: Tensor | list[Tensor], *args: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            increment_version(written)
+        increment_version(written)
         return run(written, *args)
 
     return call

@@ -16,18 +16,29 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def dense(op: str, name: str, tensor: Any) -> None:
-    """Raise TypeError unless ``tensor`` is an ordinary tensor: neither sparse nor quantized."""
+    """Raise TypeError unless it is an ordinary tensor: not sparse, nested or quantized."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, wanted a tensor")
-    if tensor.layout is not torch.strided:
-        raise TypeError(f"{op}: {name} is {tensor.layout}, wanted a dense tensor")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        found = "nested" if tensor.is_nested else tensor.layout
+        raise TypeError(f"{op}: {name} is {found}, wanted a dense tensor")
     if tensor.is_quantized:
         raise TypeError(f"{op}: {name} is {tensor.dtype}, wanted a tensor that is not quantized")
 
 
+def is_floating(tensor: Any) -> bool:
+    """Whether it is a dense tensor of a dtype that the kernels take."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.dtype in FLOATS
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+    )
+
+
 def floating(op: str, name: str, tensor: Any) -> None:
     """Raise TypeError unless ``tensor`` is a dense tensor of a dtype that the kernels take."""
-    if isinstance(tensor, Tensor) and tensor.dtype in FLOATS and tensor.layout is torch.strided:
+    if is_floating(tensor):
         return
     dense(op, name, tensor)
     wanted = "a floating dtype"

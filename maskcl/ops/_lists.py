@@ -56,6 +56,7 @@ def check_like(
             isinstance(tensor, Tensor)
             and tensor.dtype is other.dtype
             and tensor.layout is torch.strided
+            and not tensor.is_nested
             and tensor.device == other.device
             and tensor.shape == other.shape
         ):

@@ -77,7 +77,7 @@ def in_graph(op: str, name: str, value: Number, dtype: torch.dtype, device: torc
         TypeError, ValueError: it is no tensor and not finite, or a tensor and not 0-d.
     """
     if not isinstance(value, Tensor):
-        return torch.zeros((), dtype=dtype, device=device) + number(op, name, value, dtype)
+        return torch.zeros((), dtype=dtype, device=device) + number(op, name, value)
     if value.dim() != 0:
         raise ValueError(f"{op}: {name} is {described(value)}, wanted a number or a 0-d tensor")
     return value.detach().to(dtype)

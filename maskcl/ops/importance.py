@@ -38,7 +38,7 @@ def mas_accumulate_(
         grads: for each, a tensor of its shape, or [N, *its shape]: samples, summed after the
             absolute value, as MAS means it (Aljundi et al. 2018, eq. 2).
         weight: of what is added.
-        decay: of what is there: below 1 for online EWC (Schwarz et al. 2018, eq. 8).
+        decay: of what is there, at least 0: below 1 for online EWC (Schwarz et al. 2018, eq. 8).
         square: g^2 for |g|: Fisher information (Kirkpatrick et al. 2017).
 
     Raises:
@@ -49,6 +49,8 @@ def mas_accumulate_(
     lengths(op, "importances", importances, grads=grads)
     weight = number(op, "weight", weight, torch.float32)
     decay = number(op, "decay", decay, torch.float32)
+    if decay < 0:
+        raise ValueError(f"{op}: decay is {decay}, wanted a number of at least 0")
     if not _fit(importances, grads):
         for t, (omega, grad) in enumerate(zip(importances, grads, strict=True)):
             _check.floating(op, "importances[0]", importances[0])
@@ -180,7 +182,7 @@ def _fit(importances: list[Tensor], *others: list[Tensor]) -> bool:
                     return False
                 if tensor.device != device or tensor.shape != shape:
                     return False
-    except AttributeError:  # one is no tensor
+    except (AttributeError, RuntimeError):  # one is no tensor, or a nested one
         return False
     return True
 

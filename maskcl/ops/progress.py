@@ -47,8 +47,8 @@ def task_progress(epoch: int, epochs: int, batch: int, batches: int) -> float:
         ValueError: an epoch or a batch is out of range.
     """
     op = "task_progress"
-    given = {"epoch": epoch, "epochs": epochs, "batch": batch, "batches": batches}
-    epoch, epochs, batch, batches = (integer(op, name, value) for name, value in given.items())
+    epochs, batches = integer(op, "epochs", epochs, 1), integer(op, "batches", batches, 1)
+    epoch, batch = integer(op, "epoch", epoch), integer(op, "batch", batch)
     if not (0 <= epoch < epochs and 0 <= batch < batches):
         raise ValueError(
             f"task_progress: epoch is {epoch} of {epochs}, batch {batch} of {batches},"

@@ -31,9 +31,8 @@ def selection(
         TypeError, ValueError: an argument is not as :func:`piggyback_weight` wants it.
     """
     _check.one_of(op, "levels", levels, LEVELS)
-    dtype = compute_dtype(scores.dtype)
-    found = number(op, "threshold", threshold, dtype)
-    found_scale = number(op, "scale", scale, dtype)
+    found = number(op, "threshold", threshold)
+    found_scale = number(op, "scale", scale, compute_dtype(scores.dtype))
     if found < 0 and levels.startswith("ternary"):
         raise ValueError(f"{op}: threshold is {threshold}, wanted at least 0 for {levels!r}")
     if inclusive and levels != "binary":
@@ -90,7 +89,9 @@ def _folded(
     if new_threshold:
         if not isinstance(threshold, Tensor):
             selection(op, scores, threshold, levels)  # for its checks
-        t = in_graph(op, "threshold", threshold, s.dtype, s.device)
+        # Compared in the scores' dtype, as in threshold_for; a sigmoid's is taken as it is.
+        dtype = s.dtype if levels == "soft" else scores.dtype
+        t = in_graph(op, "threshold", threshold, dtype, s.device).to(s.dtype)
         s, threshold = s - _nearest_zero(s.detach(), t, levels), 0.0
     if new_scale and levels == "soft":
         s, threshold = (s - threshold) * in_graph(op, "scale", scale, s.dtype, s.device), 0.0
@@ -135,6 +136,8 @@ def kth_largest(values: Tensor, k: int, *, magnitude: bool = False) -> Tensor:
         TypeError, ValueError: an argument is not as above.
     """
     _check.floating("kth_largest", "values", values)
+    if values.numel() == 0:
+        raise ValueError(f"kth_largest: values has shape {list(values.shape)}, wanted at least one")
     k = integer("kth_largest", "k", k, 1, values.numel())
     with torch.no_grad():
         return backends.select("kth_largest", values)(values, k, bool(magnitude))

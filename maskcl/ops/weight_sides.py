@@ -47,7 +47,7 @@ def _are_plain(weights: Sequence[Tensor]) -> bool:
         for weight in weights:
             if weight.dtype is not dtype or weight.layout is not torch.strided:
                 return False
-            if weight.device != device or weight.dim() < 1:
+            if weight.device != device or weight.dim() < 1 or weight.is_nested:
                 return False
     except AttributeError:  # one is no tensor
         return False
@@ -183,7 +183,8 @@ def _words_of(
     if side is None:
         return None
     plain = isinstance(side, Tensor) and side.dtype is torch.int64
-    plain = plain and side.layout is torch.strided and side.device == weight.device
+    plain = plain and side.layout is torch.strided and not side.is_nested
+    plain = plain and side.device == weight.device
     if not (plain and side.dim() in (1, 2) and side.shape[0] == units):
         label = f"{end}_tasks[{t}]"
         task_words(op, label, side)
@@ -217,6 +218,4 @@ def check_soft_sides(
 
 def _is_soft(side: Tensor, units: int, weight: Tensor) -> bool:
     """Whether nothing is wrong with a soft mask, asked briefly."""
-    plain = isinstance(side, Tensor) and side.dtype in _check.FLOATS
-    plain = plain and side.layout is torch.strided and side.device == weight.device
-    return plain and side.shape == (units,)
+    return _check.is_floating(side) and side.device == weight.device and side.shape == (units,)

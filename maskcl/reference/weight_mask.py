@@ -40,9 +40,7 @@ def mask_values(
     """
     dtype = compute_dtype(scores.dtype)
     s = scores.to(dtype)
-    t = torch.tensor(
-        threshold_for(scores.dtype, levels, threshold), dtype=dtype, device=s.device
-    )
+    t = torch.tensor(threshold_for(scores.dtype, levels, threshold), dtype=dtype, device=s.device)
     match levels:
         case "binary":
             return ((s >= t) if inclusive else (s > t)).to(dtype)

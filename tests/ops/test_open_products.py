@@ -29,7 +29,7 @@ def closed(columns: int, share: float, device: str) -> torch.Tensor:
     count = int(share * columns)
     order = torch.randperm(columns, device=device)
     factors[order[:count]] = 0.0
-    factors[order[count :: 10]] = SMALL
+    factors[order[count::10]] = SMALL
     return factors
 
 

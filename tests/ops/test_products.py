@@ -120,7 +120,10 @@ def test_a_sample_s_nan_stays_its_own(backend, device, dtype):
     if backend == "reference":
         pytest.skip("torch's own products")
     for ins in (50, 97, 64):
-        w, scores = torch.randn(70, ins, device=device).to(dtype), torch.ones(70, ins, device=device)
+        w, scores = (
+            torch.randn(70, ins, device=device).to(dtype),
+            torch.ones(70, ins, device=device),
+        )
         words = ops.pack_mask(scores)
         for rows in (37, 130):
             x = torch.randn(rows, ins, device=device).to(dtype)

@@ -170,7 +170,9 @@ WRONG = {
         "tensor 0 is 0-d",
     ),
     "clamp: fewer values": (
-        lambda: raw.clamp_grads_([W.clone()], [bits(4, 1)], [bits(5, 1)], [1], True, "const", [], 0),
+        lambda: raw.clamp_grads_(
+            [W.clone()], [bits(4, 1)], [bits(5, 1)], [1], True, "const", [], 0
+        ),
         "clamp_grads_: values has 0 entries, wanted 1",
     ),
     "restore: another shape": (

@@ -65,7 +65,10 @@ def test_thresholds_are_torchs(dtype: torch.dtype, threshold: float) -> None:
     ends = torch.tensor([torch.inf, -torch.inf], dtype=dtype)
     near = torch.cat([t, torch.nextafter(t, ends[:1]), torch.nextafter(t, ends[1:])])
     scores = torch.cat([near, -near]).repeat(7)
-    kept, symmetric = scores > threshold, (scores > threshold).float() - (scores < -threshold).float()
+    kept, symmetric = (
+        scores > threshold,
+        (scores > threshold).float() - (scores < -threshold).float(),
+    )
     for levels, mask in (("binary", kept), ("ternary_symmetric", symmetric)):
         select = (None, levels, threshold, False, 1.0)
         assert torch.equal(weight_mask.weight_mask(scores, *select), mask.to(dtype))

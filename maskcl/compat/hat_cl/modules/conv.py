@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,10 @@ from maskcl.compat.hat_cl.types_ import HATConfig
 from maskcl.nn.hat.layers import has_plain_window
 
 _OPTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
+# Products with fewer multiplications than about this many are no faster in channels_last, and keep
+# the order of memory in which nn.Conv2d adds up: there outputs in training have its very bits.
+SMALL_PRODUCT = 2**20
 
 
 class _HATConvNd(HATMaskedModuleABC):
@@ -61,10 +66,20 @@ class _HATConvNd(HATMaskedModuleABC):
         )
 
     def arrange(self, x: Tensor) -> Tensor:
-        """Images on a CPU in channels_last: pooling is faster, closed channels are left out."""
-        if x.dim() != 4 or x.device.type != "cpu":
+        """Images on a CPU in channels_last: pooling is faster, closed channels are left out.
+
+        Not those of a small product, where that is no faster (`SMALL_PRODUCT`).
+        """
+        if x.dim() != 4 or x.device.type != "cpu" or self._products(x) < SMALL_PRODUCT:
             return x
         return x.contiguous(memory_format=torch.channels_last)
+
+    def _products(self, x: Tensor) -> int:
+        """About how many multiplications the convolution of images takes."""
+        places = x.shape[0] * math.prod(
+            size // step for size, step in zip(x.shape[2:], self.stride, strict=True)
+        )
+        return places * self.weight.numel()
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The convolution."""
