@@ -34,7 +34,7 @@ MAS_STRENGTHS = {"vision": 0.03, "node": 0.03, "link": 0.03, "graph": 10}
 # Of nodes and links the gradient is a batch's mean, whose square is far smaller.
 EWC_STRENGTHS = {"vision": 1e4, "node": 1e6, "link": 1e6, "graph": 1e3}
 # SGD takes steps as large as the penalty is steep, and diverges where Adam does not.
-EWC_SGD_STRENGTHS = {"vision": 500, "node": 3000, "link": 5, "graph": 100}
+EWC_SGD_STRENGTHS: dict[str, float] = {"vision": 500, "node": 3000, "link": 5, "graph": 100}
 MAS_SGD_STRENGTHS = {**MAS_STRENGTHS, "graph": 0.3}
 
 _STRENGTH = "Of the penalty; it belongs to the importance's definition."

@@ -97,7 +97,7 @@ def _compensation(
 def mask_floor(dtype: torch.dtype, cosh_clamp: float = 50.0) -> float:
     """The ``floor`` of `hat_gate` below which a unit is closed for good: exp(-k) / 256.
 
-    k is cosh_clamp, at least 50. There the compensated gradient (section 2.5) is already below 1/256
+    k is cosh_clamp, at least 50. There the compensated gradient (section 2.5) is below 1/256
     of what it is at |s e| = k, from where on it falls like the mask itself; and a mask of 2^-80 is
     far below what a float32 sum shows. What is lost is that rest of the layer's gradient; eq. 5's
     goes on. 0 for float64 embeddings: only float32's products leave closed units out.

@@ -2,7 +2,7 @@
 
 HAT applies the mask to the output of a layer's units (Serra et al. 2018, section 2.2, h' = a h).
 
-The C++ backend takes subnormal numbers (below 2^-126 in its float32 arithmetic) as 0 here, and makes
+C++ takes subnormal numbers (below 2^-126 in its float32 arithmetic) as 0 here, and makes
 0 of results that would be.
 """
 

@@ -14,7 +14,7 @@ HALVES = [torch.bfloat16, torch.float16]
 
 
 def assert_rounded_once(found: torch.Tensor, wanted: torch.Tensor) -> None:
-    """``found`` is a half-precision neighbour of float64 ``wanted``, the nearer one but for ties."""
+    """``found`` is a half-precision neighbour of ``wanted`` (float64), the nearer but for ties."""
     exponent = torch.frexp(wanted).exponent
     ulp = torch.ldexp(torch.full_like(wanted, torch.finfo(found.dtype).eps), exponent - 1)
     error = (found.double() - wanted).abs() / ulp
