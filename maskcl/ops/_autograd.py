@@ -61,14 +61,19 @@ def call(function: type[OpFunction], *args: Any) -> Any:
     return function.apply(*args)
 
 
-@torch.compiler.assume_constant_result
 def _is_transformed() -> bool:
     # Dynamo enters the transforms that it traces, and guards what it compiled by them.
     return torch._C._are_functorch_transforms_active()
 
 
+# What torch.compiler.assume_constant_result does, which would import the compiler.
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 class _SecondOrder(Function):
     """Identity on ``out`` that depends, for autograd, on all that the gradient came from."""
+
+    generate_vmap_rule = True  # torch.func.jacrev maps backward
 
     @staticmethod
     def forward(out: Tensor, *sources: Tensor) -> Tensor:
