@@ -52,13 +52,18 @@ def call(function: type[OpFunction], *args: Any) -> Any:
         RuntimeError: torch.compile is tracing a transform of torch.func (grad, vjp, vmap, jvp).
             Dynamo would then trace forward alone, whose kernels have no derivative: zeros.
     """
-    if torch.compiler.is_compiling() and _is_transformed():
+    if torch.compiler.is_compiling():
+        _refuse_transforms()
+    return function.apply(*args)
+
+
+def _refuse_transforms() -> None:
+    if _is_transformed():
         raise RuntimeError(
             "maskcl: inside a transform of torch.func (grad, vjp, vmap, jvp) torch.compile would"
             " lose the ops' gradients. Compile without the transform and call"
             " torch.autograd.grad, or transform without compiling."
         )
-    return function.apply(*args)
 
 
 def _is_transformed() -> bool:
@@ -96,6 +101,8 @@ def first_order(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.compiler.is_compiling():
+            _refuse_transforms()
         if not torch.is_grad_enabled():
             return backward(ctx, *grads)
         with torch.no_grad():
