@@ -46,12 +46,12 @@ def masked_activation(
         channel_dim: the dimension of C.
         negative_slope: of leaky_relu, finite. Below 0 the op is plain torch, whatever the backend.
         save: what is kept for backward. "output": y alone, from which act(x + bias) is y / mask;
-            where mask is exactly 0 its own gradient is then 0 (as through a closed gate). "input":
-            x, for masks that must learn from exact zeros. "auto": y where gradients can be had from
-            it, else x: for gelu and silu, for tanh and sigmoid in bfloat16 and float16 (a rounded y
-            says nothing of a saturated unit's slope) and for leaky_relu with a slope below 0 (y
-            hides x's sign), where "output" is refused; and for all else in float16, whose range
-            is too short for y / mask where masks are tiny.
+            where mask is 0 its own gradient is then 0 (as through a closed gate), and below 1e-36,
+            where y becomes subnormal, it fades to that. "input": x, for masks that must learn
+            there. "auto": y where gradients can be had from it, else x: for gelu and silu, for tanh
+            and sigmoid in bfloat16 and float16 (a rounded y says nothing of a saturated unit's
+            slope) and for leaky_relu with a slope below 0 (y hides x's sign), where "output" is
+            refused; and for all else in float16, whose range is too short for tiny masks.
 
     Returns:
         y, x's shape and dtype; computed in float32 at least.
