@@ -246,3 +246,12 @@ def test_hidden_labels_never_reach_the_loss() -> None:
         return F.cross_entropy(preds, answers)
 
     assert make(hat.GCTaskILHATTrainer, loss_fn=loss).run(1)["exp_test"].shape == (TASKS, TASKS + 1)
+
+
+@pytest.mark.parametrize("algorithm", [hat, mas])
+def test_a_scaler_of_another_network_does_not_concern_it(algorithm: Any) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(torch.ones(()))
+    base = algorithm.NCTaskILHATTrainer if algorithm is hat else algorithm.NCTaskILMASTrainer
+    make(base).run(1)  # does not refuse: its own loss is not scaled
+    assert scaler.is_enabled()

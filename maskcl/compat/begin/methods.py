@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -88,7 +89,9 @@ class FineTuning:
         """0.0."""
         return 0.0
 
-    def after_backward(self, net: nn.Module, state: Any) -> None:
+    def after_backward(
+        self, net: nn.Module, state: Any, *, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
         """Nothing."""
 
     def after_step(self, net: nn.Module, state: Any) -> None:

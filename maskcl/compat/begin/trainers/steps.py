@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from maskcl.compat.begin.spelling import either_name
 from maskcl.compat.begin.trainers.running import Run, active
 from maskcl.compat.begin.trainers.start import Start, at_smallest_rate
+from maskcl.methods.loss_scaling import NOT_SCALED
 
 States = dict[str, Any]
 Stats = dict[str, Any]
@@ -53,7 +54,7 @@ class Steps(Start):
         run = self._run_of(model)
         term = run.method.loss_term(run.net, run.state)
         (loss + term).backward()
-        run.method.after_backward(run.net, run.state)
+        run.method.after_backward(run.net, run.state, scaler=NOT_SCALED)
         optimizer.step()
 
     def _keep_best(
