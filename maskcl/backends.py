@@ -96,17 +96,21 @@ def _order(op: str, device: str) -> tuple[str, ...]:
     return tuple(name for name in names if BACKENDS[name].absent is None)
 
 
-def _versioned(run: Callable[..., Any]) -> Callable[..., Any]:
-    """``run`` where autograd learns that its first argument is written, as by torch's in-place ops.
+def _versioned(run: Callable[..., Any], written: tuple[int, ...]) -> Callable[..., Any]:
+    """``run`` where autograd learns which arguments are written, as by torch's in-place ops.
 
     Kernels know nothing of versions: a graph that kept the tensor would take what is there now.
     """
 
-    def call(written: Tensor | list[Tensor], *args: Any) -> Any:
-        increment_version(written)
-        return run(written, *args)
+    def first(target: Tensor | list[Tensor], *args: Any) -> Any:
+        increment_version(target)
+        return run(target, *args)
 
-    return call
+    def several(*args: Any) -> Any:
+        increment_version([tensor for index in written for tensor in args[index]])
+        return run(*args)
+
+    return first if written == (0,) else several
 
 
 def _implementations() -> dict[str, dict[str, Callable[..., Any]]]:
@@ -116,9 +120,11 @@ def _implementations() -> dict[str, dict[str, Callable[..., Any]]]:
         table["reference"][op] = getattr(getattr(reference, stem), op)
         table["cpp"][op] = table["cuda"][op] = native
         table["triton"][op] = getattr(torch.ops.maskcl, "triton_" + op).default
-        if native._schema.is_mutable:
+        arguments = native._schema.arguments
+        written = tuple(i for i, a in enumerate(arguments) if a.alias_info is not None)
+        if written:
             for name in BACKENDS:
-                table[name][op] = _versioned(table[name][op])
+                table[name][op] = _versioned(table[name][op], written)
     return table
 
 

@@ -15,6 +15,11 @@ import torch
 
 # Which mask a score gives: see reference.weight_mask.
 SELECT = "Tensor? kth, str levels, float threshold, bool inclusive, float scale"
+# Which weights of a list are protected: see reference.grad_clamp.
+SIDES = "Tensor[] out_tasks, Tensor[] in_tasks, int[] groups, bool exact"
+# How far an optimizer's step goes: see reference.update.
+PACE = "float[] lr, float[] weight_decay, float[] bounds"
+SCALE = "Tensor? rate, Tensor? scale, Tensor? found_inf, Tensor? norm, float max_norm"
 SIGNATURES = {
     "gate": (
         "hat_gate(Tensor embedding, Tensor scale, float floor=0.0) -> Tensor",
@@ -49,6 +54,15 @@ SIGNATURES = {
         " Tensor[] in_tasks, int[] groups, bool exact) -> ()",
         "clamp_grads_soft_(Tensor(a!)[] grads, Tensor[] out_masks, Tensor[] in_masks, int[] groups,"
         " str aggregation) -> ()",
+    ),
+    "update": (
+        "sgd_update_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta,"
+        f" {SIDES}, {PACE}, float momentum, float dampening, bool nesterov, bool maximize,"
+        f" bool first, {SCALE}) -> ()",
+        "adam_update_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs,"
+        f" Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, {SIDES}, {PACE}, float beta1, float beta2,"
+        f" float eps, bool decoupled, bool maximize, {SCALE}) -> ()",
+        f"unprotected_norm(Tensor[] grads, {SIDES}, Tensor? scale) -> Tensor",
     ),
     "weight_mask": (
         f"weight_mask(Tensor scores, {SELECT}) -> Tensor",

@@ -26,6 +26,7 @@ from maskcl.ops.packed_products import packed_embedding, packed_linear, packed_w
 from maskcl.ops.piggyback_products import piggyback_linear
 from maskcl.ops.progress import epoch_progress, task_progress
 from maskcl.ops.selection import kth_largest
+import maskcl.ops.update  # noqa: F401
 from maskcl.ops.weight_mask import (
     binarize,
     piggyback_weight,

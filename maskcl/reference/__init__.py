@@ -11,6 +11,7 @@ from maskcl.reference import (
     importance,
     masked_forward,
     open_products,
+    update,
     weight_mask,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "importance",
     "masked_forward",
     "open_products",
+    "update",
     "weight_mask",
 ]

@@ -1,0 +1,174 @@
+"""One optimizer step of a list of parameters under protection, in plain torch.
+
+Unscale, clip by a global norm, decay, moments, step, bound: what torch.optim's SGD, Adam and AdamW
+do, in the order of their fused kernels. Protected elements (:mod:`maskcl.reference.grad_clamp` says
+which those are) and their moments keep their bits, NaN and -0 included.
+
+The gradient that a step uses is grad / scale * min(1, max_norm / (norm + 1e-6)), the factor of
+``torch.nn.utils.clip_grad_norm_``, negated where ``maximize``; ``grads`` are not written. Where
+``found_inf`` is not 0 nothing is written at all. Learning rates are lr[t] * rate. Arithmetic is
+float32, for float64 parameters float64; state is of the parameter's dtype or of that.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from maskcl.reference.gate import compute_dtype
+from maskcl.reference.grad_clamp import _over, users
+
+
+def _free(param: Tensor, out_tasks: Tensor, in_tasks: Tensor, groups: int, exact: bool) -> Tensor:
+    """Which elements of ``param`` may move: a bool that broadcasts over it."""
+    return _over(users(param, out_tasks, in_tasks, groups, exact) == 0, param)
+
+
+def _written(free: Tensor, found_inf: Tensor | None) -> Tensor:
+    return free if found_inf is None else free & (found_inf.to(free.device) == 0)
+
+
+def _unscaled(grad: Tensor, scale: Tensor | None) -> Tensor:
+    wide = grad.to(compute_dtype(grad.dtype))
+    return wide if scale is None else wide / scale.to(grad.device, wide.dtype)
+
+
+def _gradient(
+    grad: Tensor, maximize: bool, scale: Tensor | None, norm: Tensor | None, max_norm: float
+) -> Tensor:
+    grad = _unscaled(grad, scale)
+    if norm is not None:
+        grad = grad * (max_norm / (norm.to(grad.device, grad.dtype) + 1e-6)).clamp(max=1.0)
+    return -grad if maximize else grad
+
+
+def _bounded(param: Tensor, bound: float) -> Tensor:
+    return param if math.isinf(bound) else param.clamp(-bound, bound)
+
+
+def sgd_update_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    out_tasks: list[Tensor],
+    in_tasks: list[Tensor],
+    groups: list[int],
+    exact: bool,
+    lr: list[float],
+    weight_decay: list[float],
+    bounds: list[float],
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+    rate: Tensor | None,
+    scale: Tensor | None,
+    found_inf: Tensor | None,
+    norm: Tensor | None,
+    max_norm: float,
+) -> None:
+    """torch.optim.SGD's step on the elements that are not protected, in place.
+
+    params[t], grads[t], momenta[t] [O, I, *] or [O]; sides as for clamp_grads_. ``momenta`` is
+    empty where momentum is 0. ``first``: they have not been written yet and are not read; a
+    protected element's becomes 0. After the step a parameter lies in [-bounds[t], bounds[t]].
+    """
+    for t, param in enumerate(params):
+        free = _free(param, out_tasks[t], in_tasks[t], groups[t], exact)
+        written = _written(free, found_inf)
+        wide = param.to(compute_dtype(param.dtype))
+        step = _gradient(grads[t], maximize, scale, norm, max_norm)
+        if weight_decay[t] != 0:
+            step = step + wide * weight_decay[t]
+        if momenta:
+            buffer = momenta[t]
+            moved = step
+            if not first:
+                moved = buffer.to(wide.dtype) * momentum + step * (1 - dampening)
+            step = step + moved * momentum if nesterov else moved
+            if first:
+                moved = torch.where(free, moved, 0.0)
+                free_or_fresh = _written(torch.ones_like(free), found_inf)
+                buffer.copy_(torch.where(free_or_fresh, moved.to(buffer.dtype), buffer))
+            else:
+                buffer.copy_(torch.where(written, moved.to(buffer.dtype), buffer))
+        pace = lr[t] if rate is None else lr[t] * rate.double()
+        result = _bounded(wide - step * pace, bounds[t])
+        param.copy_(torch.where(written, result.to(param.dtype), param))
+
+
+def adam_update_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    out_tasks: list[Tensor],
+    in_tasks: list[Tensor],
+    groups: list[int],
+    exact: bool,
+    lr: list[float],
+    weight_decay: list[float],
+    bounds: list[float],
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decoupled: bool,
+    maximize: bool,
+    rate: Tensor | None,
+    scale: Tensor | None,
+    found_inf: Tensor | None,
+    norm: Tensor | None,
+    max_norm: float,
+) -> None:
+    """torch.optim.Adam's step, AdamW's where ``decoupled``, on the elements that are not protected.
+
+    In place. params[t], grads[t], exp_avgs[t], exp_avg_sqs[t] [O, I, *] or [O]; steps[t] 0-d float,
+    increased by 1 before it corrects the moments' bias; sides as for clamp_grads_. After the step a
+    parameter lies in [-bounds[t], bounds[t]].
+    """
+    for t, param in enumerate(params):
+        free = _free(param, out_tasks[t], in_tasks[t], groups[t], exact)
+        written = _written(free, found_inf)
+        step = steps[t] + (1 if found_inf is None else (found_inf == 0).to(steps[t].device))
+        count = torch.clamp(step.double(), min=1)
+        bias1, bias2 = 1 - beta1**count, 1 - beta2**count
+        pace = lr[t] if rate is None else lr[t] * rate.double().to(count.device)
+        size = pace / bias1
+
+        wide = param.to(compute_dtype(param.dtype))
+        grad = _gradient(grads[t], maximize, scale, norm, max_norm)
+        if decoupled:
+            wide = wide * (1 - pace * weight_decay[t])
+        elif weight_decay[t] != 0:
+            grad = grad + wide * weight_decay[t]
+        first = torch.lerp(exp_avgs[t].to(wide.dtype), grad, 1 - beta1)
+        second = exp_avg_sqs[t].to(wide.dtype) * beta2 + grad * (1 - beta2) * grad
+        result = wide - size * first / (second.sqrt() / bias2.sqrt() + eps)
+        result = _bounded(result, bounds[t])
+
+        for old, new in ((param, result), (exp_avgs[t], first), (exp_avg_sqs[t], second)):
+            old.copy_(torch.where(written, new.to(old.dtype), old))
+        steps[t].copy_(step)
+
+
+def unprotected_norm(
+    grads: list[Tensor],
+    out_tasks: list[Tensor],
+    in_tasks: list[Tensor],
+    groups: list[int],
+    exact: bool,
+    scale: Tensor | None,
+) -> Tensor:
+    """The 2-norm of all elements of grads / scale that are not protected, 0-d.
+
+    float32, for float64 gradients float64. What a protected element is, NaN even, does not matter.
+    """
+    norms = []
+    for t, grad in enumerate(grads):
+        free = _free(grad, out_tasks[t], in_tasks[t], groups[t], exact)
+        norms.append(torch.linalg.vector_norm(torch.where(free, _unscaled(grad, scale), 0.0)))
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
