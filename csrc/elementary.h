@@ -43,6 +43,9 @@ MASKCL_HD double exp_(double x) { return ::exp(x); }
 MASKCL_HD float abs_(float x) { return ::fabsf(x); }
 MASKCL_HD double abs_(double x) { return ::fabs(x); }
 
+MASKCL_HD float sqrt_(float x) { return ::sqrtf(x); }
+MASKCL_HD double sqrt_(double x) { return ::sqrt(x); }
+
 template <typename T>
 MASKCL_HD T sigmoid(T x) {
   const T t = exp_(-abs_(x));

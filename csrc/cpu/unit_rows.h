@@ -71,7 +71,7 @@ struct Side {
   int64_t step, words;  // step: from one unit to the next; 0: one row stands for all
 
   explicit Side(const Tensor& side)
-      : tensor(torch::stable::contiguous(side)),
+      : tensor(side.is_contiguous() ? side : torch::stable::contiguous(side)),  // the latter is a call of the dispatcher
         data(const_data<int64_t>(tensor)),
         step(side.size(0) == 1 ? 0 : side.size(1)),
         words(side.size(1)) {}

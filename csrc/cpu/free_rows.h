@@ -1,0 +1,200 @@
+// The elements of a list of weights that are not protected, as spans of memory for one parallel region.
+//
+// A row whose unit shares no task with a column is free and joins its neighbours in one long span; a row of which every
+// column is protected is skipped unread. For the others the columns' bits are laid out in the memory order of a row,
+// and a run of 16 elements is left out where all of it is protected; elsewhere a span comes with its elements' bits.
+#pragma once
+
+#include <atomic>
+
+#include "unit_rows.h"
+
+namespace maskcl {
+
+constexpr int64_t kRun = 16;  // elements, 64 bytes of float32
+
+struct Span {
+  int64_t begin, end;
+  bool mixed;
+};
+
+// hits[i] has a bit where an element is protected: those of `out` that in[i] has, beside what is there.
+void add_hits(int32_t* hits, int32_t out, const int32_t* in, int64_t count, bool fresh);
+
+// Of a row with these hits, what is not wholly protected.
+void find_spans(const int32_t* hits, int64_t count, std::vector<Span>& spans);
+
+// One weight with both of its sides, as words: the tasks, or a word that says whether there is any (not exact).
+class FreeRows {
+ public:
+  FreeRows(const Rows& layout, const Tensor& out_tasks, const Tensor& in_tasks, bool exact)
+      : rows_(layout.count), width_(layout.width), group_rows_(layout.count / layout.groups),
+        numel_(rows_ * width_), exact_(exact), out_(out_tasks), in_(in_tasks), words_(exact ? out_.words : 1) {
+    // A bias is one row whose columns are its units: a row a unit would be as many calls.
+    if (width_ == 1 && layout.groups == 1) {
+      std::swap(out_, in_);
+      std::swap(rows_, width_);
+      group_rows_ = 1;
+    }
+    if (numel_ > 0) lay_out(layout);
+    if (free_) {  // of whatever shape
+      width_ = kRow;
+      rows_ = ceil_div(numel_, kRow);
+    }
+  }
+
+  int64_t rows() const { return rows_; }
+  int64_t width() const { return width_; }
+  bool is_free(int64_t row) const { return free_ || !shares(row, any_); }
+  bool is_skipped(int64_t row) const { return !free_ && shares(row, every_); }
+
+  // Of the halves that one thread found for a row, for the next row with the same tasks.
+  struct Found {
+    const FreeRows* of = nullptr;
+    int64_t row = 0;
+    std::vector<int32_t> hits;
+    std::vector<Span> spans;
+  };
+
+  // Calls body(offset, count, hits) for what is not protected of these rows; hits is null where all of it is free.
+  template <typename F>
+  void for_spans(int64_t begin, int64_t end, Found& found, const F& body) const {
+    for (int64_t row = begin; row < end;) {
+      if (is_free(row)) {
+        const int64_t first = row;
+        while (row < end && is_free(row)) ++row;
+        body(first * width_, std::min(row * width_, numel_) - first * width_, nullptr);
+        continue;
+      }
+      if (!is_skipped(row)) {
+        find(row, found);
+        for (const Span& span : found.spans)
+          body(row * width_ + span.begin, span.end - span.begin, span.mixed ? found.hits.data() + span.begin : nullptr);
+      }
+      ++row;
+    }
+  }
+
+ private:
+  uint64_t word(const Side& side, int64_t unit, int64_t w) const {
+    return exact_ ? static_cast<uint64_t>(side.of(unit)[w]) : side.any_task(unit);
+  }
+  bool shares(int64_t row, const std::vector<uint64_t>& with) const {
+    for (int64_t w = 0; w < words_; ++w)
+      if ((word(out_, row, w) & with[w]) != 0) return true;
+    return false;
+  }
+
+  // The bits of the columns: of any, of every one, and, where some row may need them, of each position of a row.
+  void lay_out(const Rows& layout) {
+    const int64_t groups = rows_ / group_rows_, columns = width_ == layout.width ? layout.columns : width_;
+    any_.assign(words_, 0);
+    every_.assign(words_, ~uint64_t{0});
+    const int64_t units = in_.step ? groups * columns : 1;
+    for (int64_t u = 0; u < units; ++u)
+      for (int64_t w = 0; w < words_; ++w) {
+        any_[w] |= word(in_, u, w);
+        every_[w] &= word(in_, u, w);
+      }
+    free_ = true;
+    bool mixed = false;
+    for (int64_t row = 0; row < (out_.step ? rows_ : std::min<int64_t>(rows_, 1)); ++row) {
+      if (!shares(row, any_)) continue;
+      free_ = false;
+      mixed = mixed || !shares(row, every_);
+    }
+    if (mixed) lay_out_positions(layout, groups, columns);
+  }
+
+  void lay_out_positions(const Rows& layout, int64_t groups, int64_t columns) {
+    const int64_t repeat = width_ / columns;
+    halves_.resize(2 * words_);
+    for (int64_t half = 0; half < 2 * words_; ++half) {
+      if (half_of(any_[half / 2], half) == 0) continue;
+      halves_[half].resize(groups * width_);
+      int32_t* to = halves_[half].data();
+      for (int64_t g = 0; g < groups; ++g, to += width_) {
+        auto bits = [&](int64_t column) { return half_of(word(in_, g * columns + column, half / 2), half); };
+        if (layout.order.empty() || repeat == 1)
+          for (int64_t column = 0, p = 0; column < columns; ++column)
+            for (const int32_t b = bits(column); p < (column + 1) * repeat; ++p) to[p] = b;
+        else
+          for (int64_t p = 0; p < width_; ++p) to[p] = bits(layout.order[p]);
+      }
+    }
+  }
+  static int32_t half_of(uint64_t word, int64_t half) {
+    return static_cast<int32_t>(static_cast<uint32_t>(half % 2 ? word >> 32 : word));
+  }
+
+  void find(int64_t row, Found& found) const {
+    if (found.of == this && same_class(row, found.row)) return;
+    found.of = this;
+    found.row = row;
+    found.hits.resize(width_);
+    bool fresh = true;
+    for (size_t half = 0; half < halves_.size(); ++half) {
+      const int32_t out = half_of(word(out_, row, half / 2), half);
+      if (out == 0 || halves_[half].empty()) continue;
+      add_hits(found.hits.data(), out, halves_[half].data() + row / group_rows_ * width_, width_, fresh);
+      fresh = false;
+    }
+    find_spans(found.hits.data(), width_, found.spans);
+  }
+  bool same_class(int64_t row, int64_t other) const {
+    if (row / group_rows_ != other / group_rows_) return false;
+    for (int64_t w = 0; w < words_; ++w)
+      if (word(out_, row, w) != word(out_, other, w)) return false;
+    return true;
+  }
+
+  static constexpr int64_t kRow = 1024;  // what a row is where nothing is protected
+
+  int64_t rows_, width_, group_rows_, numel_;
+  bool exact_, free_ = true;
+  Side out_, in_;
+  int64_t words_;
+  std::vector<uint64_t> any_, every_;
+  std::vector<std::vector<int32_t>> halves_;  // [half][group * width + position], empty where no column has a bit
+};
+
+// Rows of one weight; `cost` elements of them are not skipped.
+struct RowChunk {
+  int64_t weight, begin, end, cost;
+};
+
+inline void add_chunks(const FreeRows& rows, int64_t weight, std::vector<RowChunk>& chunks) {
+  RowChunk chunk{weight, 0, 0, 0};
+  for (int64_t row = 0; row < rows.rows(); ++row) {
+    if (rows.is_skipped(row)) continue;
+    if (chunk.cost == 0) chunk.begin = row;
+    chunk.cost += rows.width();
+    chunk.end = row + 1;
+    if (chunk.cost < kChunk) continue;
+    chunks.push_back(chunk);
+    chunk.cost = 0;
+  }
+  if (chunk.cost > 0) chunks.push_back(chunk);
+}
+
+// Calls body(chunk, index, found) for every chunk. Threads take the next one when they are done: how much of a mixed
+// row is left is not known beforehand.
+template <typename F>
+void for_chunks(const std::vector<RowChunk>& chunks, int64_t grain, const F& body) {
+  int64_t cost = 0;
+  for (const RowChunk& chunk : chunks) cost += chunk.cost;
+  const int64_t count = chunks.size();
+  std::atomic<int64_t> next{0};
+  auto work = [&](int64_t, int64_t) {
+    static thread_local FreeRows::Found found;  // memory that stays from call to call
+    found.of = nullptr;
+    for (int64_t c = next++; c < count; c = next++) body(chunks[c], c, found);
+  };
+  const int64_t threads = std::min<int64_t>(ceil_div(cost, grain), torch::stable::get_num_threads());
+  if (threads <= 1)
+    work(0, 1);
+  else
+    torch::stable::parallel_for(0, threads, 1, work);
+}
+
+}  // namespace maskcl
