@@ -24,20 +24,35 @@ void add_hits(int32_t* hits, int32_t out, const int32_t* in, int64_t count, bool
 // Of a row with these hits, what is not wholly protected.
 void find_spans(const int32_t* hits, int64_t count, std::vector<Span>& spans);
 
-// One weight with both of its sides, as words: the tasks, or a word that says whether there is any (not exact).
+// One side of a weight: unit u's task words.
+struct Words {
+  const int64_t* data;
+  int64_t step, count;  // step: from one unit to the next; 0: one row stands for all
+
+  uint64_t word(int64_t unit, int64_t w) const { return static_cast<uint64_t>(data[unit * step + w]); }
+  bool any(int64_t unit) const {
+    for (int64_t w = 0; w < count; ++w)
+      if (word(unit, w) != 0) return true;
+    return false;
+  }
+};
+
+// One weight with both of its sides. Words are the tasks, or, not exact, one that says whether there is any.
 class FreeRows {
  public:
-  FreeRows(const Rows& layout, const Tensor& out_tasks, const Tensor& in_tasks, bool exact)
-      : rows_(layout.count), width_(layout.width), group_rows_(layout.count / layout.groups),
-        numel_(rows_ * width_), exact_(exact), out_(out_tasks), in_(in_tasks), words_(exact ? out_.words : 1) {
+  FreeRows(const Rows& layout, Words out, Words in, bool exact)
+      : rows_(layout.count), width_(layout.width), group_rows_(std::max<int64_t>(layout.count / layout.groups, 1)),
+        numel_(rows_ * width_), exact_(exact), out_(out), in_(in), words_(exact ? out.count : 1) {
+    int64_t columns = layout.columns;
     // A bias is one row whose columns are its units: a row a unit would be as many calls.
     if (width_ == 1 && layout.groups == 1) {
       std::swap(out_, in_);
       std::swap(rows_, width_);
       group_rows_ = 1;
+      columns = width_;
     }
-    if (numel_ > 0) lay_out(layout);
-    if (free_) {  // of whatever shape
+    if (numel_ > 0 && sort_rows(columns)) lay_out(layout, columns);
+    if (kinds_.empty()) {  // nothing is protected: of whatever shape
       width_ = kRow;
       rows_ = ceil_div(numel_, kRow);
     }
@@ -45,10 +60,9 @@ class FreeRows {
 
   int64_t rows() const { return rows_; }
   int64_t width() const { return width_; }
-  bool is_free(int64_t row) const { return free_ || !shares(row, any_); }
-  bool is_skipped(int64_t row) const { return !free_ && shares(row, every_); }
+  bool is_skipped(int64_t row) const { return !kinds_.empty() && kinds_[row] == Kind::skipped; }
 
-  // Of the halves that one thread found for a row, for the next row with the same tasks.
+  // What one thread found of a row, for the next one with the same tasks.
   struct Found {
     const FreeRows* of = nullptr;
     int64_t row = 0;
@@ -66,7 +80,7 @@ class FreeRows {
         body(first * width_, std::min(row * width_, numel_) - first * width_, nullptr);
         continue;
       }
-      if (!is_skipped(row)) {
+      if (kinds_[row] == Kind::mixed) {
         find(row, found);
         for (const Span& span : found.spans)
           body(row * width_ + span.begin, span.end - span.begin, span.mixed ? found.hits.data() + span.begin : nullptr);
@@ -76,38 +90,49 @@ class FreeRows {
   }
 
  private:
-  uint64_t word(const Side& side, int64_t unit, int64_t w) const {
-    return exact_ ? static_cast<uint64_t>(side.of(unit)[w]) : side.any_task(unit);
-  }
-  bool shares(int64_t row, const std::vector<uint64_t>& with) const {
-    for (int64_t w = 0; w < words_; ++w)
-      if ((word(out_, row, w) & with[w]) != 0) return true;
-    return false;
+  static constexpr int64_t kRow = 1024;  // what a row is where nothing is protected
+  enum class Kind : uint8_t { free, skipped, mixed };
+
+  bool is_free(int64_t row) const { return kinds_.empty() || kinds_[row] == Kind::free; }
+  uint64_t word(const Words& side, int64_t unit, int64_t w) const {
+    return exact_ ? side.word(unit, w) : side.any(unit);
   }
 
-  // The bits of the columns: of any, of every one, and, where some row may need them, of each position of a row.
-  void lay_out(const Rows& layout) {
-    const int64_t groups = rows_ / group_rows_, columns = width_ == layout.width ? layout.columns : width_;
-    any_.assign(words_, 0);
-    every_.assign(words_, ~uint64_t{0});
-    const int64_t units = in_.step ? groups * columns : 1;
-    for (int64_t u = 0; u < units; ++u)
-      for (int64_t w = 0; w < words_; ++w) {
-        any_[w] |= word(in_, u, w);
-        every_[w] &= word(in_, u, w);
+  // Finds each row's kind from the tasks of any column and those of every one; false where no row is mixed.
+  bool sort_rows(int64_t columns) {
+    const int64_t units = in_.step ? rows_ / group_rows_ * columns : 1, listed = out_.step ? rows_ : 1;
+    std::vector<uint64_t> any(words_, 0), every(words_, ~uint64_t{0}), used(words_, 0);
+    for (int64_t w = 0; w < words_; ++w) {
+      for (int64_t row = 0; row < listed; ++row) used[w] |= word(out_, row, w);
+      if (used[w] == 0) continue;
+      for (int64_t u = 0; u < units; ++u) {
+        const uint64_t column = word(in_, u, w);
+        any[w] |= column;
+        every[w] &= column;
       }
-    free_ = true;
-    bool mixed = false;
-    for (int64_t row = 0; row < (out_.step ? rows_ : std::min<int64_t>(rows_, 1)); ++row) {
-      if (!shares(row, any_)) continue;
-      free_ = false;
-      mixed = mixed || !shares(row, every_);
     }
-    if (mixed) lay_out_positions(layout, groups, columns);
+    uint64_t shared = 0;
+    for (int64_t w = 0; w < words_; ++w) shared |= used[w] & any[w];
+    if (shared == 0) return false;
+    kinds_.resize(rows_);
+    any_ = std::move(any);
+    bool mixed = false;
+    for (int64_t row = 0; row < rows_; ++row) {
+      bool some = false, all = false;
+      for (int64_t w = 0; w < words_; ++w) {
+        const uint64_t bits = word(out_, row, w);
+        some |= (bits & any_[w]) != 0;
+        all |= (bits & every[w]) != 0;
+      }
+      kinds_[row] = !some ? Kind::free : (all ? Kind::skipped : Kind::mixed);
+      mixed |= some && !all;
+    }
+    return mixed;
   }
 
-  void lay_out_positions(const Rows& layout, int64_t groups, int64_t columns) {
-    const int64_t repeat = width_ / columns;
+  // The columns' bits in the memory order of a row, as halves of words, for those that some column has.
+  void lay_out(const Rows& layout, int64_t columns) {
+    const int64_t groups = rows_ / group_rows_, repeat = width_ / columns;
     halves_.resize(2 * words_);
     for (int64_t half = 0; half < 2 * words_; ++half) {
       if (half_of(any_[half / 2], half) == 0) continue;
@@ -148,13 +173,12 @@ class FreeRows {
     return true;
   }
 
-  static constexpr int64_t kRow = 1024;  // what a row is where nothing is protected
-
   int64_t rows_, width_, group_rows_, numel_;
-  bool exact_, free_ = true;
-  Side out_, in_;
+  bool exact_;
+  Words out_, in_;
   int64_t words_;
-  std::vector<uint64_t> any_, every_;
+  std::vector<Kind> kinds_;  // of each row; empty where all are free
+  std::vector<uint64_t> any_;
   std::vector<std::vector<int32_t>> halves_;  // [half][group * width + position], empty where no column has a bit
 };
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <deque>
 
-#include "../lists.h"
+#include "../handles.h"
 #include "../steps.h"
 #include "free_rows.h"
 
@@ -151,7 +151,6 @@ MASKCL_PLAIN(Half, float)
 
 // --- lists ----------------------------------------------------------------------------------------------------------
 
-using Tensors = std::vector<Tensor>;
 using Numbers = std::vector<double>;
 using MaybeTensor = std::optional<Tensor>;
 
@@ -165,64 +164,88 @@ double value_or(const char* op, const char* name, const MaybeTensor& t, double o
   return t ? value_of(op, name, *t) : otherwise;
 }
 
+ScalarType floating(const char* op, int32_t dtype) {
+  static const int32_t f32 = aoti_torch_dtype_float32(), f64 = aoti_torch_dtype_float64(),
+                       bf16 = aoti_torch_dtype_bfloat16(), f16 = aoti_torch_dtype_float16();
+  if (dtype == f32) return ScalarType::Float;
+  if (dtype == bf16) return ScalarType::BFloat16;
+  if (dtype == f16) return ScalarType::Half;
+  MASKCL_CHECK(dtype == f64, op, ": found a dtype that is not floating, wanted float32, bfloat16, float16 or float64");
+  return ScalarType::Double;
+}
+
 // Elements a thread must have: Adam's cost several times what a copied one does.
 constexpr int64_t kSgdGrain = 32768, kAdamGrain = 16384;
 
 // The list of parameters with their gradients and sides, checked, in the memory order of the parameters.
 class Weights {
  public:
-  Weights(const char* op, const Tensors& params, const Tensors& grads, const Tensors& out_tasks,
-          const Tensors& in_tasks, const std::vector<int64_t>& groups)
-      : op_(op), params_(params), grads_(grads), out_(out_tasks), in_(in_tasks), groups_(groups) {
-    check_length(op, "grads", grads.size(), params.size());
-    check_length(op, "out_tasks", out_tasks.size(), params.size());
-    check_length(op, "in_tasks", in_tasks.size(), params.size());
-    check_length(op, "groups", groups.size(), params.size());
-    for (size_t t = 0; t < params.size(); ++t) {
-      check_rows(op, t, params[t], groups[t]);
-      check_like_param(op, "grads", t, grads[t], params[t]);
-      check_tasks(op, t, params[t], groups[t], out_tasks[t], in_tasks[t]);
+  Weights(const char* op, const Handles& params, const Handles& grads, const Handles& out_tasks,
+          const Handles& in_tasks, const std::vector<int64_t>& groups)
+      : op_(op), params_(params), groups_(groups) {
+    check_length(op, "grads", grads.size(), size());
+    check_length(op, "out_tasks", out_tasks.size(), size());
+    check_length(op, "in_tasks", in_tasks.size(), size());
+    check_length(op, "groups", groups.size(), size());
+    entries_.reserve(size());
+    for (size_t t = 0; t < size(); ++t) {
+      const Entry& e = entries_.emplace_back(params[t], grads[t], out_tasks[t], in_tasks[t]);
+      if (e.fits(groups[t])) continue;
+      // Says what is wrong.
+      check_rows(op, t, params.tensor(t), groups[t]);
+      check_like_param(op, "grads", t, grads.tensor(t), params.tensor(t));
+      check_tasks(op, t, params.tensor(t), groups[t], out_tasks.tensor(t), in_tasks.tensor(t));
     }
-  }
-
-  void check_numbers(const char* name, const Numbers& numbers) const {
-    check_length(op_, name, numbers.size(), params_.size());
-  }
-
-  void check_state(const char* name, const Tensors& state) const {
-    check_length(op_, name, state.size(), params_.size());
-    for (size_t t = 0; t < state.size(); ++t) {
-      check_shape(op_, entry_name(name, t).c_str(), state[t], params_[t], "the parameter");
-      const ScalarType found = state[t].scalar_type(), wanted = params_[t].scalar_type();
-      MASKCL_CHECK(found == wanted || found == compute_dtype(wanted), op_, ": ", name, "[", t, "] is ",
-                   torch::headeronly::toString(found), ", wanted ", torch::headeronly::toString(wanted), " or ",
-                   torch::headeronly::toString(compute_dtype(wanted)));
-    }
+    dtypes_.reserve(size());
+    for (const Entry& e : entries_) dtypes_.push_back(floating(op, e.param.dtype));
+    grads_ = &grads;
+    outs_ = &out_tasks;
+    ins_ = &in_tasks;
   }
 
   size_t size() const { return params_.size(); }
+  bool is_wide(const View& state, size_t t) const { return state.dtype != entries_[t].param.dtype; }
+  ScalarType dtype(size_t t) const { return dtypes_[t]; }
+  void check_numbers(const char* name, const Numbers& numbers) const { check_length(op_, name, numbers.size(), size()); }
 
-  // Lays out weight t; the views of param() and the like are valid until finish().
+  // The views of a list of state; it is of the parameters' dtype or of what that is computed in.
+  std::vector<View> state(const char* name, const Handles& state) const {
+    check_length(op_, name, state.size(), size());
+    std::vector<View> views;
+    views.reserve(size());
+    for (size_t t = 0; t < size(); ++t) {
+      const View& view = views.emplace_back(state[t]);
+      if (!view.has_shape_of(entries_[t].param))
+        check_shape(op_, entry_name(name, t).c_str(), state.tensor(t), params_.tensor(t), "the parameter");
+      if (view.dtype == entries_[t].param.dtype) continue;
+      const ScalarType wide = compute_dtype(dtype(t));
+      MASKCL_CHECK(state.tensor(t).scalar_type() == wide, op_, ": ", name, "[", t, "] is ",
+                   torch::headeronly::toString(state.tensor(t).scalar_type()), ", wanted ",
+                   torch::headeronly::toString(dtype(t)), " or ", torch::headeronly::toString(wide));
+    }
+    return views;
+  }
+
+  // Lays the weights out; what param() and the like return is valid until finish().
   void prepare(bool exact) {
     rows_.reserve(size());
-    dense_.reserve(size());
     for (size_t t = 0; t < size(); ++t) {
-      dense_.emplace_back(params_[t], groups_[t], false);
-      rows_.emplace_back(dense_[t].rows, out_[t], in_[t], exact);
+      Entry& e = entries_[t];
+      Rows layout{e.rows(), e.columns(), e.param.numel / std::max<int64_t>(e.rows(), 1), groups_[t], {}};
+      if (!e.param.contiguous && e.param.numel > 0) {
+        Dense& dense = dense_.emplace_back(params_.tensor(t), groups_[t], false);
+        layout = dense.rows;
+        e.param = View(dense.tensor.get());
+      }
+      rows_.emplace_back(layout, words(e.out, *outs_, t), words(e.in, *ins_, t), exact);
       add_chunks(rows_[t], t, chunks_);
     }
   }
+  void* param(size_t t) const { return entries_[t].param.data; }
+  const void* grad(size_t t) { return in_order(*grads_, entries_[t].grad, t, false); }
+  void* state(const Handles& list, const View& view, size_t t) { return in_order(list, view, t, true); }
 
-  ScalarType dtype(size_t t) const { return params_[t].scalar_type(); }
-  void* param(size_t t) const { return dense_[t].tensor.mutable_data_ptr(); }
-  const void* grad(size_t t) { return in_order(grads_[t], t).const_data_ptr(); }
-  void* state(const Tensor& tensor, size_t t) {
-    const Tensor used = in_order(tensor, t);
-    if (used.get() != tensor.get()) copies_.emplace_back(tensor, used);
-    return used.mutable_data_ptr();
-  }
-
-  // body(t, offset, count, hits) for all that is not protected.
+  // Calls body(t, chunk, offset, count, hits) for all that is not protected.
   template <typename F>
   void for_spans(int64_t grain, const F& body) {
     for_chunks(chunks_, grain, [&](const RowChunk& chunk, int64_t index, FreeRows::Found& found) {
@@ -240,17 +263,53 @@ class Weights {
   }
 
  private:
-  const Tensor& in_order(const Tensor& tensor, size_t t) {
-    if (same_strides(tensor, dense_[t].tensor)) return tensor;
-    return kept_.emplace_back(in_order_of(tensor, dense_[t].tensor));
+  struct Entry {
+    View param, grad, out, in;
+
+    Entry(AtenTensorHandle p, AtenTensorHandle g, AtenTensorHandle o, AtenTensorHandle i)
+        : param(p), grad(g), out(o), in(i) {}
+    int64_t rows() const { return param.sizes[0]; }
+    int64_t columns() const { return param.dim > 1 ? param.sizes[1] : 1; }
+    bool fits(int64_t groups) const {
+      static const int32_t words = aoti_torch_dtype_int64();
+      if (param.dim < 1 || groups < 1 || rows() % groups != 0) return false;
+      if (grad.dtype != param.dtype || !grad.has_shape_of(param)) return false;
+      if (out.dim != 2 || in.dim != 2 || out.dtype != words || in.dtype != words) return false;
+      return out.sizes[1] == in.sizes[1] && is_side(out, rows()) && is_side(in, columns() * groups);
+    }
+    static bool is_side(const View& side, int64_t units) { return side.sizes[0] == units || side.sizes[0] == 1; }
+  };
+
+  Words words(const View& side, const Handles& list, size_t t) {
+    const int64_t count = side.sizes[1], step = side.sizes[0] == 1 ? 0 : count;
+    if (side.contiguous) return {static_cast<const int64_t*>(side.data), step, count};
+    return {const_data<int64_t>(kept_.emplace_back(torch::stable::contiguous(list.tensor(t)))), step, count};
+  }
+
+  // The memory of entry t of a list in the parameter's order; `written` is copied back at the end.
+  void* in_order(const Handles& list, const View& view, size_t t, bool written) {
+    const View& param = entries_[t].param;
+    if (param.numel == 0 || (param.contiguous && view.contiguous) || view.has_strides_of(param)) return view.data;
+    const Tensor order = dense_of(t), original = list.tensor(t);
+    const Tensor& used = kept_.emplace_back(in_order_of(original, order));
+    if (written) copies_.emplace_back(original, used);
+    return used.mutable_data_ptr();
+  }
+  Tensor dense_of(size_t t) {
+    for (const Dense& dense : dense_)
+      if (dense.tensor.const_data_ptr() == entries_[t].param.data) return dense.tensor;
+    return params_.tensor(t);
   }
 
   const char* op_;
-  const Tensors &params_, &grads_, &out_, &in_;
+  const Handles& params_;
+  const Handles *grads_, *outs_, *ins_;
   const std::vector<int64_t>& groups_;
-  std::vector<Dense> dense_;
+  std::vector<Entry> entries_;
+  std::vector<ScalarType> dtypes_;
   std::vector<FreeRows> rows_;
   std::vector<RowChunk> chunks_;
+  std::deque<Dense> dense_;  // of the parameters that are not contiguous
   std::deque<Tensor> kept_;
   std::vector<std::pair<Tensor, Tensor>> copies_;
 };
@@ -312,8 +371,8 @@ void sgd_span(const SgdWork& work, const Gradients& gradients, int64_t at, int64
   run_sgd(p, g, m, hits, count, unscale, f, gradients.used());
 }
 
-void sgd_update_cpu(const Tensors& params, const Tensors& grads, const Tensors& momenta, const Tensors& out_tasks,
-                    const Tensors& in_tasks, const std::vector<int64_t>& groups, bool exact, const Numbers& lr,
+void sgd_update_cpu(const Handles& params, const Handles& grads, const Handles& momenta, const Handles& out_tasks,
+                    const Handles& in_tasks, const std::vector<int64_t>& groups, bool exact, const Numbers& lr,
                     const Numbers& weight_decay, const Numbers& bounds, double momentum, double dampening,
                     bool nesterov, bool maximize, bool first, const MaybeTensor& rate, const MaybeTensor& scale,
                     const MaybeTensor& found_inf, const MaybeTensor& norm, double max_norm) {
@@ -322,7 +381,8 @@ void sgd_update_cpu(const Tensors& params, const Tensors& grads, const Tensors& 
   weights.check_numbers("lr", lr);
   weights.check_numbers("weight_decay", weight_decay);
   weights.check_numbers("bounds", bounds);
-  if (!momenta.empty()) weights.check_state("momenta", momenta);
+  std::vector<View> buffers;
+  if (!momenta.empty()) buffers = weights.state("momenta", momenta);
   const Gradients gradients(op, maximize, scale, norm, max_norm);
   const double pace = value_or(op, "rate", rate, 1);
   if (value_or(op, "found_inf", found_inf, 0) != 0) return;
@@ -333,10 +393,12 @@ void sgd_update_cpu(const Tensors& params, const Tensors& grads, const Tensors& 
                 {lr[t] * pace, weight_decay[t], bounds[t], momentum, first ? 1 : 1 - dampening, nesterov, {}}};
     if (momenta.empty()) continue;
     // Buffers that nobody has written: from 0 the first step makes them the gradient.
-    Tensor buffer = momenta[t];
-    if (first) torch::stable::zero_(buffer);
-    works[t].m = weights.state(momenta[t], t);
-    works[t].wide = momenta[t].scalar_type() != params[t].scalar_type();
+    if (first) {
+      Tensor buffer = momenta.tensor(t);
+      torch::stable::zero_(buffer);
+    }
+    works[t].m = weights.state(momenta, buffers[t], t);
+    works[t].wide = weights.is_wide(buffers[t], t);
   }
   weights.for_spans(kSgdGrain, [&](int64_t t, int64_t, int64_t at, int64_t count, const int32_t* hits) {
     dispatch_state(op, weights.dtype(t), works[t].wide, [&]<typename T, typename S>() {
@@ -368,24 +430,32 @@ void adam_span(const AdamWork& work, const Gradients& gradients, int64_t at, int
            static_cast<S*>(work.v) + at, hits, count, gradients.as<C>(), work.as<C>(), gradients.used());
 }
 
-void check_steps(const char* op, const Tensors& steps, size_t count) {
+// The count of a parameter's steps, float32 or float64.
+struct Step {
+  View view;
+  bool is_float;
+
+  // One more.
+  double next() { return is_float ? *static_cast<float*>(view.data) += 1 : *static_cast<double*>(view.data) += 1; }
+};
+
+std::vector<Step> steps_of(const char* op, const Handles& steps, size_t count) {
+  static const int32_t f32 = aoti_torch_dtype_float32(), f64 = aoti_torch_dtype_float64();
   check_length(op, "steps", steps.size(), count);
+  std::vector<Step> found;
+  found.reserve(count);
   for (size_t t = 0; t < count; ++t) {
-    check_one(op, entry_name("steps", t).c_str(), steps[t]);
-    const ScalarType found = steps[t].scalar_type();
-    MASKCL_CHECK(found == ScalarType::Float || found == ScalarType::Double, op, ": steps[", t, "] is ",
-                 torch::headeronly::toString(found), ", wanted Float or Double");
+    const View view(steps[t]);
+    if (view.numel != 1) check_one(op, entry_name("steps", t).c_str(), steps.tensor(t));
+    MASKCL_CHECK(view.dtype == f32 || view.dtype == f64, op, ": steps[", t, "] is ",
+                 torch::headeronly::toString(steps.tensor(t).scalar_type()), ", wanted Float or Double");
+    found.push_back({view, view.dtype == f32});
   }
+  return found;
 }
 
-// Counts one step more and returns how many there are.
-double count_step(const Tensor& step) {
-  if (step.scalar_type() == ScalarType::Double) return *data<double>(step) += 1;
-  return *data<float>(step) += 1;
-}
-
-void adam_update_cpu(const Tensors& params, const Tensors& grads, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
-                     const Tensors& steps, const Tensors& out_tasks, const Tensors& in_tasks,
+void adam_update_cpu(const Handles& params, const Handles& grads, const Handles& exp_avgs, const Handles& exp_avg_sqs,
+                     const Handles& steps, const Handles& out_tasks, const Handles& in_tasks,
                      const std::vector<int64_t>& groups, bool exact, const Numbers& lr, const Numbers& weight_decay,
                      const Numbers& bounds, double beta1, double beta2, double eps, bool decoupled, bool maximize,
                      const MaybeTensor& rate, const MaybeTensor& scale, const MaybeTensor& found_inf,
@@ -395,11 +465,12 @@ void adam_update_cpu(const Tensors& params, const Tensors& grads, const Tensors&
   weights.check_numbers("lr", lr);
   weights.check_numbers("weight_decay", weight_decay);
   weights.check_numbers("bounds", bounds);
-  weights.check_state("exp_avgs", exp_avgs);
-  weights.check_state("exp_avg_sqs", exp_avg_sqs);
-  check_steps(op, steps, params.size());
+  const std::vector<View> firsts = weights.state("exp_avgs", exp_avgs);
+  const std::vector<View> seconds = weights.state("exp_avg_sqs", exp_avg_sqs);
   for (size_t t = 0; t < params.size(); ++t)
-    check_dtype(op, entry_name("exp_avg_sqs", t).c_str(), exp_avg_sqs[t], exp_avgs[t].scalar_type());
+    if (seconds[t].dtype != firsts[t].dtype)
+      check_dtype(op, entry_name("exp_avg_sqs", t).c_str(), exp_avg_sqs.tensor(t), exp_avgs.tensor(t).scalar_type());
+  std::vector<Step> counts = steps_of(op, steps, params.size());
   const Gradients gradients(op, maximize, scale, norm, max_norm);
   const double pace = value_or(op, "rate", rate, 1);
   if (value_or(op, "found_inf", found_inf, 0) != 0) return;
@@ -407,14 +478,14 @@ void adam_update_cpu(const Tensors& params, const Tensors& grads, const Tensors&
   std::vector<AdamWork> works(params.size());
   double counted = 0, bias1 = 0, root = 0;
   for (size_t t = 0; t < params.size(); ++t) {
-    const double step = count_step(steps[t]), speed = lr[t] * pace;
+    const double step = counts[t].next(), speed = lr[t] * pace;
     if (step != counted) {  // parameters mostly are of one age
       counted = step;
       bias1 = 1 - std::pow(beta1, step);
       root = std::sqrt(1 - std::pow(beta2, step));
     }
-    works[t] = {weights.param(t), weights.state(exp_avgs[t], t), weights.state(exp_avg_sqs[t], t), weights.grad(t),
-                exp_avgs[t].scalar_type() != params[t].scalar_type(),
+    works[t] = {weights.param(t), weights.state(exp_avgs, firsts[t], t), weights.state(exp_avg_sqs, seconds[t], t),
+                weights.grad(t), weights.is_wide(firsts[t], t),
                 {speed / bias1, root, decoupled ? 1 - speed * weight_decay[t] : 1, decoupled ? 0 : weight_decay[t],
                  bounds[t], beta2, eps, 1 - beta1, 1 - beta2, {}}};
   }
@@ -426,7 +497,7 @@ void adam_update_cpu(const Tensors& params, const Tensors& grads, const Tensors&
   weights.finish();
 }
 
-Tensor unprotected_norm_cpu(const Tensors& grads, const Tensors& out_tasks, const Tensors& in_tasks,
+Tensor unprotected_norm_cpu(const Handles& grads, const Handles& out_tasks, const Handles& in_tasks,
                             const std::vector<int64_t>& groups, bool exact, const MaybeTensor& scale) {
   const char* op = "unprotected_norm";
   MASKCL_CHECK(!grads.empty(), op, ": grads is empty, wanted a tensor");
@@ -441,7 +512,7 @@ Tensor unprotected_norm_cpu(const Tensors& grads, const Tensors& out_tasks, cons
   });
   double total = 0;
   for (const double sum : sums) total += sum;
-  Tensor norm = torch::stable::new_empty(grads[0], {}, compute_dtype(grads[0].scalar_type()));
+  Tensor norm = torch::stable::new_empty(grads.tensor(0), {}, compute_dtype(weights.dtype(0)));
   dispatch_float(norm.scalar_type(), op, [&]<typename T>() { *data<T>(norm) = static_cast<T>(std::sqrt(total)); });
   return norm;
 }
