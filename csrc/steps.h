@@ -58,10 +58,11 @@ MASKCL_HD C clip_factor(C norm, C max_norm) {
   return factor > C(1) ? C(1) : factor;
 }
 
-// NaN stays NaN.
+// NaN stays NaN. In this order of operands each is one instruction of a vector unit.
 template <typename C>
 MASKCL_HD C bounded(C p, C bound) {
-  return p > bound ? bound : (p < -bound ? -bound : p);
+  const C below = bound < p ? bound : p;
+  return -bound > below ? -bound : below;
 }
 
 // --- SGD ------------------------------------------------------------------------------------------------------------
