@@ -31,12 +31,13 @@ PUBLIC = {
     " PiggybackLinear PiggybackNetwork Protection TaskBatchNorm1d TaskBatchNorm2d TaskBatchNorm3d"
     " TaskGroupNorm TaskHeads TaskLayerNorm TaskNetwork mask_logits to_hat to_importance"
     " to_piggyback to_plain",
-    "maskcl.ops": "and_words andnot_words binarize clamp_grads_ clamp_grads_soft_ epoch_progress"
-    " hat_gate hat_scale hat_sparsity kth_largest linear_importance linear_importance_"
-    " mas_accumulate_ mas_penalty mas_penalty_grads_ masked_activation masked_conv masked_linear"
+    "maskcl.ops": "adam_update_ and_words andnot_words binarize clamp_grads_ clamp_grads_soft_"
+    " epoch_progress hat_gate hat_scale hat_sparsity kth_largest linear_importance"
+    " linear_importance_ mas_accumulate_ mas_penalty mas_penalty_grads_ masked_activation"
+    " masked_conv masked_linear"
     " open_conv or_words pack_mask pack_scores packed_embedding packed_linear packed_weight"
-    " piggyback_linear piggyback_weight popcount protected_fraction restore_protected_ soft_mask"
-    " task_progress ternarize topk_mask unpack_mask xor_words",
+    " piggyback_linear piggyback_weight popcount protected_fraction restore_protected_ sgd_update_"
+    " soft_mask task_progress ternarize topk_mask unpack_mask unprotected_norm xor_words",
     "maskcl.optim": "Guard guard",
     "maskcl.problems": "Graphs Link Node Problem Vision",
     "maskcl.report": "ReportError compare decode_masks encode_masks facts read_result write_report"

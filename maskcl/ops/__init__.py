@@ -26,7 +26,7 @@ from maskcl.ops.packed_products import packed_embedding, packed_linear, packed_w
 from maskcl.ops.piggyback_products import piggyback_linear
 from maskcl.ops.progress import epoch_progress, task_progress
 from maskcl.ops.selection import kth_largest
-import maskcl.ops.update  # noqa: F401
+from maskcl.ops.update import adam_update_, sgd_update_, unprotected_norm
 from maskcl.ops.weight_mask import (
     binarize,
     piggyback_weight,
@@ -36,6 +36,7 @@ from maskcl.ops.weight_mask import (
 )
 
 __all__ = [
+    "adam_update_",
     "and_words",
     "andnot_words",
     "binarize",
@@ -67,9 +68,11 @@ __all__ = [
     "popcount",
     "protected_fraction",
     "restore_protected_",
+    "sgd_update_",
     "soft_mask",
     "ternarize",
     "topk_mask",
     "unpack_mask",
+    "unprotected_norm",
     "xor_words",
 ]

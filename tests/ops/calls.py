@@ -11,10 +11,13 @@ from maskcl import ops
 
 # What may be None, and what may have other shapes or dtypes, says each op's documentation.
 OPTIONAL = {"bias", "out_tasks", "in_tasks", "out_masks", "in_masks", "max_scale", "density"}
+OPTIONAL |= {"rate", "scale", "found_inf"}
 WRITTEN = {
     "clamp_grads_": "grads",
     "clamp_grads_soft_": "grads",
     "restore_protected_": "params",
+    "sgd_update_": "params",
+    "adam_update_": "params",
     "mas_accumulate_": "importances",
     "mas_penalty_grads_": "grads",
     "linear_importance_": "importance",
@@ -35,6 +38,14 @@ def _tasks() -> dict[str, Any]:
 
 def _anchored() -> dict[str, Any]:
     return {"params": _pair(), "anchors": _pair(0.0), "importances": _pair()}
+
+
+def _step() -> dict[str, Any]:
+    """What every optimizer's step has."""
+    tensors = {"params": _pair(), "grads": _pair(0.5), **_tasks()}
+    scalars = {"rate": torch.tensor(0.5), "scale": torch.tensor(2.0), "norm": torch.tensor(3.0)}
+    numbers = {"lr": 0.1, "weight_decay": 0.1, "bounds": 5.0, "max_norm": 1.0}
+    return {**tensors, **scalars, **numbers, "found_inf": torch.tensor(0.0)}
 
 
 def _words() -> torch.Tensor:
@@ -116,6 +127,14 @@ CALLS: dict[str, Callable[[], dict[str, Any]]] = {
         "seed": 3,
     },
     "restore_protected_": lambda: {"params": _pair(), "saved": _pair(0.0), **_tasks()},
+    "sgd_update_": lambda: {**_step(), "momenta": _pair(), "momentum": 0.9},
+    "adam_update_": lambda: {
+        **_step(),
+        "exp_avgs": _pair(),
+        "exp_avg_sqs": _pair(),
+        "steps": [torch.tensor(3.0), torch.tensor(3.0)],
+    },
+    "unprotected_norm": lambda: {"grads": _pair(), **_tasks(), "scale": torch.tensor(2.0)},
     "clamp_grads_soft_": lambda: {
         "grads": _pair(),
         "out_masks": [torch.rand(6), torch.rand(6)],

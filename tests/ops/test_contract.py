@@ -30,6 +30,8 @@ def sample_inputs(name: str, dtype: torch.dtype, device: str, strided: bool) -> 
     unit = torch.rand(5, device=device)
     x, g = leaf(3, columns), leaf(3, columns).detach()
     lists = ([leaf(3, columns).detach()], [bits(3)], [bits(5)], [1])
+    sides, pace = (*lists[1:], True), ([0.1], [0.1], [float("inf")])
+    scalars = (scale, scale, torch.zeros((), device=device), scale, 1.0)
     weight, scores, rows = leaf(3, columns), leaf(3, columns, like=torch.float32), leaf(2, columns)
     select = (None, "binary", 0.1, False, 1.0)
     soft = (None, "soft", 0.1, False, 2.0)
@@ -93,6 +95,35 @@ def sample_inputs(name: str, dtype: torch.dtype, device: str, strided: bool) -> 
             True,
             True,
         ),
+        "sgd_update_": (
+            lists[0],
+            [g.clone()],
+            [torch.zeros_like(g)],
+            *sides,
+            *pace,
+            0.9,
+            0.0,
+            True,
+            False,
+            False,
+            *scalars,
+        ),
+        "adam_update_": (
+            lists[0],
+            [g.clone()],
+            [torch.zeros_like(g)],
+            [torch.zeros_like(g)],
+            [torch.zeros((), device=device)],
+            *sides,
+            *pace,
+            0.9,
+            0.999,
+            1e-8,
+            True,
+            False,
+            *scalars,
+        ),
+        "unprotected_norm": ([g], *sides, scale),
         "clamp_grads_": (*lists, True, "hat", [0.0], 0),
         "restore_protected_": (lists[0], [g.clone()], *lists[1:], True),
         "clamp_grads_soft_": (lists[0], [unit[:3]], [unit], [1], "min"),

@@ -19,7 +19,22 @@ def bits(n: int) -> torch.Tensor:
     return torch.ones(n, dtype=torch.int64)
 
 
+SIDES = [bits(4)], [bits(3)]
+
+
+def adam(params: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> None:
+    lists = [params], [ones(4, 3)], [first], [second], [torch.tensor(0.0)]
+    ops.adam_update_(*lists, *SIDES, lr=0.1)
+
+
 WRITERS = {
+    "sgd_update_": lambda t: ops.sgd_update_([t], [ones(4, 3)], [], *SIDES, lr=0.1),
+    "sgd_update_ momentum": lambda t: ops.sgd_update_(
+        [ones(4, 3)], [ones(4, 3)], [t], *SIDES, lr=0.1, momentum=0.9
+    ),
+    "adam_update_": lambda t: adam(t, ones(4, 3), ones(4, 3)),
+    "adam_update_ first moment": lambda t: adam(ones(4, 3), t, ones(4, 3)),
+    "adam_update_ second moment": lambda t: adam(ones(4, 3), ones(4, 3), t),
     "clamp_grads_": lambda t: ops.clamp_grads_([t], [bits(4)], [bits(3)]),
     "clamp_grads_soft_": lambda t: ops.clamp_grads_soft_([t], [ones(4)], [ones(3)]),
     "restore_protected_": lambda t: ops.restore_protected_([t], [ones(4, 3)], [bits(4)], [bits(3)]),
@@ -37,7 +52,9 @@ def on_the_cpu(device: str) -> None:
 
 
 def test_every_op_that_writes_is_here():
-    assert set(WRITERS) == {name for name in ops.__all__ if name.endswith("_")}
+    assert {name.split()[0] for name in WRITERS} == {
+        name for name in ops.__all__ if name.endswith("_")
+    }
 
 
 @pytest.mark.parametrize("name", WRITERS)
