@@ -101,6 +101,33 @@ def grad_clamp(dtype):
         yield "clamp_grads_soft_", grads, *sides, groups, rule
 
 
+def update(dtype):
+    shapes, groups = map(list, zip(*WEIGHTS, strict=True))
+    params, grads, state = ([filled(s, dtype) for s in shapes] for _ in range(3))
+    inputs = [s[1] * g if len(s) > 1 else 0 for s, g in WEIGHTS]
+    pace = [[number] * len(shapes) for number in (0.1, 0.01, 1.5)]
+    two, no, yes = torch.tensor(2.0), torch.tensor(0.0), torch.tensor(1.0)
+    none = None, None, None, None, 0.0
+    for words, exact in ((1, True), (2, True), (2, False)):
+        out = [torch.randint(0, 8, (s[0], words)) for s in shapes]
+        ins = [torch.randint(0, 8, (n, words)) if n else torch.full((1, words), -1) for n in inputs]
+        sides = out, ins, groups, exact
+        for scalars in (none, (two, two, no, two, 1.0), (two, two, yes, two, 1.0)):
+            for kind in dict.fromkeys((dtype, reference.gate.compute_dtype(dtype))):
+                m, v = [t.to(kind) for t in state], [t.to(kind).abs() for t in state]
+                for turned in (False, True):
+                    how = 0.9, 0.1 * turned, not turned, turned, turned
+                    yield "sgd_update_", params, grads, m, *sides, *pace, *how, *scalars
+                    steps = [torch.tensor(4, dtype=(torch.float32, torch.float64)[turned])]
+                    steps = [steps[0].clone() for _ in out]
+                    how = 0.9, 0.99, 1e-8, turned, turned
+                    state_now = params, grads, m, v, steps
+                    yield "adam_update_", *state_now, *sides, *pace, *how, *scalars
+            plain = 0.0, 0.0, False, False, False
+            yield "sgd_update_", params, grads, [], *sides, *pace, *plain, *scalars
+            yield "unprotected_norm", grads, *sides, scalars[1]
+
+
 def selections():
     for levels in LEVELS:
         yield torch.tensor(0.5) if levels == "topk" else None, levels, 0.1, False, 3.0
@@ -163,7 +190,7 @@ def importance(dtype):
             yield "linear_importance_", omega, x, g, 0.25, square
 
 
-CASES = (gate, masked_forward, open_products, grad_clamp, weight_mask, bitmask, importance)
+CASES = (gate, masked_forward, open_products, grad_clamp, update, weight_mask, bitmask, importance)
 
 
 def outcome(function, arguments, device):

@@ -23,13 +23,20 @@ MASKCL_HD C multiply_add(C a, C b, C c) {
 struct Apart {
   int32_t zero = 0;
 
+  MASKCL_HD float product(float a, float b) const {
 #if defined(__CUDA_ARCH__)
-  __device__ __forceinline__ float product(float a, float b) const { return __fmul_rn(a, b); }
-  __device__ __forceinline__ double product(double a, double b) const { return __dmul_rn(a, b); }
+    return __fmul_rn(a, b);
 #else
-  MASKCL_HD float product(float a, float b) const { return through<int32_t>(a * b); }
-  MASKCL_HD double product(double a, double b) const { return through<int64_t>(a * b); }
+    return through<int32_t>(a * b);
 #endif
+  }
+  MASKCL_HD double product(double a, double b) const {
+#if defined(__CUDA_ARCH__)
+    return __dmul_rn(a, b);
+#else
+    return through<int64_t>(a * b);
+#endif
+  }
 
  private:
   template <typename I, typename C>

@@ -23,8 +23,8 @@ struct Table {
 };
 
 template <typename Entry>
-constexpr int table_size(size_t bytes) {
-  return static_cast<int>((bytes - kOtherParameters - sizeof(int64_t)) / sizeof(Entry));
+constexpr int table_size(size_t bytes, size_t others) {
+  return static_cast<int>((bytes - others - sizeof(int64_t)) / sizeof(Entry));
 }
 
 template <typename Entry, int N>
@@ -40,9 +40,9 @@ __device__ __forceinline__ const Entry& entry_of_block(const Table<Entry, N>& ta
   return table.entries[low];
 }
 
-template <int N, typename Entry, typename F>
+template <int N, size_t Others, typename Entry, typename F>
 void launch_table(const char* op, const Entry* entries, size_t count, F&& launch) {
-  static_assert(sizeof(Table<Entry, N>) + kOtherParameters <= kMostParameters);
+  static_assert(sizeof(Table<Entry, N>) + Others <= kMostParameters);
   Table<Entry, N> table;
   table.count = static_cast<int32_t>(count);
   int64_t blocks = 0;
@@ -58,15 +58,16 @@ void launch_table(const char* op, const Entry* entries, size_t count, F&& launch
 }
 
 // Calls launch(table, blocks): once for as many tensors as parameters hold, with few parameters where these suffice.
-template <typename Entry, typename F>
+template <size_t Others = kOtherParameters, typename Entry, typename F>
 void launch_entries(const char* op, const std::vector<Entry>& entries, F&& launch) {
-  constexpr int kSmall = table_size<Entry>(kFewParameters), kLarge = table_size<Entry>(kMostParameters);
+  constexpr int kSmall = table_size<Entry>(kFewParameters, Others);
+  constexpr int kLarge = table_size<Entry>(kMostParameters, Others);
   for (size_t first = 0; first < entries.size(); first += kLarge) {
     const size_t count = std::min<size_t>(entries.size() - first, kLarge);
     if (count <= kSmall)
-      launch_table<kSmall>(op, entries.data() + first, count, launch);
+      launch_table<kSmall, Others>(op, entries.data() + first, count, launch);
     else
-      launch_table<kLarge>(op, entries.data() + first, count, launch);
+      launch_table<kLarge, Others>(op, entries.data() + first, count, launch);
   }
 }
 

@@ -94,6 +94,8 @@ class List {
     maskcl::check_length(op_, name, length, tensors_.size());
   }
 
+  size_t element_size(size_t t) const { return tensors_[t].element_size(); }
+
   // The tensor itself, or a contiguous copy that finish() writes back.
   Entry entry(size_t t) {
     const Tensor& original = tensors_[t];
@@ -117,7 +119,19 @@ class List {
                  " elements, wanted fewer than 2^31");
     e.vectorizes = aligned16(e.data) && e.width() % (16 / static_cast<int64_t>(dense.element_size())) == 0;
     kept_.push_back(dense);
+    dense_ = dense;
     return e;
+  }
+
+  // The memory of a tensor of the last entry's shape in its order; what is `written` goes back by finish().
+  void* beside(Entry& e, const char* name, const Tensor& tensor, bool written) {
+    check_cuda(op_, name, tensor, tensors_[0]);
+    const Tensor used = in_order_of(tensor, dense_);
+    if (written && used.get() != tensor.get()) copied_.emplace_back(tensor, used);
+    kept_.push_back(used);
+    void* memory = used.mutable_data_ptr();
+    e.vectorizes = e.vectorizes && aligned16(memory);
+    return memory;
   }
 
   void restore_from(Entry& e, const Tensor& saved) {
@@ -160,6 +174,7 @@ class List {
   const char* op_;
   const std::vector<Tensor>& tensors_;
   const std::vector<int64_t>& groups_;
+  Tensor dense_;  // of the last entry
   std::vector<Tensor> kept_;
   std::vector<std::pair<Tensor, Tensor>> copied_;
 };

@@ -120,11 +120,21 @@ def test_lists_longer_than_a_kernels_parameters(dtype):
         ins = [torch.randint(0, 8, (s[1], 1)) for s in shapes]
         sides = [torch.rand(s[0]) for s in shapes], [torch.rand(s[1]) for s in shapes]
         groups = [1] * len(shapes)
+        bits, pace = (out, ins, groups, True), [[0.1] * len(shapes)] * 3
+        steps = [torch.tensor(3.0) for _ in shapes]
+        scalars = None, None, None, None, 0.0
         for name, *arguments in [
             ("clamp_grads_", made, out, ins, groups, True, "hat", [0.5] * len(shapes), 17),
             ("clamp_grads_", made, out, ins, groups, False, "adahat", [0.5] * len(shapes), 17),
             ("restore_protected_", made, others, out, ins, groups, True),
             ("clamp_grads_soft_", made, *sides, groups, "min"),
+            ("sgd_update_", made, others, [], *bits, *pace, 0.0, 0.0, *[False] * 3, *scalars),
+            (
+                "adam_update_",
+                *(made, others, omegas, omegas, steps, *bits, *pace),
+                *(0.9, 0.99, 1e-8, True, False, *scalars),
+            ),
+            ("unprotected_norm", made, *bits, None),
             ("mas_accumulate_", omegas, made, 0.25, 0.5, False),
             ("mas_accumulate_", omegas, made, 0.25, 0.5, True),
             ("mas_penalty", made, others, omegas),
