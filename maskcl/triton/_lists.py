@@ -97,12 +97,13 @@ def _words(row_side: Tensor, column_side: Tensor) -> int:
     return (row_side.numel() > 0) + 2 * (column_side.numel() > 0)
 
 
-def _laid_out_as(tensor: Tensor, other: Tensor) -> Tensor:
-    """``other`` with the strides and the dtype of ``tensor``; itself where it has them."""
-    if other.stride() == tensor.stride() and other.dtype == tensor.dtype:
+def laid_out_as(tensor: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``other`` with the strides and dtype (or ``dtype``) of ``tensor``; itself where it is so."""
+    dtype = tensor.dtype if dtype is None else dtype
+    if other.stride() == tensor.stride() and other.dtype == dtype:
         return other
     shape, stride = tensor.shape, tensor.stride()
-    return torch.empty_strided(shape, stride, dtype=tensor.dtype, device=tensor.device).copy_(other)
+    return torch.empty_strided(shape, stride, dtype=dtype, device=tensor.device).copy_(other)
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,11 @@ class TensorList:
     extras: Sequence[int] | Sequence[Tensor]
 
 
-class _Table:
+class Table:
     """The launch's table, built entry by entry; holds what it points to until the launch."""
 
-    def __init__(self) -> None:
+    def __init__(self, tile_rows: int = ROWS) -> None:
+        self.tile_rows = tile_rows
         self.entries: list[tuple[int, ...]] = []
         self.alive: list[Tensor] = []
         self.copies: list[tuple[Tensor, Tensor]] = []
@@ -133,8 +135,12 @@ class _Table:
         column_side: Tensor,
         groups: int,
         extra: int | Tensor,
-    ) -> None:
-        """Append ``tensor``; rows that do not lie densely in memory are worked on in a copy."""
+    ) -> Tensor:
+        """Append ``tensor``; rows that do not lie densely in memory are worked on in a copy.
+
+        Returns:
+            What is worked on, which ``alive`` and ``copies`` hold.
+        """
         rows = _rows(tensor, groups)
         if rows is None:
             original, tensor = tensor, tensor.contiguous()
@@ -145,7 +151,7 @@ class _Table:
             row_side, column_side, groups = column_side, row_side, 1
         row_side, column_side = row_side.contiguous(), column_side.contiguous()
         if isinstance(extra, Tensor):
-            extra = _laid_out_as(tensor, extra)
+            extra = laid_out_as(tensor, extra)
             self.alive.append(extra)
             extra = extra.data_ptr()
         self.alive += (tensor, row_side, column_side)
@@ -169,10 +175,11 @@ class _Table:
             )
         )
         self.longest = max(self.longest, rows.length)
-        self.programs += groups * cdiv(rows.height, ROWS) * cdiv(rows.length, COLUMNS)
+        self.programs += groups * cdiv(rows.height, self.tile_rows) * cdiv(rows.length, COLUMNS)
+        return tensor
 
     def on(self, device: torch.device) -> Tensor:
-        """int64 [15, tensors] on ``device``."""
+        """int64 [15 or more, tensors] on ``device``."""
         return on_device(self.entries, device)
 
 
@@ -185,7 +192,7 @@ def launch(kernel: Any, work: TensorList, **constants: Any) -> None:
             lists.setdefault(tensor.dtype, []).append(t)
     for dtype, indices in lists.items():
         for start in range(0, len(indices), MAX_TENSORS):
-            table = _Table()
+            table = Table()
             for t in indices[start : start + MAX_TENSORS]:
                 sides = work.out_sides[t], work.in_sides[t]
                 table.add(work.tensors[t], *sides, work.groups[t], work.extras[t])

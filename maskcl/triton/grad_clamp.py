@@ -16,7 +16,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 @triton.jit
-def _tile(table_ptr, tensors, TENSORS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def tile_of(table_ptr, tensors, TENSORS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """(the tensor's entry, rows of the tile in its group, columns of the row, the group)."""
     entry, local = entry_of(table_ptr, tensors, TENSORS)
     height = tl.load(entry + 5 * tensors)
@@ -30,7 +30,7 @@ def _tile(table_ptr, tensors, TENSORS: tl.constexpr, ROWS: tl.constexpr, COLUMNS
 
 
 @triton.jit
-def _column(entry, q, tensors, INDEX: tl.constexpr):
+def column_of(entry, q, tensors, INDEX: tl.constexpr):
     """The column-side unit (within its group) of elements q of a row: (q // digit) % width."""
     width = tl.load(entry + 6 * tensors)
     digit = tl.load(entry + 7 * tensors)
@@ -71,7 +71,7 @@ def _protect_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    entry, r, q, group = _tile(table_ptr, tensors, TENSORS, ROWS, COLUMNS)
+    entry, r, q, group = tile_of(table_ptr, tensors, TENSORS, ROWS, COLUMNS)
     height = tl.load(entry + 5 * tensors)
     length = tl.load(entry + 8 * tensors)
     words = tl.load(entry + 12 * tensors)
@@ -86,7 +86,7 @@ def _protect_kernel(
     if tl.sum((row_any != 0).to(tl.int32), 0) == 0:
         return
 
-    column = _column(entry, q, tensors, INDEX)
+    column = column_of(entry, q, tensors, INDEX)
     unit = group * tl.load(entry + 6 * tensors) + column
     column_ptr = tl.load(entry + 3 * tensors).to(tl.pointer_type(tl.int64))
     column_ptr += unit * tl.load(entry + 11 * tensors)
@@ -152,11 +152,11 @@ def _soft_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    entry, r, q, group = _tile(table_ptr, tensors, TENSORS, ROWS, COLUMNS)
+    entry, r, q, group = tile_of(table_ptr, tensors, TENSORS, ROWS, COLUMNS)
     height = tl.load(entry + 5 * tensors)
     length = tl.load(entry + 8 * tensors)
     row = group * height + r
-    unit = group * tl.load(entry + 6 * tensors) + _column(entry, q, tensors, INDEX)
+    unit = group * tl.load(entry + 6 * tensors) + column_of(entry, q, tensors, INDEX)
     sides = tl.load(entry + 12 * tensors)  # 1: rows only, 2: columns only, 3: both
     row_ptr = tl.load(entry + 2 * tensors).to(tl.pointer_type(tl.float32))
     row_ptr += row * tl.load(entry + 10 * tensors)
@@ -179,7 +179,7 @@ def _soft_kernel(
     tl.store(grad_ptr, (grad * (1.0 - share)).to(DTYPE), mask=live)
 
 
-def _bits_of(value: float) -> int:
+def bits_of(value: float) -> int:
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
@@ -207,7 +207,7 @@ def clamp_grads_(
     """
     extras: list[int] = [0] * len(grads)
     if rule in ("const", "adahat"):
-        extras = [_bits_of(value) for value in values]
+        extras = [bits_of(value) for value in values]
     elif rule == "random":
         extras = [_signed((t << 40) * GOLDEN + seed) for t in range(len(grads))]
     elif rule != "hat":

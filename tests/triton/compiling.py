@@ -77,18 +77,20 @@ def source(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ASTSou
     """What Triton's own launcher would compile for these arguments.
 
     That is with the alignment of pointers and integers to 16, and with an integer 1 as a constant,
-    unless the kernel asks for neither.
+    unless the kernel asks for neither. None is a constant, too.
     """
     constants = {name: value for name, value in kwargs.items() if name not in OPTION_NAMES}
     names = kernel.arg_names[: len(args)]
     general = {p.name for p in kernel.params if p.do_not_specialize}
     ones = {
-        name: 1
+        name: value
         for name, value in zip(names, args, strict=True)
-        if isinstance(value, int) and value == 1 and name not in general
+        if value is None or (isinstance(value, int) and value == 1 and name not in general)
     }
-    signature = {name: _type(value) for name, value in zip(names, args, strict=True)}
+    given = {name: value for name, value in zip(names, args, strict=True) if name not in ones}
+    signature = {name: _type(value) for name, value in given.items()}
     signature |= dict.fromkeys((*ones, *constants), "constexpr")
+    signature = {name: signature[name] for name in kernel.arg_names if name in signature}
     aligned = {
         (at,): [["tt.divisibility", 16]]
         for at, value in enumerate(args)
@@ -123,11 +125,12 @@ def compile_all(
     folder: Path,
     capabilities: tuple[int, ...] = (80, 90),
     shared: int = SHARED_BYTES,
+    stack: int = 0,
 ) -> None:
     """Compile each distinct launch, of which ``expected`` are wanted, for the targets.
 
     No kernel may spill registers, use atomics on global memory, or more than ``shared`` bytes of
-    shared memory.
+    shared memory, or more than ``stack`` of a stack, for calls.
     """
     distinct = {(launch[0].fn.__name__, source(*launch).hash()): launch for launch in launches}
     assert len(distinct) == expected
@@ -140,4 +143,6 @@ def compile_all(
             assert all(".shared" in atomic for atomic in atomics), f"{name}: {atomics}"
             assert built.metadata.shared <= shared, name
             usage = resources(built.asm["cubin"], folder)
-            assert usage["STACK"] + usage["LOCAL"] == 0, f"{name} spills: {usage} {launch[2]}"
+            assert usage["LOCAL"] == 0 and usage["STACK"] <= stack, (
+                f"{name} spills: {usage} {launch[2]}"
+            )
