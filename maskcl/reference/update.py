@@ -44,6 +44,12 @@ def _gradient(
     return -grad if maximize else grad
 
 
+def _pace(lr: float, rate: Tensor | None, param: Tensor) -> Tensor:
+    """A learning rate, 0-d float64."""
+    number = torch.full((), lr, dtype=torch.float64, device=param.device)
+    return number if rate is None else number * rate.to(number)
+
+
 def _bounded(param: Tensor, bound: float) -> Tensor:
     return param if math.isinf(bound) else param.clamp(-bound, bound)
 
@@ -82,21 +88,21 @@ def sgd_update_(
         wide = param.to(compute_dtype(param.dtype))
         step = _gradient(grads[t], maximize, scale, norm, max_norm)
         if weight_decay[t] != 0:
-            step = step + wide * weight_decay[t]
+            step = step.add(wide, alpha=weight_decay[t])
         if momenta:
             buffer = momenta[t]
             moved = step
             if not first:
-                moved = buffer.to(wide.dtype) * momentum + step * (1 - dampening)
-            step = step + moved * momentum if nesterov else moved
+                moved = (buffer.to(wide.dtype) * momentum).add(step, alpha=1 - dampening)
+            step = step.add(moved, alpha=momentum) if nesterov else moved
             if first:
                 moved = torch.where(free, moved, 0.0)
                 free_or_fresh = _written(torch.ones_like(free), found_inf)
                 buffer.copy_(torch.where(free_or_fresh, moved.to(buffer.dtype), buffer))
             else:
                 buffer.copy_(torch.where(written, moved.to(buffer.dtype), buffer))
-        pace = lr[t] if rate is None else lr[t] * rate.double()
-        result = _bounded(wide - step * pace, bounds[t])
+        pace = _pace(lr[t], rate, param)
+        result = _bounded(torch.addcmul(wide, step, pace, value=-1), bounds[t])
         param.copy_(torch.where(written, result.to(param.dtype), param))
 
 
@@ -136,19 +142,19 @@ def adam_update_(
         step = steps[t] + (1 if found_inf is None else (found_inf == 0).to(steps[t].device))
         count = torch.clamp(step.double(), min=1)
         bias1, bias2 = 1 - beta1**count, 1 - beta2**count
-        pace = lr[t] if rate is None else lr[t] * rate.double().to(count.device)
-        size = pace / bias1
+        pace = _pace(lr[t], rate, param)
+        size, root = pace / bias1.to(pace.device), bias2.sqrt().to(pace.device)
 
         wide = param.to(compute_dtype(param.dtype))
         grad = _gradient(grads[t], maximize, scale, norm, max_norm)
         if decoupled:
             wide = wide * (1 - pace * weight_decay[t])
         elif weight_decay[t] != 0:
-            grad = grad + wide * weight_decay[t]
+            grad = grad.add(wide, alpha=weight_decay[t])
         first = torch.lerp(exp_avgs[t].to(wide.dtype), grad, 1 - beta1)
-        second = exp_avg_sqs[t].to(wide.dtype) * beta2 + grad * (1 - beta2) * grad
-        result = wide - size * first / (second.sqrt() / bias2.sqrt() + eps)
-        result = _bounded(result, bounds[t])
+        second = exp_avg_sqs[t].to(wide.dtype) * beta2
+        second = second.addcmul(grad, grad, value=1 - beta2)
+        result = _bounded(wide - size * first / (second.sqrt() / root + eps), bounds[t])
 
         for old, new in ((param, result), (exp_avgs[t], first), (exp_avg_sqs[t], second)):
             old.copy_(torch.where(written, new.to(old.dtype), old))
