@@ -108,7 +108,7 @@ def test_the_export_example(tmp_path, monkeypatch):
 def op_rows():
     found = re.findall(r"^\| `(\w+\(.*?\))` \| `(.*?)` \|$", TEXT, flags=re.MULTILINE)
     found = [(call, formula.replace("\\|", "|")) for call, formula in found]  # | ends a cell
-    assert len(found) == 35
+    assert len(found) == 38
     return found
 
 

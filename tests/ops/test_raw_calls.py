@@ -34,6 +34,26 @@ IMAGES, FILTERS = rand(2, 5, 6, 6), rand(16, 5, 3, 3)
 RELU = ("relu", 0.0)
 F64, BF16 = torch.float64, torch.bfloat16
 
+SIDES, PACE = ([bits(4, 1)], [bits(5, 1)], [1], True), ([0.1], [0.1], [1.0])
+NOTHING = None, None, None, None, 0.0
+
+
+def sgd(grads=None, momenta=None, sides=SIDES, pace=PACE, scalars=NOTHING):
+    lists = [W.clone()], grads or [W], momenta or []
+    raw.sgd_update_(*lists, *sides, *pace, 0.9, 0.0, False, False, False, *scalars)
+
+
+def adam(first=None, second=None, step=None):
+    lists = (
+        [W.clone()],
+        [W],
+        [W.clone() if first is None else first],
+        [W.clone() if second is None else second],
+        [rand(1) if step is None else step],
+    )
+    raw.adam_update_(*lists, *SIDES, *PACE, 0.9, 0.99, 1e-8, True, False, *NOTHING)
+
+
 WRONG = {
     "gate: scale of no elements": (
         lambda: raw.hat_gate(U, rand(0)),
@@ -192,6 +212,60 @@ WRONG = {
     "soft clamp: two dimensions": (
         lambda: raw.clamp_grads_soft_([W.clone()], [rand(4, 2)], [U], [1], "min"),
         r"clamp_grads_soft_: out_masks\[0\] has shape \[4, 2\], wanted 1 dimensions",
+    ),
+    "sgd: another gradient": (
+        lambda: sgd(grads=[X]),
+        r"sgd_update_: grads\[0\] has shape \[3, 5\]",
+    ),
+    "sgd: a gradient of another dtype": (
+        lambda: sgd(grads=[W.bfloat16()]),
+        r"sgd_update_: grads\[0\] is BFloat16, wanted Float",
+    ),
+    "sgd: fewer gradients": (
+        lambda: sgd(grads=[W, W]),
+        "sgd_update_: grads has 2 entries, wanted 1",
+    ),
+    "sgd: other momenta": (
+        lambda: sgd(momenta=[X]),
+        r"sgd_update_: momenta\[0\] has shape",
+    ),
+    "sgd: momenta of another dtype": (
+        lambda: sgd(momenta=[W.double()]),
+        r"sgd_update_: momenta\[0\] is Double, wanted Float",
+    ),
+    "sgd: fewer units": (
+        lambda: sgd(sides=([bits(3, 1)], [bits(5, 1)], [1], True)),
+        r"sgd_update_: out_tasks\[0\] has 3 units, wanted 4",
+    ),
+    "sgd: no learning rates": (
+        lambda: sgd(pace=([], [0.1], [1.0])),
+        "sgd_update_: lr has 0 entries, wanted 1",
+    ),
+    "sgd: several scales": (
+        lambda: sgd(scalars=(None, rand(2), None, None, 0.0)),
+        "sgd_update_: scale has 2 elements, wanted 1",
+    ),
+    "adam: another moment": (
+        lambda: adam(first=X),
+        r"adam_update_: exp_avgs\[0\] has shape",
+    ),
+    "adam: moments of two dtypes": (
+        lambda: raw.adam_update_(
+            *([t] for t in (W.bfloat16(), W.bfloat16(), W.clone(), W.bfloat16(), rand(1))),
+            *SIDES,
+            *PACE,
+            *(0.9, 0.99, 1e-8, True, False),
+            *NOTHING,
+        ),
+        r"adam_update_: exp_avg_sqs\[0\] is BFloat16, wanted Float",
+    ),
+    "adam: a count of whole numbers": (
+        lambda: adam(step=bits(1)),
+        r"adam_update_: steps\[0\] is Long, wanted Float or Double",
+    ),
+    "norm: whole numbers": (
+        lambda: raw.unprotected_norm([bits(4, 5)], *SIDES, None),
+        "unprotected_norm: found a dtype that is not floating",
     ),
     "masked weight: other scores": (
         lambda: raw.masked_weight(W, X, *SELECT),
