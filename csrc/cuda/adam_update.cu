@@ -78,7 +78,7 @@ struct Counted {
 
 // One thread a parameter: many blocks of one are as quick as few of many, and there are few.
 template <int N>
-__global__ void __launch_bounds__(kThreads) count_kernel(const __grid_constant__ Table<Counted, N> table, Number rate,
+__global__ void __launch_bounds__(kThreads) count_steps_kernel(const __grid_constant__ Table<Counted, N> table, Number rate,
                                                          Number found_inf, AdamNumbers n) {
   if (threadIdx.x != 0 || found_inf.get() != 0) return;
   const Counted& e = entry_of_block(table);
@@ -139,7 +139,7 @@ class Counts {
 
   void launch(const char* op, cudaStream_t stream) const {
     launch_entries<kStepParameters>(op, entries_, [&]<int N>(const Table<Counted, N>& table, unsigned blocks) {
-      count_kernel<N><<<blocks, kThreads, 0, stream>>>(table, rate_, found_inf_, numbers_);
+      count_steps_kernel<N><<<blocks, kThreads, 0, stream>>>(table, rate_, found_inf_, numbers_);
     });
   }
 
