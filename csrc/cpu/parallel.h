@@ -4,12 +4,16 @@
 #include "../checks.h"
 
 // One copy of a loop for each instruction set, chosen when the library is loaded; no -march, so one binary serves all.
+// Narrow: none with vectors of 512 bits, which divisions and roots gain nothing by and the rest of a step loses by.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define MASKCL_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define MASKCL_NARROW_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))
 #elif defined(__x86_64__) && defined(__linux__) && (!defined(__clang__) || __clang_major__ >= 14)
 #define MASKCL_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#define MASKCL_NARROW_CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define MASKCL_CLONES
+#define MASKCL_NARROW_CLONES
 #endif
 
 #define MASKCL_INLINE inline __attribute__((always_inline))

@@ -98,7 +98,7 @@ MASKCL_INLINE double square_loop(const T* g, const int32_t* hits, int64_t count,
 
 // Cloned functions cannot be templates.
 #define MASKCL_STEPS(T, S, C)                                                                                       \
-  MASKCL_CLONES void run_sgd(T* p, const T* g, S* m, const int32_t* hits, int64_t count, const Unscale<C>& unscale, \
+  MASKCL_NARROW_CLONES void run_sgd(T* p, const T* g, S* m, const int32_t* hits, int64_t count, const Unscale<C>& unscale, \
                              const SgdFactors<C>& f, bool scaled) {                                                 \
     if (scaled)                                                                                                     \
       hits ? sgd_loop<true, true, true>(p, g, m, hits, count, unscale, f)                                           \
@@ -107,7 +107,7 @@ MASKCL_INLINE double square_loop(const T* g, const int32_t* hits, int64_t count,
       hits ? sgd_loop<false, true, true>(p, g, m, hits, count, unscale, f)                                          \
            : sgd_loop<false, false, true>(p, g, m, hits, count, unscale, f);                                        \
   }                                                                                                                 \
-  MASKCL_CLONES void run_adam(T* p, const T* g, S* m, S* v, const int32_t* hits, int64_t count,                     \
+  MASKCL_NARROW_CLONES void run_adam(T* p, const T* g, S* m, S* v, const int32_t* hits, int64_t count,                     \
                               const Unscale<C>& unscale, const AdamFactors<C>& f, bool scaled) {                    \
     if (scaled)                                                                                                     \
       hits ? adam_loop<true, true>(p, g, m, v, hits, count, unscale, f)                                             \
@@ -124,7 +124,7 @@ MASKCL_STEPS(Half, Half, float)
 MASKCL_STEPS(Half, float, float)
 
 #define MASKCL_PLAIN(T, C)                                                                                           \
-  MASKCL_CLONES void run_plain_sgd(T* p, const T* g, const int32_t* hits, int64_t count, const Unscale<C>& unscale,  \
+  MASKCL_NARROW_CLONES void run_plain_sgd(T* p, const T* g, const int32_t* hits, int64_t count, const Unscale<C>& unscale,  \
                                    const SgdFactors<C>& f, bool scaled) {                                            \
     T* none = nullptr;                                                                                               \
     if (scaled)                                                                                                      \
