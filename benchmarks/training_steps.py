@@ -34,6 +34,7 @@ class Setting:
     device: str = "cpu"
     batch: int = 2
     capturable: bool = False  # for CUDA graphs: the optimizer's step count is on the device
+    compiled: bool = False  # the network, not the optimizer
 
     def data(self) -> tuple[Tensor, Tensor]:
         """Images and labels of classes 0 to 9."""
@@ -53,6 +54,8 @@ def unmasked(setting: Setting) -> Step:
     """The ordinary network's step, all of its weights trained."""
     model = setting.model()
     optimizer = setting.optimizer(model.parameters())
+    if setting.compiled:
+        model.compile()
 
     def step(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
@@ -92,6 +95,8 @@ def _step(method, net, setting: Setting) -> Step:
     state = method.begin_task(net, 1)
     optimizer = setting.optimizer(method.parameter_groups(net, 1))
     method.protect(optimizer, net, state)
+    if setting.compiled:
+        net.compile()
 
     def step(x: Tensor, y: Tensor) -> None:
         method.before_step(net, state, 0.5)
