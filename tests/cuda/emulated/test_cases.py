@@ -7,7 +7,9 @@ layers, masks of whole numbers. tests/ops has the values that matter and the tig
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import mmap
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from tests.cuda.emulator import device
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float64: 1e-9}
 WHOLE = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 MIXED = 1e-5  # float64 weights of float32 scores
+LIBC = ctypes.CDLL(None)
 CASES = {cases.__name__: cases for cases in sanitize.CASES}
 
 
@@ -44,6 +47,26 @@ def unaligned(arguments):
     return tree_map(move, arguments)
 
 
+def fenced(arguments):
+    """The same values, each tensor's memory ending where the process has none: reads past it end
+    the process, and pytest says in which test.
+    """
+
+    def move(a):
+        if not isinstance(a, Tensor) or a.numel() == 0:
+            return a
+        used = a.untyped_storage().nbytes()
+        room = -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(-1, room + mmap.PAGESIZE)
+        fence = ctypes.addressof(ctypes.c_char.from_buffer(memory, room))
+        assert LIBC.mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+        count = used // a.element_size()
+        inside = torch.frombuffer(memory, dtype=a.dtype, count=count, offset=room - used)
+        return torch.as_strided(inside, a.shape, a.stride(), a.storage_offset()).copy_(a)
+
+    return tree_map(move, arguments)
+
+
 def from_reference(name, arguments):
     function = getattr(getattr(reference, STEM_OF[name]), name)
     return sanitize.outcome(function, arguments, "cpu")
@@ -60,7 +83,7 @@ def copied(arguments):
 
 
 def check(name, arguments, limit):
-    """In four orders the same bits, the reference's results; and these at odd addresses."""
+    """In four orders the same bits, the reference's results; at odd addresses and fenced too."""
     first = None
     for order in device.ORDERS[:4]:
         device.set_order(order, 1)
@@ -71,12 +94,13 @@ def check(name, arguments, limit):
     wanted = from_reference(name, arguments)
     sanitize.compare(first, wanted, limit)
     sanitize.compare(results(name, unaligned(arguments)), wanted, limit)
+    sanitize.compare(results(name, fenced(arguments)), wanted, limit)
 
 
 def check_once(name, arguments, limit):
     """Where a call takes long, or a vector would be of another kernel."""
     wanted = from_reference(name, arguments)
-    sanitize.compare(results(name, copied(arguments)), wanted, limit)
+    sanitize.compare(results(name, fenced(arguments)), wanted, limit)
 
 
 def bits(t: Tensor) -> Tensor:
