@@ -167,6 +167,42 @@ def test_wide_layers_of_packed_weights(dtype):
         check_once("packed_linear", (x, w, words, torch.randn(outs).to(dtype)), LIMITS[dtype])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "outs", "ins"),
+    [(torch.float32, 1030, 4100), (torch.bfloat16, 2050, 2049)],
+    ids=["float32, vectors", "bfloat16, none"],
+)
+def test_weights_of_more_than_one_block(dtype, outs, ins):
+    """blocks.cuh multiplies a large masked weight by blocks of rows, and of columns."""
+    device.set_order("forward")
+    assert outs * ins > 1 << 22
+    x, g = torch.randn(17, ins).to(dtype), torch.randn(17, outs).to(dtype)
+    w, s = torch.randn(outs, ins).to(dtype) / 64, torch.randn(outs, ins)
+    words, select = reference.bitmask.pack_mask(s > 0, False), (None, "binary", 0.1, False, 1.0)
+    for name, *arguments in [
+        ("piggyback_linear", x, w, s, None, *select),
+        ("piggyback_linear_backward", g, x, w, s, *select, True, True, True),
+        ("packed_linear", x, w, words, None),
+        ("linear_importance_", s.abs(), x, g, 0.25, False),
+    ]:
+        check_once(name, arguments, 5 * LIMITS[dtype])
+
+
+def test_more_units_than_a_grid_has_threads():
+    """Each thread of a grid of 4096 blocks then takes several."""
+    device.set_order("forward")
+    units = (4096 << 8) + 259
+    e, m, g = torch.randn(units), torch.rand(units), torch.randn(units)
+    for name, *arguments in [
+        ("hat_gate", e, torch.tensor(3.0)),
+        ("hat_gate_backward", g, e, m, torch.tensor(3.0), 400.0, 50.0, False),
+        ("hat_sparsity", m, m > 0.5),
+        ("hat_sparsity_backward", torch.tensor(0.5), m, m > 0.5),
+        ("kth_largest", e, units // 3, True),
+    ]:
+        check_once(name, arguments, LIMITS[torch.float32])
+
+
 @pytest.mark.parametrize("dtype", WHOLE, ids=str)
 def test_masks_of_whole_numbers(dtype):
     for count in (1, 31, 33, 5003):
