@@ -226,8 +226,8 @@ def _weight_grad_kernel(
     )
     split = tl.program_id(1).to(tl.int64)
     k_first = split * tiles_each * TILE_K
-    m = m_tile.to(tl.int64) * TILE_M + tl.arange(0, TILE_M)
-    n = n_tile.to(tl.int64) * TILE_N + tl.arange(0, TILE_N)
+    m = (m_tile * TILE_M).to(tl.int64) + tl.arange(0, TILE_M)
+    n = (n_tile * TILE_N).to(tl.int64) + tl.arange(0, TILE_N)
     acc = tl.zeros([TILE_M, TILE_N], tl.float32)
     for k0 in range(k_first, tl.minimum(k_first + tiles_each * TILE_K, rows), TILE_K):
         k = k0 + tl.arange(0, TILE_K).to(tl.int64)
