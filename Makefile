@@ -1,6 +1,7 @@
 # make demo   install everything into .venv, train HAT on five tasks of handwritten digits, say where the report is
 # make test   lint, types, tests, README snippets; all in .venv
 # make sanitize  CUDA kernels on the CPU under AddressSanitizer and UBSan, and without each of their barriers in turn
+# make ttsem  Triton's kernels under ttsem: accesses outside a tensor, programs that meet (PYTHON=python3.12 or later)
 # make gpu    on a machine with a GPU: build for it, test, sanitize and time there (benchmarks/gpu.sh)
 # make clean  remove what these made (not runs/)
 #
@@ -15,6 +16,7 @@ JOBS ?= 2
 PYTEST ?=
 VENV := .venv
 SECOND := .venv-second
+TTSEM := .venv-ttsem
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 DEMO := runs/demo
@@ -25,7 +27,7 @@ TORCH_STAMP := $(VENV)/.stamp-$(call tag,$(TORCH))
 SECOND_STAMP := $(SECOND)/.stamp-$(call tag,$(SECOND_TORCH))
 NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint types tests build sanitize gpu clean
+.PHONY: demo test lint types tests build sanitize ttsem gpu clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.stamp-venv:
@@ -92,8 +94,19 @@ sanitize: $(VENV)/.stamp-test $(VENV)/.stamp-built
 	  $(PY) -m pytest -p no:cacheprovider tests/cuda/emulated
 	$(PY) -m tests.cuda.emulator.barriers
 
+# Lists of tensors are out of ttsem's reach: docs/gpu-model.md.
+$(TTSEM)/.stamp:
+	rm -rf $(TTSEM)
+	$(PYTHON) -m venv $(TTSEM)
+	$(TTSEM)/bin/python -m pip --disable-pip-version-check install -q ttsem==0.1.0 triton==3.8.0 torch pytest numpy
+	@touch $@
+
+ttsem: $(TTSEM)/.stamp
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(TTSEM)/bin/python -m ttsem.sanitize pytest -p tests.triton.ttsem_shim \
+	  -p no:cacheprovider -o addopts= -q tests/triton/interpreted
+
 gpu: $(VENV)/.stamp-test
 	PY=$(PY) bash benchmarks/gpu.sh
 
 clean:
-	rm -rf $(VENV) $(SECOND) build dist *.egg-info maskcl/*.so maskcl/_build.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SECOND) $(TTSEM) build dist *.egg-info maskcl/*.so maskcl/_build.json .pytest_cache .mypy_cache .ruff_cache

@@ -94,9 +94,34 @@ def earlier(path: Path, groups: set[str]) -> list[dict[str, str]]:
         return [row for row in csv.DictReader(file) if row["group"] not in groups]
 
 
+def facts() -> dict[str, Any]:
+    """What the rows of one run have in common."""
+    return {
+        "device": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+    }
+
+
+def save(rows: list[dict[str, Any]], known: dict[str, Any], device: str) -> None:
+    """Put the rows into benchmarks/results, in the place of those of the same groups."""
+    target = ROOT / "benchmarks/results" / f"{device}.csv"
+    target.parent.mkdir(exist_ok=True)
+    kept = earlier(target, {row["group"] for row in rows})
+    with target.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *known])
+        writer.writeheader()
+        writer.writerows(kept)
+        for row in rows:
+            numbers = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+            writer.writerow({**numbers, **known})
+    print(f"\nsaved to {target.relative_to(ROOT)}")
+
+
 def main(arguments: list[str]) -> int:
     """Run, print, and with --save keep the rows."""
-    save = "--save" in arguments
     rest = [a for a in arguments if a != "--save"] or [str(ROOT / "benchmarks")]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "benchmarks.json"
@@ -112,28 +137,11 @@ def main(arguments: list[str]) -> int:
         if not output.exists():
             return int(status)
         rows = rows_of(json.loads(output.read_text()))
-    facts = {
-        "device": processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit(),
-    }
-    print("\n" + ", ".join(f"{k} {v}" for k, v in facts.items()))
+    known = facts()
+    print("\n" + ", ".join(f"{k} {v}" for k, v in known.items()))
     show(rows)
-    if save:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        target = ROOT / "benchmarks/results" / f"{device}.csv"
-        target.parent.mkdir(exist_ok=True)
-        kept = earlier(target, {row["group"] for row in rows})
-        with target.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*COLUMNS, *facts])
-            writer.writeheader()
-            writer.writerows(kept)
-            for row in rows:
-                numbers = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-                writer.writerow({**numbers, **facts})
-        print(f"\nsaved to {target.relative_to(ROOT)}")
+    if "--save" in arguments:
+        save(rows, known, "cuda" if torch.cuda.is_available() else "cpu")
     return int(status)
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All that takes a GPU, within ten minutes: a build for this GPU alone, the tests on it,
-# compute-sanitizer, the benchmarks (benchmarks/results/cuda.csv). Exits 1 where a stage failed, 2
-# without a GPU.
+# compute-sanitizer, the model's predictions, the benchmarks (benchmarks/results/cuda.csv). Exits 1
+# where a stage failed, 2 without a GPU.
 #
 # PY=python3 is the interpreter; each stage's whole output is left in build/gpu.
 set -uo pipefail
@@ -10,7 +10,7 @@ PY=${PY:-python3}
 PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
 LOGS=build/gpu
 END=580  # seconds; the last stage has ten more to write its results
-STAGES=(facts build tests-cuda tests-triton tests-rest memcheck memcheck-triton racecheck benchmarks)
+STAGES=(facts build tests-cuda tests-triton tests-rest memcheck memcheck-triton racecheck predictions benchmarks)
 
 "$PY" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null || {
   echo "$0: no GPU here that $PY can use (torch.cuda.is_available() is not true)." >&2
@@ -76,7 +76,10 @@ sanitizer racecheck racecheck cuda &
 sanitizer memcheck-triton memcheck triton &
 wait
 
-# Alone on the machine. At its limit it is interrupted and saves the rows that it has.
+# Alone on the machine from here on. Predicted, measured, their ratio; and whole steps.
+stage predictions 170 "$PY" -m benchmarks.predictions --save --seconds=140
+
+# At its limit it is interrupted and saves the rows that it has.
 SIGNAL=INT stage benchmarks 400 "$PY" -m benchmarks --save benchmarks --benchmark-max-time=0.5
 
 printf '\n'

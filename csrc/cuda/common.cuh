@@ -62,7 +62,9 @@ struct Scalar {
   __device__ T get() const { return on_device ? *on_device : on_host; }
 };
 
-// `typed` keeps a converted copy alive until the launch.
+// `typed` keeps a converted copy alive until the launch. Converting launches a kernel, and checks may throw: not to be
+// called among another launch's arguments, whose configuration CUDA has taken by then. A CUDA graph keeps a number of
+// the host's as it was when it was captured.
 template <typename T>
 Scalar<T> scalar_of(const char* op, const char* name, const Tensor& value, const Tensor& like, Tensor& typed) {
   check_one(op, name, value);

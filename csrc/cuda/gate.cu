@@ -105,9 +105,10 @@ Tensor hat_gate(const Tensor& embedding, const Tensor& scale, double floor) {
   if (e.numel() == 0) return mask;
   dispatch_float(e.scalar_type(), "hat_gate", [&]<typename T>() {
     using C = compute_t<T>;
+    const Scalar<C> s = scalar_of<C>("hat_gate", "scale", scale, e, typed);
     gate_kernel<T, C><<<grid_for(e.numel()), kThreads, 0, current_stream(e)>>>(
-        static_cast<const T*>(e.const_data_ptr()), scalar_of<C>("hat_gate", "scale", scale, e, typed),
-        static_cast<C>(floor), static_cast<C*>(mask.mutable_data_ptr()), e.numel());
+        static_cast<const T*>(e.const_data_ptr()), s, static_cast<C>(floor),
+        static_cast<C*>(mask.mutable_data_ptr()), e.numel());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return mask;
@@ -131,10 +132,10 @@ Tensor hat_gate_backward(const Tensor& grad, const Tensor& embedding, const Tens
     const Compensation<C> how{static_cast<C>(max_scale), static_cast<C>(cosh_clamp),
                               static_cast<C>(1 + std::exp(-cosh_clamp)),
                               compensating(max_scale, recipe)};
+    const Scalar<C> s = scalar_of<C>(op, "scale", scale, e, typed);
     gate_backward_kernel<T, C><<<grid_for(e.numel()), kThreads, 0, current_stream(e)>>>(
         static_cast<const C*>(g.const_data_ptr()), static_cast<const T*>(e.const_data_ptr()),
-        static_cast<const C*>(m.const_data_ptr()), scalar_of<C>(op, "scale", scale, e, typed), how,
-        static_cast<T*>(out.mutable_data_ptr()), e.numel());
+        static_cast<const C*>(m.const_data_ptr()), s, how, static_cast<T*>(out.mutable_data_ptr()), e.numel());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;
@@ -161,8 +162,9 @@ Tensor hat_sparsity_backward(const Tensor& grad, const Tensor& mask, const Tenso
   dispatch_sparsity(op, mask, used, [&]<typename C, typename U>(const Tensor& m, const Tensor& u) {
     const unsigned blocks = grid_for(m.numel(), kThreads);
     const Tensor partial = sparsity_sums<C, U>(m, u, blocks, current_stream(m));
+    const Scalar<C> g = scalar_of<C>(op, "grad", grad, m, typed);
     sparsity_backward_kernel<C, U><<<grid_for(m.numel()), kThreads, 0, current_stream(m)>>>(
-        scalar_of<C>(op, "grad", grad, m, typed), static_cast<const U*>(u.const_data_ptr()),
+        g, static_cast<const U*>(u.const_data_ptr()),
         static_cast<const double*>(partial.const_data_ptr()), blocks, static_cast<C*>(out.mutable_data_ptr()),
         m.numel());
     STD_CUDA_KERNEL_LAUNCH_CHECK();

@@ -9,6 +9,8 @@ the largest |s| of a layer (edge-popup, Ramanujan et al. 2020, arXiv 1911.13299;
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from maskcl.reference.gate import compute_dtype, sigmoid_slope
 LEVELS = ("binary", "ternary", "ternary_symmetric", "topk", "soft")
 
 
+@functools.lru_cache(maxsize=256)  # asked at every step, of a few thresholds
 def threshold_for(dtype: torch.dtype, levels: str, threshold: float) -> float:
     """The threshold that scores of ``dtype`` are compared with: rounded to it.
 

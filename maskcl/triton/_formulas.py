@@ -111,13 +111,16 @@ def mask_value(s, kth, threshold, scale, LEVELS: tl.constexpr, INCLUSIVE: tl.con
 def masked(w, m, SOFT: tl.constexpr):
     """W m in W's dtype: 0 where m is 0, whatever W is; other levels than soft do not multiply."""
     if SOFT:
-        product = (w.to(tl.float32) * m).to(w.dtype)
+        product = tl.where(m == 0, 0.0, w.to(tl.float32) * m).to(w.dtype)
     elif w.dtype.primitive_bitwidth == 16:
         sign = tl.where(m < 0, -0x8000, 0).to(tl.int16)
-        product = (w.to(tl.int16, bitcast=True) ^ sign).to(w.dtype, bitcast=True)
+        # All in the integers: a select of halves by ``m == 0`` has its bools carried between the
+        # layouts of tensor cores, which Triton 3.8 does not compile for weights of one column.
+        kept = tl.where(m == 0, 0, -1).to(tl.int16)
+        product = ((w.to(tl.int16, bitcast=True) ^ sign) & kept).to(w.dtype, bitcast=True)
     else:
-        product = tl.where(m < 0, -w, w)
-    return tl.where(m == 0, 0.0, product).to(w.dtype)
+        product = tl.where(m == 0, 0.0, tl.where(m < 0, -w, w))
+    return product
 
 
 @triton.jit

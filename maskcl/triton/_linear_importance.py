@@ -70,7 +70,7 @@ def _importance_kernel(
     g_tile = g_ptr + m[:, None] * g_unit + k[None, :] * g_position
     x_tile = x_ptr + n[None, :] * x_unit + k[:, None] * x_position
     each = tl.cdiv(positions, TILE_K)  # steps of a sample
-    split = tl.program_id(1)
+    split = tl.program_id(1).to(tl.int64)
     start = split * steps_each
     acc = tl.zeros([TILE_M, TILE_N], tl.float32)
     total = tl.zeros([TILE_M, TILE_N], tl.float32)
@@ -97,7 +97,7 @@ def _importance_kernel(
     live = m_live & n_live
     into = out_ptr + m[:, None] * out_m + n[None, :] * out_n
     if PARTIAL:
-        tl.store(into + split.to(tl.int64) * out_split, total, mask=live)
+        tl.store(into + split * out_split, total, mask=live)
     else:
         tl.store(into, tl.load(into, mask=live, other=0.0) + weight * total, mask=live)
 

@@ -18,6 +18,8 @@ from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, power_of_2
 
 ROWS, COLUMNS = 16, 128  # a program's tile
 MAX_TENSORS = 512
+# Tables that CUDA graphs copy to the device at each replay: their memory may not be another's.
+_captured: list[Tensor] = []
 ELEMENT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -35,7 +37,10 @@ def entry_of(table_ptr, tensors, TENSORS: tl.constexpr):
 def on_device(entries: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
     """The table of these columns, int64 [fields, columns], copied to ``device`` without waiting."""
     fields = list(zip(*entries, strict=True))
-    table = torch.tensor(fields, dtype=torch.int64, pin_memory=device.type == "cuda")
+    on_gpu = device.type == "cuda"
+    table = torch.tensor(fields, dtype=torch.int64, pin_memory=on_gpu)
+    if on_gpu and torch.cuda.is_current_stream_capturing():
+        _captured.append(table)
     return table.to(device, non_blocking=True)
 
 

@@ -4,8 +4,9 @@ The launchers run with their kernels replaced by recorders, so what is compiled 
 types, constants, tile sizes, alignment and options.
 """
 
+import csv
+import os
 import re
-import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks import resources as known
 from maskcl.triton import _compat
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 SHARED_BYTES = 8192
 TYPES = {
     torch.float64: "*fp64",
@@ -112,11 +113,41 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     """Registers, stack, shared and local bytes as cuobjdump prints them."""
     path = folder / "kernel.cubin"
     path.write_bytes(cubin)
-    command = [str(CUOBJDUMP), "--dump-resource-usage", str(path)]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = known.dumped(path)
     usage = {name: int(number) for name, number in re.findall(r"\b([A-Z]+):(\d+)", text)}
     assert {"REG", "STACK", "LOCAL"} <= usage.keys(), text
     return usage
+
+
+def described(launch: Launch) -> str:
+    """A kernel with what it is compiled for: ``kernel(fp32 i32:16 ..) BLOCK=1024 ..``."""
+    kernel, args, kwargs = launch
+    made = source(*launch)
+    aligned = {at for (at,) in made.attrs}
+    types = [made.signature[name].removeprefix("*") for name in kernel.arg_names[: len(args)]]
+    shown = [
+        ("1" if t == "constexpr" else t) + (":16" if at in aligned and t[0] == "i" else "")
+        for at, t in enumerate(types)
+    ]
+    constants = " ".join(f"{name}={value}" for name, value in kwargs.items())
+    constants = constants.replace(" enable_fp_fusion=False", "")
+    return f"{kernel.fn.__name__.strip('_')}({' '.join(shown)}) {constants}"
+
+
+def compare(launch: Launch, capability: int, built: Any, numbers: dict[str, int]) -> list[str]:
+    """How a kernel differs from the checked-in table; where that is made anew, a row of it."""
+    threads = 32 * built.metadata.num_warps
+    numbers = {**numbers, "SHARED": built.metadata.shared}
+    filled = known.occupancy(numbers["REG"], numbers["SHARED"], str(capability), threads)
+    stack = numbers["STACK"] + numbers["LOCAL"]
+    row = known.Usage(
+        described(launch), str(capability), numbers["REG"], stack, numbers["SHARED"], filled
+    )
+    if path := os.environ.get(known.COLLECT):
+        with open(path, "a", newline="") as file:
+            csv.writer(file).writerow(vars(row).values())
+        return []
+    return known.differences("triton", triton.__version__, [row], whole=False)
 
 
 def compile_all(
@@ -146,3 +177,5 @@ def compile_all(
             assert usage["LOCAL"] == 0 and usage["STACK"] <= stack, (
                 f"{name} spills: {usage} {launch[2]}"
             )
+            differences = compare(launch, capability, built, usage)
+            assert not differences, (differences, "meant? python -m benchmarks.resources --write")

@@ -1,5 +1,6 @@
 """The kernels of weight_mask and bitmask compiled to a cubin with no GPU; see compiling.py."""
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("triton.language", reason="Triton is not installed")
 
-from compiling import compile_all, compile_one, kernels, record
+from compiling import compile_all, compile_one, kernels, record, source
 
 from maskcl.reference.weight_mask import LEVELS
 from maskcl.triton import _kth, _products, _vector, bitmask, weight_mask
@@ -160,15 +161,19 @@ def test_rows_that_are_not_aligned(
     _compile(launches, len(kinds), tmp_path, capability)
 
 
-def test_a_layer_of_one_unit(launches: list[Any], tmp_path: Path) -> None:
-    for outs, ins in ((1, 64), (64, 1)):
-        weight, scores = _layer(torch.float32, outs, ins)
-        words = torch.empty(2, dtype=torch.int32)
-        for batch in (1, 5):
-            bitmask.packed_linear(torch.empty(batch, ins), weight, words, weight[:, 0])
-        rest = (weight, scores, *_select("binary"), True, True, True)
-        weight_mask.piggyback_linear_backward(torch.empty(5, outs), torch.empty(5, ins), *rest)
-    for launch in launches:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_layer_of_one_unit(dtype: torch.dtype, launches: list[Any], tmp_path: Path) -> None:
+    for outs, ins in ((1, 64), (64, 1), (1, 1)):
+        weight, scores = _layer(dtype, outs, ins)
+        for shape, batch in itertools.product(((2,), (2, 2)), (1, 5)):
+            words, x = torch.empty(shape, dtype=torch.int32), torch.empty(batch, ins, dtype=dtype)
+            bitmask.packed_linear(x, weight, words, weight[:, 0])
+        x, grad = (torch.empty(5, n, dtype=dtype) for n in (ins, outs))
+        for levels in ("binary", "ternary"):
+            rest = (weight, scores, *_select(levels), True, True, True)
+            weight_mask.piggyback_linear_backward(grad, x, *rest)
+    distinct = {source(*launch).hash(): launch for launch in launches}
+    for launch in distinct.values():
         assert compile_one(launch, 80).asm["cubin"]
 
 

@@ -7,7 +7,9 @@ layers, masks of whole numbers. tests/ops has the values that matter and the tig
 
 from __future__ import annotations
 
+import ctypes
 import itertools
+import mmap
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from tests.cuda.emulator import device
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3, torch.float64: 1e-9}
 WHOLE = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 MIXED = 1e-5  # float64 weights of float32 scores
+LIBC = ctypes.CDLL(None)
 CASES = {cases.__name__: cases for cases in sanitize.CASES}
 
 
@@ -44,6 +47,26 @@ def unaligned(arguments):
     return tree_map(move, arguments)
 
 
+def fenced(arguments):
+    """The same values, each tensor's memory ending where the process has none: reads past it end
+    the process, and pytest says in which test.
+    """
+
+    def move(a):
+        if not isinstance(a, Tensor) or a.numel() == 0:
+            return a
+        used = a.untyped_storage().nbytes()
+        room = -(-used // mmap.PAGESIZE) * mmap.PAGESIZE
+        memory = mmap.mmap(-1, room + mmap.PAGESIZE)
+        fence = ctypes.addressof(ctypes.c_char.from_buffer(memory, room))
+        assert LIBC.mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+        count = used // a.element_size()
+        inside = torch.frombuffer(memory, dtype=a.dtype, count=count, offset=room - used)
+        return torch.as_strided(inside, a.shape, a.stride(), a.storage_offset()).copy_(a)
+
+    return tree_map(move, arguments)
+
+
 def from_reference(name, arguments):
     function = getattr(getattr(reference, STEM_OF[name]), name)
     return sanitize.outcome(function, arguments, "cpu")
@@ -60,7 +83,7 @@ def copied(arguments):
 
 
 def check(name, arguments, limit):
-    """In four orders the same bits, the reference's results; and these at odd addresses."""
+    """In four orders the same bits, the reference's results; at odd addresses and fenced too."""
     first = None
     for order in device.ORDERS[:4]:
         device.set_order(order, 1)
@@ -71,12 +94,13 @@ def check(name, arguments, limit):
     wanted = from_reference(name, arguments)
     sanitize.compare(first, wanted, limit)
     sanitize.compare(results(name, unaligned(arguments)), wanted, limit)
+    sanitize.compare(results(name, fenced(arguments)), wanted, limit)
 
 
 def check_once(name, arguments, limit):
     """Where a call takes long, or a vector would be of another kernel."""
     wanted = from_reference(name, arguments)
-    sanitize.compare(results(name, copied(arguments)), wanted, limit)
+    sanitize.compare(results(name, fenced(arguments)), wanted, limit)
 
 
 def bits(t: Tensor) -> Tensor:
@@ -151,6 +175,42 @@ def test_wide_layers_of_packed_weights(dtype):
         x, w = torch.randn(batch, 8).to(dtype), torch.randn(outs, 8).to(dtype)
         words = reference.bitmask.pack_mask(torch.randn(outs, 8).round(), ternary)
         check_once("packed_linear", (x, w, words, torch.randn(outs).to(dtype)), LIMITS[dtype])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "outs", "ins"),
+    [(torch.float32, 1030, 4100), (torch.bfloat16, 2050, 2049)],
+    ids=["float32, vectors", "bfloat16, none"],
+)
+def test_weights_of_more_than_one_block(dtype, outs, ins):
+    """blocks.cuh multiplies a large masked weight by blocks of rows, and of columns."""
+    device.set_order("forward")
+    assert outs * ins > 1 << 22
+    x, g = torch.randn(17, ins).to(dtype), torch.randn(17, outs).to(dtype)
+    w, s = torch.randn(outs, ins).to(dtype) / 64, torch.randn(outs, ins)
+    words, select = reference.bitmask.pack_mask(s > 0, False), (None, "binary", 0.1, False, 1.0)
+    for name, *arguments in [
+        ("piggyback_linear", x, w, s, None, *select),
+        ("piggyback_linear_backward", g, x, w, s, *select, True, True, True),
+        ("packed_linear", x, w, words, None),
+        ("linear_importance_", s.abs(), x, g, 0.25, False),
+    ]:
+        check_once(name, arguments, 5 * LIMITS[dtype])
+
+
+def test_more_units_than_a_grid_has_threads():
+    """Each thread of a grid of 4096 blocks then takes several."""
+    device.set_order("forward")
+    units = (4096 << 8) + 259
+    e, m, g = torch.randn(units), torch.rand(units), torch.randn(units)
+    for name, *arguments in [
+        ("hat_gate", e, torch.tensor(3.0)),
+        ("hat_gate_backward", g, e, m, torch.tensor(3.0), 400.0, 50.0, False),
+        ("hat_sparsity", m, m > 0.5),
+        ("hat_sparsity_backward", torch.tensor(0.5), m, m > 0.5),
+        ("kth_largest", e, units // 3, True),
+    ]:
+        check_once(name, arguments, LIMITS[torch.float32])
 
 
 @pytest.mark.parametrize("dtype", WHOLE, ids=str)
