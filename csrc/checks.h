@@ -52,6 +52,18 @@ inline void check_units(const char* op, const char* name, const Tensor& t, int64
   MASKCL_CHECK(t.numel() == units, op, ": ", name, " has ", t.numel(), " units, wanted ", units);
 }
 
+// A mask's gradient in parts, one after the other; a part without elements is one of zeros.
+inline void check_parts(const char* op, const std::vector<Tensor>& grads, const std::vector<int64_t>& sizes,
+                        int64_t units) {
+  MASKCL_CHECK(grads.size() == sizes.size(), op, ": found ", grads.size(), " grads, wanted ", sizes.size());
+  int64_t all = 0;
+  for (size_t p = 0; p < sizes.size(); ++p) {
+    if (grads[p].numel()) check_units(op, "grads", grads[p], sizes[p]);
+    all += sizes[p];
+  }
+  MASKCL_CHECK(all == units, op, ": sizes are ", all, " units, wanted ", units);
+}
+
 inline void check_channels(const char* op, const char* name, const Tensor& vector, int64_t channels) {
   MASKCL_CHECK(vector.numel() == channels, op, ": ", name, " has ", vector.numel(), " elements, wanted ", channels,
                " channels");
@@ -90,6 +102,41 @@ inline void check_product(const char* op, const Tensor& x, const Tensor& weight,
 inline void check_product_grad(const char* op, const Tensor& grad, const Tensor& x, const Tensor& weight) {
   check_product(op, x, weight, std::nullopt);
   check_sizes(op, "grad", grad, {x.size(0), weight.size(0)});
+}
+
+// A run of linear layers, each behind the one before: biases [O] or without elements, masks [O].
+inline void check_layers(const char* op, const Tensor& x, const std::vector<Tensor>& weights,
+                         const std::vector<Tensor>& biases, const std::vector<Tensor>& masks) {
+  check_dimensions(op, "x", x, 2);
+  MASKCL_CHECK(!weights.empty() && biases.size() == weights.size() && masks.size() == weights.size(), op, ": found ",
+               weights.size(), " weights, ", biases.size(), " biases and ", masks.size(),
+               " masks, wanted as many of each, at least 1");
+  int64_t columns = x.size(1);
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const int64_t units = weights[l].dim() ? weights[l].size(0) : 0;
+    check_sizes(op, "weight", weights[l], {units, columns});
+    check_dtype(op, "weight", weights[l], x.scalar_type());
+    check_sizes(op, "mask", masks[l], {units});
+    if (biases[l].numel()) {
+      check_sizes(op, "bias", biases[l], {units});
+      check_dtype(op, "bias", biases[l], x.scalar_type());
+    }
+    columns = units;
+  }
+}
+
+inline void check_layers_grad(const char* op, const Tensor& grad, const Tensor& x, const std::vector<Tensor>& ys,
+                              const std::vector<Tensor>& weights, const std::vector<Tensor>& masks,
+                              const std::vector<int64_t>& wanted) {
+  const Tensor none = torch::stable::new_empty(x, {0});
+  check_layers(op, x, weights, std::vector<Tensor>(weights.size(), none), masks);
+  MASKCL_CHECK(ys.size() == weights.size() && wanted.size() == weights.size(), op, ": found ", ys.size(), " ys and ",
+               wanted.size(), " wanted, wanted ", weights.size());
+  for (size_t l = 0; l < ys.size(); ++l) {
+    check_sizes(op, "y", ys[l], {x.size(0), weights[l].size(0)});
+    check_dtype(op, "y", ys[l], x.scalar_type());
+  }
+  check_sizes(op, "grad", grad, {x.size(0), weights.back().size(0)});
 }
 
 // Words [W] or, ternary, [2, W] of so many weights.

@@ -267,7 +267,10 @@ inline Tensor in_dtype(const Tensor& a, ScalarType dtype) {
   return a.scalar_type() == dtype ? a : torch::stable::to(a, dtype);
 }
 
-inline Tensor to_dtype(const Tensor& a, ScalarType dtype) { return torch::stable::contiguous(in_dtype(a, dtype)); }
+// Itself where it is contiguous: the dispatcher, which would find that out, costs as much as a small kernel.
+inline Tensor as_contiguous(const Tensor& a) { return a.is_contiguous() ? a : torch::stable::contiguous(a); }
+
+inline Tensor to_dtype(const Tensor& a, ScalarType dtype) { return as_contiguous(in_dtype(a, dtype)); }
 
 inline Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
   return torch::stable::new_empty(like, {size}, dtype);

@@ -69,8 +69,10 @@ inline void batched_matmul_out(const Tensor& a, const Tensor& b, const Tensor& o
 }
 
 inline Tensor transposed(const Tensor& t) {
-  Tensor source = t;
-  return torch::stable::transpose(source, 0, 1);
+  const int64_t sizes[2] = {t.size(1), t.size(0)}, strides[2] = {t.stride(1), t.stride(0)};
+  AtenTensorHandle view;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(t.get(), 2, sizes, strides, 0, &view));
+  return Tensor(view);
 }
 
 // out = x W^T + b, as an ordinary linear layer has it: with b in the product where `out` is contiguous

@@ -193,6 +193,11 @@ def select_any(op: str, tensor: Tensor) -> Callable[..., Any]:
     return _TABLE[choose(op, device, torch.float32)][op]
 
 
+def reference_of(op: str) -> Callable[..., Any]:
+    """The specification of low-level ``op``, in plain torch."""
+    return _TABLE["reference"][op]
+
+
 def choose(op: str, device: str, dtype: torch.dtype) -> str:
     """The name of the backend that :func:`select` takes."""
     if _forced is not None:

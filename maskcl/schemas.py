@@ -25,6 +25,11 @@ SIGNATURES = {
         "hat_gate(Tensor embedding, Tensor scale, float floor=0.0) -> Tensor",
         "hat_gate_backward(Tensor grad, Tensor embedding, Tensor mask, Tensor scale,"
         " float max_scale, float cosh_clamp, bool recipe) -> Tensor",
+        "hat_gates(Tensor embedding, Tensor scale, Tensor share, float floor, float weight)"
+        " -> (Tensor, Tensor)",
+        "hat_gates_backward(Tensor[] grads, Tensor grad_term, Tensor embedding, Tensor scale,"
+        " Tensor share, int[] sizes, float weight, float max_scale, float cosh_clamp, bool recipe)"
+        " -> Tensor",
         "hat_sparsity(Tensor mask, Tensor used) -> Tensor",
         "hat_sparsity_backward(Tensor grad, Tensor mask, Tensor used) -> Tensor",
     ),
@@ -46,6 +51,12 @@ SIGNATURES = {
         "open_conv_backward(Tensor grad, Tensor x, Tensor weight, int[] stride, int[] padding,"
         " int[] dilation, bool want_x, bool want_weight, bool want_bias)"
         " -> (Tensor, Tensor, Tensor)",
+    ),
+    "masked_products": (
+        "masked_linears(Tensor x, Tensor[] weights, Tensor[] biases, Tensor[] masks,"
+        " str activation, float slope) -> Tensor[]",
+        "masked_linears_backward(Tensor grad, Tensor x, Tensor[] ys, Tensor[] weights,"
+        " Tensor[] masks, str activation, float slope, bool want_x, int[] wanted) -> Tensor[]",
     ),
     "grad_clamp": (
         "clamp_grads_(Tensor(a!)[] grads, Tensor[] out_tasks, Tensor[] in_tasks, int[] groups,"

@@ -212,6 +212,7 @@ void for_chunks(const std::vector<RowChunk>& chunks, int64_t grain, const F& bod
   auto work = [&](int64_t, int64_t) {
     static thread_local FreeRows::Found found;  // memory that stays from call to call
     found.of = nullptr;
+    const FlushSubnormals flush;
     for (int64_t c = next++; c < count; c = next++) body(chunks[c], c, found);
   };
   const int64_t threads = std::min<int64_t>(ceil_div(cost, grain), torch::stable::get_num_threads());

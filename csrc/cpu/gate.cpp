@@ -1,5 +1,7 @@
 // Gates of all units of a network: a few thousand elements, one pass.
 
+#include <type_traits>
+
 #include "parallel.h"
 
 namespace maskcl {
@@ -69,7 +71,7 @@ double scalar(const char* op, const char* name, const Tensor& x) {
 }
 
 Tensor hat_gate_cpu(const Tensor& embedding, const Tensor& scale, double floor) {
-  const Tensor e = torch::stable::contiguous(embedding);
+  const Tensor e = as_contiguous(embedding);
   const Tensor m = torch::stable::new_empty(e, e.sizes(), compute_dtype(e.scalar_type()));
   dispatch_float(e.scalar_type(), "hat_gate", [&]<typename T>() {
     using C = compute_t<T>;
@@ -84,7 +86,7 @@ Tensor hat_gate_cpu(const Tensor& embedding, const Tensor& scale, double floor) 
 Tensor hat_gate_backward_cpu(const Tensor& grad, const Tensor& embedding, const Tensor& mask, const Tensor& scale,
                              double max_scale, double cosh_clamp, bool recipe) {
   const char* op = "hat_gate_backward";
-  const Tensor e = torch::stable::contiguous(embedding);
+  const Tensor e = as_contiguous(embedding);
   check_units(op, "grad", grad, e.numel());
   check_units(op, "mask", mask, e.numel());
   const ScalarType dtype = compute_dtype(e.scalar_type());
@@ -153,7 +155,7 @@ void run_share(const U* used, C share, T* out, int64_t units) {
 template <typename C, typename F>
 void dispatch_used(const Tensor& used, ScalarType mask_dtype, F&& body) {
   if (used.scalar_type() == ScalarType::Bool) {
-    const Tensor u = torch::stable::contiguous(used);
+    const Tensor u = as_contiguous(used);
     body(static_cast<const bool*>(u.const_data_ptr()));
   } else {
     const Tensor u = to_dtype(used, compute_dtype(mask_dtype));
@@ -163,7 +165,7 @@ void dispatch_used(const Tensor& used, ScalarType mask_dtype, F&& body) {
 
 Tensor hat_sparsity_cpu(const Tensor& mask, const Tensor& used) {
   check_units("hat_sparsity", "used", used, mask.numel());
-  const Tensor m = torch::stable::contiguous(mask);
+  const Tensor m = as_contiguous(mask);
   const Tensor out = torch::stable::new_empty(m, {}, m.scalar_type());
   dispatch_float(m.scalar_type(), "hat_sparsity", [&]<typename T>() {
     using C = compute_t<T>;
@@ -179,7 +181,7 @@ Tensor hat_sparsity_cpu(const Tensor& mask, const Tensor& used) {
 Tensor hat_sparsity_backward_cpu(const Tensor& grad, const Tensor& mask, const Tensor& used) {
   const char* op = "hat_sparsity_backward";
   check_units(op, "used", used, mask.numel());
-  const Tensor m = torch::stable::contiguous(mask);
+  const Tensor m = as_contiguous(mask);
   const Tensor out = torch::stable::empty_like(m);
   const double g = scalar(op, "grad", grad);
   dispatch_float(m.scalar_type(), "hat_sparsity_backward", [&]<typename T>() {
@@ -193,11 +195,73 @@ Tensor hat_sparsity_backward_cpu(const Tensor& grad, const Tensor& mask, const T
   return out;
 }
 
+// --- a whole network's gates, with the term of its loss --------------------------------------------------------------
+
+template <typename C>
+MASKCL_INLINE double dot_units(const C* m, const C* share, int64_t units) {
+  double sum = 0;
+  MASKCL_SUM(sum)
+  for (int64_t i = 0; i < units; ++i) sum += static_cast<double>(m[i]) * static_cast<double>(share[i]);
+  return sum;
+}
+MASKCL_CLONES double run_dot(const float* m, const float* share, int64_t units) { return dot_units(m, share, units); }
+double run_dot(const double* m, const double* share, int64_t units) { return dot_units(m, share, units); }
+
+std::tuple<Tensor, Tensor> hat_gates_cpu(const Tensor& embedding, const Tensor& scale, const Tensor& share,
+                                         double floor, double weight) {
+  check_units("hat_gates", "share", share, embedding.numel());
+  const Tensor m = hat_gate_cpu(embedding, scale, floor);
+  const Tensor s = to_dtype(share, m.scalar_type()), term = torch::stable::new_empty(m, {});
+  dispatch_float(m.scalar_type(), "hat_gates", [&]<typename C>() {
+    if constexpr (std::is_same_v<C, compute_t<C>>)
+      *data<C>(term) = static_cast<C>(weight * run_dot(const_data<C>(m), const_data<C>(s), m.numel()));
+  });
+  return {m, term};
+}
+
+// The mask's gradient: of its parts, one after the other, and of the term.
+template <typename C>
+std::vector<C> gathered(const std::vector<Tensor>& grads, const std::vector<int64_t>& sizes,
+                        const Tensor& share, C term) {
+  const C* from = const_data<C>(share);
+  std::vector<C> sums(share.numel());
+  int64_t at = 0;
+  for (size_t part = 0; part < sizes.size(); at += sizes[part++]) {
+    const bool known = grads[part].numel() > 0;
+    const Tensor g = known ? to_dtype(grads[part], share.scalar_type()) : share;
+    const C* p = const_data<C>(g);
+    for (int64_t i = 0; i < sizes[part]; ++i) sums[at + i] = (known ? p[i] : C(0)) + term * from[at + i];
+  }
+  return sums;
+}
+
+Tensor hat_gates_backward_cpu(std::vector<Tensor> grads, const Tensor& grad_term, const Tensor& embedding,
+                              const Tensor& scale, const Tensor& share, std::vector<int64_t> sizes, double weight,
+                              double max_scale, double cosh_clamp, bool recipe) {
+  const char* op = "hat_gates_backward";
+  const int64_t units = embedding.numel();
+  check_parts(op, grads, sizes, units);
+  check_units(op, "share", share, units);
+  const ScalarType dtype = compute_dtype(embedding.scalar_type());
+  const Tensor s = to_dtype(share, dtype), sums = empty_vector(s, units, dtype);
+  const double term = grad_term.numel() ? weight * scalar(op, "grad_term", grad_term) : 0.0;
+  dispatch_float(dtype, op, [&]<typename C>() {
+    if constexpr (std::is_same_v<C, compute_t<C>>) {
+      const std::vector<C> found = gathered<C>(grads, sizes, s, static_cast<C>(term));
+      std::copy(found.begin(), found.end(), data<C>(sums));
+    }
+  });
+  const Tensor mask = recipe ? hat_gate_cpu(embedding, scale, 0.0) : sums;  // which no other gradient is made of
+  return hat_gate_backward_cpu(sums, embedding, mask, scale, max_scale, cosh_clamp, recipe);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(maskcl, CPU, m) {
   m.impl("hat_gate", TORCH_BOX(&hat_gate_cpu));
   m.impl("hat_gate_backward", TORCH_BOX(&hat_gate_backward_cpu));
+  m.impl("hat_gates", TORCH_BOX(&hat_gates_cpu));
+  m.impl("hat_gates_backward", TORCH_BOX(&hat_gates_backward_cpu));
   m.impl("hat_sparsity", TORCH_BOX(&hat_sparsity_cpu));
   m.impl("hat_sparsity_backward", TORCH_BOX(&hat_sparsity_backward_cpu));
 }

@@ -4,6 +4,7 @@
 // depend on the number of threads.
 
 #include "channel_vectors.h"
+#include "masked_rows.h"
 
 namespace maskcl {
 namespace {
@@ -167,6 +168,24 @@ void backward(const Backward<T, C>& pass, const Layout& layout, int64_t repeat, 
   if (dmask) reduce<C>(dm, blocks, width, repeat, once ? pass.mask : nullptr, dmask);
   if (dbias) reduce<C>(db, blocks, width, repeat, nullptr, dbias);
 }
+
+}  // namespace
+
+void mask_rows_backward(const Tensor& grad, const Tensor& y, const Tensor& mask, Activation act, double slope,
+                        const Tensor& dz, const Tensor* dmask, const Tensor* dbias) {
+  const char* op = "masked_linears_backward";
+  const Layout layout{y.size(0), y.size(1), 1};
+  dispatch_float(y.scalar_type(), op, [&]<typename T>() {
+    using C = compute_t<T>;
+    const Columns<C> columns(op, mask, std::nullopt, layout, 1, true);
+    const Backward<T, C> pass{const_data<T>(grad),       const_data<T>(y),         columns.mask.data(),
+                              columns.bias.data(),       columns.inverse_m.data(), data<T>(dz),
+                              act,                       static_cast<C>(slope),    true};
+    backward<T, C>(pass, layout, 1, dmask ? data<C>(*dmask) : nullptr, dbias ? data<C>(*dbias) : nullptr);
+  });
+}
+
+namespace {
 
 std::tuple<Tensor, Tensor, Tensor> masked_activation_backward_cpu(
     const Tensor& grad, const Tensor& saved, const Tensor& mask, const std::optional<Tensor>& bias,

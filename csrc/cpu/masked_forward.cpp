@@ -4,6 +4,7 @@
 // bias repeated, so that every loop is long; long ones are planes with one mask value.
 
 #include "channel_vectors.h"
+#include "masked_rows.h"
 
 namespace maskcl {
 namespace {
@@ -80,6 +81,14 @@ void forward(const Tensor& x, const Tensor& y, const Tensor& mask, const std::op
     }
   });
 }
+
+}  // namespace
+
+void mask_rows(const Tensor& y, const Tensor& mask, Activation act, double slope) {
+  forward(y, y, mask, std::nullopt, {y.size(0), y.size(1), 1}, act, slope);
+}
+
+namespace {
 
 Tensor masked_activation_cpu(const Tensor& x, const Tensor& mask, const std::optional<Tensor>& bias,
                              const std::string& activation, double slope, int64_t channel_dim) {

@@ -2,14 +2,13 @@
 #pragma once
 
 #include <limits>
-#include <numeric>
 
-#include "open_tile.h"
+#include "open_linear.h"
 
 namespace maskcl {
 namespace {
 
-constexpr double kWorthwhile = 2.0 / 3;  // of a product's columns open, else the library is as fast
+constexpr double kWorthwhile = 2.0 / 3;  // of a product left, else the library is as fast
 // Of operands, or of a product of two: elements around this one have products with a weight, or with each other, below
 // 2^-126. The library, which keeps gradual underflow, takes a hundred cycles for each of them; the kernels here do not.
 constexpr float kNearUnderflow = 0x1p-100f;
@@ -56,24 +55,14 @@ std::vector<T> by_blocks(const float* x, int64_t rows, int64_t columns, const F&
   return found;
 }
 
-inline Index all_of(int64_t count) {
-  Index all(count);
-  std::iota(all.begin(), all.end(), 0);
-  return all;
-}
-
-// Which columns of an operand are multiplied.
-struct OpenColumns {
-  Index index;
-  bool skips;   // some are left out
-  float least;  // the smallest column's largest magnitude, of those that are not 0
-};
+// Whether to leave columns out is worth it, where this share of a product is left.
+inline bool worthwhile(double share) { return share <= kWorthwhile; }
 
 // The open columns of [rows, columns], which are not all 0 or -0; all of them where too few are closed to matter.
 inline OpenColumns open_columns(const float* x, int64_t rows, int64_t columns) {
   std::vector<int32_t> largest = by_blocks<int32_t>(x, rows, columns, column_maxima);
   for (size_t i = columns; i < largest.size(); ++i) largest[i % columns] = std::max(largest[i % columns], largest[i]);
-  OpenColumns open{{}, true, 0.0f};
+  OpenColumns open{{}, columns};
   open.index.reserve(columns);
   int32_t least = magnitude(std::numeric_limits<float>::infinity());
   for (int64_t c = 0; c < std::min<int64_t>(largest.size(), columns); ++c) {
@@ -82,8 +71,7 @@ inline OpenColumns open_columns(const float* x, int64_t rows, int64_t columns) {
     least = std::min(least, largest[c]);
   }
   memcpy(&open.least, &least, sizeof least);
-  if (open.index.size() > kWorthwhile * columns) open.index = all_of(columns);
-  open.skips = static_cast<int64_t>(open.index.size()) < columns;
+  if (!worthwhile(open.share())) open.index = all_columns(columns).index;
   return open;
 }
 

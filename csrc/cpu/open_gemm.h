@@ -28,72 +28,86 @@ struct Product {
   const float *packed_x, *packed_dz;
   float* out;
   int64_t ins, outs;
+  const Index* wanted;  // columns of the output, where it is [N, O] or [N, I]; the others are not written
 
+  int64_t columns() const { return static_cast<int64_t>(wanted->size()); }
   int64_t blocks() const { return tiles_of(x.rows, kBlock); }
 };
 
-// --- y [N, O] = x [N, open I] weight [O, open I]^T + bias ----------------------------------------------------------
+// --- y [N, wanted O] = x [N, open I] weight [wanted O, open I]^T + bias -----------------------------------------------
 
 // Items [begin, end): kTogether tiles of weight rows and a block of batch rows each; neighbours share the weight rows.
 // packed_x has tiles of batch rows.
 template <int Bytes>
 MASKCL_INLINE void forward_groups(const Product& p, int64_t begin, int64_t end) {
   constexpr int64_t width = Vector<Bytes>::width, block = kBlock;
-  const int64_t terms = p.x.terms();
+  const int64_t terms = p.x.terms(), outs = p.columns();
+  const int32_t* wanted = p.wanted->data();
   std::vector<float> scratch(kTogether * kRows * block);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t group = item / p.blocks(), row = item % p.blocks() * block, rows = std::min(block, p.x.rows - row);
     const int64_t panels = tiles_of(rows, width);
     const float* packed = p.packed_x + row * terms;
-    const int64_t first = group * kTogether * kRows, count = std::min(kTogether * kRows, p.outs - first);
+    const int64_t first = group * kTogether * kRows, count = std::min(kTogether * kRows, outs - first);
     for (int64_t k = 0; k < terms || k == 0; k += kDepth) {
       const int64_t depth = std::min(kDepth, terms - k);
       for (int64_t r = 0; r < count; r += kRows) {
         Gathered left{{}, p.x.open->data() + k};
-        for (int i = 0; i < kRows; ++i) left.rows[i] = p.weight + std::min(first + r + i, p.outs - 1) * p.ins;
+        for (int i = 0; i < kRows; ++i) left.rows[i] = p.weight + wanted[std::min(first + r + i, outs - 1)] * p.ins;
         for (int64_t j = 0; j < panels; ++j)
           add_stored<Bytes>(depth, left, packed + (j * terms + k) * width, &scratch[r * block + j * width], block,
                             k == 0);
       }
     }
     for (int64_t n = 0; n < rows; ++n) {
-      float* to = p.out + (row + n) * p.outs + first;
-      for (int64_t o = 0; o < count; ++o) to[o] = scratch[o * block + n] + (p.bias ? p.bias[first + o] : 0.0f);
+      float* to = p.out + (row + n) * p.outs;
+      for (int64_t o = 0; o < count; ++o) {
+        const int32_t at = wanted[first + o];
+        to[at] = scratch[o * block + n] + (p.bias ? p.bias[at] : 0.0f);
+      }
     }
   }
 }
 
-// --- dx [N, I] = dz [N, open O] weight [open O, I] ------------------------------------------------------------------
+// --- dx [N, wanted I] = dz [N, open O] weight [open O, wanted I] ------------------------------------------------------
 
-// Strips [begin, end) of kStrip columns; packed_dz has tiles of kRows batch rows.
+// Strips [begin, end) of kStrip wanted columns; packed_dz has tiles of kRows batch rows.
 template <int Bytes>
 MASKCL_INLINE void input_grad_strips(const Product& p, int64_t begin, int64_t end) {
   constexpr int64_t width = Vector<Bytes>::width, most = kDepth / 2;
   const int64_t terms = p.dz.terms();
+  const bool all = p.columns() == p.ins;
   std::vector<float> panels(most * kStrip), scratch(kBlock * kStrip);
   for (int64_t s = begin; s < end; ++s) {
-    const int64_t column = s * kStrip, columns = std::min(kStrip, p.ins - column);
+    const int64_t column = s * kStrip, columns = std::min(kStrip, p.columns() - column);
+    const int32_t* wanted = p.wanted->data() + column;
     for (int64_t row = 0; row < p.dz.rows; row += kBlock) {
       const int64_t rows = std::min(kBlock, p.dz.rows - row);
       for (int64_t k = 0; k < terms || k == 0; k += most) {
         const int64_t depth = std::min(most, terms - k);
         for (int64_t i = 0; i < depth; ++i) {
-          const float* from = p.weight + (*p.dz.open)[k + i] * p.ins + column;
-          for (int64_t j = 0; j < kStrip; j += width) {
+          const float* from = p.weight + (*p.dz.open)[k + i] * p.ins;
+          for (int64_t j = 0; j < columns; j += width) {
             float* to = &panels[j * depth + i * width];
-            if (j + width <= columns) {
-              memcpy(to, from + j, width * sizeof(float));
+            if (all && j + width <= columns) {
+              memcpy(to, from + column + j, width * sizeof(float));
             } else {
-              for (int64_t c = 0; c < width; ++c) to[c] = j + c < columns ? from[j + c] : 0.0f;
+              for (int64_t c = 0; c < width; ++c) to[c] = j + c < columns ? from[wanted[j + c]] : 0.0f;
             }
           }
         }
-        for (int64_t j = 0; j < kStrip; j += width)
+        for (int64_t j = 0; j < columns; j += width)
           for (int64_t r = 0; r < rows; r += kRows)
             add_stored<Bytes>(depth, Packed{p.packed_dz + (row + r) * terms + k * kRows}, &panels[j * depth],
                               &scratch[r * kStrip + j], kStrip, k == 0);
       }
-      for (int64_t n = 0; n < rows; ++n) std::copy_n(&scratch[n * kStrip], columns, p.out + (row + n) * p.ins + column);
+      for (int64_t n = 0; n < rows; ++n) {
+        float* to = p.out + (row + n) * p.ins;
+        if (all)
+          std::copy_n(&scratch[n * kStrip], columns, to + column);
+        else
+          for (int64_t c = 0; c < columns; ++c) to[wanted[c]] = scratch[n * kStrip + c];
+      }
     }
   }
 }

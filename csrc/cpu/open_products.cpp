@@ -5,12 +5,14 @@
 #include "open_columns.h"
 #include "open_filters.h"
 #include "open_gemm.h"
+#include "open_linear.h"
 
 namespace maskcl {
 namespace {
 
 constexpr int64_t kFewest = 32;          // rows: of fewer the library's product takes the time of reading the weight;
                                          // of up to kBlock it is at half of an AMD core's peak where nothing is closed
+constexpr double kFewWorthwhile = 0.3;   // of a product with fewer left, where closed units are known beforehand
 constexpr int64_t kFewestChannels = 16;  // that come out of a convolution: tiles are as wide
 constexpr int64_t kLargestImage = int64_t{1} << 24;  // elements: kTerms images have int32 indices
 
@@ -71,13 +73,14 @@ void forward(Product p, const Tensor& y) {
   const Kernels& k = kernels();
   const Scratch packed = rows_packed(y, p.x, k.width);
   p.packed_x = packed.data;
-  run(k.forward, p, tiles_of(p.outs, kTogether * kRows) * p.blocks(), kTogether * kRows * p.x.terms());
+  run(k.forward, p, tiles_of(p.columns(), kTogether * kRows) * p.blocks(), kTogether * kRows * p.x.terms());
 }
 
 void input_grad(Product p, const Tensor& dx) {
+  if (p.columns() < p.ins) std::fill_n(mutable_floats(dx), dx.numel(), 0.0f);
   const Scratch packed = rows_packed(dx, p.dz, kRows);
   p.packed_dz = packed.data, p.out = mutable_floats(dx);
-  run(kernels().input_grad, p, tiles_of(p.ins, kStrip), kStrip * p.dz.terms());
+  run(kernels().input_grad, p, tiles_of(p.columns(), kStrip), kStrip * p.dz.terms());
 }
 
 void weight_grad(Product p, const Tensor& dweight) {
@@ -93,51 +96,75 @@ void weight_grad(Product p, const Tensor& dweight) {
   run(k.weight_grad, p, tiles_of(p.dz.terms(), kPair), kPair * p.ins);
 }
 
-Tensor open_linear_cpu(const Tensor& x_in, const Tensor& weight, const std::optional<Tensor>& bias, bool ordinary) {
-  check_product("open_linear", x_in, weight, bias);
-  const Tensor y = torch::stable::new_empty(x_in, {x_in.size(0), weight.size(0)});
-  const bool may_skip = !ordinary && x_in.size(0) >= kFewest && weight.numel() > 0;
-  if (may_skip && all_float({&x_in, &weight, bias ? &*bias : nullptr})) {
-    const Tensor x = torch::stable::contiguous(x_in);
-    const OpenColumns open = open_columns(floats(x), x.size(0), x.size(1));
-    if (open.skips || x.size(0) <= kBlock || near_underflow(open.least)) {
-      const Tensor w = torch::stable::contiguous(weight);
-      const Tensor b = bias ? torch::stable::contiguous(*bias) : w;
-      Product p{};
-      p.x = {floats(x), x.size(0), x.size(1), &open.index}, p.weight = floats(w), p.bias = bias ? floats(b) : nullptr;
-      p.ins = w.size(1), p.outs = w.size(0), p.out = mutable_floats(y);
-      forward(p, y);
-      return y;
-    }
-  }
-  linear_out(x_in, weight, bias, y);
+}  // namespace
+
+void open_linear_into(const Tensor& x_in, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& y,
+                      const OpenColumns* known, const OpenColumns* wanted) {
+  const int64_t batch = x_in.size(0);
+  const bool can = weight.numel() > 0 && batch > 0 && all_float({&x_in, &weight, bias ? &*bias : nullptr});
+  const bool few = batch < kFewest;
+  if (!can || (few && (known ? known->share() : 1.0) * (wanted ? wanted->share() : 1.0) > kFewWorthwhile))
+    return linear_out(x_in, weight, bias, y);
+  const Tensor x = as_contiguous(x_in);
+  const OpenColumns open = known ? *known : few ? all_columns(x.size(1)) : open_columns(floats(x), batch, x.size(1));
+  const OpenColumns outs = wanted ? *wanted : all_columns(weight.size(0));
+  if (!worthwhile(open.share() * outs.share()) && batch > kBlock && !near_underflow(open.least))
+    return linear_out(x_in, weight, bias, y);
+  const Tensor w = as_contiguous(weight);
+  const Tensor b = bias ? as_contiguous(*bias) : w;
+  Product p{};
+  p.x = {floats(x), batch, x.size(1), &open.index}, p.weight = floats(w), p.bias = bias ? floats(b) : nullptr;
+  p.ins = w.size(1), p.outs = w.size(0), p.out = mutable_floats(y), p.wanted = &outs.index;
+  if (p.columns() < p.outs) std::fill_n(p.out, y.numel(), 0.0f);
+  forward(p, y);
+}
+
+void open_linear_backward_into(const Tensor& grad, const Tensor& x_in, const Tensor& weight, const Tensor* dx,
+                               const Tensor* dweight, const OpenColumns* known_rows, const OpenColumns* known_columns) {
+  const int64_t batch = x_in.size(0), ins = weight.size(1), outs = weight.size(0);
+  const bool can = weight.numel() > 0 && batch > 0 && all_float({&grad, &x_in, &weight});
+  const bool few = batch < kFewest;
+  if (!can || (few && (known_rows ? known_rows->share() : 1.0) * (known_columns ? known_columns->share() : 1.0) >
+                          kFewWorthwhile))
+    return linear_backward_out(grad, x_in, weight, dx, dweight);
+  const Tensor dz = as_contiguous(grad), w = as_contiguous(weight);
+  const Tensor x = as_contiguous(x_in);
+  const auto found = [&](const OpenColumns* known, const Tensor& t) {
+    return known ? *known : few ? all_columns(t.size(1)) : open_columns(floats(t), batch, t.size(1));
+  };
+  const OpenColumns rows = found(known_rows, dz);
+  const OpenColumns columns = dweight || known_columns ? found(known_columns, x) : OpenColumns{};
+  const OpenColumns wanted = known_columns ? *known_columns : all_columns(ins);
+  Product p{};
+  p.dz = {floats(dz), batch, outs, &rows.index}, p.x = {floats(x), batch, ins, &columns.index}, p.weight = floats(w);
+  p.ins = ins, p.outs = outs, p.wanted = &wanted.index;
+  if (dx)
+    worthwhile(rows.share() * wanted.share()) || near_underflow(rows.least) ? input_grad(p, *dx) : matmul_out(dz, w, *dx);
+  if (!dweight) return;
+  expect_large_writes(*dweight);
+  if (worthwhile(rows.share() * columns.share()) || near_underflow(rows.least, columns.least))
+    weight_grad(p, *dweight);
+  else
+    matmul_out(transposed(dz), x, *dweight);
+}
+
+namespace {
+
+Tensor open_linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool ordinary) {
+  check_product("open_linear", x, weight, bias);
+  const Tensor y = torch::stable::new_empty(x, {x.size(0), weight.size(0)});
+  ordinary ? linear_out(x, weight, bias, y) : open_linear_into(x, weight, bias, y, nullptr, nullptr);
   return y;
 }
 
-std::tuple<Tensor, Tensor> open_linear_backward_cpu(const Tensor& grad, const Tensor& x_in, const Tensor& weight,
+std::tuple<Tensor, Tensor> open_linear_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& weight,
                                                     bool want_x, bool want_weight) {
-  check_product_grad("open_linear_backward", grad, x_in, weight);
-  const int64_t batch = x_in.size(0), ins = weight.size(1), outs = weight.size(0);
-  const Tensor dx = torch::stable::new_empty(x_in, {want_x ? batch : 0, want_x ? ins : 0});
+  check_product_grad("open_linear_backward", grad, x, weight);
+  const int64_t batch = x.size(0), ins = weight.size(1), outs = weight.size(0);
+  const Tensor dx = torch::stable::new_empty(x, {want_x ? batch : 0, want_x ? ins : 0});
   const Tensor dweight = torch::stable::new_empty(weight, {want_weight ? outs : 0, want_weight ? ins : 0});
-  if (batch < kFewest || weight.numel() == 0 || !all_float({&grad, &x_in, &weight})) {
-    linear_backward_out(grad, x_in, weight, want_x ? &dx : nullptr, want_weight ? &dweight : nullptr);
-    return {dx, dweight};
-  }
-  const Tensor dz = torch::stable::contiguous(grad), w = torch::stable::contiguous(weight);
-  const Tensor x = torch::stable::contiguous(x_in);
-  const OpenColumns rows = open_columns(floats(dz), batch, outs);
-  const OpenColumns columns = want_weight ? open_columns(floats(x), batch, ins) : OpenColumns{};
-  Product p{};
-  p.dz = {floats(dz), batch, outs, &rows.index}, p.x = {floats(x), batch, ins, &columns.index}, p.weight = floats(w);
-  p.ins = ins, p.outs = outs;
-  expect_large_writes(dweight);
-  if (want_x) rows.skips || near_underflow(rows.least) ? input_grad(p, dx) : matmul_out(dz, w, dx);
-  if (!want_weight) return {dx, dweight};
-  if (rows.skips || columns.skips || near_underflow(rows.least, columns.least))
-    weight_grad(p, dweight);
-  else
-    matmul_out(transposed(dz), x, dweight);
+  open_linear_backward_into(grad, x, weight, want_x ? &dx : nullptr, want_weight ? &dweight : nullptr, nullptr,
+                            nullptr);
   return {dx, dweight};
 }
 
@@ -239,10 +266,10 @@ Tensor open_conv_cpu(const Tensor& x, const Tensor& weight, const std::optional<
   const ConvolutionOptions options{stride, padding, dilation};
   check_convolution("open_conv", x, weight, bias, options);
   if (may_skip(x, weight) && all_float({&x, &weight, bias ? &*bias : nullptr}))
-    if (const OpenColumns open = open_channels(x); open.skips || near_underflow(open.least)) {
+    if (const OpenColumns open = open_channels(x); worthwhile(open.share()) || near_underflow(open.least)) {
       const Tensor y = empty_images(x, output_sizes(x, weight, options));
       std::optional<Tensor> b;
-      if (bias) b = torch::stable::contiguous(*bias);
+      if (bias) b = as_contiguous(*bias);
       expect_large_writes(y);
       if (y.numel() > 0) convolve(x, y, weight, b, options, open.index, false);
       return y;
@@ -263,9 +290,9 @@ std::tuple<Tensor, Tensor, Tensor> open_conv_backward_cpu(const Tensor& grad, co
   if (!may_skip(x, weight) || dz.numel() == 0 || !all_float({&grad, &x, &weight}))
     return convolution_backward(dz, x, weight, options, {want_x, want_weight, want_bias});
   const OpenColumns rows = open_channels(dz), columns = want_weight ? open_channels(x) : OpenColumns{};
-  const bool skip_x = want_x && (rows.skips || near_underflow(rows.least));
+  const bool skip_x = want_x && (worthwhile(rows.share()) || near_underflow(rows.least));
   const bool skip_weight =
-      want_weight && (rows.skips || columns.skips || near_underflow(rows.least, columns.least));
+      want_weight && (worthwhile(rows.share() * columns.share()) || near_underflow(rows.least, columns.least));
   auto [dx, dweight, dbias] =
       convolution_backward(dz, x, weight, options, {want_x && !skip_x, want_weight && !skip_weight, false});
   if (skip_x) {

@@ -96,6 +96,45 @@ Tensor sparsity_sums(const Tensor& mask, const Tensor& used, unsigned blocks, cu
   return partial;
 }
 
+// The mask and weight * sum mask share, by one block: units are some thousands, and a second launch would cost more.
+template <typename T, typename C>
+__global__ void __launch_bounds__(kThreads)
+gates_kernel(const T* embedding, Scalar<C> scale, const C* share, C floor, double weight, C* mask, C* term,
+             int64_t units) {
+  const C s = scale.get();
+  double sum = 0;
+  for (int64_t u = threadIdx.x; u < units; u += kThreads) {
+    const C m = maskcl::hat_gate(static_cast<C>(embedding[u]), s, floor);
+    mask[u] = m;
+    sum += static_cast<double>(m) * static_cast<double>(share[u]);
+  }
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) *term = static_cast<C>(weight * sum);
+}
+
+constexpr int kParts = 64;  // of a mask, in one launch: a kernel's arguments have 4 kB
+
+template <typename C>
+struct Parts {
+  const C* grad[kParts];  // nullptr for none
+  int64_t begin[kParts + 1];
+};
+
+template <typename T, typename C>
+__global__ void __launch_bounds__(kThreads)
+gates_backward_kernel(Parts<C> parts, Scalar<C> grad_term, C weight, const T* embedding, Scalar<C> scale,
+                      const C* share, Compensation<C> how, T* out) {
+  const C s = scale.get(), term = weight * grad_term.get();
+  const C* grad = parts.grad[blockIdx.y];
+  const int64_t begin = parts.begin[blockIdx.y], end = parts.begin[blockIdx.y + 1];
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+  for (int64_t u = begin + static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; u < end; u += step) {
+    const C e = static_cast<C>(embedding[u]), g = (grad ? grad[u - begin] : C(0)) + term * share[u];
+    out[u] = static_cast<T>(maskcl::hat_gate_backward(g, e, maskcl::hat_gate(e, s, C(0)), s, how.max_scale,
+                                                      how.cosh_clamp, how.tail, how.how));
+  }
+}
+
 }  // namespace
 
 Tensor hat_gate(const Tensor& embedding, const Tensor& scale, double floor) {
@@ -141,6 +180,72 @@ Tensor hat_gate_backward(const Tensor& grad, const Tensor& embedding, const Tens
   return out;
 }
 
+std::tuple<Tensor, Tensor> hat_gates(const Tensor& embedding, const Tensor& scale, const Tensor& share, double floor,
+                                     double weight) {
+  const char* op = "hat_gates";
+  const DeviceGuard guard(embedding.get_device_index());
+  check_cuda(op, "share", share, embedding);
+  check_units(op, "share", share, embedding.numel());
+  const Tensor e = torch::stable::contiguous(embedding);
+  const ScalarType dtype = compute_dtype(e.scalar_type());
+  const Tensor f = to_dtype(share, dtype);
+  Tensor mask = torch::stable::new_empty(e, e.sizes(), dtype), term = torch::stable::new_empty(e, {}, dtype), typed;
+  dispatch_float(e.scalar_type(), op, [&]<typename T>() {
+    using C = compute_t<T>;
+    gates_kernel<T, C><<<1, kThreads, 0, current_stream(e)>>>(
+        const_data<T>(e), scalar_of<C>(op, "scale", scale, e, typed), const_data<C>(f), static_cast<C>(floor), weight,
+        data<C>(mask), data<C>(term), e.numel());
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return {mask, term};
+}
+
+Tensor hat_gates_backward(std::vector<Tensor> grads, const Tensor& grad_term, const Tensor& embedding,
+                          const Tensor& scale, const Tensor& share, std::vector<int64_t> sizes, double weight,
+                          double max_scale, double cosh_clamp, bool recipe) {
+  const char* op = "hat_gates_backward";
+  const DeviceGuard guard(embedding.get_device_index());
+  check_parts(op, grads, sizes, embedding.numel());
+  check_cuda(op, "share", share, embedding);
+  check_units(op, "share", share, embedding.numel());
+  const Tensor e = torch::stable::contiguous(embedding);
+  const ScalarType dtype = compute_dtype(e.scalar_type());
+  const Tensor f = to_dtype(share, dtype);
+  for (Tensor& grad : grads) {
+    if (grad.numel()) check_cuda(op, "grads", grad, e);
+    grad = to_dtype(grad, dtype);
+  }
+  Tensor out = torch::stable::new_empty(e, e.sizes()), typed_scale, typed_term;
+  dispatch_float(e.scalar_type(), op, [&]<typename T>() {
+    using C = compute_t<T>;
+    const Compensation<C> how{static_cast<C>(max_scale), static_cast<C>(cosh_clamp),
+                              static_cast<C>(1 + std::exp(-cosh_clamp)), compensating(max_scale, recipe)};
+    const Scalar<C> s = scalar_of<C>(op, "scale", scale, e, typed_scale);
+    const Scalar<C> term =
+        grad_term.numel() ? scalar_of<C>(op, "grad_term", grad_term, e, typed_term) : Scalar<C>{nullptr, C(0)};
+    int64_t at = 0;
+    for (size_t first = 0; first < sizes.size(); first += kParts) {
+      const size_t count = std::min(sizes.size() - first, static_cast<size_t>(kParts));
+      Parts<C> parts{};
+      int64_t longest = 0;
+      for (size_t p = 0; p < count; ++p) {
+        const Tensor& grad = grads[first + p];
+        parts.grad[p] = grad.numel() ? const_data<C>(grad) : nullptr;
+        parts.begin[p] = at;
+        at += sizes[first + p];
+        longest = std::max(longest, sizes[first + p]);
+      }
+      parts.begin[count] = at;
+      if (longest == 0) continue;
+      const dim3 grid(grid_for(longest), static_cast<unsigned>(count));
+      gates_backward_kernel<T, C><<<grid, kThreads, 0, current_stream(e)>>>(
+          parts, term, static_cast<C>(weight), const_data<T>(e), s, const_data<C>(f), how, data<T>(out));
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+  });
+  return out;
+}
+
 Tensor hat_sparsity(const Tensor& mask, const Tensor& used) {
   const DeviceGuard guard(mask.get_device_index());
   Tensor out = torch::stable::new_empty(mask, {}, compute_dtype(mask.scalar_type()));
@@ -177,6 +282,8 @@ Tensor hat_sparsity_backward(const Tensor& grad, const Tensor& mask, const Tenso
 STABLE_TORCH_LIBRARY_IMPL(maskcl, CUDA, m) {
   m.impl("hat_gate", TORCH_BOX(&maskcl::gpu::hat_gate));
   m.impl("hat_gate_backward", TORCH_BOX(&maskcl::gpu::hat_gate_backward));
+  m.impl("hat_gates", TORCH_BOX(&maskcl::gpu::hat_gates));
+  m.impl("hat_gates_backward", TORCH_BOX(&maskcl::gpu::hat_gates_backward));
   m.impl("hat_sparsity", TORCH_BOX(&maskcl::gpu::hat_sparsity));
   m.impl("hat_sparsity_backward", TORCH_BOX(&maskcl::gpu::hat_sparsity_backward));
 }

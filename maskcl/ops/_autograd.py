@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,38 +10,43 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from maskcl import backends
+
 Backward = Callable[..., tuple[Tensor | None, ...]]
-
-
-class _Bound:
-    """Arguments as they came: what :class:`_Positional` binds."""
-
-    def __init__(self, args: tuple[Any, ...]) -> None:
-        self.args, self.kwargs = args, dict[str, Any]()
-
-    def apply_defaults(self) -> None:
-        """The ops' Functions have no defaults."""
-
-
-class _Positional(inspect.Signature):
-    """A signature that binds positional arguments without looking at them.
-
-    ``Function.apply`` binds its arguments by ``inspect.signature`` at every call where the Function
-    has a ``setup_context``: 40 of the 60 microseconds that a small op took. ``__signature__`` is
-    inspect's own way to say what a signature is.
-    """
-
-    def bind(self, *args: Any) -> Any:
-        return _Bound(args)
 
 
 class OpFunction(Function):
     """Base of the ops' Functions: ``forward`` takes positional arguments, and backward is final."""
 
+    _eager: type[Function]
+
+    @staticmethod
+    def result(output: Any) -> Any:
+        """What of forward's output is handed on; the rest is for ``setup_context`` alone.
+
+        Transforms and the compiler, which want all that is kept as an output, hand on everything.
+        """
+        return output
+
     def __init_subclass__(cls) -> None:
-        parameters = inspect.signature(cls.forward).parameters.values()
-        cls.forward.__signature__ = _Positional(list(parameters))  # type: ignore[attr-defined]
         cls.backward = staticmethod(first_order(cls.backward))  # type: ignore[method-assign]
+        cls._eager = _without_setup_context(cls)
+
+
+def _without_setup_context(function: type[OpFunction]) -> type[Function]:
+    """The same Function in the older style, which torch applies in half the time.
+
+    Where there is a ``setup_context``, which transforms of torch.func and the compiler need,
+    ``apply`` binds its arguments by ``inspect.signature`` at every call.
+    """
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = function.forward(*args)
+        function.setup_context(ctx, args, output)
+        return function.result(output)
+
+    body = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (Function,), body)
 
 
 def call(function: type[OpFunction], *args: Any) -> Any:
@@ -54,7 +58,21 @@ def call(function: type[OpFunction], *args: Any) -> Any:
     """
     if torch.compiler.is_compiling():
         _refuse_transforms()
-    return function.apply(*args)
+        return function.apply(*args)
+    if torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    return function._eager.apply(*args)
+
+
+def visible(op: str, tensor: Tensor) -> Callable[..., Any]:
+    """An op's implementation: where torch.compile traces, its formula in torch's own operations.
+
+    The compiler fuses these with what is around them; kernels of ours would be walls in between.
+    For ops that are cheap beside what they could be fused with.
+    """
+    if torch.compiler.is_compiling():
+        return backends.reference_of(op)
+    return backends.select(op, tensor)
 
 
 def _refuse_transforms() -> None:

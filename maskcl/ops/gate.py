@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import OpFunction, call
+from maskcl.ops._autograd import OpFunction, call, visible
 from maskcl.ops._numbers import in_graph, number
 from maskcl.reference.gate import compute_dtype
 from maskcl.schemas import fake
@@ -105,6 +106,67 @@ def mask_floor(dtype: torch.dtype, cosh_clamp: float = 50.0) -> float:
     return 0.0 if dtype == torch.float64 else math.exp(-max(cosh_clamp, 50.0)) / 256
 
 
+@dataclass(frozen=True)
+class Gate:
+    """How a network's gates are made, checked once: see :func:`hat_gate` and :func:`hat_gates`.
+
+    Attributes:
+        max_scale: 0 for no compensation.
+        cosh_clamp: k.
+        recipe: the original's arithmetic.
+        floor: masks below it are 0.
+        weight: of the sparsity term.
+    """
+
+    max_scale: float
+    cosh_clamp: float
+    recipe: bool
+    floor: float
+    weight: float
+
+    @classmethod
+    def of(
+        cls,
+        dtype: torch.dtype,
+        max_scale: float | None,
+        cosh_clamp: float,
+        compensation: str,
+        weight: float,
+    ) -> Gate:
+        """From :func:`hat_gate`'s arguments, for embeddings of ``dtype``.
+
+        Raises:
+            TypeError, ValueError: an argument is not as there.
+        """
+        _check.one_of("hat_gate", "compensation", compensation, COMPENSATIONS)
+        recipe = compensation == "recipe"
+        wide = compute_dtype(dtype)
+        most, clamp = _compensation(max_scale, cosh_clamp, recipe, wide)
+        weight = number("hat_gate", "weight", weight)
+        return cls(most, clamp, recipe, mask_floor(dtype, cosh_clamp), weight)
+
+
+def hat_gates(
+    embedding: Tensor, scale: Tensor, share: Tensor, sizes: list[int], gate: Gate
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The masks of all layers and the weighted sparsity term (eq. 5), in one node of the graph.
+
+    For networks, whose tensors are as they made them: nothing is checked.
+
+    Args:
+        embedding: e, [U].
+        scale: s, 0-d.
+        share: [U], (1 - u) / sum (1 - u), or zeros.
+        sizes: units of each layer, U in all.
+        gate: how.
+
+    Returns:
+        A mask of each layer, views of one tensor, and the term, 0-d.
+    """
+    *masks, term = call(HatGatesFunction, embedding, scale, share, sizes, gate)
+    return tuple(masks), term
+
+
 class HatGateFunction(OpFunction):
     """hat_gate with its compensated gradient."""
 
@@ -132,6 +194,45 @@ class HatGateFunction(OpFunction):
         run = backends.select("hat_gate_backward", embedding)
         out = run(grad, embedding, mask, scale, ctx.max_scale, ctx.cosh_clamp, ctx.recipe)
         return out, *(None,) * 5
+
+
+class HatGatesFunction(OpFunction):
+    """The gates of all layers and the sparsity term in one node; see ``reference.hat_gates``."""
+
+    @staticmethod
+    def forward(
+        embedding: Tensor, scale: Tensor, share: Tensor, sizes: list[int], gate: Gate
+    ) -> tuple[Tensor, ...]:
+        run = visible("hat_gates", embedding)
+        mask, term = run(embedding, scale, share, gate.floor, gate.weight)
+        return *mask.split(sizes), term
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        embedding, scale, share, ctx.sizes, ctx.gate = inputs
+        ctx.save_for_backward(embedding, scale, share)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        embedding, scale, share = ctx.saved_tensors
+        gate = ctx.gate
+        none = share.new_empty(0)
+        *parts, term = (none if g is None else g for g in grads)
+        run = visible("hat_gates_backward", embedding)
+        found = run(
+            parts,
+            term,
+            embedding,
+            scale,
+            share,
+            ctx.sizes,
+            gate.weight,
+            gate.max_scale,
+            gate.cosh_clamp,
+            gate.recipe,
+        )
+        return found, *(None,) * 4
 
 
 def hat_sparsity(mask: Tensor, used: Tensor) -> Tensor:
@@ -224,6 +325,30 @@ def _(
     embedding: Tensor,
     mask: Tensor,
     scale: Tensor,
+    max_scale: float,
+    cosh_clamp: float,
+    recipe: bool,
+) -> Tensor:
+    return embedding.new_empty(embedding.shape)
+
+
+@fake("hat_gates")
+def _(
+    embedding: Tensor, scale: Tensor, share: Tensor, floor: float, weight: float
+) -> tuple[Tensor, Tensor]:
+    mask = embedding.new_empty(embedding.shape, dtype=compute_dtype(embedding.dtype))
+    return mask, mask.new_empty(())
+
+
+@fake("hat_gates_backward")
+def _(
+    grads: list[Tensor],
+    grad_term: Tensor,
+    embedding: Tensor,
+    scale: Tensor,
+    share: Tensor,
+    sizes: list[int],
+    weight: float,
     max_scale: float,
     cosh_clamp: float,
     recipe: bool,

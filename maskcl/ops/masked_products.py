@@ -27,6 +27,9 @@ from maskcl.ops.open_products import (
     linear_backward,
     may_skip,
 )
+from maskcl.reference.gate import compute_dtype
+from maskcl.reference.masked_products import BIAS, MASK, WEIGHT
+from maskcl.schemas import fake
 
 
 def masked_linear(
@@ -67,10 +70,39 @@ def masked_linear(
     check_channels(op, mask, None, weight.shape[0])
     slope = check_options(op, activation, negative_slope, save)
     if keeps_output(op, x.dtype, activation, slope, save):
-        fixed = not _learns(mask)
-        return call(MaskedLinearFunction, x, weight, mask, bias, activation, slope, fixed)
+        if _learns(mask):
+            return masked_linears(x, [weight], [bias], [mask], activation, slope)
+        return call(MaskedLinearFunction, x, weight, mask, bias, activation, slope)
     z = F.linear(x, weight, bias)
     return activate_and_mask(z, mask, None, activation, slope, z.dim() - 1, False)
+
+
+def masked_linears(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    masks: Sequence[Tensor],
+    activation: str,
+    slope: float,
+) -> Tensor:
+    """:func:`masked_linear` of each layer in turn while the masks learn, in one call each way.
+
+    For modules, which have checked what goes in: nothing is checked here.
+
+    Args:
+        x: [.., I].
+        weights: of the layers, [O, I].
+        biases: of the layers, [O] or None.
+        masks: of the layers, [O].
+        activation: of all layers, one whose slope its output tells.
+        slope: of leaky_relu, at least 0.
+
+    Returns:
+        The last layer's output, [.., O].
+    """
+    layers = (*weights, *biases, *masks)
+    y = call(MaskedLinearsFunction, x, activation, slope, len(weights), *layers)
+    return y if isinstance(y, Tensor) else y[-1]
 
 
 def masked_conv(
@@ -132,27 +164,83 @@ def _learns(mask: Tensor) -> bool:
     return mask.requires_grad and torch.is_grad_enabled()
 
 
-class MaskedLinearFunction(OpFunction):
-    """masked_linear where y alone need be kept: the mask is applied in place on the product."""
+class MaskedLinearsFunction(OpFunction):
+    """A run of masked linear layers that keeps x and each layer's output.
+
+    Arguments: x, activation, slope, the number of layers, then all weights, biases and masks.
+    """
 
     @staticmethod
     def forward(
-        x: Tensor,
-        weight: Tensor,
-        mask: Tensor,
-        bias: Tensor | None,
-        activation: str,
-        slope: float,
-        ordinary: bool,
+        x: Tensor, activation: str, slope: float, count: int, *layers: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        none = x.new_empty(0)
+        biases = [none if b is None else b for b in layers[count : 2 * count]]
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        run = backends.select("masked_linears", x)
+        weights, masks = list(layers[:count]), list(layers[2 * count :])
+        *inner, y = run(rows, weights, biases, masks, activation, slope)
+        return *inner, y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def result(output: tuple[Tensor, ...]) -> Tensor:
+        return output[-1]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, ctx.activation, ctx.slope, count, *layers = inputs
+        ctx.count = count
+        ctx.bias_dtypes = [None if b is None else b.dtype for b in layers[count : 2 * count]]
+        ctx.save_for_backward(x, *output, *layers[:count], *layers[2 * count :])
+        ctx.mark_non_differentiable(*output[:-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        count = ctx.count
+        x, *saved = ctx.saved_tensors
+        ys, weights, masks = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        want_x, _, _, _, *want = ctx.needs_input_grad
+        wanted = [
+            WEIGHT * want[layer] + BIAS * want[count + layer] + MASK * want[2 * count + layer]
+            for layer in range(count)
+        ]
+        rows, grad = x, grads[-1]
+        if x.dim() != 2:
+            rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+            ys = [*ys[:-1], ys[-1].reshape(-1, ys[-1].shape[-1])]
+        run = backends.select("masked_linears_backward", x)
+        dx, *found = run(grad, rows, ys, weights, masks, ctx.activation, ctx.slope, want_x, wanted)
+        dweights, dbiases, dmasks = found[::3], found[1::3], found[2::3]
+        return (
+            dx.view(x.shape) if want_x else None,
+            *(None,) * 3,
+            *(g if w & WEIGHT else None for g, w in zip(dweights, wanted, strict=True)),
+            *(
+                in_dtype(g, dtype) if w & BIAS else None
+                for g, w, dtype in zip(dbiases, wanted, ctx.bias_dtypes, strict=True)
+            ),
+            *(
+                in_dtype(g, m.dtype) if w & MASK else None
+                for g, w, m in zip(dmasks, wanted, masks, strict=True)
+            ),
+        )
+
+
+class MaskedLinearFunction(OpFunction):
+    """masked_linear under a fixed mask: the ordinary product, the mask in place on it."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float
     ) -> Tensor:
         # The product adds the bias, so that an ordinary Linear has the same bits.
-        y = linear(x, weight, bias, ordinary)
+        y = linear(x, weight, bias, True)
         backends.select("masked_activation_", y)(y, mask, None, activation, slope, y.dim() - 1)
         return y
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, mask, _, ctx.activation, ctx.slope, _ = inputs
+        x, weight, mask, _, ctx.activation, ctx.slope = inputs
         ctx.save_for_backward(x, weight, mask, output)
 
     @staticmethod
@@ -170,7 +258,8 @@ class MaskedLinearFunction(OpFunction):
             dweight,
             in_dtype(dmask, mask.dtype) if want_mask else None,
             in_dtype(dbias, y.dtype) if want_bias else None,
-            *(None,) * 3,
+            None,
+            None,
         )
 
 
@@ -215,3 +304,39 @@ class MaskedConvFunction(OpFunction):
             in_dtype(dbias, y.dtype) if want_bias else None,
             *(None,) * 5,
         )
+
+
+@fake("masked_linears")
+def _(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    masks: list[Tensor],
+    activation: str,
+    slope: float,
+) -> list[Tensor]:
+    return [x.new_empty(x.shape[0], weight.shape[0]) for weight in weights]
+
+
+@fake("masked_linears_backward")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    ys: list[Tensor],
+    weights: list[Tensor],
+    masks: list[Tensor],
+    activation: str,
+    slope: float,
+    want_x: bool,
+    wanted: list[int],
+) -> list[Tensor]:
+    sums = compute_dtype(x.dtype)
+    found = [x.new_empty(x.shape if want_x else (0, 0))]
+    for weight, want in zip(weights, wanted, strict=True):
+        units = weight.shape[0]
+        found += [
+            weight.new_empty(weight.shape if want & WEIGHT else (0, 0)),
+            x.new_empty(units if want & BIAS else 0, dtype=sums),
+            x.new_empty(units if want & MASK else 0, dtype=sums),
+        ]
+    return found

@@ -11,7 +11,7 @@ from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops._numbers import Number
-from maskcl.ops.selection import check_pair, selected
+from maskcl.ops.selection import Select, check_pair, selected
 from maskcl.schemas import fake
 
 
@@ -56,10 +56,16 @@ def piggyback_linear(
     if scores.dtype is not torch.float32 and scores.dtype is not weight.dtype:
         scores = scores.to(torch.float32)  # autocast has turned the weight's dtype into another
     if x.dim() == 2:
-        return call(PiggybackLinearFunction, x, weight, scores, bias, *select)
-    rows = x.reshape(-1, x.shape[-1])
-    y = call(PiggybackLinearFunction, rows, weight, scores, bias, *select)
+        return masked_product(x, weight, scores, bias, select)
+    y = masked_product(x.reshape(-1, x.shape[-1]), weight, scores, bias, select)
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def masked_product(
+    x: Tensor, weight: Tensor, scores: Tensor, bias: Tensor | None, select: Select
+) -> Tensor:
+    """:func:`piggyback_linear` of x [N, I] where all is known to be right: nothing is checked."""
+    return call(PiggybackLinearFunction, x, weight, scores, bias, *select)  # type: ignore[no-any-return]
 
 
 class PiggybackLinearFunction(OpFunction):

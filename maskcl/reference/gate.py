@@ -67,6 +67,48 @@ def hat_gate_backward(
     return out.to(embedding.dtype)
 
 
+def hat_gates(
+    embedding: Tensor, scale: Tensor, share: Tensor, floor: float, weight: float
+) -> tuple[Tensor, Tensor]:
+    """The gates of a whole network and the sparsity term of its loss.
+
+    embedding [U], scale [], share [U] ((1 - u) / sum (1 - u) of eq. 5, or 0 where no unit is free)
+    -> mask [U] as `hat_gate`'s, term [] = weight * sum mask share.
+    """
+    mask = hat_gate(embedding, scale, floor)
+    return mask, weight * (mask * share.to(mask.dtype)).sum()
+
+
+def hat_gates_backward(
+    grads: list[Tensor],
+    grad_term: Tensor,
+    embedding: Tensor,
+    scale: Tensor,
+    share: Tensor,
+    sizes: list[int],
+    weight: float,
+    max_scale: float,
+    cosh_clamp: float,
+    recipe: bool,
+) -> Tensor:
+    """Gradient of both [U], in closed form.
+
+    ``grads`` are the mask's, cut into parts of ``sizes`` one after the other; a part without
+    elements, or ``grad_term`` without, has had no gradient.
+    """
+    dtype = compute_dtype(embedding.dtype)
+    grad = torch.cat(
+        [
+            g.to(dtype) if g.numel() else share.new_zeros(size, dtype=dtype)
+            for g, size in zip(grads, sizes, strict=True)
+        ]
+    )
+    if grad_term.numel():
+        grad = grad + weight * grad_term.to(dtype) * share.to(dtype)
+    mask = hat_gate(embedding, scale)
+    return hat_gate_backward(grad, embedding, mask, scale, max_scale, cosh_clamp, recipe)
+
+
 def hat_sparsity(mask: Tensor, used: Tensor) -> Tensor:
     """Eq. 5: sum m (1 - u) / sum (1 - u). mask, used (bool, float) [U] -> []; 0 if none is free."""
     free = 1 - used.to(mask.dtype)

@@ -8,6 +8,10 @@ The gradient that a step uses is grad / scale * min(1, max_norm / (norm + 1e-6))
 ``torch.nn.utils.clip_grad_norm_``, negated where ``maximize``; ``grads`` are not written. Where
 ``found_inf`` is not 0 nothing is written at all. Learning rates are lr[t] * rate. Arithmetic is
 float32, for float64 parameters float64; state is of the parameter's dtype or of that.
+
+C++ takes subnormal numbers (below 2^-126 in float32) as 0 here, and makes 0 of results that would
+be, as its masked activations do: the squares of what comes through nearly closed gates are such by
+the thousand, and each costs an x86 core a hundred cycles.
 """
 
 from __future__ import annotations

@@ -58,6 +58,41 @@ def _hat_gate_backward_kernel(
 
 
 @triton.jit
+def _hat_gates_kernel(
+    embedding_ptr,
+    scale_ptr,
+    share_ptr,
+    mask_ptr,
+    term_ptr,
+    units,
+    floor,
+    weight,
+    BLOCK: tl.constexpr,
+):
+    """The mask and weight * sum mask share, by one program: units are some thousands."""
+    s = tl.load(scale_ptr).to(tl.float32)
+    taken = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, units, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        live = at < units
+        e = tl.load(embedding_ptr + at, mask=live, other=0.0).to(tl.float32)
+        m = sigmoid(s * e)
+        m = tl.where(m < floor, 0.0, m)
+        tl.store(mask_ptr + at, m, mask=live)
+        taken += m * tl.load(share_ptr + at, mask=live, other=0.0).to(tl.float32)
+    tl.store(term_ptr, weight * tl.sum(taken, 0))
+
+
+@triton.jit
+def _add_term_kernel(grad_ptr, term_ptr, share_ptr, units, weight, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = at < units
+    g = tl.load(grad_ptr + at, mask=live, other=0.0)
+    share = tl.load(share_ptr + at, mask=live, other=0.0).to(tl.float32)
+    tl.store(grad_ptr + at, g + weight * tl.load(term_ptr).to(tl.float32) * share, mask=live)
+
+
+@triton.jit
 def _sparsity_parts_kernel(
     mask_ptr, used_ptr, parts_ptr, units, PARTS: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -148,6 +183,58 @@ def hat_gate_backward(
                 **OPTIONS,
             )
     return out
+
+
+def hat_gates(
+    embedding: Tensor, scale: Tensor, share: Tensor, floor: float, weight: float
+) -> tuple[Tensor, Tensor]:
+    """Mask float32 [U] and weight * sum mask share, 0-d: embedding, share [U], scale []."""
+    check("hat_gates", "embedding", embedding)
+    mask = embedding.new_empty(embedding.shape, dtype=torch.float32)
+    term = embedding.new_empty((), dtype=torch.float32)
+    scale = scale.to(embedding.device, non_blocking=True)
+    with on_device_of(embedding):
+        _hat_gates_kernel[(1,)](
+            embedding.contiguous(),
+            scale,
+            share.contiguous(),
+            mask,
+            term,
+            embedding.numel(),
+            float(floor),
+            float(weight),
+            BLOCK=BLOCK,
+            **OPTIONS,
+        )
+    return mask, term
+
+
+def hat_gates_backward(
+    grads: list[Tensor],
+    grad_term: Tensor,
+    embedding: Tensor,
+    scale: Tensor,
+    share: Tensor,
+    sizes: list[int],
+    weight: float,
+    max_scale: float,
+    cosh_clamp: float,
+    recipe: bool,
+) -> Tensor:
+    """Gradient of both [U]; a part of ``grads`` without elements is one of zeros."""
+    check("hat_gates_backward", "embedding", embedding)
+    parts = [
+        g if g.numel() else embedding.new_zeros(size) for g, size in zip(grads, sizes, strict=True)
+    ]
+    grad = torch.cat([part.float() for part in parts])
+    units = embedding.numel()
+    if grad_term.numel() and units:
+        with on_device_of(embedding):
+            _add_term_kernel[(cdiv(units, BLOCK),)](
+                grad, grad_term, share.contiguous(), units, float(weight), BLOCK=BLOCK, **OPTIONS
+            )
+    mask = hat_gate(embedding, scale) if recipe else grad  # which only the recipe is made of
+    return hat_gate_backward(grad, embedding, mask, scale, max_scale, cosh_clamp, recipe)
 
 
 def _sparsity_parts(mask: Tensor, used: Tensor) -> tuple[Tensor, Tensor, int]:

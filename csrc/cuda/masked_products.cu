@@ -1,0 +1,71 @@
+// Runs of masked linear layers on a GPU: cuBLAS's products, each with the mask in place behind it. See
+// maskcl/reference/masked_products.py.
+#include "../products.h"
+#include "common.cuh"
+#include "masked_rows.cuh"
+
+namespace maskcl::gpu {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+enum Wanted : int64_t { kWeight = 1, kBias = 2, kMask = 4 };  // bits of `wanted`, by layer
+
+void check_devices(const char* op, const char* name, const Tensors& tensors, const Tensor& x) {
+  for (const Tensor& t : tensors) check_cuda(op, name, t, x);
+}
+
+Tensors masked_linears(const Tensor& x, Tensors weights, Tensors biases, Tensors masks, const std::string& activation,
+                       double slope) {
+  const char* op = "masked_linears";
+  check_layers(op, x, weights, biases, masks);
+  check_devices(op, "weight", weights, x);
+  const DeviceGuard guard(x.get_device_index());
+  Tensors ys;
+  for (size_t l = 0; l < weights.size(); ++l) {
+    const Tensor& in = l ? ys.back() : x;
+    const Tensor y = torch::stable::new_empty(in, {in.size(0), weights[l].size(0)});
+    std::optional<Tensor> bias;
+    if (biases[l].numel()) bias = biases[l];
+    linear_out(in, weights[l], bias, y);
+    masked_activation_(y, masks[l], std::nullopt, activation, slope, 1);
+    ys.push_back(y);
+  }
+  return ys;
+}
+
+// dx, then for every layer dweight, dbias and dmask; what is not wanted has no elements.
+Tensors masked_linears_backward(const Tensor& grad, const Tensor& x, Tensors ys, Tensors weights, Tensors masks,
+                                const std::string& activation, double slope, bool want_x,
+                                std::vector<int64_t> wanted) {
+  const char* op = "masked_linears_backward";
+  check_layers_grad(op, grad, x, ys, weights, masks, wanted);
+  check_devices(op, "weight", weights, x);
+  check_devices(op, "y", ys, x);
+  const DeviceGuard guard(x.get_device_index());
+  const size_t layers = weights.size();
+  Tensors found(1 + 3 * layers, x);
+  Tensor g = in_dtype(grad, x.scalar_type());
+  for (size_t l = layers; l-- > 0;) {
+    auto [dz, dmask, dbias] = masked_activation_backward(g, ys[l], masks[l], std::nullopt, activation, slope, 1, true,
+                                                         wanted[l] & kMask, wanted[l] & kBias);
+    const Tensor& in = l ? ys[l - 1] : x;
+    const bool want_weight = wanted[l] & kWeight, want_in = l ? true : want_x;
+    const Tensor dweight =
+        torch::stable::new_empty(weights[l], {want_weight ? dz.size(1) : 0, want_weight ? in.size(1) : 0});
+    const Tensor din = torch::stable::new_empty(x, {want_in ? in.size(0) : 0, want_in ? in.size(1) : 0});
+    linear_backward_out(dz, in, weights[l], want_in ? &din : nullptr, want_weight ? &dweight : nullptr);
+    found[1 + 3 * l] = dweight, found[2 + 3 * l] = dbias, found[3 + 3 * l] = dmask;
+    g = din;
+  }
+  found[0] = g;
+  return found;
+}
+
+}  // namespace
+}  // namespace maskcl::gpu
+
+STABLE_TORCH_LIBRARY_IMPL(maskcl, CUDA, m) {
+  m.impl("masked_linears", TORCH_BOX(&maskcl::gpu::masked_linears));
+  m.impl("masked_linears_backward", TORCH_BOX(&maskcl::gpu::masked_linears_backward));
+}
