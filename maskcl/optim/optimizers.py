@@ -1,0 +1,90 @@
+"""SGD, Adam and AdamW that cannot move what finished tasks need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, optim
+
+from maskcl.optim.fused_step import FusedStep, StepsFused, not_fused_reasons
+from maskcl.optim.protected_elements import ProtectedElements, protection_of
+
+if TYPE_CHECKING:
+    from maskcl.nn import HATNetwork, Protection
+
+
+class _Protected(StepsFused):
+    """What the three have beside torch's arguments."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        *,
+        protect: HATNetwork | Protection | None = None,
+        protection: str = "exact",
+        max_norm: float | None = None,
+        state_dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        name = type(self).__name__
+        found = protection_of(name, protect)
+        elements = ProtectedElements(name, found, protection)
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f"{name}: max_norm is {max_norm!r}, wanted a number above 0 or None")
+        if state_dtype not in (None, torch.float32):
+            raise ValueError(f"{name}: state_dtype is {state_dtype}, wanted torch.float32 or None")
+        super().__init__(params, lr, **options)  # type: ignore[call-arg]
+        optimizer: Any = self
+        if reasons := not_fused_reasons(optimizer):
+            raise ValueError(f"{name}: {'; '.join(reasons)}; maskcl.optim.protect takes any other")
+        FusedStep(optimizer, elements, max_norm, state_dtype)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, and moments that were float32 stay so."""
+        optimizer: Any = self
+        super().load_state_dict(state_dict)  # type: ignore[misc]
+        parameters = (p for group in optimizer.param_groups for p in group["params"])
+        names = (name for group in state_dict["param_groups"] for name in group["params"])
+        for parameter, name in zip(parameters, names, strict=True):
+            for key, value in state_dict["state"].get(name, {}).items():
+                if (
+                    isinstance(value, Tensor)
+                    and value.dtype != optimizer.state[parameter][key].dtype
+                ):
+                    optimizer.state[parameter][key] = value.to(parameter.device, copy=True)
+
+
+class SGD(_Protected, optim.SGD):
+    """``torch.optim.SGD`` whose step leaves protected elements and their momentum as they are.
+
+    Groups, state_dict, schedulers and scalers are torch's; what finished tasks need is neither read
+    nor written, and nothing is copied to keep it. Build it after ``begin_task``.
+
+    Args:
+        params: as for ``torch.optim.SGD``.
+        lr: the learning rate, a number or a 0-d tensor.
+        protect: a HATNetwork, its ``protection()``, or None to protect nothing.
+        protection: "exact", or "min", the paper's.
+        max_norm: of the gradients of what may move: ``torch.nn.utils.clip_grad_norm_`` in the step.
+        state_dtype: float32 for the momentum of parameters of half precision; None for theirs.
+        options: of ``torch.optim.SGD``, by name.
+
+    Raises:
+        ValueError, TypeError: an option that the step does not do, or an argument is not as above.
+    """
+
+
+class Adam(_Protected, optim.Adam):
+    """``torch.optim.Adam`` whose step leaves protected elements and their moments as they are.
+
+    ``amsgrad`` is refused; all else as for `SGD`.
+    """
+
+
+class AdamW(_Protected, optim.AdamW):
+    """``torch.optim.AdamW`` whose step leaves protected elements and their moments as they are.
+
+    ``amsgrad`` is refused; all else as for `SGD`.
+    """
