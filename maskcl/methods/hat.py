@@ -14,7 +14,7 @@ from maskcl.methods.base import TaskData, derive_seed, hidden_task_reasons, no_c
 from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
 from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks
 from maskcl.ops import hat_scale
-from maskcl.optim.guard import Guard, guard
+from maskcl.optim import FusedStep, Guard, protect
 from maskcl.settings import Setting
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class HAT:
             max_scale=max_scale,
             cosh_clamp=self.cosh_clamp,
             compensation="recipe" if self.compensation == "recipe" else "exact",
+            sparsity=self.sparsity,
         )
         net.begin_task(task, check=self.rule == "hat")
         embedding = net.embeddings[task]
@@ -150,14 +151,32 @@ class HAT:
     ) -> None:
         """Nothing that could be told beforehand."""
 
-    def protect(self, optimizer: Optimizer, net: HATNetwork, state: HATState) -> Guard | None:
+    def protect(
+        self, optimizer: Optimizer, net: HATNetwork, state: HATState
+    ) -> FusedStep | Guard | None:
         """Keep momentum, moments and weight decay of ``optimizer`` off protected weights.
 
-        None under the rules that let protected weights move. ``remove()`` the guard at the end.
+        ``torch.optim``'s SGD, Adam and AdamW step as `maskcl.optim.protect` says, with ``clip`` and
+        ``embedding_clamp`` in the same pass, so that ``after_backward`` leaves the gradients as
+        they are. None under the rules that let protected weights move. ``remove()`` what is
+        returned at the end.
         """
         if self.rule != "hat":
             return None
-        return guard(optimizer, state.protection, exact=self._exact)
+        bounds = {net.embeddings[state.task]: self.embedding_clamp}
+        all_trained = {id(p) for p in state.trained}
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        # Of several optimizers none knows the norm of all gradients.
+        clip = self.clip if all_trained <= held else None
+        handle = protect(
+            optimizer,
+            state.protection,  # type: ignore[arg-type]
+            protection=self.protection,
+            bounds=bounds,
+            max_norm=clip,
+        )
+        state.step = handle if isinstance(handle, FusedStep) and all_trained <= held else None
+        return handle
 
     def before_step(self, net: HATNetwork, state: HATState, progress: float) -> None:
         """Set the scale for progress in [0, 1] of the epoch (``ops.epoch_progress``)."""
@@ -168,7 +187,7 @@ class HAT:
 
         Call it inside ``net.task(...)``, after the forward.
         """
-        return self.sparsity * net.sparsity()
+        return net.sparsity(self.sparsity)
 
     def after_backward(
         self, net: HATNetwork, state: HATState, *, scaler: torch.amp.GradScaler | None = None
@@ -191,18 +210,21 @@ class HAT:
             seed = derive_seed("rule", state.seed, state.task, state.steps)
         state.begun.check("HAT.after_backward", net.finished)
         state.protection.check_parameters("HAT.after_backward")
+        state.steps += 1
+        if state.is_fused:
+            return  # the step itself leaves out what is protected, and clips
         state.protection.clamp_(
             rule=self.rule, exact=self._exact, values=self.rule_value, seed=seed
         )
         if self.clip is not None:
             scale = factor("HAT.after_backward", scaler, state.watch)
             clip_norm(state.trained, self.clip, scale)
-        state.steps += 1
 
     @torch.no_grad()
     def after_step(self, net: HATNetwork, state: HATState) -> None:
         """Bound the task's embedding, so that every gate can still be reached by the gradient."""
-        net.embeddings[state.task].clamp_(-self.embedding_clamp, self.embedding_clamp)
+        if not state.is_fused:
+            net.embeddings[state.task].clamp_(-self.embedding_clamp, self.embedding_clamp)
 
     def end_task(self, net: HATNetwork, state: HATState, data: TaskData | None = None) -> None:
         """Record which units the task uses; from here on they are protected.
@@ -260,6 +282,7 @@ class HATState:
         watch: of scalers of the loss.
         seed: of the rule ``random``.
         steps: optimizer steps so far.
+        step: that stands in for the optimizer's own.
     """
 
     task: int
@@ -271,6 +294,12 @@ class HATState:
     watch: ScalerWatch = field(default_factory=ScalerWatch, repr=False)
     seed: int = 0
     steps: int = 0
+    step: FusedStep | None = field(default=None, repr=False)
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether the optimizer of all that the task trains steps by `FusedStep`."""
+        return self.step is not None and self.step.is_active
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint inside the task needs; the rest follows from network and seed."""

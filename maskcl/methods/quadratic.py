@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from maskcl import ops
+from maskcl import backends, ops
+from maskcl.methods.anchored_lists import AnchoredLists
 from maskcl.methods.base import PlanWarning, TaskData, no_classes_reasons
 from maskcl.methods.loss_scaling import ScalerWatch, factor
 from maskcl.nn.tasks.kept_bits import check_ranks
+from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
 
 if TYPE_CHECKING:
@@ -55,8 +57,8 @@ class Quadratic:
             )
         net.begin_task(task)
         anchored = bool(net.finished.any())
-        penalty = torch.zeros((), device=net.finished.device)
-        return QuadraticState(task, anchored, net.names(heads=self.heads), penalty, seed)
+        nothing = torch.zeros((), device=net.finished.device), 0.0
+        return QuadraticState(task, anchored, net.names(heads=self.heads), nothing, seed)
 
     def parameter_groups(self, net: ImportanceNetwork, task: int) -> list[dict[str, Any]]:
         """All that the task trains, in one group."""
@@ -102,8 +104,15 @@ class Quadratic:
                 )
         return ""
 
-    def protect(self, optimizer: Optimizer, net: ImportanceNetwork, state: QuadraticState) -> None:
-        """None: what earlier tasks need may move, at a price."""
+    def protect(
+        self, optimizer: Optimizer, net: ImportanceNetwork, state: QuadraticState
+    ) -> FusedStep | None:
+        """Nothing is protected, as what earlier tasks need may move at a price; a faster step.
+
+        ``torch.optim``'s SGD, Adam and AdamW step through one op until ``remove()`` of what is
+        returned; None for others, which keep their step.
+        """
+        return fuse(optimizer)
 
     def before_step(self, net: ImportanceNetwork, state: QuadraticState, progress: float) -> None:
         """Nothing."""
@@ -136,7 +145,11 @@ class Quadratic:
         if not state.anchored or self.strength == 0:
             return
         scale = factor(f"{self._name}.after_backward", scaler, state.watch)
-        parameters, anchors, importances = net.anchored(state.names)
+        if state.lists is None:
+            state.lists = AnchoredLists(net, state.names)
+        parameters, anchors, importances = state.lists.get()
+        if not parameters:
+            return
         grads = []
         for parameter in parameters:
             if parameter.grad is None:
@@ -144,8 +157,12 @@ class Quadratic:
             grads.append(parameter.grad)
         # Only where gradients are scaled does the host wait for the scale, as the scaler does.
         strength = self.strength * float(scale)
-        value = ops.mas_penalty_grads_(grads, parameters, anchors, importances, strength)
-        state.penalty = value if strength == self.strength else value / scale
+        if any(grad.layout is not torch.strided for grad in grads):
+            ops.mas_penalty_grads_(grads, parameters, anchors, importances, strength)  # says so
+        # Not by the public op: its checks of lists that the network made cost more than the kernel.
+        run = backends.select("mas_penalty_grads_", parameters[0])
+        value = run(grads, parameters, anchors, importances, None, strength, True)
+        state.charged = value, self.strength
 
     def after_step(self, net: ImportanceNetwork, state: QuadraticState) -> None:
         """Nothing."""
@@ -259,7 +276,8 @@ class QuadraticState:
         anchored: whether there are earlier tasks that the penalty holds.
         names: of the parameters that it holds.
         watch: of scalers of the loss.
-        penalty: 0-d, the last step's term of the loss; reading it waits for the device.
+        lists: what the penalty takes of the network.
+        charged: the last step's penalty, 0-d, before the strength, and the strength.
         seed: of the run.
         scale: None; nothing here is soft.
     """
@@ -267,10 +285,17 @@ class QuadraticState:
     task: int
     anchored: bool
     names: list[str] = field(repr=False)
-    penalty: Tensor
+    charged: tuple[Tensor, float] = field(repr=False)
     seed: int = 0
     scale: None = None
     watch: ScalerWatch = field(default_factory=ScalerWatch, repr=False)
+    lists: AnchoredLists | None = field(default=None, repr=False)
+
+    @property
+    def penalty(self) -> Tensor:
+        """0-d, the last step's term of the loss; reading it waits for the device."""
+        value, strength = self.charged
+        return value * strength
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint needs besides the network: all the rest follows from it."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from maskcl.methods import derive_seed
+from maskcl.optim import fuse
 from maskcl.problems import Problem
 from maskcl.randomness import seeded
 from maskcl.training.accelerator import make_fabric
@@ -146,6 +147,7 @@ def _scores(plan: _Plan, tasks: list[int]) -> list[float]:
 def _train(plan: _Plan, net: ImportanceNetwork, tasks: list[int]) -> None:
     own = {id(p): p for task in tasks for p in net.task_parameters(task)}
     optimizer = plan.optimizer_fn([{"params": list(own.values())}])
+    fuse(optimizer)  # the methods' networks step so too
     module, wrapped = plan.fabric.setup(net, optimizer)
     known = plan.scenario.setting.task_id_at_test
     net.train()

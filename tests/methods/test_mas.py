@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from maskcl import ops
 from maskcl.methods import EWC, MAS, PlanWarning, TaskData
+from maskcl.optim import FusedStep
 from maskcl.problems import Vision
 from maskcl.settings import SETTINGS
 from maskcl.training.trainer import Trainer
@@ -96,7 +97,10 @@ def test_a_begun_task_trains_what_is_shared_and_its_own(method):
     for name, p in net.named_parameters():
         assert p.requires_grad == (id(p) in own) == (".heads." not in name or ".heads.1" in name)
     optimizer = torch.optim.SGD([group], lr=0.1)
-    assert method.protect(optimizer, net, state) is None
+    handle = method.protect(optimizer, net, state)
+    assert isinstance(handle, FusedStep)
+    handle.remove()
+    assert method.protect(torch.optim.RMSprop([group]), net, state) is None
     assert method.loss_term(net, state) == 0.0
 
 

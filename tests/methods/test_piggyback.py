@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from maskcl.methods import Piggyback, PlanWarning
+from maskcl.optim import FusedStep
 from maskcl.problems import Vision
 from maskcl.settings import CLASS, DOMAIN, TASK, TIME
 from tests import tiny
@@ -241,7 +242,11 @@ def test_it_adds_nothing_to_the_loss_and_guards_nothing():
     assert method.loss_term(net, state) == 0.0
     assert not isinstance(method.loss_term(net, state), torch.Tensor)
     optimizer = torch.optim.SGD(method.parameter_groups(net, 0), lr=0.1)
-    assert method.protect(optimizer, net, state) is None
+    handle = method.protect(optimizer, net, state)
+    assert isinstance(handle, FusedStep)
+    handle.remove()
+    other = torch.optim.RMSprop(method.parameter_groups(net, 0))
+    assert method.protect(other, net, state) is None
 
 
 def test_measure_and_outlook_are_shares_of_weights():

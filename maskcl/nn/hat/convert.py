@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from maskcl.nn.following.trace import Shape, Trace, trace
+from maskcl.nn.hat.fused_activation import FusedActivation
 from maskcl.nn.hat.layer_conversion import task_aware_like
 from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.hat.network import HATNetwork
@@ -23,23 +24,6 @@ from maskcl.nn.tasks.heads import TaskHeads, head_like
 from maskcl.nn.tasks.replace_modules import replace_modules
 from maskcl.nn.tasks.state import Masked
 from maskcl.nn.tasks.task_parameters import loosen
-
-
-class FusedActivation(nn.Identity):
-    """Stands where an activation module was that its layer now computes; keeps it for to_plain.
-
-    Attributes:
-        original: the module. layer: name of the layer that computes it.
-    """
-
-    def __init__(self, original: nn.Module, layer: str) -> None:
-        super().__init__()
-        self.original = original
-        self.layer = layer
-
-    def extra_repr(self) -> str:
-        """Which layer computes it."""
-        return f"by {self.layer}"
 
 
 def to_hat(

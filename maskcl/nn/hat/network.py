@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.following.trace import sizes_of
 from maskcl.nn.hat.example_inputs import Example
+from maskcl.nn.hat.layer_runs import LayerRuns
 from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.protection import Protection, protect
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
@@ -20,8 +21,7 @@ from maskcl.nn.tasks.active import ActiveTask, active_of
 from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.network import TaskNetwork, own_parameters
 from maskcl.nn.tasks.state import WORD
-from maskcl.ops import hat_gate
-from maskcl.ops.gate import mask_floor
+from maskcl.ops.gate import Gate, hat_gates
 
 INITS = ("normal", "uniform", "dense")
 
@@ -94,14 +94,14 @@ class HATNetwork(TaskNetwork):
         _check_init(init)
         check_owners(model)
         let_hooks_read_only(model)
-        self._gate: dict[str, Any] = {}
-        self.configure_gate()
         self.example = Example(example_inputs)
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
         self._structure = ModelStructure(model)
+        self._runs = LayerRuns(model)
         self.units = dict(self.topology.units)
         self._sizes = [s.stop - s.start for s in self.units.values()]
         self._build_units(init)
+        self.configure_gate()
 
     def _build_units(self, init: str) -> None:
         device = self._device()
@@ -125,6 +125,10 @@ class HATNetwork(TaskNetwork):
         active = self._prepared()
         self._check_arguments(*args, *kwargs.values())
         self._make_masks(active)
+        if not kwargs:
+            output = self._runs.run(active, args)
+            if output is not None:
+                return output
         return self.model(*args, **kwargs)
 
     def begin_task(self, task: int, *, check: bool = True) -> None:
@@ -154,14 +158,20 @@ class HATNetwork(TaskNetwork):
                 units = active.record = self._units_of(active.task)
         if active.scale is None:
             mask = units.hard_mask().to(units.embedding.dtype)
+            active.parts, active.term = mask.split(self._sizes), None
         else:
-            mask = self._soft_mask(units.embedding, active.scale)
-        active.mask = mask
-        active.parts = mask.split(self._sizes)
+            active.parts, active.term = self._soft_masks(units, active.scale)
 
-    def _soft_mask(self, embedding: Tensor, scale: Tensor) -> Tensor:
-        floor = mask_floor(embedding.dtype, self._gate["cosh_clamp"])
-        return hat_gate(embedding, scale, floor=floor, **self._gate)
+    def _soft_masks(self, units: TaskUnits, scale: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        gate = self._gate_of(units.embedding)
+        return hat_gates(units.embedding, scale, units.free_share, self._sizes, gate)
+
+    def _gate_of(self, embedding: Tensor) -> Gate:
+        """As configured, for embeddings of this dtype."""
+        gate = self._gates.get(embedding.dtype)
+        if gate is None:
+            gate = self._gates[embedding.dtype] = Gate.of(embedding.dtype, *self._gate_options)
+        return gate
 
     def _fill(self, active: ActiveTask) -> None:
         super()._fill(active)
@@ -215,37 +225,45 @@ class HATNetwork(TaskNetwork):
         return torch.full((), float(scale), dtype=embedding.dtype, device=embedding.device)
 
     def configure_gate(
-        self, max_scale: float | None = None, cosh_clamp: float = 50.0, compensation: str = "exact"
+        self,
+        max_scale: float | None = None,
+        cosh_clamp: float = 50.0,
+        compensation: str = "exact",
+        sparsity: float = 1.0,
     ) -> None:
         """How the gate's gradient is compensated (HAT, section 2.5); see ``ops.hat_gate``.
 
         float32 soft masks below exp(-k) / 256, k = cosh_clamp or 50 if that is more, are exactly 0:
-        see ``ops.gate.mask_floor``.
+        see ``ops.gate.mask_floor``. ``sparsity`` is the weight of eq. 5 that `sparsity` is made
+        with beside the masks.
         """
-        self._gate = {
-            "max_scale": max_scale,
-            "cosh_clamp": cosh_clamp,
-            "compensation": compensation,
-        }
+        options = max_scale, cosh_clamp, compensation, sparsity
+        dtype = self.embeddings[0].dtype
+        self._gates, self._gate_options = {dtype: Gate.of(dtype, *options)}, options
 
-    def sparsity(self) -> Tensor:
+    def sparsity(self, weight: float = 1.0) -> Tensor:
         """Share of the free units that the last forward's mask takes (HAT, eq. 5), a 0-d tensor.
+
+        Args:
+            weight: that it is multiplied by.
 
         Raises:
             RuntimeError: the network has not run in this ``with net.task(k):``.
         """
         active = active_of(self._state)
-        if active is None or active.mask is None:
+        if active is None or active.parts is None:
             raise RuntimeError(
                 "HATNetwork.sparsity: no forward yet inside this `with net.task(k):`"
             )
         units: TaskUnits = active.record
-        mask = active.mask
-        if active.scale is not None and not mask.requires_grad and torch.is_grad_enabled():
+        term = active.term
+        if active.scale is not None and not active.learns and torch.is_grad_enabled():
             # A checkpointed forward ran without gradients, and its recomputation is yet to come.
-            mask = self._soft_mask(units.embedding, active.scale)
-        # ops.hat_sparsity with its constants kept: while a task trains, eq. 5 is a dot product.
-        return torch.dot(mask, units.free_share)
+            _, term = self._soft_masks(units, active.scale)
+        if term is not None and weight == self._gate_options[3]:
+            return term
+        mask = torch.cat(active.parts) if active.parts else units.free_share  # of no units
+        return weight * torch.dot(mask, units.free_share)
 
     def hard_mask(self, task: int) -> Tensor:
         """Units that a task uses, bool [U]: as recorded by finish_task, else embedding > 0."""

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.hat.convert import FusedActivation
+from maskcl.nn.hat.fused_activation import FusedActivation
 from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.hat.message_passing import Aggregated, HATMessagePassing
 from maskcl.nn.hat.network import HATNetwork

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +145,19 @@ class ImportanceNetwork(TaskNetwork):
                 anchors.append(self.anchor.of(name))
                 importances.append(self.importance.of(name))
         return parameters, anchors, importances
+
+    def places(self, names: Sequence[str]) -> list[tuple[dict[str, Any], str, Any]]:
+        """Where the network holds what `anchored` gives: (dictionary, name in it, tensor)."""
+        found: list[tuple[dict[str, Any], str, Any]] = []
+        for name in names:
+            leaf = name.rpartition(".")[2]
+            holders: list[dict[str, Any]] = [
+                owner_of(self.model, name)._parameters,
+                owner_of(self.anchor, name)._buffers,
+                owner_of(self.importance, name)._buffers,
+            ]
+            found += [(holder, leaf, holder[leaf]) for holder in holders]
+        return found
 
     @torch.no_grad()
     def consolidate(

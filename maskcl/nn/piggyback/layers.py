@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskcl import ops
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
+from maskcl.ops.piggyback_products import masked_product
 from maskcl.ops.selection import selection
 from maskcl.ops.weight_mask import PiggybackWeightFunction
 
@@ -55,6 +56,9 @@ class PiggybackLinear(PiggybackLayer, nn.Linear):
         if words is not None:
             return ops.packed_linear(input, weight, words, bias)
         assert self.scores is not None
+        if self._is_plain(input):
+            select = None, self.levels, float(cut.threshold), cut.inclusive, 1.0
+            return masked_product(input, weight, self.scores, bias, select)
         return ops.piggyback_linear(
             input,
             weight,
@@ -64,6 +68,20 @@ class PiggybackLinear(PiggybackLayer, nn.Linear):
             levels=self.levels,
             inclusive=cut.inclusive,
             density=cut.density,
+        )
+
+    def _is_plain(self, x: Tensor) -> bool:
+        """Whether the op would find nothing to refuse or to convert: its checks cost as much."""
+        weight = self.weight
+        return (
+            x.dim() == 2
+            and x.shape[1] == weight.shape[1]
+            and x.dtype is weight.dtype
+            and x.device == weight.device
+            and x.layout is torch.strided
+            and self.levels != "topk"
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled(x.device.type)
         )
 
 

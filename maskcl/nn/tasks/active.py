@@ -31,9 +31,9 @@ class ActiveTask:
         record: what the network adds about the task.
         version: of the state, when ``own`` and ``record`` were made.
         learns: the last forward here began with gradients.
-        make_masks: makes ``mask`` and ``parts`` anew; None where there are no such masks.
-        mask: [U] masks of all units as the last forward here made them, None before it.
-        parts: ``mask`` split by layer, views.
+        make_masks: makes ``parts`` and ``term`` anew; None where there are no such masks.
+        parts: masks of all units as the last forward here made them, by layer; None before it.
+        term: 0-d, what the network makes of them for the loss; None where nothing.
         before: what was active before, of this network or another.
     """
 
@@ -46,8 +46,8 @@ class ActiveTask:
         self.version = -1
         self.learns = False
         self.make_masks: Callable[[ActiveTask], None] | None = None
-        self.mask: Tensor | None = None
-        self.parts: tuple[Tensor, ...] = ()
+        self.parts: tuple[Tensor, ...] | None = None
+        self.term: Tensor | None = None
         self.before: ActiveTask | None = None
 
     def chain(self) -> Iterator[ActiveTask]:

@@ -171,15 +171,14 @@ class Masked(TaskAware):
         active = self._active()
         if self._slots is None:
             return None
-        if not active.parts:
+        if active.parts is None:
             raise RuntimeError(
                 f"{type(self).__name__}: the masks come from the network's forward; call the"
                 " network, not a part of it"
             )
         if not self._slots:
-            assert active.mask is not None
             # The slots NONE (0) and EVERY (1) are the last two.
-            mask = active.mask
+            mask = torch.cat(active.parts)
             table = torch.cat([mask, mask.new_zeros(1), mask.new_ones(1)])
             return table[self.mask_index].amax(0)
         mask = active.parts[self._slots[0]]

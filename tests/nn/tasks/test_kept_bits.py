@@ -224,7 +224,7 @@ def test_replaced_parameters_are_refused_at_once(replace: Any, when: str) -> Non
     if when == "before the guard":
         replace(net)
         optimizer = torch.optim.AdamW(method.parameter_groups(net, 1), lr=0.01)
-        with pytest.raises(RuntimeError, match=r"guard: .* is no longer the parameter"):
+        with pytest.raises(RuntimeError, match=r"protect: .* is no longer the parameter"):
             method.protect(optimizer, net, state)
         return
     method.protect(optimizer, net, state)

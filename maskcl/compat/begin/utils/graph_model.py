@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from maskcl.compat.begin.data import DataGraph, without_edges
@@ -125,7 +124,6 @@ class GraphModel(LayerNames, nn.Module):
         with self._in_a_task():
             active = net._prepared()
             active.parts = tuple(mask.flatten() for mask in hat_masks)
-            active.mask = torch.cat(active.parts)
             return net.model(*tensors)
 
     def _seen(

@@ -127,7 +127,7 @@ class HATNames(ClassesOfTasks):
         results = super().inference(model, curr_batch, curr_training_states)
         if isinstance(model.core, HATNetwork):
             active = active_of(model.core._state)
-            results["hat_masks"] = [] if active is None else list(active.parts)
+            results["hat_masks"] = [] if active is None else list(active.parts or ())
         return results
 
     @either_name
