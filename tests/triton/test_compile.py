@@ -38,6 +38,8 @@ def test_every_kernel_is_compiled_below() -> None:
     assert found == {
         "_hat_gate_kernel",
         "_hat_gate_backward_kernel",
+        "_hat_gates_kernel",
+        "_add_term_kernel",
         "_sparsity_parts_kernel",
         "_hat_sparsity_kernel",
         "_hat_sparsity_backward_kernel",
@@ -55,10 +57,16 @@ def test_gate(launches: list[Any], tmp_path: Path) -> None:
     for recipe in (False, True):
         for max_scale in (0.0, 400.0):
             gate.hat_gate_backward(units, units, units, scale, max_scale, 50.0, recipe)
+    gate.hat_gates(units, scale, units, 1e-9, 0.75)
+    parts = [units[:2000], units[:0]]
+    gate.hat_gates_backward(
+        parts, scale, units, scale, units, [2000, 2000], 0.75, 0.0, 50.0, False
+    )
     gate.hat_sparsity(units, units > 0)
     gate.hat_sparsity_backward(scale, units, units > 0)
-    # Both functions of the sparsity start with the same partial sums.
-    compile_all(launches, 1 + 4 + 3, tmp_path)
+    # The gradient of all gates ends in that of one, and both functions of the sparsity start with
+    # the same partial sums.
+    compile_all(launches, 1 + 4 + 2 + 3, tmp_path)
 
 
 WIDE, IMAGE = (512, 2048), (32, 64, 14, 14)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from maskcl.reference import gate as reference
 from maskcl.triton import gate
@@ -92,6 +93,59 @@ def test_exact_backward_is_finite_far_out() -> None:
         out = gate.hat_gate_backward(g, e, reference.hat_gate(e, s), s, max_scale, 50.0, False)
         assert torch.isfinite(out).all()
         assert out[3] > 0
+
+
+@pytest.mark.parametrize("units", [0, *SIZES])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gates_and_their_term(units: int, dtype: torch.dtype, rng: torch.Generator) -> None:
+    e, s, share = _embedding(units, rng, dtype), torch.tensor(3.7), torch.rand(units, generator=rng)
+    mask, term = gate.hat_gates(e, s, share, 0.1, 0.75)
+    assert torch.equal(mask, gate.hat_gate(e, s, 0.1))
+    assert (term.dtype, term.shape) == (torch.float32, ())
+    wanted = 0.75 * (mask.double() * share.double()).sum()
+    _close(term, wanted, 1e-6)
+
+
+def test_gates_read_strided_tensors(rng: torch.Generator) -> None:
+    e, s, share = _embedding(3000, rng)[::2], torch.tensor(2.0), torch.rand(1500, 2)[:, 1]
+    found = gate.hat_gates(e, s, share, 0.0, 0.75)
+    wanted = reference.hat_gates(e.double(), s.double(), share.double(), 0.0, 0.75)
+    for f, w in zip(found, wanted, strict=True):
+        _close(f, w, 2e-6)
+
+
+# In each list the second part, if there is one, has had no gradient.
+PARTS = [[1], [700, 0, 800], [1024, 1025, 951], [3000, 7]]
+
+
+@pytest.mark.parametrize("sizes", PARTS, ids=str)
+@pytest.mark.parametrize("max_scale", [0.0, 400.0])
+@pytest.mark.parametrize("recipe", [False, True])
+@pytest.mark.parametrize("with_term", [False, True], ids=["no term", "term"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gates_backward(
+    sizes: list[int],
+    max_scale: float,
+    recipe: bool,
+    with_term: bool,
+    dtype: torch.dtype,
+    rng: torch.Generator,
+) -> None:
+    units = sum(sizes)
+    e, s, share = _embedding(units, rng, dtype), torch.tensor(3.7), torch.rand(units, generator=rng)
+    grads = [torch.randn(size * (p != 1), generator=rng) for p, size in enumerate(sizes)]
+    term = torch.tensor(0.5) if with_term else torch.empty(0)
+    rest = (sizes, 0.75, max_scale, 50.0, recipe)
+    found = gate.hat_gates_backward(grads, term, e, s, share, *rest)
+    assert found.dtype == dtype
+    if len(sizes) > 1 and not with_term:
+        assert not found[sizes[0] : sizes[0] + sizes[1]].any()
+    tensors = [grads, term, e, s, share]
+    if not recipe:  # whose rounding is float32's, so that is what it is compared in
+        tensors = tree_map(Tensor.double, tensors)
+    wanted = reference.hat_gates_backward(*tensors, *rest).double()
+    rtol, tiny = 5e-5 + _rounding(dtype), torch.finfo(dtype).tiny
+    torch.testing.assert_close(found.double(), wanted, rtol=rtol, atol=2 * tiny)
 
 
 def _used(units: int, kind: str, rng: torch.Generator) -> Tensor:
