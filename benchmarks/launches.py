@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import training_steps
+from benchmarks.passes_of_bits import OF
 from benchmarks.training_steps import METHODS, NETWORKS, Setting, Step
 from maskcl import backends
 from maskcl.schemas import STEM_OF
@@ -89,8 +90,11 @@ class Count(TorchDispatchMode):
         with self, _kernels() as kernels:
             result = func.redispatch(CPU, *args, **kwargs)
         self.found.update(kernels)
-        if name.startswith("piggyback_linear"):  # a product a block, which no mode sees
+        # Products that no mode sees.
+        if name.startswith("piggyback_linear"):  # one a block
             self.found["op", "product"] += sum(kernels.values())
+        if name.startswith("masked_linears"):
+            self.found["op", "product"] += sum(1 for p in OF[name](*args) if not p.kernel)
         return result
 
     def _torch(self, func: Any, name: str) -> None:

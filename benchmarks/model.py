@@ -131,9 +131,18 @@ def calls() -> list[tuple[str, Call]]:
     sums, sides = (*act, True, True, False), (tasks, tasks, [1] * 8, True)
     line, layer, image = "256 x 4096", "4096 x 4096", "64 x 64 x 56 x 56"
     both, eight = "256 x 4096 x 4096", "8 x 512 x 512 x 3 x 3"
+    steps, pace, scalars = [empty()] * 8, [[1e-3] * 8] * 3, (None, None, None, None, 0.0)
+    sgd, adam = (0.9, 0.0, False, False, False), (0.9, 0.999, 1e-8, True, False)
+    gates = [empty(512)] * 8
     made: list[tuple[str, str, tuple[Any, ...]]] = [
         ("4 M units", "hat_gate", (empty(n), empty(), 0.0)),
         ("4 M units", "hat_gate_backward", (*[empty(n)] * 3, empty(), 400.0, 50.0, False)),
+        ("4096 units", "hat_gates", (m, empty(), m, 1e-9, 0.75)),
+        (
+            "4096 units",
+            "hat_gates_backward",
+            (gates, empty(), m, empty(), m, [512] * 8, 0.75, 400.0, 50.0, False),
+        ),
         (line, "masked_activation", (x, m, m, *act)),
         (image, "masked_activation", (images, empty(64), None, *act)),
         (line, "masked_activation_backward", (x, x, m, None, *sums)),
@@ -141,6 +150,9 @@ def calls() -> list[tuple[str, Call]]:
         ("16384 x 4096", "masked_activation_backward", (tall, tall, m, None, *sums)),
         (eight, "clamp_grads_", (convs, *sides, "hat", [], 0)),
         (eight, "restore_protected_", (convs, convs, *sides)),
+        (eight, "sgd_update_", (convs, convs, convs, *sides, *pace, *sgd, *scalars)),
+        (eight, "adam_update_", (*[convs] * 4, steps, *sides, *pace, *adam, *scalars)),
+        (eight, "unprotected_norm", (convs, *sides, None)),
         (layer, "weight_mask", (w, *select)),
         (layer, "masked_weight", (w, w, *select)),
         (layer, "masked_weight_backward", (w, w, w, *select, False, True)),

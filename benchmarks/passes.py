@@ -23,6 +23,7 @@ NAMES = {
 }
 THREADS = 256
 SEGMENT, SPAN = 1024, 4096  # unit_rows.cuh, importance.cuh
+PARTS = 64  # of a mask, gate.cu
 BLOCK = 1 << 22  # elements of a block of masked weight, blocks.cuh
 # Of a HAT step's weights: the share of 32-byte sectors that hold a protected element. Half of the
 # rows have a task, and among eight columns, half of which do, is nearly always one.
@@ -91,6 +92,25 @@ def of_gate_backward(g: Tensor, e: Tensor, *_: Any) -> list[Pass]:
     b, c, n = e.element_size(), wide(e.dtype), e.numel()
     name = f"gate: gate_backward_kernel<{NAMES[e.dtype]}"
     return [Pass(name, n * (b + 2 * c), n * b, grid(n), b + 2 * c, operations=60 * n)]
+
+
+def of_gates(e: Tensor, *_: Any) -> list[Pass]:
+    b, c, n = e.element_size(), wide(e.dtype), e.numel()
+    name = f"gate: gates_kernel<{NAMES[e.dtype]}"
+    return [Pass(name, n * (b + c), n * c, 1, b + c, operations=22 * n)]
+
+
+def of_gates_backward(grads: list[Tensor], term: Any, e: Tensor, *rest: Any) -> list[Pass]:
+    b, c, sizes = e.element_size(), wide(e.dtype), rest[2]
+    name, made = f"gate: gates_backward_kernel<{NAMES[e.dtype]}", []
+    for first in range(0, len(sizes), PARTS):
+        parts = sizes[first : first + PARTS]
+        n, given = sum(parts), sum(g.numel() for g in grads[first : first + PARTS])
+        if n:
+            blocks = grid(max(parts)) * len(parts)
+            sums = n * (b + c) + given * c, n * b
+            made.append(Pass(name, *sums, blocks, b + 2 * c, operations=80 * n))
+    return made
 
 
 def of_sparsity(mask: Tensor, used: Tensor) -> list[Pass]:
@@ -170,6 +190,52 @@ def of_restore(params: list[Tensor], *_: Any) -> list[Pass]:
 
 def of_clamp_soft(grads: list[Tensor], *_: Any) -> list[Pass]:
     return _list("grad_clamp: soft_kernel<float", grads, 1, 1)
+
+
+def _moved(kernel: str, tensors: Sequence[Tensor], read: Sequence[Sequence[Tensor]],
+           written: Sequence[Sequence[Tensor]]) -> list[Pass]:  # fmt: skip
+    """One launch a dtype over a step's parameters; nearly every sector has a free element."""
+    made = []
+    for dtype in dict.fromkeys(t.dtype for t in tensors):
+        of = [i for i, t in enumerate(tensors) if t.dtype == dtype and t.numel()]
+        count, blocks = sum(tensors[i].numel() for i in of), sum(_warps(tensors[i]) for i in of)
+        sums = [sum(_size(each[i]) for each in lists for i in of) for lists in (read, written)]
+        lane = 16 // dtype.itemsize * sums[0] // max(count, 1)
+        bits = 8 * count * PROTECTED / 4
+        made.append(Pass(f"{kernel}<{NAMES[dtype]}", *sums, blocks, lane, cached=bits))
+    return made
+
+
+def _size(t: Tensor) -> int:
+    return t.numel() * t.element_size()
+
+
+def _warps(t: Tensor) -> int:
+    """Blocks for one tensor, a warp a segment; a vector is one row."""
+    rows = t.shape[0] if t.dim() > 1 and t.numel() > t.shape[0] else 1
+    return -(-rows * -(-(t.numel() // rows) // SEGMENT) // 8)
+
+
+def of_sgd(params: list[Tensor], grads: list[Tensor], momenta: list[Tensor], *rest: Any) -> list:
+    first = rest[11]
+    state = [momenta] if momenta else []
+    read = [params, grads, *([] if first else state)]
+    return _moved("update: sgd_kernel", params, read, [params, *state])
+
+
+def of_adam(params: list[Tensor], *rest: Any) -> list[Pass]:
+    """With counts of steps on the device, where torch's fused optimizers have them."""
+    grads, first, second, steps = rest[:4]
+    count = len(steps)
+    counted = Pass("adam_update: count_steps_kernel", 4 * count, 28 * count, count, 4)
+    state = [params, first, second]
+    return [counted, *_moved("adam_update: adam_kernel", params, [*state, grads], state)]
+
+
+def of_norm(grads: list[Tensor], *_: Any) -> list[Pass]:
+    sums = _moved("update: square_kernel", grads, [grads], [])
+    each = 8 * sum(p.blocks for p in sums)
+    return [*sums, Pass("update: root_kernel", 0, wide(grads[0].dtype), 1, 8, cached=2 * each)]
 
 
 def of_weight_mask(s: Tensor, *_: Any) -> list[Pass]:

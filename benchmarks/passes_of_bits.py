@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks import passes
 from benchmarks.passes import NAMES, SPAN, Pass, elementwise, grid, product, vectors, wide
+from maskcl.reference.masked_products import BIAS, MASK, WEIGHT
 
 FEW_ROWS = 16  # of a batch, packed_linear.cu
 VOTES = 8  # elements that a lane has on their way while it packs, packing.cuh
@@ -159,6 +160,28 @@ def of_open_conv_backward(g: Tensor, x: Tensor, w: Tensor, *rest: Any) -> list[P
     return made + [product(w.shape[0], rows, k, w.dtype, _bytes(g, x))] * bool(rest[4])
 
 
+def of_masked_linears(x: Tensor, weights: list[Tensor], _: Any, masks: list, *how: Any) -> list:
+    made: list[Pass] = []
+    for w, mask in zip(weights, masks, strict=True):
+        y = x.new_empty((x.shape[0], w.shape[0]))
+        made += [*of_open_linear(x, w), *passes.of_activation(y, mask, None, *how, 1)]
+        x = y
+    return made
+
+
+def of_masked_linears_backward(grad: Tensor, x: Tensor, ys: list[Tensor], *rest: Any) -> list[Pass]:
+    weights, masks, activation, slope, want_x, wanted = rest
+    made: list[Pass] = []
+    for layer in reversed(range(len(ys))):
+        y, w, want = ys[layer], weights[layer], wanted[layer]
+        how = activation, slope, 1, True, bool(want & MASK), bool(want & BIAS)
+        made += passes.of_activation_backward(y, y, masks[layer], None, *how)
+        before = ys[layer - 1] if layer else x
+        wants = bool(layer) or want_x, bool(want & WEIGHT)
+        made += of_open_linear_backward(y, before, w, *wants)
+    return made
+
+
 def _bytes(*tensors: Tensor) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
@@ -166,11 +189,16 @@ def _bytes(*tensors: Tensor) -> int:
 OF: dict[str, Callable[..., list[Pass]]] = {
     "hat_gate": passes.of_gate,
     "hat_gate_backward": passes.of_gate_backward,
+    "hat_gates": passes.of_gates,
+    "hat_gates_backward": passes.of_gates_backward,
     "hat_sparsity": passes.of_sparsity,
     "hat_sparsity_backward": passes.of_sparsity_backward,
     "masked_activation": passes.of_activation,
     "masked_activation_": passes.of_activation,
     "masked_activation_backward": passes.of_activation_backward,
+    "sgd_update_": passes.of_sgd,
+    "adam_update_": passes.of_adam,
+    "unprotected_norm": passes.of_norm,
     "clamp_grads_": passes.of_clamp,
     "restore_protected_": passes.of_restore,
     "clamp_grads_soft_": passes.of_clamp_soft,
@@ -194,6 +222,8 @@ OF: dict[str, Callable[..., list[Pass]]] = {
     "linear_importance_": of_linear_importance,
     "open_linear": of_open_linear,
     "open_linear_backward": of_open_linear_backward,
+    "masked_linears": of_masked_linears,
+    "masked_linears_backward": of_masked_linears_backward,
     "open_conv": of_open_conv,
     "open_conv_backward": of_open_conv_backward,
 }

@@ -46,11 +46,20 @@ def gate(dtype):
     for units in (1, 257, 4099):
         e, g, m, s = filled(units, dtype), torch.randn(units), torch.rand(units), torch.tensor(20.0)
         yield "hat_gate", e, s
+        yield "hat_gates", e, s, m, 0.1, 0.75
         for maximum, recipe in ((0.0, False), (400.0, False), (400.0, True)):
             yield "hat_gate_backward", g, e, m, s, maximum, 50.0, recipe
         for used in (m > 0.5, m.round(), torch.ones(units)):
             yield "hat_sparsity", m, used
             yield "hat_sparsity_backward", torch.tensor(0.5), m, used
+        few, many = [units - units // 2, units // 2], [0, 1, 2] * (units // 60)
+        for sizes in ([units], few, [*many, units - sum(many)]):
+            # In every second part no gradient arrived.
+            parts = [p[: p.numel() * (i % 2 == 0)] for i, p in enumerate(g.split(sizes))]
+            for maximum, recipe in ((0.0, False), (400.0, False), (400.0, True)):
+                for term in (torch.tensor(0.5), torch.empty(0)):
+                    rest = 0.75, maximum, 50.0, recipe
+                    yield "hat_gates_backward", parts, term, e, s, m, sizes, *rest
 
 
 def masked_forward(dtype):
@@ -83,6 +92,24 @@ def open_products(dtype):
         yield "open_conv", x, w, filled(17, dtype), *window
         g = filled(torch.conv2d(x, w, None, stride, padding).shape, dtype)
         yield "open_conv_backward", g, x, w, *window, True, True, True
+
+
+def masked_products(dtype):
+    for batch, inputs, outputs in PRODUCTS:
+        widths = inputs, outputs, 2 * outputs + 3, 16
+        x, g = filled((batch, inputs), dtype), filled((batch, widths[-1]), dtype)
+        pairs = list(itertools.pairwise(widths))
+        weights = [filled((o, i), dtype) / max(i, 1) ** 0.5 for i, o in pairs]
+        masks = [(torch.rand(o) - 0.2).clamp_min(0) for o in widths[1:]]
+        ys = [
+            (filled((batch, o), dtype).abs() * m * 0.3).to(dtype)
+            for o, m in zip(widths[1:], masks, strict=True)
+        ]
+        biases = [filled(outputs, dtype), torch.empty(0, dtype=dtype), filled(widths[-1], dtype)]
+        for name in FROM_OUTPUT:
+            yield "masked_linears", x, weights, biases, masks, name, 0.1
+            for want_x, wanted in ((True, [7, 7, 7]), (False, [1, 6, 0])):
+                yield "masked_linears_backward", g, x, ys, weights, masks, name, 0.1, want_x, wanted
 
 
 def grad_clamp(dtype):
@@ -190,7 +217,8 @@ def importance(dtype):
             yield "linear_importance_", omega, x, g, 0.25, square
 
 
-CASES = (gate, masked_forward, open_products, grad_clamp, update, weight_mask, bitmask, importance)
+CASES = (gate, masked_forward, open_products, masked_products, grad_clamp, update)
+CASES += (weight_mask, bitmask, importance)
 
 
 def outcome(function, arguments, device):

@@ -12,7 +12,8 @@ using Tensors = std::vector<Tensor>;
 enum Wanted : int64_t { kWeight = 1, kBias = 2, kMask = 4 };  // bits of `wanted`, by layer
 
 void check_devices(const char* op, const char* name, const Tensors& tensors, const Tensor& x) {
-  for (const Tensor& t : tensors) check_cuda(op, name, t, x);
+  for (const Tensor& t : tensors)
+    if (t.numel()) check_cuda(op, name, t, x);
 }
 
 Tensors masked_linears(const Tensor& x, Tensors weights, Tensors biases, Tensors masks, const std::string& activation,
@@ -20,6 +21,7 @@ Tensors masked_linears(const Tensor& x, Tensors weights, Tensors biases, Tensors
   const char* op = "masked_linears";
   check_layers(op, x, weights, biases, masks);
   check_devices(op, "weight", weights, x);
+  check_devices(op, "bias", biases, x);
   const DeviceGuard guard(x.get_device_index());
   Tensors ys;
   for (size_t l = 0; l < weights.size(); ++l) {

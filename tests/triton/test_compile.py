@@ -59,9 +59,7 @@ def test_gate(launches: list[Any], tmp_path: Path) -> None:
             gate.hat_gate_backward(units, units, units, scale, max_scale, 50.0, recipe)
     gate.hat_gates(units, scale, units, 1e-9, 0.75)
     parts = [units[:2000], units[:0]]
-    gate.hat_gates_backward(
-        parts, scale, units, scale, units, [2000, 2000], 0.75, 0.0, 50.0, False
-    )
+    gate.hat_gates_backward(parts, scale, units, scale, units, [2000, 2000], 0.75, 0.0, 50.0, False)
     gate.hat_sparsity(units, units > 0)
     gate.hat_sparsity_backward(scale, units, units > 0)
     # The gradient of all gates ends in that of one, and both functions of the sparsity start with

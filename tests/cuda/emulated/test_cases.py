@@ -206,6 +206,12 @@ def test_more_units_than_a_grid_has_threads():
     for name, *arguments in [
         ("hat_gate", e, torch.tensor(3.0)),
         ("hat_gate_backward", g, e, m, torch.tensor(3.0), 400.0, 50.0, False),
+        ("hat_gates", e, torch.tensor(3.0), m / units, 0.1, 0.75),
+        (
+            "hat_gates_backward",
+            *([g[5:], g[:0]], torch.tensor(0.5), e, torch.tensor(3.0), m, [units - 5, 5]),
+            *(0.75, 400.0, 50.0, False),
+        ),
         ("hat_sparsity", m, m > 0.5),
         ("hat_sparsity_backward", torch.tensor(0.5), m, m > 0.5),
         ("kth_largest", e, units // 3, True),

@@ -56,6 +56,18 @@ def test_scalars_may_be_on_the_host():
     for name, arguments, host in [
         ("hat_gate", [e, torch.tensor(3.0)], 1),
         ("hat_gate_backward", [m, e, m, torch.tensor(3.0), 400.0, 50.0, False], 3),
+        ("hat_gates", [e, torch.tensor(3.0), m, 0.1, 0.75], 1),
+        *[
+            (
+                "hat_gates_backward",
+                [
+                    *([m[:4], m[4:]], torch.tensor(0.5), e, torch.tensor(3.0), m, [4, 5]),
+                    *(0.75, 400.0, 50.0, False),
+                ],
+                host,
+            )
+            for host in (1, 3)
+        ],
         ("pack_scores", [e, torch.tensor(0.5), "topk", 0.0, False], 1),
     ]:
         function = getattr(getattr(reference, schemas.STEM_OF[name]), name)
