@@ -1,7 +1,8 @@
 """Training steps whose launches are counted and timed: three methods on three networks.
 
-Each network learns its second task, the first having half of its units. AdamW, fused, because an
-optimizer with moments and decay is what the guard has most to do for.
+Each network learns its second task, the first having half of its units. AdamW, fused, because
+moments and decay are what protection has most to do for; the methods protect its steps, which then
+are one op of ours.
 """
 
 from __future__ import annotations
