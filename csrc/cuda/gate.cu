@@ -192,9 +192,10 @@ std::tuple<Tensor, Tensor> hat_gates(const Tensor& embedding, const Tensor& scal
   Tensor mask = torch::stable::new_empty(e, e.sizes(), dtype), term = torch::stable::new_empty(e, {}, dtype), typed;
   dispatch_float(e.scalar_type(), op, [&]<typename T>() {
     using C = compute_t<T>;
-    gates_kernel<T, C><<<1, kThreads, 0, current_stream(e)>>>(
-        const_data<T>(e), scalar_of<C>(op, "scale", scale, e, typed), const_data<C>(f), static_cast<C>(floor), weight,
-        data<C>(mask), data<C>(term), e.numel());
+    const Scalar<C> s = scalar_of<C>(op, "scale", scale, e, typed);
+    gates_kernel<T, C><<<1, kThreads, 0, current_stream(e)>>>(const_data<T>(e), s, const_data<C>(f),
+                                                              static_cast<C>(floor), weight, data<C>(mask),
+                                                              data<C>(term), e.numel());
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {mask, term};
