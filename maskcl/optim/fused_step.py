@@ -78,25 +78,31 @@ class FusedStep:
         self._update = adam_update if isinstance(optimizer, Adam) else sgd_update
         self._calls = Calls()
         self._held: list[int] = []
+        self._on_gpu = False
         self.is_active = True
         self._before = vars(optimizer).get("step")
-        optimizer.step = MethodType(self._method(), optimizer)  # type: ignore[method-assign]
+        self._installed = MethodType(self._method(), optimizer)
+        optimizer.step = self._installed  # type: ignore[method-assign]
 
     def _method(self) -> Callable[..., Any]:
         """``step`` as a scheduler wants it, which wraps a method to learn whether it was called."""
 
         def step(optimizer: Any, closure: Callable[[], Any] | None = None) -> Any:
             optimizer._opt_called = True
-            return self(closure)
+            if self.is_active:
+                return self(closure)
+            return (self._before or type(optimizer).step.__get__(optimizer))(closure)
 
         step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
         return step
 
     def remove(self) -> None:
-        """Give the optimizer its own step back."""
+        """Give the optimizer the step back that it had; a later `FusedStep` stays in place."""
         self.is_active = False
+        if vars(self._optimizer).get("step") is not self._installed:
+            return
         if self._before is None:
-            vars(self._optimizer).pop("step", None)
+            vars(self._optimizer).pop("step")
         else:
             self._optimizer.step = self._before  # type: ignore[method-assign]
 
@@ -126,8 +132,11 @@ class FusedStep:
         groups = optimizer.param_groups
         held = [id(p) for group in groups for p in group["params"]]
         if held != self._held:  # the first step, or a group was added
-            self._elements.hold([p for group in groups for p in group["params"]])
-            self._held = held
+            parameters = [p for group in groups for p in group["params"]]
+            self._elements.hold(parameters)
+            self._held, self._on_gpu = held, any(p.is_cuda for p in parameters)
+        if self._on_gpu:  # a graph that holds this step's number would repeat it
+            optimizer._cuda_graph_capture_health_check()
         found = [[p for p in group["params"] if p.grad is not None] for group in groups]
         self._check(found)
         scale = getattr(optimizer, "grad_scale", None)

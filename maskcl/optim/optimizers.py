@@ -41,6 +41,19 @@ class _Protected(StepsFused):
             raise ValueError(f"{name}: {'; '.join(reasons)}; maskcl.optim.protect takes any other")
         FusedStep(optimizer, elements, max_norm, state_dtype)
 
+    def step(self, closure: Any = None) -> Any:
+        """Of an optimizer whose own was lost; ``__init__`` puts the protected one in its place.
+
+        Raises:
+            RuntimeError: this is a copy, which knows nothing of what is protected.
+        """
+        name = type(self).__name__
+        raise RuntimeError(
+            f"{name}.step: this optimizer is a copy or came out of a pickle, and has lost what it"
+            f" protects: build a maskcl.optim.{name} for the copied parameters, and load this one's"
+            " state_dict() into it"
+        )
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, and moments that were float32 stay so."""
         optimizer: Any = self

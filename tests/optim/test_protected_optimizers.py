@@ -329,6 +329,34 @@ def test_after_remove_the_gradients_are_clamped_again() -> None:
     method.end_task(net, state)
 
 
+def test_an_old_handle_takes_no_new_protection_away() -> None:
+    net, method = finished()
+    state = method.begin_task(net, 1)
+    optimizer = torch.optim.SGD(net.task_parameters(1), lr=0.1, momentum=0.9, weight_decay=0.1)
+    old = method.protect(optimizer, net, state)
+    new = method.protect(optimizer, net, state)
+    assert old is not None and new is not None
+    old.remove()
+    step(net, state, method, optimizer)
+    net.check_kept()
+    new.remove()
+    before = net.model[0].weight.detach().clone()
+    optimizer.step()  # torch's own again
+    assert not torch.equal(net.model[0].weight, before)
+    with pytest.raises(RuntimeError, match="what finished tasks need has changed"):
+        net.check_kept()
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_copy_does_not_step_unprotected(kind: str) -> None:
+    _, ours, options = KINDS[kind]
+    net, method = finished()
+    method.begin_task(net, 1)
+    optimizer = copy.deepcopy(ours(net.task_parameters(1), protect=net, **options))
+    with pytest.raises(RuntimeError, match=r"step: this optimizer is a copy or came out of a pick"):
+        optimizer.step()
+
+
 def test_two_optimizers_share_a_network() -> None:
     net, method = finished()
     state = method.begin_task(net, 1)
