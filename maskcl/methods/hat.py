@@ -205,14 +205,14 @@ class HAT:
             RuntimeError: a parameter was replaced since the task began, or ``clip`` is set, no
                 scaler was given and one is in use.
         """
-        seed = 0
-        if self.rule == "random":
-            seed = derive_seed("rule", state.seed, state.task, state.steps)
         state.begun.check("HAT.after_backward", net.finished)
-        state.protection.check_parameters("HAT.after_backward")
         state.steps += 1
         if state.is_fused:
-            return  # the step itself leaves out what is protected, and clips
+            return  # the step itself looks for its parameters, leaves out what is protected, clips
+        state.protection.check_parameters("HAT.after_backward")
+        seed = 0
+        if self.rule == "random":
+            seed = derive_seed("rule", state.seed, state.task, state.steps - 1)
         state.protection.clamp_(
             rule=self.rule, exact=self._exact, values=self.rule_value, seed=seed
         )

@@ -27,36 +27,32 @@ class Run:
         self.slope = layers[0].negative_slope
         self._slots = [layer._slots[0] for layer in layers if layer._slots]
 
-    def takes(self, x: Any) -> bool:
-        """Whether the op gives the layers' output for x, or their error is wanted."""
-        if not isinstance(x, Tensor) or x.dim() == 0:
-            return False
-        columns, dtype, device = x.shape[-1], x.dtype, x.device
-        if torch.is_autocast_enabled(device.type):
-            return False
-        if not keeps_output("masked_linears", dtype, self.activation, self.slope, "auto"):
-            return False
-        for layer in self.layers:
-            weight, bias = layer.weight, layer.bias
-            rows, wanted = weight.shape
-            if wanted != columns or weight.dtype is not dtype or weight.device != device:
-                return False
-            if bias is not None and (bias.dtype is not dtype or bias.shape[0] != rows):
-                return False
-            columns = rows
-        return True
+    def output(self, x: Any, masks: tuple[Tensor, ...]) -> Tensor | None:
+        """The last layer's output; None where the op would give another, or not take x.
 
-    def output(self, x: Tensor, masks: tuple[Tensor, ...]) -> Tensor:
-        """The last layer's, of an x that it `takes` and all layers' masks."""
-        layers = self.layers
-        return masked_linears(
-            x,
-            [layer.weight for layer in layers],
-            [layer.bias for layer in layers],
-            [masks[slot] for slot in self._slots],
-            self.activation,
-            self.slope,
-        )
+        Args:
+            x: the first layer's input.
+            masks: of all layers of the network.
+        """
+        if not isinstance(x, Tensor) or x.dim() == 0 or torch.is_autocast_enabled(x.device.type):
+            return None
+        dtype, device = x.dtype, x.device
+        if not keeps_output("masked_linears", dtype, self.activation, self.slope, "auto"):
+            return None
+        weights, biases, columns = [], [], x.shape[-1]
+        for layer in self.layers:
+            held = layer._parameters  # the module's own attributes take several times as long
+            weight, bias = held.get("weight"), held.get("bias")
+            if weight is None or weight.dtype is not dtype or weight.device != device:
+                return None
+            rows, wanted = weight.shape
+            if wanted != columns or (bias is not None and bias.dtype is not dtype):
+                return None
+            columns = rows
+            weights.append(weight)
+            biases.append(bias)
+        own = [masks[slot] for slot in self._slots]
+        return masked_linears(x, weights, biases, own, self.activation, self.slope)
 
 
 class LayerRuns:
@@ -80,11 +76,12 @@ class LayerRuns:
             return None
         x = args[0]
         for run, modules in self._steps:
-            if run is not None and run.takes(x):
-                x = run.output(x, active.parts or ())
-            else:
+            output = None if run is None else run.output(x, active.parts or ())
+            if output is None:
                 for module in modules:
                     x = module(x)
+            else:
+                x = output
         return x
 
     def _may_run(self, active: ActiveTask) -> bool:

@@ -179,16 +179,33 @@ class HATNetwork(TaskNetwork):
         active.make_masks = self._make_masks
 
     def _units_of(self, task: int) -> TaskUnits:
-        embedding = self.embeddings[task]
+        # Every `with net.task(k)` asks: what was found last is found by a few comparisons.
+        tasks, finished = self._buffers["tasks"], self._buffers["finished"]
+        embedding = self.embeddings._parameters[str(task)]
+        assert tasks is not None and finished is not None and embedding is not None
+        name = f"last units {task}"
+        seen = tasks._version, finished._version
+        last = self._state.cache.get(name)
+        if (
+            last is not None
+            and last[0] is tasks
+            and last[1] is finished
+            and last[2] is embedding
+            and last[3] == seen
+        ):
+            units: TaskUnits = last[4]
+            return units
 
         def make() -> TaskUnits:
-            bits = self.tasks[:, task // WORD]
+            bits = tasks[:, task // WORD]
             shift = torch.tensor(task % WORD, device=bits.device)
-            free = (self.tasks == 0).all(1).to(embedding.dtype)
+            free = (tasks == 0).all(1).to(embedding.dtype)
             share = free / free.sum().clamp_min(1)
-            return TaskUnits(embedding, bits, shift, self.finished[task], share)
+            return TaskUnits(embedding, bits, shift, finished[task], share)
 
-        return self._state.kept(f"units {task}", make, (self.tasks, self.finished, embedding))
+        units = self._state.kept(f"units {task}", make, (tasks, finished, embedding))
+        self._state.cache[name] = tasks, finished, embedding, seen, units
+        return units
 
     def _check_arguments(self, *found: Any) -> None:
         """Raise ValueError where the model may take another path than the one that was followed."""
