@@ -206,10 +206,10 @@ class HAT:
                 scaler was given and one is in use.
         """
         state.begun.check("HAT.after_backward", net.finished)
+        state.protection.check_parameters("HAT.after_backward")
         state.steps += 1
         if state.is_fused:
-            return  # the step itself looks for its parameters, leaves out what is protected, clips
-        state.protection.check_parameters("HAT.after_backward")
+            return  # the step itself leaves out what is protected, and clips
         seed = 0
         if self.rule == "random":
             seed = derive_seed("rule", state.seed, state.task, state.steps - 1)
