@@ -34,7 +34,9 @@ def factor(caller: str, scaler: GradScaler | None, watch: ScalerWatch) -> Tensor
     if scaler is not None:
         scale = scaler._scale if scaler.is_enabled() else None
         return 1.0 if scale is None or _is_unscaled(scaler) else scale
-    if any(not _is_unscaled(found) for found in watch.scalers()):
+    if watch.in_use():
+        gc.collect()  # one that nobody holds any more may wait in a circle of references
+    if watch.in_use():
         raise RuntimeError(
             f"{caller}: a GradScaler scales the loss, and what the method adds to the gradients"
             f" would be divided by its scale: call {caller}(net, state, scaler=scaler), or"
@@ -52,6 +54,10 @@ class ScalerWatch:
 
     def __init__(self) -> None:
         self._found: list[weakref.ref[GradScaler]] | None = None
+
+    def in_use(self) -> bool:
+        """Whether one of them has scaled a loss whose gradients are not unscaled."""
+        return any(not _is_unscaled(found) for found in self.scalers())
 
     def scalers(self) -> list[GradScaler]:
         """Those that are enabled and have scaled something."""

@@ -126,3 +126,20 @@ def test_the_trainer_scales_with_its_fabric(name: str) -> None:
     distance = max(float((a - b).abs().max()) for a, b in zip(plain, half, strict=True))
     assert scaler._scale is not None
     assert distance < 0.03  # float16's rounding; 2^12 times the penalty or the norm is far away
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_scaler_that_nobody_holds_any_more_refuses_nothing(name: str) -> None:
+    gc.disable()
+    try:
+        scaler: Any = GradScaler("cpu")
+        scaler.scale(torch.ones(()))
+        scaler.itself = scaler  # freed by the collector alone
+        del scaler
+        net, method = network(name), METHODS[name]
+        state = method.begin_task(net, 1)
+        for parameter in net.task_parameters(1):
+            parameter.grad = torch.ones_like(parameter)
+        method.after_backward(net, state)
+    finally:
+        gc.enable()
