@@ -148,6 +148,10 @@ def sgd_update(
         for some, first in _by_momentum(state, alike) if momentum else [(alike, False)]:
             parameters = some.parameters
             if momentum and first:
+                # Nothing would be written, and the next step take what the memory held before. The
+                # one wait for the device that a scaler's run of steps has.
+                if scaling.found_inf is not None and bool(scaling.found_inf):
+                    continue
                 for p in parameters:
                     state[p]["momentum_buffer"] = torch.empty_like(p, dtype=_dtype(p, state_dtype))
             momenta = [state[p]["momentum_buffer"] for p in parameters] if momentum else []

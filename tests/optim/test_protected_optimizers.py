@@ -205,6 +205,25 @@ def test_a_scaler_scales_and_skips(fused: bool) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_first_step_that_a_scaler_skips_leaves_no_state_unwritten(kind: str) -> None:
+    theirs, ours, options = KINDS[kind]
+    p, q = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    optimizer: Any = ours([p], fused=True, **options)
+    optimizer.grad_scale = torch.tensor(2.0)
+    for found_inf, size in ((1.0, float("inf")), (0.0, 2.0), (0.0, 2.0)):
+        optimizer.found_inf = torch.tensor(found_inf)
+        p.grad = torch.full((4, 4), size)
+        optimizer.step()
+        if found_inf:
+            assert torch.equal(p.detach(), torch.ones(4, 4))
+    right = theirs([q], **options)
+    for _ in range(2):
+        q.grad = torch.ones(4, 4)
+        right.step()
+    torch.testing.assert_close(p, q)
+
+
 def test_closures_hooks_rates_and_groups_added_later() -> None:
     net, method = finished()
     state = method.begin_task(net, 1)
