@@ -104,6 +104,9 @@ inline void check_product_grad(const char* op, const Tensor& grad, const Tensor&
   check_sizes(op, "grad", grad, {x.size(0), weight.size(0)});
 }
 
+// Bits of what is wanted of a layer of such a run.
+enum Wanted : int64_t { kWeight = 1, kBias = 2, kMask = 4 };
+
 // A run of linear layers, each behind the one before: biases [O] or without elements, masks [O].
 inline void check_layers(const char* op, const Tensor& x, const std::vector<Tensor>& weights,
                          const std::vector<Tensor>& biases, const std::vector<Tensor>& masks) {

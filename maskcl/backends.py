@@ -193,9 +193,15 @@ def select_any(op: str, tensor: Tensor) -> Callable[..., Any]:
     return _TABLE[choose(op, device, torch.float32)][op]
 
 
-def reference_of(op: str) -> Callable[..., Any]:
-    """The specification of low-level ``op``, in plain torch."""
-    return _TABLE["reference"][op]
+def select_visible(op: str, tensor: Tensor) -> Callable[..., Any]:
+    """`select`; where torch.compile traces and no backend was asked for, the plain formula.
+
+    The compiler fuses torch's own operations with what is around them, where a kernel of ours would
+    be a wall. For ops that are cheap beside what they could be fused with.
+    """
+    if _forced is None and torch.compiler.is_compiling():
+        return _TABLE["reference"][op]
+    return select(op, tensor)
 
 
 def choose(op: str, device: str, dtype: torch.dtype) -> str:

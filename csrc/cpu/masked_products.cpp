@@ -10,8 +10,6 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-enum Wanted : int64_t { kWeight = 1, kBias = 2, kMask = 4 };  // bits of `wanted`, by layer
-
 // A layer's units whose mask is not exactly 0: of all others neither outputs nor their gradients are computed.
 OpenColumns open_units(const Tensor& mask_in, int64_t units) {
   const Tensor mask = to_dtype(mask_in, ScalarType::Float);

@@ -9,8 +9,6 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-enum Wanted : int64_t { kWeight = 1, kBias = 2, kMask = 4 };  // bits of `wanted`, by layer
-
 void check_devices(const char* op, const char* name, const Tensors& tensors, const Tensor& x) {
   for (const Tensor& t : tensors)
     if (t.numel()) check_cuda(op, name, t, x);

@@ -15,6 +15,8 @@ from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
 from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks
 from maskcl.ops import hat_scale
 from maskcl.optim import FusedStep, Guard, protect
+from maskcl.optim.fused_step import not_fused_reasons
+from maskcl.optim.protected_elements import ProtectedElements
 from maskcl.settings import Setting
 
 if TYPE_CHECKING:
@@ -163,20 +165,17 @@ class HAT:
         """
         if self.rule != "hat":
             return None
-        bounds = {net.embeddings[state.task]: self.embedding_clamp}
-        all_trained = {id(p) for p in state.trained}
+        trained = {id(p) for p in state.trained}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        # Of several optimizers none knows the norm of all gradients.
-        clip = self.clip if all_trained <= held else None
-        handle = protect(
-            optimizer,
-            state.protection,  # type: ignore[arg-type]
-            protection=self.protection,
-            bounds=bounds,
-            max_norm=clip,
-        )
-        state.step = handle if isinstance(handle, FusedStep) and all_trained <= held else None
-        return handle
+        if not_fused_reasons(optimizer) or not trained <= held:
+            # Of several optimizers none knows the norm of all gradients: they are clamped and
+            # clipped before the steps.
+            state.step = None
+            return protect(optimizer, state.protection, protection=self.protection)
+        bounds = {net.embeddings[state.task]: self.embedding_clamp}
+        elements = ProtectedElements("protect", state.protection, self.protection, bounds)
+        state.step = FusedStep(optimizer, elements, self.clip)
+        return state.step
 
     def before_step(self, net: HATNetwork, state: HATState, progress: float) -> None:
         """Set the scale for progress in [0, 1] of the epoch (``ops.epoch_progress``)."""

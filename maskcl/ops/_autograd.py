@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from maskcl import backends
-
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
 
@@ -62,17 +60,6 @@ def call(function: type[OpFunction], *args: Any) -> Any:
     if torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     return function._eager.apply(*args)
-
-
-def visible(op: str, tensor: Tensor) -> Callable[..., Any]:
-    """An op's implementation: where torch.compile traces, its formula in torch's own operations.
-
-    The compiler fuses these with what is around them; kernels of ours would be walls in between.
-    For ops that are cheap beside what they could be fused with.
-    """
-    if torch.compiler.is_compiling():
-        return backends.reference_of(op)
-    return backends.select(op, tensor)
 
 
 def _refuse_transforms() -> None:

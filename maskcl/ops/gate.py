@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.ops import _check
-from maskcl.ops._autograd import OpFunction, call, visible
+from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops._numbers import in_graph, number
 from maskcl.reference.gate import compute_dtype
 from maskcl.schemas import fake
@@ -203,7 +203,7 @@ class HatGatesFunction(OpFunction):
     def forward(
         embedding: Tensor, scale: Tensor, share: Tensor, sizes: list[int], gate: Gate
     ) -> tuple[Tensor, ...]:
-        run = visible("hat_gates", embedding)
+        run = backends.select_visible("hat_gates", embedding)
         mask, term = run(embedding, scale, share, gate.floor, gate.weight)
         return *mask.split(sizes), term
 
@@ -219,7 +219,7 @@ class HatGatesFunction(OpFunction):
         gate = ctx.gate
         none = share.new_empty(0)
         *parts, term = (none if g is None else g for g in grads)
-        run = visible("hat_gates_backward", embedding)
+        run = backends.select_visible("hat_gates_backward", embedding)
         found = run(
             parts,
             term,

@@ -7,7 +7,7 @@ same ``state``: schedulers, scalers and state_dicts see the optimizer that they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import Any
 
@@ -105,11 +105,6 @@ class FusedStep:
             vars(self._optimizer).pop("step")
         else:
             self._optimizer.step = self._before  # type: ignore[method-assign]
-
-    def holds(self, parameters: Iterable[nn.Parameter]) -> bool:
-        """Whether the optimizer steps all of these."""
-        groups = self._optimizer.param_groups
-        return {id(p) for p in parameters} <= {id(p) for group in groups for p in group["params"]}
 
     def __call__(self, closure: Callable[[], Any] | None = None) -> Any:
         """``Optimizer.step``, hooks included."""

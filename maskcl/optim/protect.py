@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import nn
 from torch.optim import Optimizer
 
 from maskcl.optim.fused_step import FusedStep, not_fused_reasons
@@ -21,22 +19,17 @@ def protect(
     net: HATNetwork | Protection,
     *,
     protection: str = "exact",
-    max_norm: float | None = None,
-    bounds: Mapping[nn.Parameter, float] | None = None,
 ) -> FusedStep | Guard:
     """Keep an optimizer off what finished tasks need, until ``remove`` of what is returned.
 
     ``torch.optim``'s SGD, Adam and AdamW step through one op then, which does not touch protected
-    elements and bounds norms and parameters in the same pass; the gradients of protected elements
-    stay in ``grad``. Any other optimizer keeps its own step, and a `Guard` puts back what it moved;
-    norms and bounds are the caller's then.
+    elements; their gradients stay in ``grad``. Any other optimizer keeps its own step, and a
+    `Guard` puts back what it moved.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``, built after ``begin_task``.
         net: the network, or its ``protection()``; taken as it is now.
         protection: "exact", or "min", the paper's.
-        max_norm: of the gradients of all that the optimizer may move, or None.
-        bounds: by parameter, the largest magnitude after a step.
 
     Raises:
         TypeError, ValueError: an argument is not as above.
@@ -46,10 +39,10 @@ def protect(
     known = protection_of("protect", net)
     if known is None:
         raise TypeError("protect: net is None, wanted a HATNetwork or its protection()")
-    elements = ProtectedElements("protect", known, protection, bounds)
+    elements = ProtectedElements("protect", known, protection)
     if not_fused_reasons(optimizer):
-        return guard(optimizer, known, exact=protection == "exact")
-    return FusedStep(optimizer, elements, max_norm)
+        return guard(optimizer, known, exact=elements.exact)
+    return FusedStep(optimizer, elements)
 
 
 def fuse(optimizer: Optimizer) -> FusedStep | None:
