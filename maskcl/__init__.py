@@ -1,9 +1,10 @@
 """maskcl: one network, many tasks, through masks, at the speed of the memory bus.
 
 ``maskcl.ops`` holds the fused ops, ``maskcl.nn`` the modules that carry masks, ``maskcl.masks`` the
-files that masks travel in, ``maskcl.importance`` what measures parameters, ``maskcl.export`` one
-task's network by itself. What is not needed at once is imported when it is first named; ``import
-maskcl`` needs torch and numpy only.
+files that masks travel in, ``maskcl.importance`` what measures parameters, ``maskcl.optim``
+optimizers that cannot move what is protected, ``maskcl.export`` one task's network by itself. What
+is not needed at once is imported when it is first named; ``import maskcl`` needs torch and numpy
+only.
 """
 
 import importlib
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from maskcl import backends, masks, nn, ops
 
 if TYPE_CHECKING:
-    from maskcl import export, importance
+    from maskcl import export, importance, optim
     from maskcl.methods.ewc import EWC
     from maskcl.methods.hat import HAT
     from maskcl.methods.mas import MAS
@@ -32,6 +33,7 @@ __all__ = [
     "masks",
     "nn",
     "ops",
+    "optim",
 ]
 
 _LATE = {
@@ -44,7 +46,7 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("export", "importance"):
+    if name in ("export", "importance", "optim"):
         return importlib.import_module(f"maskcl.{name}")
     if name not in _LATE:
         raise AttributeError(f"module 'maskcl' has no attribute {name!r}")

@@ -10,7 +10,8 @@ import importlib
 import pytest
 
 PUBLIC = {
-    "maskcl": "EWC HAT MAS Piggyback Trainer __version__ backends export importance masks nn ops",
+    "maskcl": "EWC HAT MAS Piggyback Trainer __version__ backends export importance masks nn ops"
+    " optim",
     "maskcl.backends": "BACKENDS BackendError not_supported_reasons select use_backend",
     "maskcl.callback": "Callback",
     "maskcl.checkpoint": "Checkpoint CheckpointError load_checkpoint save_checkpoint",
@@ -38,7 +39,7 @@ PUBLIC = {
     " open_conv or_words pack_mask pack_scores packed_embedding packed_linear packed_weight"
     " piggyback_linear piggyback_weight popcount protected_fraction restore_protected_ sgd_update_"
     " soft_mask task_progress ternarize topk_mask unpack_mask unprotected_norm xor_words",
-    "maskcl.optim": "Guard guard",
+    "maskcl.optim": "Adam AdamW FusedStep Guard SGD fuse guard protect",
     "maskcl.problems": "Graphs Link Node Problem Vision",
     "maskcl.report": "ReportError compare decode_masks encode_masks facts read_result write_report"
     " write_result",

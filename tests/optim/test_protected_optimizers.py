@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -419,6 +421,12 @@ def test_five_tasks_in_a_row_forget_nothing(kind: str) -> None:
                 if k == task:
                     kept.append(out)
                 assert torch.equal(out, kept[k])
+
+
+def test_the_optimizers_are_found_behind_a_bare_import() -> None:
+    code = "import maskcl; print(maskcl.optim.AdamW.__mro__)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "torch.optim.adamw.AdamW" in ran.stdout
 
 
 def test_public_names() -> None:
