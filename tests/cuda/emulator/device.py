@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,8 +66,10 @@ def set_order(order: str, seed: int = 0) -> None:
 def launches() -> dict[str, int]:
     """How often each compiled instance of each kernel has been launched."""
     lines = _installed().emulator_launches().decode().splitlines()
-    # A line ends as g++ writes the name of a function that has the kernel as template argument.
-    return {line.rsplit("= ", 1)[-1].rstrip("]"): int(line.split()[0]) for line in lines}
+    # Of emulator::Kernel<&kernel> and emulator::Kernel<&(void kernel<T>(T*))> what is the kernel's.
+    found = re.compile(r"(\d+) emulator::Kernel<&\(?(.*?)\)?>")
+    counts = [found.fullmatch(line.replace("(anonymous namespace)::", "")) for line in lines]
+    return {count[2]: int(count[1]) for count in counts}  # type: ignore[index]
 
 
 def unchecked() -> str:

@@ -71,6 +71,7 @@ def _mma(match: re.Match[str]) -> str:
     operands = re.findall(r'"(?:\+f|r)"\(([^)]*)\)', match[0])
     if known is None or len(operands) != 10:
         raise RewriteError(f"the emulator does not know this instruction: {strings}")
+    operands.append("emulator::Location::current()")
     call = f"emulator::multiply(emulator::Call::multiply_{known[1]}, {', '.join(operands)});"
     return call + "\n" * match[0].count("\n")
 

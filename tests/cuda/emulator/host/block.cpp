@@ -42,11 +42,11 @@ std::string where(int thread) {
   std::string text = "thread " + std::to_string(thread);
   if (t.state == State::ended) return text + " has ended";
   text += t.state == State::at_barrier ? " waits for its block at " : " waits for its warp at ";
-  return text + t.at.file_name() + ":" + std::to_string(t.at.line());
+  return text + t.at.file + ":" + std::to_string(t.at.line);
 }
 
 bool same_place(const Thread& a, const Thread& b) {
-  return a.state == b.state && a.at.line() == b.at.line() && !strcmp(a.at.file_name(), b.at.file_name());
+  return a.state == b.state && a.at.line == b.at.line && !strcmp(a.at.file, b.at.file);
 }
 
 // Nothing can go on: two threads of which one waits and the other is elsewhere.

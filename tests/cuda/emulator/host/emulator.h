@@ -4,10 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <source_location>
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <typeinfo>
 
 struct dim3 {
   unsigned x, y, z;
@@ -18,7 +18,14 @@ using cudaStream_t = void*;
 
 namespace emulator {
 
-using Location = std::source_location;
+// What std::source_location is; with g++'s library clang has that only from version 16 on.
+struct Location {
+  const char* file = "";
+  unsigned line = 0;
+  static constexpr Location current(const char* file = __builtin_FILE(), unsigned line = __builtin_LINE()) {
+    return {file, line};
+  }
+};
 
 // --- inside a kernel -------------------------------------------------------------------------------------------------
 
@@ -50,7 +57,7 @@ struct Fragments {
 };
 
 inline void multiply(Call call, float& d0, float& d1, float& d2, float& d3, uint32_t a0, uint32_t a1, uint32_t a2,
-                     uint32_t a3, uint32_t b0, uint32_t b1, const Location& at = Location::current()) {
+                     uint32_t a3, uint32_t b0, uint32_t b1, const Location& at) {
   Fragments mine{{a0, a1, a2, a3}, {b0, b1}, {d0, d1, d2, d3}};
   together(call, 0xffffffffu, reinterpret_cast<uint64_t>(&mine), 0, at);
   d0 = mine.d[0], d1 = mine.d[1], d2 = mine.d[2], d3 = mine.d[3];
@@ -60,18 +67,18 @@ inline void multiply(Call call, float& d0, float& d1, float& d2, float& d3, uint
 void* shared(const void* declaration, size_t bytes, size_t alignment);
 
 inline void assert_that(bool holds, const char* text, const Location& at) {
-  if (!holds) fail(std::string(at.file_name()) + ":" + std::to_string(at.line()) + ": assertion failed: " + text);
+  if (!holds) fail(std::string(at.file) + ":" + std::to_string(at.line) + ": assertion failed: " + text);
 }
 
 // --- launches --------------------------------------------------------------------------------------------------------
 
 // A kernel with its template arguments. Each one that is compiled is in a list, so that those never run can be named.
 struct Instance {
-  const char* name;
+  std::string name;
   long launches;
   Instance* next;
 };
-Instance* enlist(const char* name);
+Instance* enlist(const std::type_info& kernel);
 
 struct Configuration {
   dim3 grid, block;
@@ -92,7 +99,7 @@ struct Kernel<Function> {
   static constexpr size_t kMostParameters = 32764;
   static_assert((sizeof(std::remove_cvref_t<P>) + ... + 0) <= kMostParameters);
 
-  static Instance* enlisted() { return enlist(__PRETTY_FUNCTION__); }
+  static Instance* enlisted() { return enlist(typeid(Kernel)); }
   static inline Instance* instance = enlisted();
   Configuration configuration;
 

@@ -1,4 +1,7 @@
 // Launches, and what the tests tell the emulator and ask of it.
+#include <cxxabi.h>
+
+#include <cstdlib>
 #include <map>
 #include <stdexcept>
 #include <utility>
@@ -29,10 +32,17 @@ std::string wrong_with(const Configuration& c) {
 
 }  // namespace
 
-Instance* enlist(const char* name) { return instances = new Instance{name, 0, instances}; }
+// A type's name has all of the kernel's template arguments; of a function's own name clang leaves them out.
+Instance* enlist(const std::type_info& kernel) {
+  char* text = abi::__cxa_demangle(kernel.name(), nullptr, nullptr, nullptr);
+  if (text == nullptr) abort();
+  instances = new Instance{text, 0, instances};
+  free(text);
+  return instances;
+}
 
 void launch(Instance& instance, const Configuration& c, void (*thread)(const void*), const void* parameters) {
-  const std::string name = instance.name;
+  const std::string& name = instance.name;
   if (in_a_kernel()) throw std::logic_error(name + " is launched in a kernel");
   if (!unchecked.empty()) throw std::logic_error(std::exchange(unchecked, "") + ": no check follows its launch");
   unchecked = name;
