@@ -1,8 +1,8 @@
 """Builds the emulated CUDA kernels: csrc/cuda, rewritten, and the emulator, in one library.
 
-Objects are named by all that they are made of, in ``build/emulator``: what did not change is not
-compiled again, and what nobody asked for in a week goes. ``python -m tests.cuda.emulator.build``
-prints the library's path.
+Objects are named by all that they are made of, in ``build/emulator``, the compiler too: what did
+not change is not compiled again, and what nobody asked for in a week goes. CXX says which compiler:
+``CXX=clang++ python -m tests.cuda.emulator.build`` prints the library's path.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,13 +43,13 @@ def absent() -> str | None:
     if sys.platform != "linux":
         return f"the emulator runs on Linux, this is {sys.platform}"
     if not compiler():
-        return "no C++ compiler was found (looked for CXX, c++, g++, clang++)"
+        return "no C++ compiler was found (looked for CXX, g++, c++, clang++)"
     return None
 
 
 def compiler() -> list[str]:
-    """The words that start it; empty where there is none."""
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    """The words that start it: CXX where that is set; empty where there is none."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
     return next((w for w in map(shlex.split, wanted) if shutil.which(w[0])), [])
 
 
@@ -55,22 +57,41 @@ def torch_folder() -> Path:
     return Path(find_spec("torch").origin).parent  # type: ignore[arg-type,union-attr]
 
 
-def kernels(sanitized: bool = False, edited: dict[str, str] | None = None) -> Path:
-    """The library of all of maskcl's CUDA kernels.
+def kernels(
+    sanitized: bool = False,
+    edited: dict[str, str] | None = None,
+    units: Collection[str] | None = None,
+    by: list[str] | None = None,
+) -> Path:
+    """The library of maskcl's CUDA kernels.
 
     Args:
         sanitized: with AddressSanitizer and UBSan.
         edited: other text for files of csrc/cuda, by name.
+        units: the ``.cu`` files to compile; all by default.
+        by: the words that start the compiler; :func:`compiler` by default.
     """
     sources = {path.name: path.read_text() for path in sorted((ROOT / "csrc/cuda").iterdir())}
-    return library({**sources, **(edited or {})}, ROOT / "csrc", sanitized)
+    sources.update(edited or {})
+    if units is not None:
+        sources = {n: t for n, t in sources.items() if n in units or n.endswith(".cuh")}
+    command = [*(by or compiler()), *FLAGS, *(SANITIZERS if sanitized else [])]
+    torch_library = [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu"]
+    objects = _objects(sources, ROOT / "csrc", command)
+    return _linked(objects, "kernels", ".so", [*command, "-shared"], torch_library)
 
 
-def library(sources: dict[str, str], folder: Path, sanitized: bool = False) -> Path:
-    """The library of the CUDA files ``sources``, which lie in ``folder``'s cuda."""
+def program(source: Path, by: list[str] | None = None) -> Path:
+    """The program of one CUDA file with a ``main`` that does not need torch's libraries."""
+    command = [*(by or compiler()), *FLAGS]
+    objects = _objects({source.name: source.read_text()}, source.parent, command)
+    return _linked(objects, source.stem, "", command, [])
+
+
+def _objects(sources: dict[str, str], folder: Path, command: list[str]) -> list[Path]:
+    """The emulator's and those of the CUDA files ``sources``, which lie in ``folder``'s cuda."""
     texts = {n: rewrite(text, str(folder / "cuda" / n)) for n, text in sources.items()}
     torch = torch_folder()
-    command = [*compiler(), *FLAGS, *(SANITIZERS if sanitized else [])]
     beside = [*sorted(HOST.glob("*.h")), *sorted(folder.glob("*.h"))]
     common = [" ".join(command), _version(command[0]), (torch / "version.py").read_text()]
     common += [path.read_text() for path in beside]
@@ -100,16 +121,22 @@ def library(sources: dict[str, str], folder: Path, sanitized: bool = False) -> P
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         list(pool.map(compile_unit, objects))
     shutil.rmtree(tree)
-    output = CACHE / f"kernels-{_hash(*map(str, objects.values()))}.so"
+    return list(objects.values())
+
+
+def _linked(
+    objects: list[Path], stem: str, ending: str, command: list[str], libraries: list[str]
+) -> Path:
+    output = CACHE / f"{stem}-{_hash(*map(str, objects))}{ending}"
     if not output.exists():
         staged = f"{output}.{os.getpid()}"
-        torch_library = [f"-L{torch / 'lib'}", "-ltorch_cpu"]
-        _run([*command, "-shared", *map(str, objects.values()), "-o", staged, *torch_library])
+        _run([*command, *map(str, objects), "-o", staged, *libraries])
         os.replace(staged, output)
     output.touch()
-    for path in CACHE.glob("*.*"):
-        if time.time() - path.stat().st_mtime > WEEK:
-            path.unlink(missing_ok=True)
+    for path in CACHE.iterdir():
+        with suppress(FileNotFoundError):  # another process tidies too
+            if path.is_file() and time.time() - path.stat().st_mtime > WEEK:
+                path.unlink()
     return output
 
 
