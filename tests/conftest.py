@@ -52,6 +52,14 @@ def _order_of_emulated_threads(request: pytest.FixtureRequest) -> Iterator[None]
         assert not emulated.unchecked(), f"no check follows the launch of {emulated.unchecked()}"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Whose kernels these were: an op that the emulated GPU lacks runs on another backend."""
+    if emulated.wanted():
+        counts = emulated.launches().values()
+        launched = f"{sum(map(bool, counts))} of {len(counts)} kernels were launched"
+        terminalreporter.write_line(f"emulated GPU: {launched}")
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Where the number of threads may matter."""

@@ -1,4 +1,5 @@
-// On x86-64 a change of fibers is a few instructions; elsewhere it is ucontext's, which asks the kernel each time.
+// On x86-64 a change of fibers is a few instructions; elsewhere, and where EMULATOR_UCONTEXT asks for it, it is
+// ucontext's, which asks the kernel each time.
 #include "fiber.h"
 
 #include <sys/mman.h>
