@@ -22,7 +22,7 @@ SMALL = "8-8-8-2"
 METHODS = {"unmasked": "unmasked"} | {f"maskcl {m}": m for m in ("HAT", "Piggyback", "MAS")}
 OF_STEPS, OF_OPS = 5, 20  # times that a piece is run
 # A step that has become dearer, for the test to see that it would be noticed.
-PLANTED, DEARER_THAN, LOOPS = "step 64-200-200-2, MAS and a loop", "step 64-200-200-2, MAS", 2000
+PLANTED, DEARER_THAN, LOOPS = "step 64-200-200-2, MAS and a loop", "step 64-200-200-2, MAS", 5000
 
 
 class Piece(NamedTuple):

@@ -19,7 +19,7 @@ from tests import graph_zoo, tiny
 TASKS, STEPS, NODES = 5, 4, 24
 Inputs = tuple[Any, ...]
 
-DECAY = {"weight_decay": 0.05}
+DECAY: dict[str, Any] = {"weight_decay": 0.05}
 
 
 def lbfgs(groups: list[dict[str, Any]]) -> torch.optim.LBFGS:
