@@ -2,9 +2,10 @@
 
 ``python -m benchmarks.instructions`` prints the table, ``--write`` puts it into
 ``instructions.csv``; tests/test_instructions.py compares. Valgrind's callgrind counts, in one run
-of `counted.py`: counts come out alike to a hundredth, most to a thousandth, where times on a shared
-machine do not. The steps are those of `steps.py`; the calls are those of `calls.py`, over the
-unmasked step of the smaller MLP, whose kernels have next to nothing to do either.
+of `counted.py`: ratios of two runs differ by less than 1 % for steps, by up to 2 % for calls, where
+times on a shared machine differ by far more. The steps are those of `steps.py`; the calls are those
+of `calls.py`, over the unmasked step of the smaller MLP, whose kernels have next to nothing to do
+either.
 
 Every machine with AVX2 is the same processor under valgrind, without AVX-512. Other torches and
 Pythons have other instructions: torch 2.13's ratios are within 5 % of 2.14's for steps, but up to
