@@ -93,7 +93,7 @@ class Count(TorchDispatchMode):
         with self, _kernels() as kernels:
             result = func.redispatch(CPU, *args, **kwargs)
         self.found.update(kernels)
-        if name.startswith(("piggyback_linear", "masked_linears")):
+        if name.startswith(("piggyback_linear", "masked_linears", "gated_linears")):
             self._products(name, args, kernels)
         return result
 
@@ -104,7 +104,7 @@ class Count(TorchDispatchMode):
         made = [p for p in OF[name](*args) if not p.kernel]
         piggyback = name.startswith("piggyback_linear")
         self.found["op", "product"] += sum(kernels.values()) if piggyback else len(made)
-        if name == "masked_linears":
+        if name in ("masked_linears", "gated_linears"):
             self.found["op", "copy_"] -= sum(1 for bias in args[2] if bias.numel())
         if name == "piggyback_linear" and args[3] is not None and len(made) == 1:
             self.found["op", "copy_"] -= 1

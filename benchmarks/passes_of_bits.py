@@ -162,9 +162,11 @@ def of_open_conv_backward(g: Tensor, x: Tensor, w: Tensor, *rest: Any) -> list[P
 
 def of_masked_linears(x: Tensor, weights: list[Tensor], _: Any, masks: list, *how: Any) -> list:
     made: list[Pass] = []
-    for w, mask in zip(weights, masks, strict=True):
+    for layer, w in enumerate(weights):
         y = x.new_empty((x.shape[0], w.shape[0]))
-        made += [*of_open_linear(x, w), *passes.of_activation(y, mask, None, *how, 1)]
+        made += of_open_linear(x, w)
+        if layer < len(masks):
+            made += passes.of_activation(y, masks[layer], None, *how, 1)
         x = y
     return made
 
@@ -174,12 +176,32 @@ def of_masked_linears_backward(grad: Tensor, x: Tensor, ys: list[Tensor], *rest:
     made: list[Pass] = []
     for layer in reversed(range(len(ys))):
         y, w, want = ys[layer], weights[layer], wanted[layer]
-        how = activation, slope, 1, True, bool(want & MASK), bool(want & BIAS)
-        made += passes.of_activation_backward(y, y, masks[layer], None, *how)
+        mask = masks[layer] if layer < len(masks) else y.new_ones(y.shape[1])
+        kind = activation if layer < len(masks) else "identity"
+        how = kind, slope, 1, True, bool(want & MASK), bool(want & BIAS)
+        made += passes.of_activation_backward(y, y, mask, None, *how)
         before = ys[layer - 1] if layer else x
         wants = bool(layer) or want_x, bool(want & WEIGHT)
         made += of_open_linear_backward(y, before, w, *wants)
     return made
+
+
+def of_gated_linears(x: Tensor, weights: list[Tensor], biases: Any, *rest: Any) -> list[Pass]:
+    embedding, scale, share, sizes, weight, floor, activation, slope = rest
+    masks = list(embedding.split(sizes))
+    layers = of_masked_linears(x, weights, biases, masks, activation, slope)
+    return [*passes.of_gates(embedding, scale, share, floor, weight), *layers]
+
+
+def of_gated_linears_backward(grad: Tensor, term: Tensor, *rest: Any) -> list[Pass]:
+    x, ys, weights, mask, embedding, scale, share, sizes, weight, *rest = rest
+    *how, activation, slope, want_x, wanted = rest
+    masks = list(mask.split(sizes))
+    layers = of_masked_linears_backward(
+        grad, x, ys, weights, masks, activation, slope, want_x, wanted
+    )
+    gates = passes.of_gates_backward(masks, term, embedding, scale, share, sizes, weight, *how)
+    return [*layers, *gates]
 
 
 def _bytes(*tensors: Tensor) -> int:
@@ -224,6 +246,8 @@ OF: dict[str, Callable[..., list[Pass]]] = {
     "open_linear_backward": of_open_linear_backward,
     "masked_linears": of_masked_linears,
     "masked_linears_backward": of_masked_linears_backward,
+    "gated_linears": of_gated_linears,
+    "gated_linears_backward": of_gated_linears_backward,
     "open_conv": of_open_conv,
     "open_conv_backward": of_open_conv_backward,
 }

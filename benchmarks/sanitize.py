@@ -108,8 +108,29 @@ def masked_products(dtype):
         biases = [filled(outputs, dtype), torch.empty(0, dtype=dtype), filled(widths[-1], dtype)]
         for name in FROM_OUTPUT:
             yield "masked_linears", x, weights, biases, masks, name, 0.1
+            yield "masked_linears", x, weights, biases, masks[:-1], name, 0.1
             for want_x, wanted in ((True, [7, 7, 7]), (False, [1, 6, 0])):
-                yield "masked_linears_backward", g, x, ys, weights, masks, name, 0.1, want_x, wanted
+                how = name, 0.1, want_x, wanted
+                yield "masked_linears_backward", g, x, ys, weights, masks, *how
+            yield (
+                "masked_linears_backward",
+                g,
+                x,
+                ys,
+                weights,
+                masks[:-1],
+                name,
+                0.1,
+                True,
+                [7, 7, 3],
+            )
+            for sizes, wanted in ((widths[1:], [7, 7, 7]), (widths[1:-1], [7, 7, 3])):
+                units = filled(sum(sizes), dtype), torch.tensor(7.0), torch.rand(sum(sizes))
+                gates, how = (*units, list(sizes), 0.75), (400.0, 50.0, False)
+                yield "gated_linears", x, weights, biases, *gates, 1e-9, name, 0.1
+                mask = torch.cat(masks[: len(sizes)])
+                back = x, ys, weights, mask, *gates, *how, name, 0.1, True, wanted
+                yield "gated_linears_backward", g, torch.tensor(2.0), *back
 
 
 def grad_clamp(dtype):

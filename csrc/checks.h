@@ -111,15 +111,15 @@ enum Wanted : int64_t { kWeight = 1, kBias = 2, kMask = 4 };
 inline void check_layers(const char* op, const Tensor& x, const std::vector<Tensor>& weights,
                          const std::vector<Tensor>& biases, const std::vector<Tensor>& masks) {
   check_dimensions(op, "x", x, 2);
-  MASKCL_CHECK(!weights.empty() && biases.size() == weights.size() && masks.size() == weights.size(), op, ": found ",
-               weights.size(), " weights, ", biases.size(), " biases and ", masks.size(),
-               " masks, wanted as many of each, at least 1");
+  const bool counted = biases.size() == weights.size() && (masks.size() == weights.size() || masks.size() + 1 == weights.size());
+  MASKCL_CHECK(!weights.empty() && counted, op, ": found ", weights.size(), " weights, ", biases.size(), " biases and ",
+               masks.size(), " masks, wanted as many of each, at least 1, or a mask less");
   int64_t columns = x.size(1);
   for (size_t l = 0; l < weights.size(); ++l) {
     const int64_t units = weights[l].dim() ? weights[l].size(0) : 0;
     check_sizes(op, "weight", weights[l], {units, columns});
     check_dtype(op, "weight", weights[l], x.scalar_type());
-    check_sizes(op, "mask", masks[l], {units});
+    if (l < masks.size()) check_sizes(op, "mask", masks[l], {units});
     if (biases[l].numel()) {
       check_sizes(op, "bias", biases[l], {units});
       check_dtype(op, "bias", biases[l], x.scalar_type());
@@ -131,7 +131,7 @@ inline void check_layers(const char* op, const Tensor& x, const std::vector<Tens
 inline void check_layers_grad(const char* op, const Tensor& grad, const Tensor& x, const std::vector<Tensor>& ys,
                               const std::vector<Tensor>& weights, const std::vector<Tensor>& masks,
                               const std::vector<int64_t>& wanted) {
-  const Tensor none = torch::stable::new_empty(x, {0});
+  const Tensor none = fresh(x, {0});
   check_layers(op, x, weights, std::vector<Tensor>(weights.size(), none), masks);
   MASKCL_CHECK(ys.size() == weights.size() && wanted.size() == weights.size(), op, ": found ", ys.size(), " ys and ",
                wanted.size(), " wanted, wanted ", weights.size());
@@ -140,6 +140,13 @@ inline void check_layers_grad(const char* op, const Tensor& grad, const Tensor& 
     check_dtype(op, "y", ys[l], x.scalar_type());
   }
   check_sizes(op, "grad", grad, {x.size(0), weights.back().size(0)});
+}
+
+// A layer's unit counts, one a part of the mask, for all layers or for all but the last.
+inline void check_sizes_of_layers(const char* op, const std::vector<int64_t>& sizes, const Tensor& mask) {
+  int64_t units = 0;
+  for (const int64_t size : sizes) units += size;
+  MASKCL_CHECK(units == mask.numel(), op, ": sizes are ", units, " units, wanted ", mask.numel());
 }
 
 // Words [W] or, ternary, [2, W] of so many weights.

@@ -55,6 +55,27 @@ const T* const_data(const Tensor& t) {
   return static_cast<const T*>(t.const_data_ptr());
 }
 
+// Fresh contiguous memory where `like` is, of its dtype or of another. By the C function: torch::stable::new_empty goes
+// through the dispatcher by name, with every argument in a box, and costs as much as a small layer's kernel.
+inline Tensor fresh(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                    std::optional<ScalarType> dtype = std::nullopt) {
+  constexpr size_t kDimensions = 8;
+  if (sizes.size() > kDimensions) return torch::stable::new_empty(like, sizes, dtype);
+  int64_t strides[kDimensions] = {}, stride = 1;
+  for (size_t d = sizes.size(); d-- > 0;) strides[d] = stride, stride *= std::max<int64_t>(sizes[d], 1);
+  int32_t device = 0, index = 0, code = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+  if (dtype)
+    code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(*dtype));
+  else
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &code));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides, code,
+                                                  device, index, &made));
+  return Tensor(made);
+}
+
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // An unsigned type of an element's size, for what moves elements and does no arithmetic.
@@ -237,27 +258,31 @@ inline Tensor dense(const Tensor& t) {
   return t.is_contiguous() || is_channels_last(t) ? t : torch::stable::contiguous(t);
 }
 
+// Fresh memory in the order of `like`, of its dtype or of another.
+inline Tensor fresh_like(const Tensor& like, std::optional<ScalarType> dtype = std::nullopt) {
+  using torch::stable::detail::from;
+  int64_t stride = 1;
+  bool ordinary = true;  // to the strides of dimensions of one, which say nothing and are kept
+  for (int64_t d = like.dim(); d-- > 0; stride *= std::max<int64_t>(like.size(d), 1)) ordinary &= like.stride(d) == stride;
+  if (ordinary) return fresh(like, like.sizes(), dtype);
+  std::array<StableIValue, 6> stack{from(like),         from(dtype),        from(std::nullopt),
+                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
 // `result` in the order that empty_like gives `like`, which the reference returns.
 inline Tensor like_input(const Tensor& result, const Tensor& like) {
-  Tensor out = torch::stable::empty_like(like);
+  Tensor out = fresh_like(like);
   if (same_strides(result, out)) return result;
   torch::stable::copy_(out, result);
   return out;
 }
 
-// Fresh memory in the order of `like`.
-inline Tensor empty_like(const Tensor& like, ScalarType dtype) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 6> stack{from(like),         from(std::optional<ScalarType>(dtype)), from(std::nullopt),
-                                    from(std::nullopt), from(std::nullopt),                     from(std::nullopt)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // `a` with the memory order of the dense tensor `like`; itself where it has it already.
 inline Tensor in_order_of(const Tensor& a, const Tensor& like) {
   if (same_strides(a, like)) return a;
-  Tensor out = empty_like(like, a.scalar_type());
+  Tensor out = fresh_like(like, a.scalar_type());
   torch::stable::copy_(out, a);
   return out;
 }
@@ -273,7 +298,7 @@ inline Tensor as_contiguous(const Tensor& a) { return a.is_contiguous() ? a : to
 inline Tensor to_dtype(const Tensor& a, ScalarType dtype) { return as_contiguous(in_dtype(a, dtype)); }
 
 inline Tensor empty_vector(const Tensor& like, int64_t size, ScalarType dtype) {
-  return torch::stable::new_empty(like, {size}, dtype);
+  return fresh(like, {size}, dtype);
 }
 
 }  // namespace maskcl

@@ -38,7 +38,7 @@ inline void check_convolution(const char* op, const Tensor& x, const Tensor& wei
 
 // Fresh images [N, C, H, W] in the order [N, H, W, C].
 inline Tensor empty_images(const Tensor& like, const std::vector<int64_t>& sizes) {
-  Tensor t = torch::stable::new_empty(like, {sizes[0], sizes[2], sizes[3], sizes[1]});
+  Tensor t = fresh(like, {sizes[0], sizes[2], sizes[3], sizes[1]});
   t = torch::stable::transpose(t, 1, 3);
   return torch::stable::transpose(t, 2, 3);
 }
@@ -63,8 +63,8 @@ inline Tensor convolution(const Tensor& x, const Tensor& weight, const std::opti
 inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& dz, const Tensor& x, const Tensor& weight,
                                                                const ConvolutionOptions& o,
                                                                const std::array<bool, 3>& wanted) {
-  std::array<Tensor, 3> out{torch::stable::new_empty(x, {0}), torch::stable::new_empty(weight, {0}),
-                            torch::stable::new_empty(weight, {0})};
+  std::array<Tensor, 3> out{fresh(x, {0}), fresh(weight, {0}),
+                            fresh(weight, {0})};
   if (!wanted[0] && !wanted[1] && !wanted[2]) return {out[0], out[1], out[2]};
   const int64_t none[2] = {0, 0}, outs = weight.size(0);
   const int64_t* bias_sizes = &outs;

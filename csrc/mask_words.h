@@ -23,8 +23,8 @@ struct FreshWords {
 
   FreshWords(const Tensor& like, int64_t count, bool ternary) {
     const int64_t words = words_for(count);
-    tensor = ternary ? torch::stable::new_empty(like, {2, words}, ScalarType::Int)
-                     : torch::stable::new_empty(like, {words}, ScalarType::Int);
+    tensor = ternary ? fresh(like, {2, words}, ScalarType::Int)
+                     : fresh(like, {words}, ScalarType::Int);
     on = data<uint32_t>(tensor);
     negative = ternary ? on + words : nullptr;
   }

@@ -90,15 +90,39 @@ inline void linear_backward_out(const Tensor& grad, const Tensor& x, const Tenso
   if (dweight) matmul_out(transposed(grad), x, *dweight);
 }
 
-inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) {
-  Tensor source = t;
-  return torch::stable::narrow(source, 0, first, count);
+// A part of one dimension, by the C function: the dispatcher's narrow costs as much as a small product.
+inline Tensor part_of(const Tensor& t, int64_t dim, int64_t first, int64_t count) {
+  constexpr int64_t kDimensions = 8;
+  if (t.dim() > kDimensions) {
+    Tensor source = t;
+    return torch::stable::narrow(source, dim, first, count);
+  }
+  int64_t sizes[kDimensions] = {}, strides[kDimensions] = {};
+  for (int64_t d = 0; d < t.dim(); ++d) sizes[d] = t.size(d), strides[d] = t.stride(d);
+  sizes[dim] = count;
+  AtenTensorHandle view;
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch__reinterpret_tensor(t.get(), t.dim(), sizes, strides, first * strides[dim], &view));
+  return Tensor(view);
 }
 
-inline Tensor columns_of(const Tensor& t, int64_t first, int64_t count) {
-  Tensor source = t;
-  return torch::stable::narrow(source, 1, first, count);
+inline Tensor rows_of(const Tensor& t, int64_t first, int64_t count) { return part_of(t, 0, first, count); }
+
+// A contiguous vector in parts of these sizes.
+inline std::vector<Tensor> parts_of(const Tensor& vector, const std::vector<int64_t>& sizes) {
+  std::vector<Tensor> parts;
+  int64_t at = 0;
+  for (const int64_t size : sizes) {
+    const int64_t stride = 1;
+    AtenTensorHandle view;
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(vector.get(), 1, &size, &stride, at, &view));
+    parts.push_back(Tensor(view));
+    at += size;
+  }
+  return parts;
 }
+
+inline Tensor columns_of(const Tensor& t, int64_t first, int64_t count) { return part_of(t, 1, first, count); }
 
 inline void fill_with_zeros(const Tensor& t) {
   Tensor target = t;

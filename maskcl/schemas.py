@@ -20,6 +20,8 @@ SIDES = "Tensor[] out_tasks, Tensor[] in_tasks, int[] groups, bool exact"
 # How far an optimizer's step goes: see reference.update.
 PACE = "float[] lr, float[] weight_decay, float[] bounds"
 SCALE = "Tensor? rate, Tensor? scale, Tensor? found_inf, Tensor? norm, float max_norm"
+# All gates of a network and the weighted term of its loss: see reference.gate.hat_gates.
+GATES = "Tensor embedding, Tensor scale, Tensor share, int[] sizes, float weight"
 SIGNATURES = {
     "gate": (
         "hat_gate(Tensor embedding, Tensor scale, float floor=0.0) -> Tensor",
@@ -57,6 +59,11 @@ SIGNATURES = {
         " str activation, float slope) -> Tensor[]",
         "masked_linears_backward(Tensor grad, Tensor x, Tensor[] ys, Tensor[] weights,"
         " Tensor[] masks, str activation, float slope, bool want_x, int[] wanted) -> Tensor[]",
+        f"gated_linears(Tensor x, Tensor[] weights, Tensor[] biases, {GATES}, float floor,"
+        " str activation, float slope) -> Tensor[]",
+        "gated_linears_backward(Tensor grad, Tensor grad_term, Tensor x,"
+        f" Tensor[] ys, Tensor[] weights, Tensor mask, {GATES}, float max_scale, float cosh_clamp,"
+        " bool recipe, str activation, float slope, bool want_x, int[] wanted) -> Tensor[]",
     ),
     "grad_clamp": (
         "clamp_grads_(Tensor(a!)[] grads, Tensor[] out_tasks, Tensor[] in_tasks, int[] groups,"

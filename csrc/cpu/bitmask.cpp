@@ -112,7 +112,7 @@ Tensor unpack_mask_cpu(const Tensor& words_in, std::vector<int64_t> shape, Scala
   const bool floating = dtype == ScalarType::Float || dtype == ScalarType::Double ||
                         dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
   const ScalarType made = bytes || floating ? dtype : ScalarType::Float;
-  const Tensor out = torch::stable::new_empty(words, shape, made);
+  const Tensor out = fresh(words, shape, made);
   expect_large_writes(out);
   if (bytes) {
     unpack<uint8_t>(words, out, 1, 0xff);
@@ -133,7 +133,7 @@ Tensor combine_words_cpu(const Tensor& a_in, const Tensor& b_in, const std::stri
   const Combine how = parse_combine(how_name);
   check_combinable("combine_words", a_in, b_in);
   const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
-  const Tensor out = torch::stable::empty_like(a);
+  const Tensor out = fresh_like(a);
   const uint32_t *p = const_data<uint32_t>(a), *q = const_data<uint32_t>(b);
   uint32_t* to = data<uint32_t>(out);
   parallel(a.numel(), 1, [&](int64_t begin, int64_t end) {
@@ -148,7 +148,7 @@ Tensor popcount_words_cpu(const Tensor& words_in) {
   const Tensor words = torch::stable::contiguous(words_in);
   std::vector<int64_t> shape;
   for (int64_t d = 0; d + 1 < words.dim(); ++d) shape.push_back(words.size(d));
-  const Tensor out = torch::stable::new_empty(words, shape, ScalarType::Long);
+  const Tensor out = fresh(words, shape, ScalarType::Long);
   const int64_t width = words.size(words.dim() - 1), rows = out.numel();
   constexpr int64_t kPiece = 1 << 16;  // words: a long row is for several threads
   const int64_t pieces = std::max<int64_t>(1, (width + kPiece - 1) / kPiece);
@@ -193,8 +193,8 @@ Tensor packed_weight_cpu(const Tensor& weight, const Tensor& words_in) {
   check_words("packed_weight", words_in, weight.numel());
   // Bits are in row-major order, so other orders take a copy.
   const Tensor w = torch::stable::contiguous(weight), words = torch::stable::contiguous(words_in);
-  Tensor out = torch::stable::empty_like(weight);
-  const Tensor y = out.is_contiguous() ? out : torch::stable::empty_like(w);
+  Tensor out = fresh_like(weight);
+  const Tensor y = out.is_contiguous() ? out : fresh_like(w);
   expect_large_writes(y);
   packed_select_into(w, planes_of(words), y, 0, w.numel());
   if (!out.is_contiguous()) torch::stable::copy_(out, y);
@@ -212,7 +212,7 @@ Tensor packed_embedding_cpu(const Tensor& index_in, const Tensor& weight, const 
   const int64_t* at = const_data<int64_t>(index);
   for (int64_t i = 0; i < index.numel(); ++i)
     MASKCL_CHECK(at[i] >= 0 && at[i] < rows, "packed_embedding: index holds ", at[i], ", wanted 0 to ", rows - 1);
-  const Tensor out = torch::stable::new_empty(w, shape);
+  const Tensor out = fresh(w, shape);
   const Planes planes = planes_of(words);
   dispatch_float(w.scalar_type(), "packed_embedding", [&]<typename T>() {
     using U = typename BitsOf<sizeof(T)>::type;

@@ -2,12 +2,10 @@
 
 #include <type_traits>
 
-#include "parallel.h"
+#include "gates.h"
 
 namespace maskcl {
 namespace {
-
-using torch::stable::empty_like;
 
 constexpr int64_t kCost = 4;  // a gate costs about as much as so many elements of a plain pass
 
@@ -72,7 +70,7 @@ double scalar(const char* op, const char* name, const Tensor& x) {
 
 Tensor hat_gate_cpu(const Tensor& embedding, const Tensor& scale, double floor) {
   const Tensor e = as_contiguous(embedding);
-  const Tensor m = torch::stable::new_empty(e, e.sizes(), compute_dtype(e.scalar_type()));
+  const Tensor m = fresh(e, e.sizes(), compute_dtype(e.scalar_type()));
   dispatch_float(e.scalar_type(), "hat_gate", [&]<typename T>() {
     using C = compute_t<T>;
     const T* from = static_cast<const T*>(e.const_data_ptr());
@@ -90,7 +88,7 @@ Tensor hat_gate_backward_cpu(const Tensor& grad, const Tensor& embedding, const 
   check_units(op, "grad", grad, e.numel());
   check_units(op, "mask", mask, e.numel());
   const ScalarType dtype = compute_dtype(e.scalar_type());
-  const Tensor m = to_dtype(mask, dtype), g = to_dtype(grad, dtype), out = empty_like(e);
+  const Tensor m = to_dtype(mask, dtype), g = to_dtype(grad, dtype), out = fresh_like(e);
   dispatch_float(e.scalar_type(), op, [&]<typename T>() {
     using C = compute_t<T>;
     const T* pe = static_cast<const T*>(e.const_data_ptr());
@@ -166,7 +164,7 @@ void dispatch_used(const Tensor& used, ScalarType mask_dtype, F&& body) {
 Tensor hat_sparsity_cpu(const Tensor& mask, const Tensor& used) {
   check_units("hat_sparsity", "used", used, mask.numel());
   const Tensor m = as_contiguous(mask);
-  const Tensor out = torch::stable::new_empty(m, {}, m.scalar_type());
+  const Tensor out = fresh(m, {}, m.scalar_type());
   dispatch_float(m.scalar_type(), "hat_sparsity", [&]<typename T>() {
     using C = compute_t<T>;
     double taken = 0, free = 0;
@@ -182,7 +180,7 @@ Tensor hat_sparsity_backward_cpu(const Tensor& grad, const Tensor& mask, const T
   const char* op = "hat_sparsity_backward";
   check_units(op, "used", used, mask.numel());
   const Tensor m = as_contiguous(mask);
-  const Tensor out = torch::stable::empty_like(m);
+  const Tensor out = fresh_like(m);
   const double g = scalar(op, "grad", grad);
   dispatch_float(m.scalar_type(), "hat_sparsity_backward", [&]<typename T>() {
     using C = compute_t<T>;
@@ -207,17 +205,21 @@ MASKCL_INLINE double dot_units(const C* m, const C* share, int64_t units) {
 MASKCL_CLONES double run_dot(const float* m, const float* share, int64_t units) { return dot_units(m, share, units); }
 double run_dot(const double* m, const double* share, int64_t units) { return dot_units(m, share, units); }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> hat_gates_cpu(const Tensor& embedding, const Tensor& scale, const Tensor& share,
                                          double floor, double weight) {
   check_units("hat_gates", "share", share, embedding.numel());
   const Tensor m = hat_gate_cpu(embedding, scale, floor);
-  const Tensor s = to_dtype(share, m.scalar_type()), term = torch::stable::new_empty(m, {});
+  const Tensor s = to_dtype(share, m.scalar_type()), term = fresh(m, {});
   dispatch_float(m.scalar_type(), "hat_gates", [&]<typename C>() {
     if constexpr (std::is_same_v<C, compute_t<C>>)
       *data<C>(term) = static_cast<C>(weight * run_dot(const_data<C>(m), const_data<C>(s), m.numel()));
   });
   return {m, term};
 }
+
+namespace {
 
 // The mask's gradient: of its parts, one after the other, and of the term.
 template <typename C>
@@ -234,6 +236,8 @@ std::vector<C> gathered(const std::vector<Tensor>& grads, const std::vector<int6
   }
   return sums;
 }
+
+}  // namespace
 
 Tensor hat_gates_backward_cpu(std::vector<Tensor> grads, const Tensor& grad_term, const Tensor& embedding,
                               const Tensor& scale, const Tensor& share, std::vector<int64_t> sizes, double weight,
@@ -254,8 +258,6 @@ Tensor hat_gates_backward_cpu(std::vector<Tensor> grads, const Tensor& grad_term
   const Tensor mask = recipe ? hat_gate_cpu(embedding, scale, 0.0) : sums;  // which no other gradient is made of
   return hat_gate_backward_cpu(sums, embedding, mask, scale, max_scale, cosh_clamp, recipe);
 }
-
-}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(maskcl, CPU, m) {
   m.impl("hat_gate", TORCH_BOX(&hat_gate_cpu));

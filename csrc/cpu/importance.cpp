@@ -244,7 +244,7 @@ int64_t samples_at_a_time(int64_t samples, int64_t bytes) {
 void add_outer_sizes(const Tensor& omega, const Tensor& x, const Tensor& g, double weight, bool square) {
   const int64_t samples = x.size(0), ins = x.size(1), outs = g.size(1);
   const int64_t rows = samples_at_a_time(samples, (ins + outs) * omega.element_size());
-  const Tensor a = torch::stable::new_empty(omega, {rows, outs}), b = torch::stable::new_empty(omega, {rows, ins});
+  const Tensor a = fresh(omega, {rows, outs}), b = fresh(omega, {rows, ins});
   for (int64_t first = 0; first < samples; first += rows) {
     const int64_t count = std::min(rows, samples - first);
     const Tensor sizes_g = rows_of(a, 0, count), sizes_x = rows_of(b, 0, count);
@@ -260,7 +260,7 @@ void add_sample_products(const Tensor& omega, const Tensor& x, const Tensor& g, 
   constexpr int64_t kBytes = 4 << 20;
   const int64_t samples = x.size(0), bytes = omega.numel() * omega.element_size();
   const int64_t chunk = std::min(samples, std::max<int64_t>(1, kBytes / bytes));
-  const Tensor scratch = torch::stable::new_empty(omega, {chunk, omega.size(0), omega.size(1)});
+  const Tensor scratch = fresh(omega, {chunk, omega.size(0), omega.size(1)});
   const auto wide = [sums = omega.scalar_type()](const Tensor& t) {
     return t.scalar_type() == sums ? t : torch::stable::to(t, sums);
   };

@@ -196,10 +196,10 @@ std::tuple<Tensor, Tensor, Tensor> masked_activation_backward_cpu(
   check_shape(op, "grad", grad, saved, "saved");
   check_from_output(op, act, from_output);
   const int64_t channel = checked_channel(op, saved, channel_dim);
-  const Tensor out = torch::stable::empty_like(saved);
+  const Tensor out = fresh_like(saved);
   const bool direct = layout_of(saved, channel).has_value() && same_strides(saved, out);
   const Tensor s = direct ? saved : torch::stable::contiguous(saved);
-  const Tensor g = in_order_of(in_dtype(grad, s.scalar_type()), s), dz = direct ? out : torch::stable::empty_like(s);
+  const Tensor g = in_order_of(in_dtype(grad, s.scalar_type()), s), dz = direct ? out : fresh_like(s);
   expect_large_writes(dz);
   const Layout layout = *layout_of(s, channel);
   const ScalarType sums = compute_dtype(saved.scalar_type());

@@ -94,7 +94,7 @@ Tensor masked_activation_cpu(const Tensor& x, const Tensor& mask, const std::opt
                              const std::string& activation, double slope, int64_t channel_dim) {
   const Activation act = parse_activation(activation);
   const int64_t channel = checked_channel("masked_activation", x, channel_dim);
-  const Tensor out = torch::stable::empty_like(x);
+  const Tensor out = fresh_like(x);
   expect_large_writes(out);
   if (const auto layout = layout_of(x, channel); layout && same_strides(x, out)) {
     forward(x, out, mask, bias, *layout, act, slope);

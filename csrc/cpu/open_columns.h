@@ -80,7 +80,7 @@ inline bool near_underflow(float least, float other = 1.0f) { return least * oth
 
 // The sums of all columns, [columns]: in the order of the rows, whatever the number of threads.
 inline Tensor sums_of(const Tensor& like, const float* x, int64_t rows, int64_t columns) {
-  const Tensor sums = torch::stable::new_empty(like, {columns});
+  const Tensor sums = fresh(like, {columns});
   const std::vector<float> parts = by_blocks<float>(x, rows, columns, column_sums);
   std::vector<double> wide(columns, 0.0);
   for (size_t i = 0; i < parts.size(); ++i) wide[i % columns] += static_cast<double>(parts[i]);
@@ -94,7 +94,7 @@ struct Scratch {
   float* data;
 
   Scratch(const Tensor& like, int64_t count)
-      : owner(torch::stable::new_empty(like, {count}, ScalarType::Float)), data(mutable_floats(owner)) {
+      : owner(fresh(like, {count}, ScalarType::Float)), data(mutable_floats(owner)) {
     expect_large_writes(owner);
   }
 };

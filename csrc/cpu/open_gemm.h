@@ -8,7 +8,9 @@ namespace maskcl {
 constexpr int64_t kDepth = 512;   // terms between two visits of the stored sums
 constexpr int64_t kBlock = 96;    // batch rows whose packed operand fits the second-level cache; of 6, 16 and 32
 constexpr int64_t kTogether = 8;  // tiles of weight rows that share a packed operand
-constexpr int64_t kStrip = 64;    // columns of the weight that are packed at once: four cache lines of a row
+constexpr int64_t kStrip = 64;    // columns of the weight: what threads share out
+constexpr int64_t kStripsTogether = 16;  // most that a thread packs at once, of
+constexpr int64_t kWeightRows = 64;      // so many rows: a quarter of a megabyte, and as much of sums
 constexpr int64_t kPair = 2 * kRows;  // open weight rows whose tiles share a panel of x
 
 // sums[r][j] += sum over k of left(r, k) right[k][j], or what was there is forgotten.
@@ -71,42 +73,55 @@ MASKCL_INLINE void forward_groups(const Product& p, int64_t begin, int64_t end) 
 
 // --- dx [N, wanted I] = dz [N, open O] weight [open O, wanted I] ------------------------------------------------------
 
+// `depth` rows of the weight at the wanted columns, as panels of a tile's width one after the other: whole rows are read,
+// since strips of them would each be on a page of their own.
+template <int Bytes>
+MASKCL_INLINE void pack_weight(const Product& p, int64_t k, int64_t depth, const int32_t* wanted, int64_t columns,
+                               float* panels) {
+  constexpr int64_t width = Vector<Bytes>::width;
+  const bool all = p.columns() == p.ins;
+  for (int64_t i = 0; i < depth; ++i) {
+    const float* from = p.weight + (*p.dz.open)[k + i] * p.ins;
+    for (int64_t j = 0; j < columns; j += width) {
+      const int64_t count = std::min(width, columns - j);
+      float* to = &panels[j * depth + i * width];
+      if (all) {
+        std::copy_n(from + wanted[0] + j, count, to);
+      } else {
+        const int32_t* index = wanted + j;
+        MASKCL_VECTORIZE
+        for (int64_t c = 0; c < count; ++c) to[c] = from[index[c]];
+      }
+      std::fill(to + count, to + width, 0.0f);
+    }
+  }
+}
+
 // Strips [begin, end) of kStrip wanted columns; packed_dz has tiles of kRows batch rows.
 template <int Bytes>
 MASKCL_INLINE void input_grad_strips(const Product& p, int64_t begin, int64_t end) {
-  constexpr int64_t width = Vector<Bytes>::width, most = kDepth / 2;
-  const int64_t terms = p.dz.terms();
-  const bool all = p.columns() == p.ins;
-  std::vector<float> panels(most * kStrip), scratch(kBlock * kStrip);
-  for (int64_t s = begin; s < end; ++s) {
-    const int64_t column = s * kStrip, columns = std::min(kStrip, p.columns() - column);
+  constexpr int64_t width = Vector<Bytes>::width, most = kStripsTogether * kStrip;
+  const int64_t terms = p.dz.terms(), last = std::min(end * kStrip, p.columns());
+  std::vector<float> panels(kWeightRows * most), scratch(kBlock * most);
+  for (int64_t column = begin * kStrip; column < last; column += most) {
+    const int64_t columns = std::min(most, last - column);
     const int32_t* wanted = p.wanted->data() + column;
     for (int64_t row = 0; row < p.dz.rows; row += kBlock) {
       const int64_t rows = std::min(kBlock, p.dz.rows - row);
-      for (int64_t k = 0; k < terms || k == 0; k += most) {
-        const int64_t depth = std::min(most, terms - k);
-        for (int64_t i = 0; i < depth; ++i) {
-          const float* from = p.weight + (*p.dz.open)[k + i] * p.ins;
-          for (int64_t j = 0; j < columns; j += width) {
-            float* to = &panels[j * depth + i * width];
-            if (all && j + width <= columns) {
-              memcpy(to, from + column + j, width * sizeof(float));
-            } else {
-              for (int64_t c = 0; c < width; ++c) to[c] = j + c < columns ? from[wanted[j + c]] : 0.0f;
-            }
-          }
-        }
+      for (int64_t k = 0; k < terms || k == 0; k += kWeightRows) {
+        const int64_t depth = std::min(kWeightRows, terms - k);
+        pack_weight<Bytes>(p, k, depth, wanted, columns, panels.data());
         for (int64_t j = 0; j < columns; j += width)
           for (int64_t r = 0; r < rows; r += kRows)
             add_stored<Bytes>(depth, Packed{p.packed_dz + (row + r) * terms + k * kRows}, &panels[j * depth],
-                              &scratch[r * kStrip + j], kStrip, k == 0);
+                              &scratch[r * most + j], most, k == 0);
       }
       for (int64_t n = 0; n < rows; ++n) {
         float* to = p.out + (row + n) * p.ins;
-        if (all)
-          std::copy_n(&scratch[n * kStrip], columns, to + column);
+        if (p.columns() == p.ins)
+          std::copy_n(&scratch[n * most], columns, to + column);
         else
-          for (int64_t c = 0; c < columns; ++c) to[wanted[c]] = scratch[n * kStrip + c];
+          for (int64_t c = 0; c < columns; ++c) to[wanted[c]] = scratch[n * most + c];
       }
     }
   }

@@ -10,9 +10,12 @@
 namespace maskcl {
 namespace {
 
-constexpr int64_t kFewest = 32;          // rows: of fewer the library's product takes the time of reading the weight;
-                                         // of up to kBlock it is at half of an AMD core's peak where nothing is closed
-constexpr double kFewWorthwhile = 0.3;   // of a product with fewer left, where closed units are known beforehand
+constexpr int64_t kFewest = 32;  // rows: of fewer no closed units are looked for, which takes the time of the product;
+                                 // of up to kBlock the library is at half of an AMD core's peak where nothing is closed
+constexpr int64_t kSmall = int64_t{1} << 16;  // elements of a weight: fewer rows meet it here faster than through the
+                                              // library, whose product has to be looked up among many
+constexpr double kFewGradsWorthwhile = 0.15;  // of the products of fewer rows' gradients, which are mostly writing
+constexpr int64_t kLarge = int64_t{1} << 20;  // elements of a weight's gradient, which no cache near a core holds
 constexpr int64_t kFewestChannels = 16;  // that come out of a convolution: tiles are as wide
 constexpr int64_t kLargestImage = int64_t{1} << 24;  // elements: kTerms images have int32 indices
 
@@ -83,6 +86,20 @@ void input_grad(Product p, const Tensor& dx) {
   run(kernels().input_grad, p, tiles_of(p.columns(), kStrip), kStrip * p.dz.terms());
 }
 
+// A row of zeros; `past` the caches, which would first read what is overwritten.
+void write_zeros(float* to, int64_t count, bool past) {
+  int64_t done = 0;
+#if defined(__SSE2__)
+  constexpr int64_t kLanes = 4;
+  if (past) {
+    while (done < count && reinterpret_cast<uintptr_t>(to + done) % (kLanes * sizeof(float))) to[done++] = 0.0f;
+    for (; done + kLanes <= count; done += kLanes) _mm_stream_ps(to + done, _mm_setzero_ps());
+    _mm_sfence();
+  }
+#endif
+  std::fill_n(to + done, count - done, 0.0f);
+}
+
 void weight_grad(Product p, const Tensor& dweight) {
   const Kernels& k = kernels();
   const Scratch packed_x = columns_packed(dweight, p.x, k.width), packed_dz = columns_packed(dweight, p.dz, kRows);
@@ -91,7 +108,7 @@ void weight_grad(Product p, const Tensor& dweight) {
   for (const int32_t o : *p.dz.open) open[o] = true;
   parallel(p.outs, p.ins, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o)
-      if (!open[o]) std::fill_n(p.out + o * p.ins, p.ins, 0.0f);
+      if (!open[o]) write_zeros(p.out + o * p.ins, p.ins, p.outs * p.ins >= kLarge);
   });
   run(k.weight_grad, p, tiles_of(p.dz.terms(), kPair), kPair * p.ins);
 }
@@ -103,7 +120,9 @@ void open_linear_into(const Tensor& x_in, const Tensor& weight, const std::optio
   const int64_t batch = x_in.size(0);
   const bool can = weight.numel() > 0 && batch > 0 && all_float({&x_in, &weight, bias ? &*bias : nullptr});
   const bool few = batch < kFewest;
-  if (!can || (few && (known ? known->share() : 1.0) * (wanted ? wanted->share() : 1.0) > kFewWorthwhile))
+  const double left = (known ? known->share() : 1.0) * (wanted ? wanted->share() : 1.0);
+  const bool small = weight.numel() <= kSmall && (known || wanted);
+  if (!can || (few && !worthwhile(left) && !small))
     return linear_out(x_in, weight, bias, y);
   const Tensor x = as_contiguous(x_in);
   const OpenColumns open = known ? *known : few ? all_columns(x.size(1)) : open_columns(floats(x), batch, x.size(1));
@@ -124,8 +143,8 @@ void open_linear_backward_into(const Tensor& grad, const Tensor& x_in, const Ten
   const int64_t batch = x_in.size(0), ins = weight.size(1), outs = weight.size(0);
   const bool can = weight.numel() > 0 && batch > 0 && all_float({&grad, &x_in, &weight});
   const bool few = batch < kFewest;
-  if (!can || (few && (known_rows ? known_rows->share() : 1.0) * (known_columns ? known_columns->share() : 1.0) >
-                          kFewWorthwhile))
+  const double left = (known_rows ? known_rows->share() : 1.0) * (known_columns ? known_columns->share() : 1.0);
+  if (!can || (few && left > kFewGradsWorthwhile))
     return linear_backward_out(grad, x_in, weight, dx, dweight);
   const Tensor dz = as_contiguous(grad), w = as_contiguous(weight);
   const Tensor x = as_contiguous(x_in);
@@ -152,7 +171,7 @@ namespace {
 
 Tensor open_linear_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, bool ordinary) {
   check_product("open_linear", x, weight, bias);
-  const Tensor y = torch::stable::new_empty(x, {x.size(0), weight.size(0)});
+  const Tensor y = fresh(x, {x.size(0), weight.size(0)});
   ordinary ? linear_out(x, weight, bias, y) : open_linear_into(x, weight, bias, y, nullptr, nullptr);
   return y;
 }
@@ -161,8 +180,8 @@ std::tuple<Tensor, Tensor> open_linear_backward_cpu(const Tensor& grad, const Te
                                                     bool want_x, bool want_weight) {
   check_product_grad("open_linear_backward", grad, x, weight);
   const int64_t batch = x.size(0), ins = weight.size(1), outs = weight.size(0);
-  const Tensor dx = torch::stable::new_empty(x, {want_x ? batch : 0, want_x ? ins : 0});
-  const Tensor dweight = torch::stable::new_empty(weight, {want_weight ? outs : 0, want_weight ? ins : 0});
+  const Tensor dx = fresh(x, {want_x ? batch : 0, want_x ? ins : 0});
+  const Tensor dweight = fresh(weight, {want_weight ? outs : 0, want_weight ? ins : 0});
   open_linear_backward_into(grad, x, weight, want_x ? &dx : nullptr, want_weight ? &dweight : nullptr, nullptr,
                             nullptr);
   return {dx, dweight};
@@ -208,16 +227,28 @@ void convolve(const Tensor& from, const Tensor& to, const Tensor& weight, const 
       kPixels * job.window.taps() * static_cast<int64_t>(open.size()));
 }
 
-// x with its padding around it, zeros.
+// x with its padding around it, zeros; both in channels_last order.
 Tensor padded(const Tensor& x, const ConvolutionOptions& options) {
   const int64_t down = options.padding[0], right = options.padding[1];
   if (down == 0 && right == 0) return x;
-  const Tensor out = empty_images(x, {x.size(0), x.size(1), x.size(2) + 2 * down, x.size(3) + 2 * right});
-  fill_with_zeros(out);
-  Tensor middle = out;
-  middle = torch::stable::narrow(middle, 2, down, x.size(2));
-  middle = torch::stable::narrow(middle, 3, right, x.size(3));
-  torch::stable::copy_(middle, x);
+  const int64_t height = x.size(2), high = height + 2 * down, channels = x.size(1);
+  const int64_t inside = x.size(3) * channels, beside = right * channels, row = inside + 2 * beside;
+  const Tensor out = empty_images(x, {x.size(0), channels, high, x.size(3) + 2 * right});
+  const float* from = floats(x);
+  float* to = mutable_floats(out);
+  parallel(x.size(0) * high, row, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* start = to + r * row;
+      const int64_t image = r / high, y = r % high - down;
+      if (y < 0 || y >= height) {
+        std::fill_n(start, row, 0.0f);
+        continue;
+      }
+      std::fill_n(start, beside, 0.0f);
+      std::copy_n(from + (image * height + y) * inside, inside, start + beside);
+      std::fill_n(start + beside + inside, beside, 0.0f);
+    }
+  });
   return out;
 }
 
@@ -301,7 +332,7 @@ std::tuple<Tensor, Tensor, Tensor> open_conv_backward_cpu(const Tensor& grad, co
     convolve(dz, dx, weight, std::nullopt, options, rows.index, true);
   }
   if (skip_weight) {
-    dweight = torch::stable::empty_like(weight);
+    dweight = fresh_like(weight);
     filter_grad(x, dz, dweight, options, columns.index, rows.index);
   }
   if (want_bias) dbias = sums_of(dz, floats(dz), dz.numel() / dz.size(1), dz.size(1));

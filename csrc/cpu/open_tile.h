@@ -13,6 +13,7 @@ namespace maskcl {
 
 using Index = std::vector<int32_t>;
 
+constexpr int64_t kPackedAtOnce = 16;  // terms or rows: what is read and what is written stays in the first-level cache
 constexpr int kRows = 6;  // 6 x 2 sums, 2 loaded and 1 broadcast vector fill 16 registers
 
 template <int Bytes>
@@ -84,28 +85,31 @@ struct Operand {
 MASKCL_INLINE void pack_rows(const Operand& a, int64_t first, int64_t count, int64_t size, float* to) {
   const int64_t terms = a.terms();
   const int32_t* index = a.open->data();
-  for (int64_t r = 0; r < size; ++r) {
-    const float* from = a.data + (first + r) * a.columns;
-    if (r < count)
-      for (int64_t k = 0; k < terms; ++k) to[k * size + r] = from[index[k]];
-    else
-      for (int64_t k = 0; k < terms; ++k) to[k * size + r] = 0.0f;
+  for (int64_t begin = 0; begin < terms; begin += kPackedAtOnce) {
+    const int64_t end = std::min(begin + kPackedAtOnce, terms);
+    for (int64_t r = 0; r < count; ++r) {
+      const float* from = a.data + (first + r) * a.columns;
+      for (int64_t k = begin; k < end; ++k) to[k * size + r] = from[index[k]];
+    }
+    for (int64_t r = count; r < size; ++r)
+      for (int64_t k = begin; k < end; ++k) to[k * size + r] = 0.0f;
   }
 }
 
 // The open columns of rows [begin, end), `size` side by side for each row: [tiles][rows][size]; missing columns are 0.
 MASKCL_INLINE void pack_columns(const Operand& a, int64_t size, int64_t begin, int64_t end, float* to) {
   const int64_t terms = a.terms(), tiles = tiles_of(terms, size);
-  for (int64_t n = begin; n < end; ++n) {
-    const float* from = a.data + n * a.columns;
+  for (int64_t block = begin; block < end; block += kPackedAtOnce)
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t count = std::min(size, terms - t * size);
       const int32_t* index = a.open->data() + t * size;
-      float* row = to + (t * a.rows + n) * size;
-      for (int64_t j = 0; j < count; ++j) row[j] = from[index[j]];
-      for (int64_t j = count; j < size; ++j) row[j] = 0.0f;
+      for (int64_t n = block; n < std::min(block + kPackedAtOnce, end); ++n) {
+        const float* from = a.data + n * a.columns;
+        float* row = to + (t * a.rows + n) * size;
+        for (int64_t j = 0; j < count; ++j) row[j] = from[index[j]];
+        for (int64_t j = count; j < size; ++j) row[j] = 0.0f;
+      }
     }
-  }
 }
 
 }  // namespace maskcl

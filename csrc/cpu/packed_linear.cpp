@@ -140,7 +140,7 @@ MASKCL_DOT(, Half)
 template <typename T>
 Tensor few_rows(const Tensor& x, const Tensor& w, Planes planes, const std::optional<Tensor>& bias) {
   const int64_t batch = x.size(0), outs = w.size(0), ins = w.size(1);
-  const Tensor y = torch::stable::new_empty(x, {batch, outs});
+  const Tensor y = fresh(x, {batch, outs});
   const T *from = const_data<T>(x), *weight = const_data<T>(w), *added = bias ? const_data<T>(*bias) : nullptr;
   T* to = data<T>(y);
   parallel(outs, ins, [&](int64_t begin, int64_t end) {

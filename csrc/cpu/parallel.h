@@ -77,8 +77,9 @@ constexpr int64_t kGrain = 32768;
 template <typename F>
 void parallel(int64_t count, int64_t cost, const F& body) {
   if (count <= 0) return;
-  const int64_t grain = kGrain / (cost > 0 ? cost : 1);
-  torch::stable::parallel_for(0, count, grain > 0 ? grain : 1, body);
+  const int64_t grain = std::max<int64_t>(1, kGrain / (cost > 0 ? cost : 1));
+  if (count <= grain) return body(0, count);
+  torch::stable::parallel_for(0, count, grain, body);
 }
 
 }  // namespace maskcl

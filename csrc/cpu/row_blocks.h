@@ -11,11 +11,14 @@ struct Block {
   int64_t row, rows, column, columns;
 };
 
-// Lines of a block, a multiple of 32: a small block stays near the core; with many rows of x, which each block's product
-// reads and packs again, a few large ones are faster.
+// Lines of a block, a multiple of 32: for each thread so few that they, and what they are made of, stay in the core's
+// second-level cache while they are multiplied, but as many as rows of x, which each block's product reads and packs
+// again.
 inline int64_t lines_in_block(const Tensor& x, int64_t lines, int64_t length, int64_t element) {
-  const int64_t bytes = x.size(0) < 128 ? 4 << 20 : 16 << 20;
-  return std::min<int64_t>(lines, std::max<int64_t>(32, bytes / std::max<int64_t>(1, length * element) / 32 * 32));
+  const int64_t batch = x.size(0), line = std::max<int64_t>(1, length * element);
+  const int64_t near = (256 << 10) / line, most = (batch < 128 ? 4 << 20 : 16 << 20) / line;
+  const int64_t each = std::max(near, batch < 128 ? batch : 2 * batch), threads = torch::stable::get_num_threads();
+  return std::min<int64_t>(lines, std::max<int64_t>(32, std::min(each * threads, most) / 32 * 32));
 }
 
 inline int64_t rows_in_block(const Tensor& x, const Tensor& weight) {
@@ -26,12 +29,18 @@ inline int64_t rows_in_block(const Tensor& x, const Tensor& weight) {
 template <typename Fill>
 Tensor linear_by_rows(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Fill& fill) {
   const int64_t outs = weight.size(0), ins = weight.size(1);
-  Tensor y = torch::stable::new_empty(x, {x.size(0), outs});
+  Tensor y = fresh(x, {x.size(0), outs});
+  const int64_t rows = rows_in_block(x, weight);
+  if (rows == outs && y.numel() != 0 && ins != 0) {  // one block, as an ordinary layer has it
+    const Tensor whole = fresh(weight, {outs, ins});
+    fill(Block{0, outs, 0, ins}, whole);
+    linear_out(x, whole, bias, y);
+    return y;
+  }
   if (bias) torch::stable::copy_(y, *bias);
   if (y.numel() == 0) return y;
   if (ins == 0) return bias ? y : torch::stable::zero_(y);
-  const int64_t rows = rows_in_block(x, weight);
-  const Tensor scratch = torch::stable::new_empty(weight, {rows, ins});
+  const Tensor scratch = fresh(weight, {rows, ins});
   for (int64_t first = 0; first < outs; first += rows) {
     const int64_t count = std::min(rows, outs - first);
     const Tensor part = rows_of(scratch, 0, count), out = columns_of(y, first, count);
@@ -46,7 +55,7 @@ template <typename Fill>
 void matmul_by_columns(const Tensor& grad, const Tensor& weight, const Tensor& out, const Fill& fill) {
   const int64_t outs = weight.size(0), ins = weight.size(1);
   const int64_t columns = lines_in_block(grad, ins, outs, weight.element_size());
-  const Tensor scratch = torch::stable::new_empty(weight, {outs * columns});
+  const Tensor scratch = fresh(weight, {outs * columns});
   for (int64_t first = 0; first < ins; first += columns) {
     const int64_t count = std::min(columns, ins - first);
     const Tensor part = torch::stable::view(rows_of(scratch, 0, outs * count), {outs, count});
@@ -67,7 +76,7 @@ void linear_backward_by_rows(const Tensor& grad, const Tensor& x, const Tensor& 
   const bool half = weight.element_size() < 4, own = want_product && !product;
   if (dx && half) matmul_by_columns(grad, weight, *dx, fill);
   const Tensor* sums = half ? nullptr : dx;
-  const Tensor scratch = torch::stable::new_empty(weight, {sums || own ? rows : 0, ins});
+  const Tensor scratch = fresh(weight, {sums || own ? rows : 0, ins});
   for (int64_t first = 0; (sums || want_product) && first < outs; first += rows) {
     const int64_t count = std::min(rows, outs - first);
     const Block block{first, count, 0, ins};

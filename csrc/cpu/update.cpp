@@ -175,7 +175,7 @@ Tensor unprotected_norm_cpu(const Handles& grads, const Handles& out_tasks, cons
   });
   double total = 0;
   for (const double sum : sums) total += sum;
-  Tensor norm = torch::stable::new_empty(grads.tensor(0), {}, compute_dtype(weights.dtype(0)));
+  Tensor norm = fresh(grads.tensor(0), {}, compute_dtype(weights.dtype(0)));
   dispatch_float(norm.scalar_type(), op, [&]<typename T>() { *data<T>(norm) = static_cast<T>(std::sqrt(total)); });
   return norm;
 }

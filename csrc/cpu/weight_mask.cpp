@@ -144,7 +144,7 @@ void score_grad_into(const T* g, const T* w, const S* s, S* ds, int64_t count, c
 Tensor weight_mask_cpu(const Tensor& scores, const std::optional<Tensor>& kth, const std::string& levels,
                        double threshold, bool inclusive, double scale) {
   const char* op = "weight_mask";
-  const Tensor s = dense(scores), y = torch::stable::empty_like(s);
+  const Tensor s = dense(scores), y = fresh_like(s);
   expect_large_writes(y);
   dispatch_float(s.scalar_type(), op, [&]<typename S>() {
     const auto p = select_of<compute_t<S>>(op, scores, kth, levels, threshold, inclusive, scale);
@@ -160,7 +160,7 @@ Tensor masked_weight_cpu(const Tensor& weight, const Tensor& scores_in, const st
                          const std::string& levels, double threshold, bool inclusive, double scale) {
   const char* op = "masked_weight";
   check_shape(op, "scores", scores_in, weight, "weight");
-  const Tensor w = dense(weight), y = torch::stable::empty_like(w);
+  const Tensor w = dense(weight), y = fresh_like(w);
   const Tensor s = in_order_of(scores_for(op, scores_in, w.scalar_type()), w);
   expect_large_writes(y);
   dispatch_pair(op, w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
@@ -178,10 +178,10 @@ std::tuple<Tensor, Tensor> masked_weight_backward_cpu(const Tensor& grad, const 
   check_shape(op, "scores", scores_in, grad, "grad");
   if (weight) check_shape(op, "weight", *weight, grad, "grad");
   const Tensor g = dense(grad);
-  Tensor dweight = torch::stable::new_empty(grad, {0}), dscores = torch::stable::new_empty(scores_in, {0});
+  Tensor dweight = fresh(grad, {0}), dscores = fresh(scores_in, {0});
   if (want_weight) dweight = masked_weight_cpu(grad, scores_in, kth, levels, threshold, inclusive, scale);
   if (!want_scores) return {dweight, dscores};
-  const Tensor s = in_order_of(scores_for(op, scores_in, g.scalar_type()), g), ds = torch::stable::empty_like(s);
+  const Tensor s = in_order_of(scores_for(op, scores_in, g.scalar_type()), g), ds = fresh_like(s);
   expect_large_writes(ds);
   Tensor w;
   if (weight) w = in_order_of(in_dtype(*weight, g.scalar_type()), g);
@@ -216,7 +216,7 @@ float kth_of(const float* values, int64_t count, int64_t k, bool magnitude) {
 
 Tensor kth_largest_cpu(const Tensor& values, int64_t k, bool magnitude) {
   const ScalarType dtype = compute_dtype(values.scalar_type());
-  const Tensor flat = to_dtype(values, dtype), out = torch::stable::new_empty(values, {}, dtype);
+  const Tensor flat = to_dtype(values, dtype), out = fresh(values, {}, dtype);
   MASKCL_CHECK(k >= 1 && k <= flat.numel(), "kth_largest: k is ", k, ", wanted 1 to ", flat.numel());
   if (dtype == ScalarType::Float) {
     *data<float>(out) = kth_of(const_data<float>(flat), flat.numel(), k, magnitude);
@@ -239,8 +239,8 @@ Tensor piggyback_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tens
   const char* op = "piggyback_linear";
   check_product(op, x_in, weight, bias);
   check_shape(op, "scores", scores_in, weight, "weight");
-  const Tensor x = torch::stable::contiguous(x_in), w = torch::stable::contiguous(weight);
-  const Tensor s = torch::stable::contiguous(scores_for(op, scores_in, w.scalar_type()));
+  const Tensor x = as_contiguous(x_in), w = as_contiguous(weight);
+  const Tensor s = as_contiguous(scores_for(op, scores_in, w.scalar_type()));
   Tensor y;
   dispatch_pair(op, w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
     const auto p = select_of<compute_t<S>>(op, scores_in, kth, levels, threshold, inclusive, scale);
@@ -258,12 +258,12 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
   const char* op = "piggyback_linear_backward";
   check_product_grad(op, grad_in, x_in, weight);
   check_shape(op, "scores", scores_in, weight, "weight");
-  const Tensor grad = to_dtype(grad_in, x_in.scalar_type()), x = torch::stable::contiguous(x_in);
-  const Tensor w = torch::stable::contiguous(weight);
-  const Tensor s = torch::stable::contiguous(scores_for(op, scores_in, w.scalar_type()));
+  const Tensor grad = to_dtype(grad_in, x_in.scalar_type()), x = as_contiguous(x_in);
+  const Tensor w = as_contiguous(weight);
+  const Tensor s = as_contiguous(scores_for(op, scores_in, w.scalar_type()));
   const int64_t outs = w.size(0), ins = w.size(1);
   const auto made = [](bool wanted, const Tensor& like, int64_t rows, int64_t columns) {
-    return wanted ? torch::stable::new_empty(like, {rows, columns}) : torch::stable::new_empty(like, {0});
+    return wanted ? fresh(like, {rows, columns}) : fresh(like, {0});
   };
   const Tensor dx = made(want_x, x, x.size(0), ins), dweight = made(want_weight, w, outs, ins);
   Tensor dscores = made(want_scores, s, outs, ins);

@@ -112,7 +112,7 @@ class Counts {
       }
     }
     if (!all_known)
-      scratch_ = torch::stable::new_empty(params[0], {static_cast<int64_t>(3 * steps.size())}, ScalarType::Double);
+      scratch_ = fresh(params[0], {static_cast<int64_t>(3 * steps.size())}, ScalarType::Double);
   }
 
   // Counts a step of parameter t, here or by launch().

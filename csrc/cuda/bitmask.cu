@@ -124,7 +124,7 @@ Tensor unpack_mask(const Tensor& words, const std::vector<int64_t>& shape, Scala
   for (const int64_t size : shape) count *= size;
   check_unpacked(op, words, shape, dtype);
   const Words given(op, words, count, words);
-  const Tensor out = torch::stable::new_empty(words, shape, dtype);
+  const Tensor out = fresh(words, shape, dtype);
   if (count == 0) return out;
   dispatch_mask(op, dtype, [&]<typename T>() {
     unpack_kernel<T><<<grid_for(ceil_div(count, vector_width<T>), 1 << 16), kThreads, 0, current_stream(words)>>>(
@@ -141,7 +141,7 @@ Tensor combine_words(const Tensor& a_in, const Tensor& b_in, const std::string& 
   check_cuda(op, "b", b_in, a_in);
   check_combinable(op, a_in, b_in);
   const Tensor a = torch::stable::contiguous(a_in), b = torch::stable::contiguous(b_in);
-  const Tensor result = torch::stable::empty_like(a);
+  const Tensor result = fresh_like(a);
   const int64_t count = a.numel();
   if (count > 0) {
     const uint32_t *p = const_data<uint32_t>(a), *q = const_data<uint32_t>(b);
@@ -212,7 +212,7 @@ Tensor packed_weight(const Tensor& weight, const Tensor& words) {
   const DeviceGuard guard(weight.get_device_index());
   const Words given(op, words, weight.numel(), weight);
   const Tensor w = torch::stable::contiguous(weight);  // the bits are in this order
-  const Tensor out = torch::stable::empty_like(w);
+  const Tensor out = fresh_like(w);
   dispatch_float(w.scalar_type(), op, [&]<typename T>() {
     packed_select_into(w.const_data_ptr(), given.planes, out.mutable_data_ptr(), whole(w.numel()), sizeof(T),
                        current_stream(w));
@@ -231,7 +231,7 @@ Tensor packed_embedding(const Tensor& index_in, const Tensor& weight_in, const T
   for (int64_t d = 0; d < index.dim(); ++d) shape.push_back(index.size(d));
   const int64_t width = weight.size(1), count = index.numel() * width;
   shape.push_back(width);
-  const Tensor out = torch::stable::new_empty(weight, shape);
+  const Tensor out = fresh(weight, shape);
   if (count == 0) return out;
   dispatch_float(weight.scalar_type(), op, [&]<typename T>() {
     using U = typename BitsOf<sizeof(T)>::type;

@@ -75,9 +75,9 @@ inline void wide_batched_matmul_out(const Tensor& a, const Tensor& b, const Tens
 template <typename Fill>
 Tensor linear_by_rows(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias, const Fill& fill) {
   const int64_t outs = weight.size(0), ins = weight.size(1), rows = lines_in_block(outs, ins);
-  Tensor y = torch::stable::new_empty(x, {x.size(0), outs});
+  Tensor y = fresh(x, {x.size(0), outs});
   if (y.numel() == 0) return y;
-  const Tensor scratch = torch::stable::new_empty(weight, {rows, ins});
+  const Tensor scratch = fresh(weight, {rows, ins});
   for (int64_t row = 0; row < outs; row += rows) {
     const int64_t count = std::min(rows, outs - row);
     const Tensor part = rows_of(scratch, 0, count);
@@ -93,7 +93,7 @@ template <typename Fill>
 void matmul_by_columns(const Tensor& grad, const Tensor& weight, const Tensor& out, const Fill& fill) {
   const int64_t outs = weight.size(0), ins = weight.size(1), columns = lines_in_block(ins, outs);
   if (out.numel() == 0) return;
-  const Tensor scratch = torch::stable::new_empty(weight, {outs * columns});
+  const Tensor scratch = fresh(weight, {outs * columns});
   for (int64_t column = 0; column < ins; column += columns) {
     const int64_t count = std::min(columns, ins - column);
     const Tensor part = torch::stable::view(rows_of(scratch, 0, outs * count), {outs, count});
@@ -108,7 +108,7 @@ void weight_grad_by_rows(const Tensor& grad, const Tensor& x, ScalarType dtype, 
                          const Use& use) {
   const int64_t outs = grad.size(1), ins = x.size(1), rows = lines_in_block(outs, ins);
   if (outs * ins == 0) return;
-  const Tensor scratch = product ? *product : torch::stable::new_empty(x, {rows, ins}, dtype);
+  const Tensor scratch = product ? *product : fresh(x, {rows, ins}, dtype);
   for (int64_t row = 0; row < outs; row += rows) {
     const int64_t count = std::min(rows, outs - row);
     const Tensor part = rows_of(scratch, product ? row : 0, count);

@@ -1,5 +1,5 @@
 // Gates, their gradient, and the sparsity term on a GPU; the formulas are in csrc/formulas.h.
-#include "common.cuh"
+#include "gates.cuh"
 
 namespace maskcl::gpu {
 namespace {
@@ -140,7 +140,7 @@ gates_backward_kernel(Parts<C> parts, Scalar<C> grad_term, C weight, const T* em
 Tensor hat_gate(const Tensor& embedding, const Tensor& scale, double floor) {
   const DeviceGuard guard(embedding.get_device_index());
   const Tensor e = torch::stable::contiguous(embedding);
-  Tensor mask = torch::stable::new_empty(e, e.sizes(), compute_dtype(e.scalar_type())), typed;
+  Tensor mask = fresh(e, e.sizes(), compute_dtype(e.scalar_type())), typed;
   if (e.numel() == 0) return mask;
   dispatch_float(e.scalar_type(), "hat_gate", [&]<typename T>() {
     using C = compute_t<T>;
@@ -164,7 +164,7 @@ Tensor hat_gate_backward(const Tensor& grad, const Tensor& embedding, const Tens
   check_units(op, "mask", mask, e.numel());
   const ScalarType dtype = compute_dtype(e.scalar_type());
   const Tensor g = to_dtype(grad, dtype), m = to_dtype(mask, dtype);
-  Tensor out = torch::stable::new_empty(e, e.sizes()), typed;
+  Tensor out = fresh(e, e.sizes()), typed;
   if (e.numel() == 0) return out;
   dispatch_float(e.scalar_type(), op, [&]<typename T>() {
     using C = compute_t<T>;
@@ -189,7 +189,7 @@ std::tuple<Tensor, Tensor> hat_gates(const Tensor& embedding, const Tensor& scal
   const Tensor e = torch::stable::contiguous(embedding);
   const ScalarType dtype = compute_dtype(e.scalar_type());
   const Tensor f = to_dtype(share, dtype);
-  Tensor mask = torch::stable::new_empty(e, e.sizes(), dtype), term = torch::stable::new_empty(e, {}, dtype), typed;
+  Tensor mask = fresh(e, e.sizes(), dtype), term = fresh(e, {}, dtype), typed;
   dispatch_float(e.scalar_type(), op, [&]<typename T>() {
     using C = compute_t<T>;
     const Scalar<C> s = scalar_of<C>(op, "scale", scale, e, typed);
@@ -216,7 +216,7 @@ Tensor hat_gates_backward(std::vector<Tensor> grads, const Tensor& grad_term, co
     if (grad.numel()) check_cuda(op, "grads", grad, e);
     grad = to_dtype(grad, dtype);
   }
-  Tensor out = torch::stable::new_empty(e, e.sizes()), typed_scale, typed_term;
+  Tensor out = fresh(e, e.sizes()), typed_scale, typed_term;
   dispatch_float(e.scalar_type(), op, [&]<typename T>() {
     using C = compute_t<T>;
     const Compensation<C> how{static_cast<C>(max_scale), static_cast<C>(cosh_clamp),
@@ -249,7 +249,7 @@ Tensor hat_gates_backward(std::vector<Tensor> grads, const Tensor& grad_term, co
 
 Tensor hat_sparsity(const Tensor& mask, const Tensor& used) {
   const DeviceGuard guard(mask.get_device_index());
-  Tensor out = torch::stable::new_empty(mask, {}, compute_dtype(mask.scalar_type()));
+  Tensor out = fresh(mask, {}, compute_dtype(mask.scalar_type()));
   dispatch_sparsity("hat_sparsity", mask, used, [&]<typename C, typename U>(const Tensor& m, const Tensor& u) {
     const unsigned blocks = grid_for(m.numel(), kThreads);
     const Tensor partial = sparsity_sums<C, U>(m, u, blocks, current_stream(m));
@@ -263,7 +263,7 @@ Tensor hat_sparsity(const Tensor& mask, const Tensor& used) {
 Tensor hat_sparsity_backward(const Tensor& grad, const Tensor& mask, const Tensor& used) {
   const char* op = "hat_sparsity_backward";
   const DeviceGuard guard(mask.get_device_index());
-  Tensor out = torch::stable::new_empty(mask, mask.sizes(), compute_dtype(mask.scalar_type())), typed;
+  Tensor out = fresh(mask, mask.sizes(), compute_dtype(mask.scalar_type())), typed;
   if (mask.numel() == 0) return to_dtype(out, mask.scalar_type());
   dispatch_sparsity(op, mask, used, [&]<typename C, typename U>(const Tensor& m, const Tensor& u) {
     const unsigned blocks = grid_for(m.numel(), kThreads);

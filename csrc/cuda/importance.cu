@@ -126,7 +126,7 @@ class Penalty {
   }
 
   Tensor sum(const Tensor& partial) const {
-    const Tensor out = torch::stable::new_empty(importances_[0], {});
+    const Tensor out = fresh(importances_[0], {});
     const auto run = [&]<typename C>() {
       sum_kernel<C><<<1, kThreads, 0, current_stream(out)>>>(const_data<double>(partial), blocks_, data<C>(out));
     };

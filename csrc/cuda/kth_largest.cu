@@ -139,7 +139,7 @@ Tensor kth_largest(const Tensor& values, int64_t k, bool magnitude) {
   MASKCL_CHECK(k >= 1 && k <= values.numel(), op, ": k is ", k, ", wanted 1 to ", values.numel());
   const Tensor all = is_channels_last(values) ? values : torch::stable::contiguous(values);  // any order will do
   const Tensor state = empty_vector(values, sizeof(State) / sizeof(int64_t), ScalarType::Long);
-  const Tensor out = torch::stable::new_empty(values, {}, compute_dtype(values.scalar_type()));
+  const Tensor out = fresh(values, {}, compute_dtype(values.scalar_type()));
   dispatch_float(values.scalar_type(), op, [&]<typename T>() {
     run(static_cast<const T*>(all.const_data_ptr()), all.numel(), k, magnitude,
         static_cast<State*>(state.mutable_data_ptr()), static_cast<compute_t<T>*>(out.mutable_data_ptr()),

@@ -58,8 +58,8 @@ void add_outer_sizes(const char* op, const Tensor& omega, const Tensor& x, const
   const int64_t samples = x.size(0), ins = x.size(1), outs = g.size(1);
   const ScalarType sums = omega.scalar_type(), dtype = square ? sums : x.scalar_type();
   const int64_t rows = samples_at_a_time(samples, (ins + outs) * (dtype == x.scalar_type() ? x : omega).element_size());
-  const Tensor a = torch::stable::new_empty(omega, {rows, outs}, dtype);
-  const Tensor b = torch::stable::new_empty(omega, {rows, ins}, dtype);
+  const Tensor a = fresh(omega, {rows, outs}, dtype);
+  const Tensor b = fresh(omega, {rows, ins}, dtype);
   for (int64_t first = 0; first < samples; first += rows) {
     const int64_t count = std::min(rows, samples - first);
     const Tensor sizes_g = rows_of(a, 0, count), sizes_x = rows_of(b, 0, count);
@@ -83,7 +83,7 @@ void add_sample_products(const char* op, const Tensor& omega, const Tensor& x, c
   const int64_t samples = x.size(0), outs = omega.size(0), ins = omega.size(1);
   const int64_t rows = std::clamp<int64_t>(kElements / ins, 1, outs);
   const int64_t chunk = std::min(samples, std::clamp<int64_t>(kElements / (rows * ins), 1, kMost));
-  const Tensor scratch = torch::stable::new_empty(omega, {chunk * rows * ins});
+  const Tensor scratch = fresh(omega, {chunk * rows * ins});
   for (int64_t row = 0; row < outs; row += rows) {
     const int64_t height = std::min(rows, outs - row);
     Tensor part = g;

@@ -215,7 +215,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_activation_backward(const Tensor& grad
   const ScalarType dtype = compute_dtype(saved.scalar_type());
   Tensor dmask = empty_vector(saved, mask_grad ? channels : 0, dtype);
   Tensor dbias = empty_vector(saved, bias_grad ? channels : 0, dtype);
-  Tensor dz = torch::stable::empty_like(saved);
+  Tensor dz = fresh_like(saved);
   if (saved.numel() == 0) {
     torch::stable::zero_(dmask);
     torch::stable::zero_(dbias);
@@ -223,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor> masked_activation_backward(const Tensor& grad
   }
   const bool direct = layout_of(saved, channel).has_value() && same_strides(saved, dz);
   const Tensor s = direct ? saved : torch::stable::contiguous(saved);
-  const Tensor out = direct ? dz : torch::stable::empty_like(s);
+  const Tensor out = direct ? dz : fresh_like(s);
   const Tensor g = in_order_of(in_dtype(grad, s.scalar_type()), s);
   backward(op, g, s, out, vectors, *layout_of(s, channel), act, slope, from_output, dmask, dbias);
   if (!direct) torch::stable::copy_(dz, out);

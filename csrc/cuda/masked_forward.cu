@@ -75,14 +75,14 @@ Tensor masked_activation(const Tensor& x, const Tensor& mask, const std::optiona
   const int64_t channel = checked_channel(op, x, channel_dim);
   const Vectors vectors(op, x, mask, bias, x.size(channel));
   const Activation act = parse_activation(activation);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = fresh_like(x);
   if (x.numel() == 0) return y;
   const auto layout = layout_of(x, channel);
   if (layout && same_strides(x, y)) {
     forward(op, x, y, vectors, *layout, act, slope);
     return y;
   }
-  const Tensor dense = torch::stable::contiguous(x), out = torch::stable::empty_like(dense);
+  const Tensor dense = torch::stable::contiguous(x), out = fresh_like(dense);
   forward(op, dense, out, vectors, *layout_of(dense, channel), act, slope);
   torch::stable::copy_(y, out);
   return y;

@@ -12,7 +12,7 @@ Tensor open_linear(const Tensor& x, const Tensor& weight, const std::optional<Te
   check_cuda("open_linear", "weight", weight, x);
   check_product("open_linear", x, weight, bias);
   const DeviceGuard guard(x.get_device_index());
-  const Tensor y = torch::stable::new_empty(x, {x.size(0), weight.size(0)});
+  const Tensor y = fresh(x, {x.size(0), weight.size(0)});
   linear_out(x, weight, bias, y);
   return y;
 }
@@ -22,9 +22,9 @@ std::tuple<Tensor, Tensor> open_linear_backward(const Tensor& grad, const Tensor
   check_cuda("open_linear_backward", "weight", weight, grad);
   check_product_grad("open_linear_backward", grad, x, weight);
   const DeviceGuard guard(grad.get_device_index());
-  const Tensor dx = torch::stable::new_empty(x, {want_x ? x.size(0) : 0, want_x ? x.size(1) : 0});
+  const Tensor dx = fresh(x, {want_x ? x.size(0) : 0, want_x ? x.size(1) : 0});
   const Tensor dweight =
-      torch::stable::new_empty(weight, {want_weight ? weight.size(0) : 0, want_weight ? weight.size(1) : 0});
+      fresh(weight, {want_weight ? weight.size(0) : 0, want_weight ? weight.size(1) : 0});
   linear_backward_out(grad, x, weight, want_x ? &dx : nullptr, want_weight ? &dweight : nullptr);
   return {dx, dweight};
 }

@@ -291,7 +291,7 @@ Tensor packed_linear(const Tensor& x_in, const Tensor& weight, const Tensor& wor
       packed_select_into(w.const_data_ptr(), given.planes, out.mutable_data_ptr(), block, w.element_size(),
                          current_stream(x));
     });
-  const Tensor y = torch::stable::new_empty(x, {batch, outs});
+  const Tensor y = fresh(x, {batch, outs});
   if (y.numel() == 0) return y;
   dispatch_float(x.scalar_type(), op, [&]<typename T>() {
     run_few(Product<T>{static_cast<const T*>(x.const_data_ptr()), static_cast<const T*>(w.const_data_ptr()),

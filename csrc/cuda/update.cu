@@ -154,7 +154,7 @@ Tensor unprotected_norm(const Tensors& grads, const Tensors& out_tasks, const Te
     lay_flat(all[t], list.element_size(t));
     if (grads[t].numel() != 0) count += all[t].blocks();
   }
-  const Tensor parts = torch::stable::new_empty(grads[0], {std::max<int64_t>(count, 1)}, ScalarType::Double);
+  const Tensor parts = fresh(grads[0], {std::max<int64_t>(count, 1)}, ScalarType::Double);
   auto fill = [&](std::vector<Entry>& entries, size_t t) {
     if (grads[t].numel() != 0) entries.push_back(all[t]);
   };
@@ -164,7 +164,7 @@ Tensor unprotected_norm(const Tensors& grads, const Tensors& out_tasks, const Te
       done += blocks;
     });
   });
-  const Tensor norm = torch::stable::new_empty(grads[0], {}, compute_dtype(grads[0].scalar_type()));
+  const Tensor norm = fresh(grads[0], {}, compute_dtype(grads[0].scalar_type()));
   if (norm.scalar_type() == ScalarType::Double)
     root_kernel<double><<<1, kThreads, 0, stream>>>(data<double>(parts), count, data<double>(norm));
   else

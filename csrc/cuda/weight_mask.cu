@@ -124,7 +124,7 @@ Tensor weight_mask(const Tensor& scores, const std::optional<Tensor>& kth, const
                    bool inclusive, double scale) {
   const char* op = "weight_mask";
   const DeviceGuard guard(scores.get_device_index());
-  const Tensor s = dense(scores), out = torch::stable::empty_like(s);
+  const Tensor s = dense(scores), out = fresh_like(s);
   dispatch_float(s.scalar_type(), op, [&]<typename S>() {
     Tensor typed;
     const auto p = select_of<compute_t<S>>(op, scores, kth, levels, threshold, inclusive, scale, typed);
@@ -142,7 +142,7 @@ Tensor masked_weight(const Tensor& weight, const Tensor& scores, const std::opti
   const char* op = "masked_weight";
   const DeviceGuard guard(weight.get_device_index());
   check_same_shape(op, "scores", scores, weight, "weight");
-  const Tensor w = dense(weight), out = torch::stable::empty_like(w);
+  const Tensor w = dense(weight), out = fresh_like(w);
   const Tensor s = in_order_of(scores_for(op, scores, w.scalar_type()), w);
   dispatch_pair(op, w.scalar_type(), s.scalar_type(), [&]<typename T, typename S>() {
     Tensor typed;
@@ -166,8 +166,8 @@ std::tuple<Tensor, Tensor> masked_weight_backward(const Tensor& grad, const std:
     check_same_shape(op, "weight", *weight, grad, "grad");
     w = in_order_of(in_dtype(*weight, dtype), g);
   }
-  Tensor dweight = want_weight ? torch::stable::empty_like(g) : empty_vector(grad, 0, dtype);
-  Tensor dscores = want_scores ? torch::stable::empty_like(s) : empty_vector(scores, 0, s.scalar_type());
+  Tensor dweight = want_weight ? fresh_like(g) : empty_vector(grad, 0, dtype);
+  Tensor dscores = want_scores ? fresh_like(s) : empty_vector(scores, 0, s.scalar_type());
   dispatch_pair(op, dtype, s.scalar_type(), [&]<typename T, typename S>() {
     Tensor typed;
     const auto p = select_of<compute_t<S>>(op, scores, kth, levels, threshold, inclusive, scale, typed);
@@ -213,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward(
   const Tensor grad = to_dtype(grad_in, dtype), x = torch::stable::contiguous(x_in);
   const Tensor w = torch::stable::contiguous(weight), s = torch::stable::contiguous(scores_for(op, scores, dtype));
   const auto made = [](bool wanted, const Tensor& like, int64_t rows, int64_t columns) {
-    return wanted ? torch::stable::new_empty(like, {rows, columns}) : torch::stable::new_empty(like, {0});
+    return wanted ? fresh(like, {rows, columns}) : fresh(like, {0});
   };
   const Tensor dx = made(want_x, x, x.size(0), w.size(1));
   const Tensor dweight = made(want_weight, w, w.size(0), w.size(1));

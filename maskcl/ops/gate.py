@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,24 +216,27 @@ class HatGatesFunction(OpFunction):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        *parts, term = grads
         embedding, scale, share = ctx.saved_tensors
-        gate = ctx.gate
-        none = share.new_empty(0)
-        *parts, term = (none if g is None else g for g in grads)
-        run = backends.select_visible("hat_gates_backward", embedding)
-        found = run(
-            parts,
-            term,
-            embedding,
-            scale,
-            share,
-            ctx.sizes,
-            gate.weight,
-            gate.max_scale,
-            gate.cosh_clamp,
-            gate.recipe,
-        )
-        return found, *(None,) * 4
+        units = embedding, scale, share, ctx.sizes
+        return gates_backward(parts, term, *units, ctx.gate), *(None,) * 4
+
+
+def gates_backward(
+    parts: Sequence[Tensor | None],
+    term: Tensor | None,
+    embedding: Tensor,
+    scale: Tensor,
+    share: Tensor,
+    sizes: list[int],
+    gate: Gate,
+) -> Tensor:
+    """The embedding's gradient from those of the masks and of the term, None for none."""
+    none = share.new_empty(0)
+    known = [none if g is None else g for g in parts]
+    how = gate.weight, gate.max_scale, gate.cosh_clamp, gate.recipe
+    run = backends.select_visible("hat_gates_backward", embedding)
+    return run(known, none if term is None else term, embedding, scale, share, sizes, *how)
 
 
 def hat_sparsity(mask: Tensor, used: Tensor) -> Tensor:
@@ -300,6 +304,11 @@ def hat_scale(progress: float, max_scale: float, schedule: str = "linear") -> fl
         raise ValueError(f"hat_scale: progress is {progress}, wanted a number from 0 to 1")
     if not max_scale >= 1:
         raise ValueError(f"hat_scale: max_scale is {max_scale}, wanted a number of at least 1")
+    return scale_at(progress, max_scale, schedule)
+
+
+def scale_at(progress: float, max_scale: float, schedule: str) -> float:
+    """`hat_scale` of arguments that are known to be right."""
     low = 1 / max_scale
     match schedule:
         case "linear":

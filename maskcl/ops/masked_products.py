@@ -93,7 +93,8 @@ def masked_linears(
         x: [.., I].
         weights: of the layers, [O, I].
         biases: of the layers, [O] or None.
-        masks: of the layers, [O].
+        masks: of the layers, [O]; one less than there are layers where the last is an ordinary
+            one, without activation too.
         activation: of all layers, one whose slope its output tells.
         slope: of leaky_relu, at least 0.
 
@@ -167,7 +168,8 @@ def _learns(mask: Tensor) -> bool:
 class MaskedLinearsFunction(OpFunction):
     """A run of masked linear layers that keeps x and each layer's output.
 
-    Arguments: x, activation, slope, the number of layers, then all weights, biases and masks.
+    Arguments: x, activation, slope, the number of layers, then all weights, biases and masks, of
+    which there may be one less.
     """
 
     @staticmethod
@@ -178,8 +180,7 @@ class MaskedLinearsFunction(OpFunction):
         biases = [none if b is None else b for b in layers[count : 2 * count]]
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         run = backends.select("masked_linears", x)
-        weights, masks = list(layers[:count]), list(layers[2 * count :])
-        *inner, y = run(rows, weights, biases, masks, activation, slope)
+        *inner, y = run(rows, layers[:count], biases, layers[2 * count :], activation, slope)
         return *inner, y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
@@ -190,7 +191,6 @@ class MaskedLinearsFunction(OpFunction):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, ctx.activation, ctx.slope, count, *layers = inputs
         ctx.count = count
-        ctx.bias_dtypes = [None if b is None else b.dtype for b in layers[count : 2 * count]]
         ctx.save_for_backward(x, *output, *layers[:count], *layers[2 * count :])
         ctx.mark_non_differentiable(*output[:-1])
 
@@ -200,30 +200,40 @@ class MaskedLinearsFunction(OpFunction):
         x, *saved = ctx.saved_tensors
         ys, weights, masks = saved[:count], saved[count : 2 * count], saved[2 * count :]
         want_x, _, _, _, *want = ctx.needs_input_grad
-        wanted = [
-            WEIGHT * want[layer] + BIAS * want[count + layer] + MASK * want[2 * count + layer]
-            for layer in range(count)
-        ]
         rows, grad = x, grads[-1]
         if x.dim() != 2:
             rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-            ys = [*ys[:-1], ys[-1].reshape(-1, ys[-1].shape[-1])]
+            ys = [*ys[:-1], ys[-1].reshape(grad.shape)]
         run = backends.select("masked_linears_backward", x)
-        dx, *found = run(grad, rows, ys, weights, masks, ctx.activation, ctx.slope, want_x, wanted)
-        dweights, dbiases, dmasks = found[::3], found[1::3], found[2::3]
-        return (
-            dx.view(x.shape) if want_x else None,
-            *(None,) * 3,
-            *(g if w & WEIGHT else None for g, w in zip(dweights, wanted, strict=True)),
-            *(
-                in_dtype(g, dtype) if w & BIAS else None
-                for g, w, dtype in zip(dbiases, wanted, ctx.bias_dtypes, strict=True)
-            ),
-            *(
-                in_dtype(g, m.dtype) if w & MASK else None
-                for g, w, m in zip(dmasks, wanted, masks, strict=True)
-            ),
-        )
+        how = ctx.activation, ctx.slope, want_x, bits_of_wanted(want, count)
+        dx, *found = run(grad, rows, ys, weights, masks, *how)
+        found_masks = [
+            in_dtype(g, mask.dtype) if is_wanted else None
+            for g, is_wanted, mask in zip(found[2::3], want[2 * count :], masks, strict=False)
+        ]
+        dlayers = as_wanted([*found[::3], *found[1::3]], want, x.dtype)
+        return dx.view(x.shape) if want_x else None, None, None, None, *dlayers, *found_masks
+
+
+def bits_of_wanted(want: Sequence[bool], count: int) -> list[int]:
+    """What the kernels are asked for of each layer; ``want``: of all weights, biases and masks."""
+    if all(want):
+        masks = len(want) - 2 * count
+        return [WEIGHT + BIAS + MASK] * masks + [WEIGHT + BIAS] * (count - masks)
+    weights, biases, masked = want[:count], want[count : 2 * count], (*want[2 * count :], False)
+    return [
+        WEIGHT * weight + BIAS * bias + MASK * mask
+        for weight, bias, mask in zip(weights, biases, masked, strict=False)
+    ]
+
+
+def as_wanted(grads: list[Tensor], want: Sequence[bool], dtype: torch.dtype) -> list[Tensor | None]:
+    """Of weights and biases, in their dtype; None for what is not wanted."""
+    if dtype is torch.float32 and all(want):
+        return [*grads]
+    return [
+        in_dtype(g, dtype) if is_wanted else None for g, is_wanted in zip(grads, want, strict=False)
+    ]
 
 
 class MaskedLinearFunction(OpFunction):

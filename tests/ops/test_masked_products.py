@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from maskcl import backends, ops, reference
+from maskcl.ops.gate import Gate, hat_gates
+from maskcl.ops.gated_products import gated_linears
 from maskcl.ops.masked_products import masked_linears
 from tests.helpers import TOLERANCE, variants
 from tests.ops.test_masked_forward import ACT
@@ -178,3 +180,92 @@ def test_masked_linear_is_a_run_of_one(backend, device):
     (w, *_), (b, *_), (m, *_) = layers(device, torch.float32)
     y = ops.masked_linear(x, w, m, b, activation="relu")
     assert torch.equal(y, masked_linears(x, [w], [b], [m], "relu", 0.01))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("batch", [1, 40])
+def test_a_mask_less_leaves_the_last_layer_ordinary(backend, device, batch, dtype):
+    if dtype not in backends.BACKENDS[backend].dtypes:
+        pytest.skip(f"{backend} does not take {dtype}")
+    x = torch.randn(batch, WIDTHS[0], device=device, dtype=dtype, requires_grad=True)
+    weights, biases, masks = layers(device, dtype)
+    activation = "identity" if dtype == torch.bfloat16 else "tanh"
+    y = masked_linears(x, weights, biases, masks[:-1], activation, 0.0)
+    inner = masked_linears(x, weights[:-1], biases[:-1], masks[:-1], activation, 0.0)
+    wanted = F.linear(inner, weights[-1], biases[-1])
+    leaves = [x, *weights, *biases, *masks[:-1]]
+    g = torch.randn_like(y)
+    found = [y, *torch.autograd.grad(y, leaves, g)]
+    right = [wanted, *torch.autograd.grad(wanted, leaves, g)]
+    for a, b in zip(found, right, strict=True):
+        error = float((a - b).detach().abs().max() / b.detach().abs().max().clamp_min(1e-30))
+        assert a.dtype == b.dtype and error <= 8 * TOLERANCE[dtype]
+
+
+def gated(device, sizes=WIDTHS[1:3]):
+    """Arguments of gated_linears behind the layers, its embedding a leaf."""
+    units = sum(sizes)
+    embedding = torch.randn(units, device=device).requires_grad_()
+    share = torch.rand(units, device=device) / units
+    scale = torch.tensor(4.0, device=device)
+    return embedding, scale, share, list(sizes), Gate.of(torch.float32, 400.0, 50.0, "exact", 0.7)
+
+
+def two_nodes(x, weights, biases, gates, activation):
+    masks, term = hat_gates(*gates)
+    return masked_linears(x, weights, biases, masks, activation, 0.0), term, torch.cat(masks)
+
+
+@pytest.mark.parametrize("sizes", [WIDTHS[1:3], WIDTHS[1:]], ids=["head", "all"])
+@pytest.mark.parametrize("shape", [(40, WIDTHS[0]), (2, 3, WIDTHS[0]), (WIDTHS[0],)], ids=str)
+@pytest.mark.parametrize("of", ["output and term", "output", "term", "masks", "all"])
+def test_gates_and_layers_in_one_node_are_those_in_two(backend, device, of, shape, sizes):
+    x = torch.randn(shape, device=device, requires_grad=True)
+    weights, biases, _ = layers(device, torch.float32)
+    gates = gated(device, sizes=sizes)
+    leaves = [x, *weights, *biases, gates[0]]
+
+    def loss(y, term, mask):
+        parts = {"output": y.square().sum(), "term": term, "masks": mask.square().sum()}
+        wanted = list(parts) if of == "all" else of.split(" and ")
+        return sum(part for name, part in parts.items() if name in wanted)
+
+    one = gated_linears(x, weights, biases, gates, "relu", 0.0)
+    two = two_nodes(x, weights, biases, gates, "relu")
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a, b)
+    found, wanted = (torch.autograd.grad(loss(*r), leaves, allow_unused=True) for r in (one, two))
+    for a, b in zip(found, wanted, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_one_node_computes_only_what_is_asked_for(backend, device):
+    x = torch.randn(40, WIDTHS[0], device=device)
+    weights, biases, _ = layers(device, torch.float32)
+    weights[1].requires_grad_(False)
+    biases[0].requires_grad_(False)
+    gates = gated(device)
+    y, term, _ = gated_linears(x, weights, biases, gates, "relu", 0.0)
+    (y.sum() + term).backward()
+    assert weights[1].grad is None and biases[0].grad is None
+    again, term, _ = two_nodes(x, weights, biases, gates, "relu")
+    for leaf in (weights[0], weights[2], biases[1], biases[2], gates[0]):
+        (right,) = torch.autograd.grad(again.sum() + term, leaf, retain_graph=True)
+        torch.testing.assert_close(leaf.grad, right, rtol=1e-5, atol=1e-6)
+
+
+def test_one_node_in_transforms_and_in_a_compiled_graph(backend, device):
+    x = torch.randn(5, WIDTHS[0], device=device)
+    weights, biases, _ = layers(device, torch.float32)
+    gates = gated(device)
+
+    def loss(x):
+        y, term, _ = gated_linears(x, weights, biases, gates, "tanh", 0.0)
+        return y.square().sum() + term
+
+    leaf = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(loss(leaf), leaf)
+    torch.testing.assert_close(torch.func.grad(loss)(x), wanted)
+    torch.testing.assert_close(torch.compile(loss, fullgraph=True)(x), loss(x))
