@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -101,13 +103,16 @@ def _versioned(run: Callable[..., Any], written: tuple[int, ...]) -> Callable[..
 
     Kernels know nothing of versions: a graph that kept the tensor would take what is there now.
     """
+    lists = itemgetter(*written)
 
     def first(target: Tensor | list[Tensor], *args: Any) -> Any:
         increment_version(target)
         return run(target, *args)
 
     def several(*args: Any) -> Any:
-        increment_version([tensor for index in written for tensor in args[index]])
+        # The compiler cannot see into an itemgetter.
+        found = [args[i] for i in written] if torch.compiler.is_compiling() else lists(args)
+        increment_version([*chain.from_iterable(found)])
         return run(*args)
 
     return first if written == (0,) else several

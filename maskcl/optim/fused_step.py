@@ -8,6 +8,8 @@ same ``state``: schedulers, scalers and state_dicts see the optimizer that they 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
+from operator import attrgetter
 from types import MethodType
 from typing import Any
 
@@ -18,9 +20,20 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from maskcl import backends
 from maskcl.optim.protected_elements import ProtectedElements
-from maskcl.optim.update_calls import Calls, Scaling, adam_update, rows, sgd_update
+from maskcl.optim.update_calls import (
+    Call,
+    Calls,
+    Scaling,
+    adam_calls,
+    are_dense,
+    parameters_of,
+    rows,
+    sgd_calls,
+)
 
 Group = dict[str, Any]
+_IS_CUDA = attrgetter("is_cuda")
+_NOT_DONE = "amsgrad", "differentiable"
 
 
 class StepsFused:
@@ -37,7 +50,7 @@ def not_fused_reasons(optimizer: Optimizer) -> list[str]:
 
 def _unknown(group: Group) -> Iterator[str]:
     """What of a group the op does not do, in words."""
-    for name in ("amsgrad", "differentiable"):
+    for name in _NOT_DONE:
         if group.get(name):
             yield f"{name} is set"
     options = (group.get("weight_decay"), group.get("momentum"), *group.get("betas", ()))
@@ -75,10 +88,7 @@ class FusedStep:
         self._elements = elements
         self._max_norm = max_norm
         self._state_dtype = state_dtype
-        self._update = adam_update if isinstance(optimizer, Adam) else sgd_update
-        self._calls = Calls()
-        self._held: list[int] = []
-        self._on_gpu = False
+        self._calls = Calls(adam_calls if isinstance(optimizer, Adam) else sgd_calls)
         self.is_active = True
         self._before = vars(optimizer).get("step")
         self._installed = MethodType(self._method(), optimizer)
@@ -110,42 +120,42 @@ class FusedStep:
         """``Optimizer.step``, hooks included."""
         optimizer: Any = self._optimizer
         self._elements.check(f"{type(optimizer).__name__}.step")
-        _call(_global_optimizer_pre_hooks, optimizer, closure)
-        _call(optimizer._optimizer_step_pre_hooks, optimizer, closure)
+        if _global_optimizer_pre_hooks or optimizer._optimizer_step_pre_hooks:
+            _call(_global_optimizer_pre_hooks, optimizer, closure)
+            _call(optimizer._optimizer_step_pre_hooks, optimizer, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         with torch.no_grad():
             self._step()
-        _call(optimizer._optimizer_step_post_hooks, optimizer, closure)
-        _call(_global_optimizer_post_hooks, optimizer, closure)
+        if _global_optimizer_post_hooks or optimizer._optimizer_step_post_hooks:
+            _call(optimizer._optimizer_step_post_hooks, optimizer, closure)
+            _call(_global_optimizer_post_hooks, optimizer, closure)
         return loss
 
     def _step(self) -> None:
         optimizer: Any = self._optimizer
-        groups = optimizer.param_groups
-        held = [id(p) for group in groups for p in group["params"]]
-        if held != self._held:  # the first step, or a group was added
-            parameters = [p for group in groups for p in group["params"]]
-            self._elements.hold(parameters)
-            self._held, self._on_gpu = held, any(p.is_cuda for p in parameters)
-        if self._on_gpu:  # a graph that holds this step's number would repeat it
+        parameters = parameters_of(optimizer)
+        self._check(parameters)
+        if any(map(_IS_CUDA, parameters)):  # a graph that holds this step's number would repeat it
             optimizer._cuda_graph_capture_health_check()
-        found = [[p for p in group["params"] if p.grad is not None] for group in groups]
-        self._check(found)
         scale = getattr(optimizer, "grad_scale", None)
-        scaling = Scaling(scale, getattr(optimizer, "found_inf", None))
-        if self._max_norm is not None:
-            scaling = self._clipped(scaling, [p for some in found for p in some])
-        self._update(optimizer, found, self._elements, scaling, self._calls, self._state_dtype)
+        found_inf = getattr(optimizer, "found_inf", None)
+        made = self._elements, found_inf, self._state_dtype
+        calls = self._calls.of(optimizer, parameters, *made)
+        scaling = Scaling(scale, found_inf)
+        if self._max_norm is not None and calls:
+            scaling = self._clipped(scaling, calls)
+        for call in calls:
+            call(scaling)
 
-    def _check(self, found: list[list[nn.Parameter]]) -> None:
+    def _check(self, parameters: list[nn.Parameter]) -> None:
         """Raise where a step's options or gradients are not what the op does."""
         optimizer = self._optimizer
-        dense = all(p.grad.layout is torch.strided for some in found for p in some)  # type: ignore[union-attr]
-        changed = [g for g in optimizer.param_groups if g.get("amsgrad") or g.get("differentiable")]
-        if dense and not changed:
+        groups = optimizer.param_groups
+        options = chain(*(map(dict.get, groups, repeat(name)) for name in _NOT_DONE))
+        if are_dense(parameters) and not any(options):
             return
         problem = "; ".join(not_fused_reasons(optimizer)) or "a gradient is sparse"
         raise RuntimeError(
@@ -153,13 +163,12 @@ class FusedStep:
             " change it back, or protect an optimizer that is made so"
         )
 
-    def _clipped(self, scaling: Scaling, parameters: list[nn.Parameter]) -> Scaling:
-        if not parameters:
-            return scaling
-        outs, ins, groups, _ = self._elements.sides(parameters)
+    def _clipped(self, scaling: Scaling, calls: list[Call]) -> Scaling:
+        parameters = [p for call in calls for p in call.parameters]
+        sides = ([entry for call in calls for entry in call.sides[at]] for at in range(3))
         grads = rows([p.grad for p in parameters])
         run = backends.select("unprotected_norm", parameters[0])
-        norm = run(grads, outs, ins, groups, self._elements.exact, scaling.scale)
+        norm = run(grads, *sides, self._elements.exact, scaling.scale)
         return Scaling(scaling.scale, scaling.found_inf, norm, self._max_norm or 0.0)
 
 

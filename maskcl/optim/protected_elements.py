@@ -41,8 +41,10 @@ class ProtectedElements:
         self.exact = protection == "exact"
         self._protection = known
         self._bounds = dict(bounds or {})
-        self._by_parameter: dict[int, tuple[Tensor, Tensor, int, float]] = {}
-        self._kept: dict[tuple[int, ...], Sides] = {}
+        self._ends: dict[int, tuple[Tensor, Tensor, int]] = {}
+        if known is not None and not known.empty:
+            sides = zip(known.out_tasks, known.in_tasks, known.groups, strict=True)
+            self._ends = dict(zip(map(id, known.parameters), sides, strict=True))
         self.check(caller)
 
     def check(self, caller: str) -> None:
@@ -54,35 +56,19 @@ class ProtectedElements:
         if self._protection is not None:
             self._protection.check_parameters(caller)
 
-    def hold(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Make ready for steps of these parameters and no others."""
-        known = self._protection
-        ends: dict[int, tuple[Tensor, Tensor, int]] = {}
-        if known is not None and not known.empty:
-            ends = {
-                id(p): (out, into, groups)
-                for p, out, into, groups in zip(
-                    known.parameters, known.out_tasks, known.in_tasks, known.groups, strict=True
-                )
-            }
-        words = next((out.shape[1] for out, _, _ in ends.values()), 1)
-        free: dict[torch.device, Tensor] = {}
-        self._by_parameter, self._kept = {}, {}
-        for p in parameters:
-            none = free.setdefault(
-                p.device, torch.zeros(1, words, dtype=torch.int64, device=p.device)
-            )
-            out, into, groups = ends.get(id(p), (none, none, 1))
-            self._by_parameter[id(p)] = out, into, groups, self._bounds.get(p, math.inf)
-
     def sides(self, parameters: Sequence[nn.Parameter]) -> Sides:
-        """out_tasks, in_tasks, groups and bounds of these parameters; kept for the next step."""
-        names = tuple(map(id, parameters))
-        if names not in self._kept:
-            found = [self._by_parameter[name] for name in names]
-            outs, ins, groups, bounds = zip(*found, strict=True)
-            self._kept[names] = list(outs), list(ins), list(groups), list(bounds)
-        return self._kept[names]
+        """out_tasks, in_tasks, groups and bounds of these parameters."""
+        words = next((out.shape[1] for out, _, _ in self._ends.values()), 1)
+        free: dict[torch.device, Tensor] = {}
+        found = []
+        for p in parameters:
+            if p.device not in free:
+                free[p.device] = torch.zeros(1, words, dtype=torch.int64, device=p.device)
+            none = free[p.device]
+            ends = self._ends.get(id(p), (none, none, 1))
+            found.append((*ends, self._bounds.get(p, math.inf)))
+        outs, ins, groups, bounds = zip(*found, strict=True)
+        return list(outs), list(ins), list(groups), list(bounds)
 
 
 def protection_of(caller: str, net: Any) -> Protection | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import chain, repeat
+from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +14,8 @@ from maskcl import backends
 from maskcl.optim.protected_elements import ProtectedElements
 
 Parameters = list[nn.Parameter]
+_GRAD, _PARAMETERS = attrgetter("grad"), itemgetter("params")
+_MOMENTS = "exp_avg", "exp_avg_sq", "step"
 
 
 class Scaling(NamedTuple):
@@ -47,78 +52,123 @@ class Alike(NamedTuple):
     rate: Tensor | None
 
 
+class Call(NamedTuple):
+    """One call of the op, all but the gradients and what scales them.
+
+    Attributes:
+        op: the op's name.
+        parameters: that it steps.
+        state: a list of each kind.
+        sides: out_tasks, in_tasks and groups.
+        rest: what comes behind.
+    """
+
+    op: str
+    parameters: Parameters
+    state: list[list[Tensor]]
+    sides: tuple[list[Tensor], list[Tensor], list[int]]
+    rest: tuple[Any, ...]
+
+    def __call__(self, scaling: Scaling) -> None:
+        """Step them by their gradients."""
+        params: Any = self.parameters
+        lists = [params, [*map(_GRAD, params)], *self.state]
+        if not all(map(Tensor.dim, params)):
+            lists = [rows(tensors) for tensors in lists]
+        backends.select(self.op, params[0])(*lists, *self.sides, *self.rest, *scaling)
+
+
+Make = Callable[[Any, list[Parameters], ProtectedElements, Tensor | None, Any], list[Call]]
+
+
 class Calls:
-    """The calls of a step, kept until a group's options or parameters change."""
+    """The calls of a step, kept while the groups, their options and the state are what they were.
 
-    def __init__(self) -> None:
+    Args:
+        make: makes them: `adam_calls` or `sgd_calls`.
+        options: names of what one call has one value of.
+    """
+
+    def __init__(self, make: Make) -> None:
+        self._make = make
         self._seen: list[Any] = []
-        self._calls: list[Alike] = []
+        self._calls: list[Call] = []
 
-    def of(self, optimizer: Any, found: list[Parameters], options: tuple[str, ...]) -> list[Alike]:
-        """Parameters of all groups, together where ``options`` and what a call shares agree.
+    def of(
+        self,
+        optimizer: Any,
+        parameters: Parameters,
+        elements: ProtectedElements,
+        found_inf: Tensor | None,
+        state_dtype: torch.dtype | None,
+    ) -> list[Call]:
+        """The calls that step all parameters that have a gradient.
 
         Args:
-            optimizer: with the groups.
-            found: of each group, the parameters that have a gradient.
-            options: names of what one call has one value of.
+            optimizer: with the groups and the state.
+            parameters: of all groups.
+            elements: what may not move.
+            found_inf: 0-d, not 0 where nothing is to be written.
+            state_dtype: of new state of parameters of half precision, None for theirs.
         """
-        seen: list[Any] = []
-        for group, parameters in zip(optimizer.param_groups, found, strict=True):
-            lr = group["lr"]
-            seen += [id(lr) if isinstance(lr, Tensor) else lr, group["weight_decay"]]
-            seen += [group.get(name, False) for name in options]
-            seen += map(id, parameters)
-        if seen != self._seen:
-            self._seen, self._calls = seen, _alike(optimizer, found, options)
+        seen = _what_is_there(optimizer, parameters)
+        # By identity; what was seen is held, so that nothing else can be in its place.
+        if not (len(seen) == len(self._seen) and all(map(is_, seen, self._seen))):
+            groups = optimizer.param_groups
+            found = [[p for p in group["params"] if p.grad is not None] for group in groups]
+            self._calls = self._make(optimizer, found, elements, found_inf, state_dtype)
+            # What was left out, or made only now, is looked for again.
+            is_whole = sum(len(c.parameters) for c in self._calls) == sum(map(len, found))
+            self._seen = seen if is_whole else []
         return self._calls
 
 
-def adam_update(
+def parameters_of(optimizer: Any) -> Parameters:
+    """Of all groups."""
+    return list(chain.from_iterable(map(_PARAMETERS, optimizer.param_groups)))
+
+
+def _what_is_there(optimizer: Any, parameters: Parameters) -> list[Any]:
+    """All that a step's calls follow from; no line of Python runs for a parameter."""
+    options = chain.from_iterable(map(dict.values, optimizer.param_groups))
+    state = chain.from_iterable(map(dict.values, optimizer.state.values()))
+    without = map(is_, map(_GRAD, parameters), repeat(None))
+    return [*options, *parameters, *state, *without]
+
+
+def are_dense(parameters: Parameters) -> bool:
+    """Whether no gradient is sparse."""
+    layouts = map(getattr, map(_GRAD, parameters), repeat("layout"), repeat(torch.strided))
+    return all(map(is_, layouts, repeat(torch.strided)))
+
+
+def adam_calls(
     optimizer: Any,
     found: list[Parameters],
     elements: ProtectedElements,
-    scaling: Scaling,
-    calls: Calls,
+    found_inf: Tensor | None,
     state_dtype: torch.dtype | None,
-) -> None:
-    """A step of ``torch.optim.Adam`` or ``AdamW``.
+) -> list[Call]:
+    """A step of ``torch.optim.Adam`` or ``AdamW``; moments that are not there yet are made.
 
     Args:
         optimizer: with the groups and the state.
         found: of each group, the parameters that have a gradient.
         elements: what may not move.
-        scaling: of the gradients.
-        calls: of the optimizer's steps.
-        state_dtype: of new moments of parameters of half precision, None for theirs.
+        found_inf: as for `Calls.of`.
+        state_dtype: as there.
     """
     state = optimizer.state
     options = ("betas", "eps", "decoupled_weight_decay", "maximize", "capturable", "fused")
-    for some in calls.of(optimizer, found, options):
+    calls = []
+    for some in _alike(optimizer, found, options):
         betas, eps, decoupled, maximize, *kinds = some.options
+        _begin_moments(state, some.parameters, any(kinds), state_dtype)
         known = [state[p] for p in some.parameters]
-        if not all(known):
-            _begin_moments(state, some.parameters, any(kinds), state_dtype)
-        outs, ins, groups, bounds = elements.sides(some.parameters)
-        backends.select("adam_update_", some.parameters[0])(
-            rows(some.parameters),
-            rows([p.grad for p in some.parameters]),
-            rows([s["exp_avg"] for s in known]),
-            rows([s["exp_avg_sq"] for s in known]),
-            [s["step"] for s in known],
-            outs,
-            ins,
-            groups,
-            elements.exact,
-            some.lr,
-            some.weight_decay,
-            bounds,
-            *betas,
-            eps,
-            decoupled,
-            maximize,
-            some.rate,
-            *scaling,
-        )
+        moments = [[s[name] for s in known] for name in _MOMENTS]
+        pace = *betas, eps, decoupled, maximize
+        calls.append(_call("adam_update_", some, moments, elements, pace))
+    return calls
 
 
 def _begin_moments(
@@ -132,49 +182,44 @@ def _begin_moments(
             state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=_dtype(p, state_dtype))
 
 
-def sgd_update(
+def sgd_calls(
     optimizer: Any,
     found: list[Parameters],
     elements: ProtectedElements,
-    scaling: Scaling,
-    calls: Calls,
+    found_inf: Tensor | None,
     state_dtype: torch.dtype | None,
-) -> None:
-    """A step of ``torch.optim.SGD``; arguments as for `adam_update`."""
+) -> list[Call]:
+    """A step of ``torch.optim.SGD``; arguments as for `adam_calls`."""
     state = optimizer.state
     options = ("momentum", "dampening", "nesterov", "maximize")
-    for alike in calls.of(optimizer, found, options):
+    calls = []
+    for alike in _alike(optimizer, found, options):
         momentum, dampening, nesterov, maximize = alike.options
         for some, first in _by_momentum(state, alike) if momentum else [(alike, False)]:
             parameters = some.parameters
             if momentum and first:
                 # Nothing would be written, and the next step take what the memory held before. The
                 # one wait for the device that a scaler's run of steps has.
-                if scaling.found_inf is not None and bool(scaling.found_inf):
+                if found_inf is not None and bool(found_inf):
                     continue
                 for p in parameters:
                     state[p]["momentum_buffer"] = torch.empty_like(p, dtype=_dtype(p, state_dtype))
             momenta = [state[p]["momentum_buffer"] for p in parameters] if momentum else []
-            outs, ins, groups, bounds = elements.sides(parameters)
-            backends.select("sgd_update_", parameters[0])(
-                rows(parameters),
-                rows([p.grad for p in parameters]),
-                rows(momenta),
-                outs,
-                ins,
-                groups,
-                elements.exact,
-                some.lr,
-                some.weight_decay,
-                bounds,
-                momentum,
-                dampening,
-                nesterov,
-                maximize,
-                first,
-                some.rate,
-                *scaling,
-            )
+            pace = momentum, dampening, nesterov, maximize, first
+            calls.append(_call("sgd_update_", some, [momenta], elements, pace))
+    return calls
+
+
+def _call(
+    op: str,
+    some: Alike,
+    state: list[list[Tensor]],
+    elements: ProtectedElements,
+    pace: tuple[Any, ...],
+) -> Call:
+    outs, ins, groups, bounds = elements.sides(some.parameters)
+    rest = elements.exact, some.lr, some.weight_decay, bounds, *pace, some.rate
+    return Call(op, some.parameters, state, (outs, ins, groups), rest)
 
 
 def _by_momentum(state: Any, alike: Alike) -> list[tuple[Alike, bool]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter, is_, itemgetter
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,8 @@ from maskcl.nn.hat.topology import Topology, unit_span, weight_layers
 from maskcl.nn.tasks.bits import protected_fingerprint
 from maskcl.nn.tasks.state import WORD
 from maskcl.ops import protected_fraction
+
+_LAYER, _KIND, _PARAMETERS = itemgetter(0), itemgetter(1), attrgetter("_parameters")
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,10 @@ class Protection:
         Raises:
             RuntimeError: the message names one that was replaced.
         """
+        # In every step of training: no line of Python runs for a parameter.
+        held = map(_PARAMETERS, map(_LAYER, self.owners))
+        if all(map(is_, map(dict.get, held, map(_KIND, self.owners)), self.parameters)):
+            return
         for (layer, kind), parameter, name in zip(
             self.owners, self.parameters, self.names, strict=False
         ):

@@ -1,0 +1,160 @@
+"""A step's calls are kept: whatever changes what they follow from, the next step is torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from maskcl.optim import fuse
+
+MAKE = {
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "plain SGD": lambda p: torch.optim.SGD(p, lr=0.1),
+    "Adam": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+}
+
+
+def model() -> nn.Sequential:
+    torch.manual_seed(0)
+    found = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+    found.register_parameter("factor", nn.Parameter(torch.tensor(1.5)))  # 0-d
+    return found
+
+
+def step(net, optimizer, seed, skip=()):
+    torch.manual_seed(seed)
+    optimizer.zero_grad()
+    (net.factor * net(torch.randn(4, 5))).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        if name in skip:
+            parameter.grad = None
+    optimizer.step()
+
+
+def forget_all(net, optimizer):
+    optimizer.state.clear()
+
+
+def forget_one(net, optimizer):
+    del optimizer.state[net[0].weight]
+
+
+def other_moments(net, optimizer):
+    for name, value in optimizer.state[net[1].weight].items():
+        if value is not None and value.dim():
+            optimizer.state[net[1].weight][name] = torch.full_like(value, 0.25)
+
+
+def other_state(net, optimizer):
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def other_rate(net, optimizer):
+    optimizer.param_groups[0]["lr"] *= 0.5
+
+
+def other_decay(net, optimizer):
+    optimizer.param_groups[0]["weight_decay"] = 0.3
+
+
+def other_momentum(net, optimizer):
+    group = optimizer.param_groups[0]
+    if "betas" in group:
+        group["betas"] = (0.5, 0.9)
+    else:
+        group["momentum"] = 0.5
+
+
+def climb(net, optimizer):
+    optimizer.param_groups[0]["maximize"] = True
+
+
+def another_group(net, optimizer):
+    optimizer.add_param_group({"params": [net.extra], "lr": 0.2})
+
+
+def fewer_parameters(net, optimizer):
+    optimizer.param_groups[0]["params"].pop()
+
+
+def other_order(net, optimizer):
+    optimizer.param_groups[0]["params"].reverse()
+
+
+def other_memory(net, optimizer):
+    for parameter in net.parameters():
+        parameter.data = parameter.data.clone()
+
+
+CHANGES: list[Callable[[nn.Module, torch.optim.Optimizer], None]] = [
+    forget_all,
+    forget_one,
+    other_moments,
+    other_state,
+    other_rate,
+    other_decay,
+    other_momentum,
+    climb,
+    another_group,
+    fewer_parameters,
+    other_order,
+    other_memory,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("kind", MAKE)
+def test_the_step_after_a_change_is_that_of_torch(kind, change):
+    if kind == "plain SGD" and change in (forget_one, other_moments):
+        pytest.skip("it has no state")
+    nets, optimizers = [model(), model()], []
+    for net in nets:
+        net.extra = nn.Parameter(torch.ones(3))
+        held = [p for name, p in net.named_parameters() if name != "extra"]
+        optimizers.append(MAKE[kind](held))
+    assert fuse(optimizers[0]) is not None
+    seed = 0
+    for _ in range(3):  # twice: what follows from a change is kept too
+        for _ in range(2):
+            seed += 1
+            for net, optimizer in zip(nets, optimizers, strict=True):
+                step(net, optimizer, seed)
+        if seed == 2:
+            for net, optimizer in zip(nets, optimizers, strict=True):
+                change(net, optimizer)
+    found, wanted = (dict(net.named_parameters()) for net in nets)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_parameters_without_gradients_wait(kind):
+    nets = [model(), model()]
+    optimizers = [MAKE[kind](net.parameters()) for net in nets]
+    assert fuse(optimizers[0]) is not None
+    skips = [(), ("0.weight",), ("0.weight",), (), ("1.bias", "factor"), ()]
+    for seed, skip in enumerate(skips):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            step(net, optimizer, seed, skip)
+    for found, wanted in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    steps = [int(s["step"]) for s in optimizers[0].state.values() if "step" in s]
+    assert steps == [int(s["step"]) for s in optimizers[1].state.values() if "step" in s]
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_rate_for_each_step(kind):
+    nets = [model(), model()]
+    optimizers = [MAKE[kind](net.parameters()) for net in nets]
+    assert fuse(optimizers[0]) is not None
+    schedulers = [torch.optim.lr_scheduler.LinearLR(o, 0.1, 1.0, 5) for o in optimizers]
+    for seed in range(6):
+        for net, optimizer, scheduler in zip(nets, optimizers, schedulers, strict=True):
+            step(net, optimizer, seed)
+            scheduler.step()
+    for found, wanted in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
