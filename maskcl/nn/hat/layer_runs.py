@@ -10,49 +10,83 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from maskcl.nn.hat.fused_activation import FusedActivation
 from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.tasks.active import ActiveTask
+from maskcl.nn.tasks.heads import TaskHeads
+from maskcl.nn.tasks.sequential import has_own_forward, have_hooks, modules_of
+from maskcl.ops.gate import Gate
+from maskcl.ops.gated_products import gated_linears
 from maskcl.ops.masked_forward import keeps_output
 from maskcl.ops.masked_products import masked_linears
 
+Gates = tuple[Tensor, Tensor, Tensor, list[int], Gate]
+"""The arguments of `hat_gates`."""
+
 
 class Run:
-    """Neighbouring layers with one activation, each behind the one before."""
+    """Neighbouring layers with one activation, each behind the one before.
 
-    def __init__(self, layers: list[HATLinear]) -> None:
+    Args:
+        layers: with a mask.
+        last: the layer without one that follows them, or the heads; None where there is none.
+    """
+
+    def __init__(self, layers: list[HATLinear], last: nn.Module | None) -> None:
         self.layers = layers
+        self.last = last
         self.activation = layers[0].activation
         self.slope = layers[0].negative_slope
-        self._slots = [layer._slots[0] for layer in layers if layer._slots]
+        self.slots = [layer._slots[0] for layer in layers if layer._slots]
+        self._ordinary = [] if last is None or type(last) is TaskHeads else [last]
 
-    def output(self, x: Any, masks: tuple[Tensor, ...]) -> Tensor | None:
-        """The last layer's output; None where the op would give another, or not take x.
+    def output(self, x: Any, active: ActiveTask) -> Tensor | None:
+        """The last layer's output; None where the op would give another, or not take x."""
+        found = self._weights_and_biases(x, active)
+        if found is None or active.parts is None:
+            return None
+        masks = [active.parts[slot] for slot in self.slots]
+        return masked_linears(x, *found, masks, self.activation, self.slope)
 
-        Args:
-            x: the first layer's input.
-            masks: of all layers of the network.
-        """
-        if not isinstance(x, Tensor) or x.dim() == 0 or torch.is_autocast_enabled(x.device.type):
+    def gated_output(self, x: Any, active: ActiveTask, gates: Gates) -> Tensor | None:
+        """The same, and the masks made in the same node, for a run of all layers in their order."""
+        found = self._weights_and_biases(x, active)
+        if found is None:
+            return None
+        y, active.term, mask = gated_linears(x, *found, gates, self.activation, self.slope)
+        active.set_mask(mask, gates[3])
+        return y
+
+    def _weights_and_biases(
+        self, x: Any, active: ActiveTask
+    ) -> tuple[list[Tensor], list[Tensor | None]] | None:
+        if not isinstance(x, Tensor) or x.dim() == 0:
             return None
         dtype, device = x.dtype, x.device
-        if not keeps_output("masked_linears", dtype, self.activation, self.slope, "auto"):
+        if torch.is_autocast_enabled(device.type) or not keeps_output(
+            "masked_linears", dtype, self.activation, self.slope, "auto"
+        ):
             return None
-        weights, biases, columns = [], [], x.shape[-1]
-        for layer in self.layers:
+        linear = [*self.layers, *self._ordinary]
+        if type(self.last) is TaskHeads:
+            head = active.own[self.last.place]
+            if type(head) is not nn.Linear or has_own_forward(head) or have_hooks([head]):
+                return None
+            linear.append(head)
+        weights: list[Tensor] = []
+        biases: list[Tensor | None] = []
+        for layer in linear:
             held = layer._parameters  # the module's own attributes take several times as long
             weight, bias = held.get("weight"), held.get("bias")
             if weight is None or weight.dtype is not dtype or weight.device != device:
                 return None
-            rows, wanted = weight.shape
-            if wanted != columns or (bias is not None and bias.dtype is not dtype):
+            if bias is not None and bias.dtype is not dtype:
                 return None
-            columns = rows
             weights.append(weight)
             biases.append(bias)
-        own = [masks[slot] for slot in self._slots]
-        return masked_linears(x, weights, biases, own, self.activation, self.slope)
+        return weights, biases
 
 
 class LayerRuns:
@@ -60,23 +94,43 @@ class LayerRuns:
 
     Args:
         model: of the network.
+        masks: how many there are.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, masks: int) -> None:
         self._model = model
-        self._modules = _modules_of(model)
-        self._steps = _steps_of(self._modules)
+        self._masks = masks
+        self._follow(modules_of(model))
 
-    def run(self, active: ActiveTask, args: tuple[Any, ...]) -> Any:
+    def _follow(self, modules: list[nn.Module]) -> None:
+        self._modules, self._steps = modules, _steps_of(modules)
+        run = self._steps[0][0] if len(self._steps) == 1 else None
+        self._looked_at = [self._model]
+        self._looked_at += [m for run, members in self._steps if run for m in members]
+        # A run that is the whole model and has all masks, in their order.
+        self._whole = run if run and run.slots == list(range(self._masks)) else None
+
+    def gated_output(self, active: ActiveTask, args: tuple[Any, ...], gates: Gates) -> Any:
+        """The model's output, and the active task's masks and term, where all is one run.
+
+        Else None, and nothing has been done.
+        """
+        if self._whole is None or len(args) != 1 or not self._may_run(gates[0]):
+            return None
+        if torch.compiler.is_compiling():  # which fuses gates with what is around them
+            return None
+        return None if self._whole is None else self._whole.gated_output(args[0], active, gates)
+
+    def output(self, active: ActiveTask, args: tuple[Any, ...]) -> Any:
         """The model's output where it may be run so, else None.
 
         A hook anywhere, which wants to see its module's call, sees it.
         """
-        if type(self._model) is not nn.Sequential or len(args) != 1 or not self._may_run(active):
+        if len(args) != 1 or not active.parts or not self._may_run(active.parts[0]):
             return None
         x = args[0]
         for run, modules in self._steps:
-            output = None if run is None else run.output(x, active.parts or ())
+            output = None if run is None else run.output(x, active)
             if output is None:
                 for module in modules:
                     x = module(x)
@@ -84,32 +138,16 @@ class LayerRuns:
                 x = output
         return x
 
-    def _may_run(self, active: ActiveTask) -> bool:
-        if not (torch.is_grad_enabled() and active.parts and active.parts[0].requires_grad):
+    def _may_run(self, gates: Tensor) -> bool:
+        if type(self._model) is not nn.Sequential:
             return False
-        modules = _modules_of(self._model)
+        if not (torch.is_grad_enabled() and gates.requires_grad):
+            return False
+        modules = modules_of(self._model)
         if modules != self._modules:
-            self._modules, self._steps = modules, _steps_of(modules)
-        if nn.modules.module._has_any_global_hook() or _has_hooks(self._model):
-            return False
-        # Of the other modules ``__call__`` sees to their own hooks.
-        return not any(_has_hooks(m) for run, found in self._steps if run for m in found)
-
-
-def _modules_of(model: nn.Module) -> list[nn.Module]:
-    """Of a sequential model; one module may come twice."""
-    if type(model) is not nn.Sequential:
-        return []
-    return [module for module in model._modules.values() if module is not None]
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+            self._follow(modules)
+        # Of modules in no run ``__call__`` sees to their own hooks.
+        return not (_has_any_global_hook() or have_hooks(self._looked_at))
 
 
 def _steps_of(modules: list[nn.Module]) -> list[tuple[Run | None, list[nn.Module]]]:
@@ -117,15 +155,18 @@ def _steps_of(modules: list[nn.Module]) -> list[tuple[Run | None, list[nn.Module
     layers: list[HATLinear] = []
     members: list[nn.Module] = []
 
-    def close() -> None:
+    def close(last: nn.Module | None = None) -> None:
         if members:
-            steps.append((Run(list(layers)), list(members)))
+            steps.append((Run(list(layers), last), list(members)))
             layers.clear()
             members.clear()
 
     for module in modules:
         if type(module) is FusedActivation and members:
             members.append(module)
+        elif members and _is_output(module):
+            members.append(module)
+            close(module)
         elif not _is_plain(module):
             close()
             steps.append((None, [module]))
@@ -143,11 +184,20 @@ def _is_plain(module: nn.Module) -> bool:
     """Whether it is a layer whose output is what the op gives."""
     return (
         type(module) is HATLinear
-        and "forward" not in vars(module)
+        and not has_own_forward(module)
         and module._slots is not None
         and len(module._slots) == 1
         and module._save == "auto"
     )
+
+
+def _is_output(module: nn.Module) -> bool:
+    """Whether it is the network's output layer, or its heads: an ordinary product."""
+    if has_own_forward(module):
+        return False
+    if type(module) is HATLinear:
+        return module._slots is None and module.activation == "identity"
+    return type(module) is TaskHeads
 
 
 def _alike(first: nn.Module, second: nn.Module) -> bool:

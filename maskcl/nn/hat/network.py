@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.following.trace import sizes_of
 from maskcl.nn.hat.example_inputs import Example
-from maskcl.nn.hat.layer_runs import LayerRuns
+from maskcl.nn.hat.layer_runs import Gates, LayerRuns
 from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.protection import Protection, protect
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
@@ -97,9 +97,9 @@ class HATNetwork(TaskNetwork):
         self.example = Example(example_inputs)
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
         self._structure = ModelStructure(model)
-        self._runs = LayerRuns(model)
         self.units = dict(self.topology.units)
         self._sizes = [s.stop - s.start for s in self.units.values()]
+        self._runs = LayerRuns(model, len(self._sizes))
         self._build_units(init)
         self.configure_gate()
 
@@ -124,9 +124,14 @@ class HATNetwork(TaskNetwork):
         """
         active = self._prepared()
         self._check_arguments(*args, *kwargs.values())
+        if not kwargs and active.scale is not None:
+            gates = self._gates_of(self._units_in(active), active.scale)
+            output = self._runs.gated_output(active, args, gates)
+            if output is not None:
+                return output
         self._make_masks(active)
         if not kwargs:
-            output = self._runs.run(active, args)
+            output = self._runs.output(active, args)
             if output is not None:
                 return output
         return self.model(*args, **kwargs)
@@ -151,20 +156,25 @@ class HATNetwork(TaskNetwork):
 
     def _make_masks(self, active: ActiveTask) -> None:
         """Masks of all layers at once, for the modules below."""
-        units: TaskUnits = active.record
-        if not torch.compiler.is_compiling():
-            embedding = self.embeddings._parameters[str(active.task)]
-            if embedding is not units.embedding:  # functional_call has put another in its place
-                units = active.record = self._units_of(active.task)
+        units = self._units_in(active)
         if active.scale is None:
             mask = units.hard_mask().to(units.embedding.dtype)
             active.parts, active.term = mask.split(self._sizes), None
         else:
-            active.parts, active.term = self._soft_masks(units, active.scale)
+            active.parts, active.term = hat_gates(*self._gates_of(units, active.scale))
 
-    def _soft_masks(self, units: TaskUnits, scale: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def _units_in(self, active: ActiveTask) -> TaskUnits:
+        units: TaskUnits = active.record
+        if not torch.compiler.is_compiling():
+            embedding = self._embedding(active.task)
+            if embedding is not units.embedding:  # functional_call has put another in its place
+                units = active.record = self._units_of(active.task)
+        return units
+
+    def _gates_of(self, units: TaskUnits, scale: Tensor) -> Gates:
+        """The arguments of ``hat_gates``."""
         gate = self._gate_of(units.embedding)
-        return hat_gates(units.embedding, scale, units.free_share, self._sizes, gate)
+        return units.embedding, scale, units.free_share, self._sizes, gate
 
     def _gate_of(self, embedding: Tensor) -> Gate:
         """As configured, for embeddings of this dtype."""
@@ -181,8 +191,8 @@ class HATNetwork(TaskNetwork):
     def _units_of(self, task: int) -> TaskUnits:
         # Every `with net.task(k)` asks: what was found last is found by a few comparisons.
         tasks, finished = self._buffers["tasks"], self._buffers["finished"]
-        embedding = self.embeddings._parameters[str(task)]
-        assert tasks is not None and finished is not None and embedding is not None
+        embedding = self._embedding(task)
+        assert tasks is not None and finished is not None
         name = f"last units {task}"
         seen = tasks._version, finished._version
         last = self._state.cache.get(name)
@@ -206,6 +216,12 @@ class HATNetwork(TaskNetwork):
         units = self._state.kept(f"units {task}", make, (tasks, finished, embedding))
         self._state.cache[name] = tasks, finished, embedding, seen, units
         return units
+
+    def _embedding(self, task: int) -> nn.Parameter:
+        # By the way that ``self.embeddings[task]`` goes, which takes several times as long.
+        found = self._modules["embeddings"]._parameters[str(task)]  # type: ignore[union-attr]
+        assert found is not None
+        return found
 
     def _check_arguments(self, *found: Any) -> None:
         """Raise ValueError where the model may take another path than the one that was followed."""
@@ -268,7 +284,7 @@ class HATNetwork(TaskNetwork):
             RuntimeError: the network has not run in this ``with net.task(k):``.
         """
         active = active_of(self._state)
-        if active is None or active.parts is None:
+        if active is None or not active.has_masks:
             raise RuntimeError(
                 "HATNetwork.sparsity: no forward yet inside this `with net.task(k):`"
             )
@@ -276,7 +292,7 @@ class HATNetwork(TaskNetwork):
         term = active.term
         if active.scale is not None and not active.learns and torch.is_grad_enabled():
             # A checkpointed forward ran without gradients, and its recomputation is yet to come.
-            _, term = self._soft_masks(units, active.scale)
+            _, term = hat_gates(*self._gates_of(units, active.scale))
         if term is not None and weight == self._gate_options[3]:
             return term
         mask = torch.cat(active.parts) if active.parts else units.free_share  # of no units

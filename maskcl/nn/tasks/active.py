@@ -32,7 +32,6 @@ class ActiveTask:
         version: of the state, when ``own`` and ``record`` were made.
         learns: the last forward here began with gradients.
         make_masks: makes ``parts`` and ``term`` anew; None where there are no such masks.
-        parts: masks of all units as the last forward here made them, by layer; None before it.
         term: 0-d, what the network makes of them for the loss; None where nothing.
         before: what was active before, of this network or another.
     """
@@ -46,9 +45,42 @@ class ActiveTask:
         self.version = -1
         self.learns = False
         self.make_masks: Callable[[ActiveTask], None] | None = None
-        self.parts: tuple[Tensor, ...] | None = None
+        self._parts: tuple[Tensor, ...] | None = None
+        self._mask: tuple[Tensor, list[int]] | None = None
+        self._open: tuple[tuple[Tensor, ...], float] | None = None
         self.term: Tensor | None = None
         self.before: ActiveTask | None = None
+
+    @property
+    def parts(self) -> tuple[Tensor, ...] | None:
+        """Masks of all units as the last forward here made them, by layer; None before it."""
+        if self._mask is not None:
+            mask, sizes = self._mask
+            with torch.set_grad_enabled(self.learns):
+                self._parts, self._mask = mask.split(sizes), None
+        return self._parts
+
+    @parts.setter
+    def parts(self, parts: tuple[Tensor, ...] | None) -> None:
+        self._parts, self._mask = parts, None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether a forward here has made masks."""
+        return self._mask is not None or self._parts is not None
+
+    def set_mask(self, mask: Tensor, sizes: list[int]) -> None:
+        """Set ``parts`` as one tensor, which is cut only where somebody asks."""
+        self._mask = mask, sizes
+
+    def open_share(self) -> float:
+        """Share of all units whose mask is not exactly 0; it waits for masks on a GPU."""
+        parts = self.parts or ()
+        if self._open is None or self._open[0] is not parts:
+            units = sum(part.numel() for part in parts)
+            count = sum(int(part.count_nonzero()) for part in parts)
+            self._open = parts, count / max(units, 1)
+        return self._open[1]
 
     def chain(self) -> Iterator[ActiveTask]:
         """This one and what is active around it, of whichever network."""

@@ -63,7 +63,7 @@ def _under(seen: ActiveTask, function: Callable[..., Any], again: bool) -> Calla
 def _make_masks_again(active: ActiveTask) -> None:
     """Masks with a graph of their own: the reentrant kind runs a backward for each part."""
     for one in active.chain():
-        if one.parts is not None and one.make_masks is not None:
+        if one.has_masks and one.make_masks is not None:
             one.make_masks(one)
 
 

@@ -1,0 +1,36 @@
+"""What a network may know of a sequential model whose modules' calls it leaves out."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+import torch
+from torch import nn
+
+_HOOK_NAMES = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_compiled_call_impl",  # of a module that is compiled by itself
+)
+_HOOKS = attrgetter(*_HOOK_NAMES)
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """Of a sequential model, [] of any other; one module may come twice."""
+    if type(model) is not nn.Sequential:
+        return []
+    return [module for module in model._modules.values() if module is not None]
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether somebody has put another ``forward`` in the place of its class's."""
+    return "forward" in vars(module)
+
+
+def have_hooks(modules: list[nn.Module]) -> bool:
+    """Whether any of these has a hook that wants to see its call."""
+    if torch.compiler.is_compiling():  # which cannot see into an attrgetter
+        return any(getattr(m, name) for m in modules for name in _HOOK_NAMES)
+    return any(map(any, map(_HOOKS, modules)))
