@@ -52,17 +52,20 @@ class PiggybackLinear(PiggybackLayer, nn.Linear):
         if input.layout == torch.sparse_csr:
             return F.linear(input, self.masked_weight(), self.frozen_bias())
         words, cut = self.mask()
-        weight, bias = self.weight.detach(), self.frozen_bias()
+        weight, scores, bias = (
+            self._held("weight").detach(),
+            self._held("scores"),
+            self.frozen_bias(),
+        )
         if words is not None:
             return ops.packed_linear(input, weight, words, bias)
-        assert self.scores is not None
-        if self._is_plain(input):
+        if self._is_plain(input, weight):
             select = None, self.levels, float(cut.threshold), cut.inclusive, 1.0
-            return masked_product(input, weight, self.scores, bias, select)
+            return masked_product(input, weight, scores, bias, select)
         return ops.piggyback_linear(
             input,
             weight,
-            self.scores,
+            scores,
             cut.threshold,
             bias,
             levels=self.levels,
@@ -70,9 +73,8 @@ class PiggybackLinear(PiggybackLayer, nn.Linear):
             density=cut.density,
         )
 
-    def _is_plain(self, x: Tensor) -> bool:
+    def _is_plain(self, x: Tensor, weight: Tensor) -> bool:
         """Whether the op would find nothing to refuse or to convert: its checks cost as much."""
-        weight = self.weight
         return (
             x.dim() == 2
             and x.shape[1] == weight.shape[1]

@@ -98,7 +98,7 @@ class PiggybackLayer(TaskAware):
         active = self._active()
         if (words := active.own[self.place]) is not None:
             return words, NO_CUT
-        if (cut := active.record) is None or self.scores is None:
+        if (cut := active.record) is None or self._held("scores") is None:
             task = active.task
             raise RuntimeError(
                 f"{type(self).__name__}: task {task} is neither finished nor in training, so it has"
@@ -113,8 +113,13 @@ class PiggybackLayer(TaskAware):
 
     def frozen_bias(self) -> Tensor | None:
         """The bias where there is one, out of reach of any optimizer as the weight is."""
-        bias: Tensor | None = self.bias  # type: ignore[assignment]
+        bias = self._held("bias")
         return None if bias is None else bias.detach()
+
+    def _held(self, name: str) -> Any:
+        """A parameter; attributes of modules, which a parametrization needs, take far longer."""
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         # Half-precision scores would lose the small steps that they learn by.

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from maskcl.nn.piggyback.cut import Cut, check_start
+from maskcl.nn.piggyback.layer_runs import LayerRuns
 from maskcl.nn.piggyback.recorded_masks import RecordedMasks
 from maskcl.ops.selection import selection
 
@@ -32,6 +36,23 @@ class PiggybackNetwork(RecordedMasks):
         ValueError: num_tasks or levels is not as above or another than a module's, or the model has
             no layer to mask.
     """
+
+    def __init__(self, model: nn.Module, num_tasks: int, *, levels: str = "binary") -> None:
+        super().__init__(model, num_tasks, levels=levels)
+        self._runs = LayerRuns()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output for the active task.
+
+        Raises:
+            RuntimeError: no task is active, or it is neither finished nor in training.
+        """
+        active = self._prepared()
+        if not kwargs:
+            output = self._runs.output(self._modules["model"], active, args)
+            if output is not None:
+                return output
+        return self.model(*args, **kwargs)
 
     @torch.no_grad()
     def begin_task(

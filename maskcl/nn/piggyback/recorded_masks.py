@@ -180,12 +180,15 @@ class RecordedMasks(TaskNetwork):
         """Follow ``finished``, which may have been loaded, moved or broadcast."""
         if torch.compiler.is_compiling():
             return
-
-        def follow() -> None:
-            self._state.done = frozenset(torch.nonzero(self.finished).flatten().tolist())
+        finished: Any = self._buffers["finished"]
+        last, seen = self._state.cache.get("done", (None, -1))
+        if last is finished and seen == finished._version:  # every `with net.task(k)` asks
+            return
+        # Fingerprints made in inference mode could take no part in training later.
+        with torch.inference_mode(False), torch.no_grad():
+            self._state.done = frozenset(torch.nonzero(finished).flatten().tolist())
             self._follow_finished()
-
-        self._state.kept("done", follow, (self.finished,))
+        self._state.cache["done"] = finished, finished._version
 
     def _new_active(self, task: int, scale: Tensor | None) -> ActiveTask:
         self._refresh()
