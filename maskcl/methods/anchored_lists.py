@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork
 
+_TRAINED = attrgetter("requires_grad")
 Lists = tuple[list[nn.Parameter], list[Tensor], list[Tensor]]
 
 
@@ -24,24 +26,24 @@ class AnchoredLists:
     def __init__(self, net: ImportanceNetwork, names: Sequence[str]) -> None:
         self._net = net
         self._names = names
-        self._places: list[tuple[dict[str, Any], str, Any]] = []
+        self._holders: list[dict[str, Any]] = []
+        self._keys: list[str] = []
+        self._tensors: list[Any] = []
         self._trained: list[bool] = []
-        self._parameters: list[nn.Parameter] = []
         self._lists: Lists = [], [], []
 
     def get(self) -> Lists:
         """As ``ImportanceNetwork.anchored`` gives them now."""
         if not self._is_known():
-            self._places = self._net.places(self._names)
-            self._parameters = [t for _, _, t in self._places if isinstance(t, nn.Parameter)]
-            self._trained = [p.requires_grad for p in self._parameters]
+            places = self._net.places(self._names)
+            self._holders, self._keys, self._tensors = map(list, zip(*places, strict=True))
+            self._trained = [*map(_TRAINED, self._tensors)]
             self._lists = self._net.anchored(self._names)
         return self._lists
 
     def _is_known(self) -> bool:
-        if not self._places:
+        # In every step: no line of Python runs for a parameter.
+        held = map(dict.get, self._holders, self._keys)
+        if not (self._holders and all(map(is_, held, self._tensors))):
             return False
-        for holder, name, tensor in self._places:
-            if holder.get(name) is not tensor:
-                return False
-        return [p.requires_grad for p in self._parameters] == self._trained
+        return [*map(_TRAINED, self._tensors)] == self._trained

@@ -14,6 +14,7 @@ from maskcl.methods.base import TaskData, derive_seed, hidden_task_reasons, no_c
 from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
 from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks
 from maskcl.ops import hat_scale
+from maskcl.ops.gate import scale_at
 from maskcl.optim import FusedStep, Guard, protect
 from maskcl.optim.fused_step import not_fused_reasons
 from maskcl.optim.protected_elements import ProtectedElements
@@ -179,7 +180,11 @@ class HAT:
 
     def before_step(self, net: HATNetwork, state: HATState, progress: float) -> None:
         """Set the scale for progress in [0, 1] of the epoch (``ops.epoch_progress``)."""
-        state.scale.fill_(hat_scale(progress, self.s_max, self.schedule))
+        if type(progress) is float and 0.0 <= progress <= 1.0:
+            scale = scale_at(progress, self.s_max, self.schedule)
+        else:  # says what is wrong with it, or takes another kind of number
+            scale = hat_scale(progress, self.s_max, self.schedule)
+        state.scale.fill_(scale)
 
     def loss_term(self, net: HATNetwork, state: HATState) -> Tensor:
         """Times c: the share of free units that the last forward's mask takes (eq. 5).
@@ -219,11 +224,11 @@ class HAT:
             scale = factor("HAT.after_backward", scaler, state.watch)
             clip_norm(state.trained, self.clip, scale)
 
-    @torch.no_grad()
     def after_step(self, net: HATNetwork, state: HATState) -> None:
         """Bound the task's embedding, so that every gate can still be reached by the gradient."""
         if not state.is_fused:
-            net.embeddings[state.task].clamp_(-self.embedding_clamp, self.embedding_clamp)
+            with torch.no_grad():
+                net.embeddings[state.task].clamp_(-self.embedding_clamp, self.embedding_clamp)
 
     def end_task(self, net: HATNetwork, state: HATState, data: TaskData | None = None) -> None:
         """Record which units the task uses; from here on they are protected.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -22,6 +24,7 @@ from maskcl.settings import Setting
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork
 
+_GRAD, _LAYOUT = attrgetter("grad"), attrgetter("layout")
 # Problems whose samples are rows of one graph.
 _MIXED = ("node", "link")
 
@@ -150,14 +153,15 @@ class Quadratic:
         parameters, anchors, importances = state.lists.get()
         if not parameters:
             return
-        grads = []
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            grads.append(parameter.grad)
+        grads: Any = [*map(_GRAD, parameters)]
+        if any(map(is_, grads, repeat(None))):
+            for parameter in parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            grads = [*map(_GRAD, parameters)]
         # Only where gradients are scaled does the host wait for the scale, as the scaler does.
         strength = self.strength * float(scale)
-        if any(grad.layout is not torch.strided for grad in grads):
+        if not all(map(is_, map(_LAYOUT, grads), repeat(torch.strided))):
             ops.mas_penalty_grads_(grads, parameters, anchors, importances, strength)  # says so
         # Not by the public op: its checks of lists that the network made cost more than the kernel.
         run = backends.select("mas_penalty_grads_", parameters[0])
