@@ -46,8 +46,8 @@ class _Running:
     task: int
     dataset: Any
     state: Any
-    module: nn.Module  # the network as Fabric wraps it
-    optimizer: Optimizer
+    module: nn.Module  # the network as Fabric wraps it, where Fabric has something to do
+    optimizer: Optimizer  # likewise
     guard: Any
 
 
@@ -116,6 +116,8 @@ class Trainer:
         self.seed, self.callback = seed, callback or Callback()
         self.directory = None if directory is None else Path(directory)
         self.fabric = fabric or make_fabric(device, precision)
+        # In one process, on one device and in one precision Fabric's wrappers only cost time.
+        self._is_wrapped = fabric is not None or precision != "32"
         self.samples = Samples(problem, self.fabric, batch_size, seed)
         self._check_precision()
         self._latest: int | None = None  # task begun last
@@ -191,13 +193,16 @@ class Trainer:
             # begin_task has renewed what the interrupted task had already trained.
             saved.restore(self.net, self.fabric.device, state, optimizer)
         guard = self.method.protect(optimizer, self.net, state)
+        if not self._is_wrapped:
+            return _Running(task, dataset, state, self.net, optimizer, guard)
         module, wrapped = self.fabric.setup(self.net, optimizer)
         return _Running(task, dataset, state, module, wrapped, guard)
 
     def _train_epoch(self, run: _Running, epoch: int) -> None:
         net, method, problem = self.net, self.method, self.problem
-        batches = self.samples.steps(run.dataset)
-        totals = torch.zeros(3, dtype=torch.float64, device=self.fabric.device)
+        batches, scaler = self.samples.steps(run.dataset), self._scaler
+        loss_sum, correct = torch.zeros(2, dtype=torch.float64, device=self.fabric.device).unbind()
+        count = 0
         self.callback.on_epoch_start(run.task, epoch, batches)
         net.train()
         for i, batch in enumerate(self.samples.epoch(run.task, epoch, run.dataset)):
@@ -209,15 +214,19 @@ class Trainer:
                 loss = problem.loss(logits, target, weight)
                 term = method.loss_term(net, run.state)
                 loss = loss + term if isinstance(term, Tensor) else loss
-                self.fabric.backward(loss)
-            method.after_backward(net, run.state, scaler=self._scaler)
+                if self._is_wrapped:
+                    self.fabric.backward(loss)
+                else:
+                    loss.backward()
+            method.after_backward(net, run.state, scaler=scaler)
             run.optimizer.step()
             method.after_step(net, run.state)
             loss = loss.detach()
-            correct = (problem.predictions(logits.detach()) == target).sum()
-            count = torch.full_like(correct, target.shape[0])
-            totals += torch.stack([loss * count, correct, count])
+            loss_sum.add_(loss, alpha=target.shape[0])
+            correct.add_((problem.predictions(logits.detach()) == target).sum())
+            count += target.shape[0]
             self.callback.on_step(run.task, epoch, i, loss)
+        totals = torch.stack([loss_sum, correct, torch.full_like(correct, count)])
         self._end_epoch(run, epoch, totals)
 
     @property
