@@ -26,13 +26,13 @@ class Vision(Classification):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches ``(x[B, ...], y[B])`` of the samples in the given order."""
         for rows in self._parts(order, batch_size):
-            yield _collect(dataset, rows.tolist())
+            yield _collect(dataset, rows)
 
     def test_batches(self, inputs: Dataset[Any] | Tensor, batch_size: int) -> Iterator[Tensor]:
         """Batches ``x[B, ...]`` in order."""
         count = len(inputs)  # type: ignore[arg-type]
         for first in range(0, count, batch_size):
-            batch = _collect(inputs, range(first, min(first + batch_size, count)))
+            batch = _collect(inputs, torch.arange(first, min(first + batch_size, count)))
             yield batch[0] if isinstance(batch, (tuple, list)) else batch
 
     def predict(self, net: nn.Module, batch: Tensor) -> Tensor:
@@ -40,16 +40,15 @@ class Vision(Classification):
         return super().predict(net, (batch, None))
 
 
-def _collect(dataset: Any, indices: Sequence[int]) -> Any:
-    """The samples at ``indices`` as one batch.
+def _collect(dataset: Any, indices: Tensor) -> Any:
+    """The samples at ``indices``, int64 [n], as one batch.
 
     Data in memory are indexed all at once: tensors, and data sets with ``take(indices)``.
     """
     if isinstance(dataset, Tensor):
-        return dataset[torch.as_tensor(indices)]
+        return dataset[indices]
     if hasattr(dataset, "take"):
-        return dataset.take(torch.as_tensor(indices))
+        return dataset.take(indices)
     if type(dataset) is TensorDataset:
-        index = torch.as_tensor(indices)
-        return tuple(t[index] for t in dataset.tensors)
-    return default_collate([dataset[i] for i in indices])
+        return tuple(t[indices] for t in dataset.tensors)
+    return default_collate([dataset[i] for i in indices.tolist()])

@@ -56,8 +56,8 @@ def from_datasets(
     made = [
         Task(
             classes=part,
-            train=_Labelled(train, _apply(table, train_labels)),
-            inputs=_Inputs(test),
+            train=_labelled(train, _apply(table, train_labels)),
+            inputs=_inputs(test),
             labels=_apply(table, test_labels),
         )
         for (train, test), (train_labels, test_labels), part, table in zip(
@@ -76,6 +76,15 @@ def find_setting(wanted: str | Setting, allowed: Iterable[str], name: str) -> Se
     return get_setting(wanted)
 
 
+def _labelled(dataset: Dataset, labels: Tensor) -> Dataset:
+    kind = _LabelledTensor if type(dataset) is TensorDataset else _Labelled
+    return kind(dataset, labels)
+
+
+def _inputs(dataset: Dataset) -> Dataset:
+    return _InputTensor(dataset) if type(dataset) is TensorDataset else _Inputs(dataset)
+
+
 class _Labelled(Dataset):
     """A dataset's inputs with the scenario's labels."""
 
@@ -90,6 +99,14 @@ class _Labelled(Dataset):
         return self._dataset[index][0], self._labels[index]
 
 
+class _LabelledTensor(_Labelled):
+    """The same where the inputs are one tensor: a batch is read at once."""
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [n, ...] and labels [n]."""
+        return self._dataset.tensors[0][indices], self._labels[indices]  # type: ignore[attr-defined]
+
+
 class _Inputs(Dataset):
     """A dataset's inputs without its labels."""
 
@@ -101,6 +118,14 @@ class _Inputs(Dataset):
 
     def __getitem__(self, index: int) -> Tensor:
         return self._dataset[index][0]
+
+
+class _InputTensor(_Inputs):
+    """The same where they are one tensor: a batch is read at once."""
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Inputs [n, ...]."""
+        return self._dataset.tensors[0][indices]  # type: ignore[attr-defined]
 
 
 def _input_shape(tasks: Sequence[tuple[Dataset, Dataset]], name: str) -> tuple[int, ...]:

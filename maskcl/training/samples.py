@@ -74,5 +74,9 @@ class Samples:
         )
 
     def _batches(self, dataset: Any, order: list[int], generator: torch.Generator) -> Iterator[Any]:
-        for batch in self.problem.train_batches(dataset, order, self.batch_size, generator):
+        batches = self.problem.train_batches(dataset, order, self.batch_size, generator)
+        if self.fabric.device.type == "cpu":
+            yield from batches
+            return
+        for batch in batches:
             yield self.fabric.to_device(batch)

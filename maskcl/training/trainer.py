@@ -201,8 +201,9 @@ class Trainer:
     def _train_epoch(self, run: _Running, epoch: int) -> None:
         net, method, problem = self.net, self.method, self.problem
         batches, scaler = self.samples.steps(run.dataset), self._scaler
-        loss_sum, correct = torch.zeros(2, dtype=torch.float64, device=self.fabric.device).unbind()
-        count = 0
+        device, count = self.fabric.device, 0
+        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
         self.callback.on_epoch_start(run.task, epoch, batches)
         net.train()
         for i, batch in enumerate(self.samples.epoch(run.task, epoch, run.dataset)):
@@ -223,10 +224,10 @@ class Trainer:
             method.after_step(net, run.state)
             loss = loss.detach()
             loss_sum.add_(loss, alpha=target.shape[0])
-            correct.add_((problem.predictions(logits.detach()) == target).sum())
+            correct += (problem.predictions(logits.detach()) == target).count_nonzero()
             count += target.shape[0]
             self.callback.on_step(run.task, epoch, i, loss)
-        totals = torch.stack([loss_sum, correct, torch.full_like(correct, count)])
+        totals = torch.stack([loss_sum, correct.double(), torch.full_like(loss_sum, count)])
         self._end_epoch(run, epoch, totals)
 
     @property
