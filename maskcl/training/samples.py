@@ -74,9 +74,5 @@ class Samples:
         )
 
     def _batches(self, dataset: Any, order: list[int], generator: torch.Generator) -> Iterator[Any]:
-        batches = self.problem.train_batches(dataset, order, self.batch_size, generator)
-        if self.fabric.device.type == "cpu":
-            yield from batches
-            return
-        for batch in batches:
+        for batch in self.problem.train_batches(dataset, order, self.batch_size, generator):
             yield self.fabric.to_device(batch)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskcl import backends
 from maskcl.nn.tasks.activations import check_activation
 from maskcl.nn.tasks.state import Masked
 from maskcl.ops import masked_conv, masked_linear, open_conv
@@ -136,6 +137,8 @@ class _HATConv(Masked):
         to do, and with more than three quarters of the units open the library is faster.
         """
         if x.device.type != "cpu" or x.dtype is not torch.float32 or not x.is_contiguous():
+            return False
+        if backends.choose("open_conv", "cpu", torch.float32) != "cpp":
             return False
         outs, ins, *window = self.weight.shape
         if min(outs, ins) < _FEWEST_CHANNELS or math.prod(window) == 1:
