@@ -176,10 +176,9 @@ def of_masked_linears_backward(grad: Tensor, x: Tensor, ys: list[Tensor], *rest:
     made: list[Pass] = []
     for layer in reversed(range(len(ys))):
         y, w, want = ys[layer], weights[layer], wanted[layer]
-        mask = masks[layer] if layer < len(masks) else y.new_ones(y.shape[1])
-        kind = activation if layer < len(masks) else "identity"
-        how = kind, slope, 1, True, bool(want & MASK), bool(want & BIAS)
-        made += passes.of_activation_backward(y, y, mask, None, *how)
+        if layer < len(masks):
+            how = activation, slope, 1, True, bool(want & MASK), bool(want & BIAS)
+            made += passes.of_activation_backward(y, y, masks[layer], None, *how)
         before = ys[layer - 1] if layer else x
         wants = bool(layer) or want_x, bool(want & WEIGHT)
         made += of_open_linear_backward(y, before, w, *wants)

@@ -1,6 +1,7 @@
 // Runs of masked linear layers on a GPU: cuBLAS's products, each with the mask in place behind it. See
 // maskcl/reference/masked_products.py.
 #include "../products.h"
+#include "blocks.cuh"
 #include "common.cuh"
 #include "gates.cuh"
 #include "masked_rows.cuh"
@@ -10,9 +11,14 @@ namespace {
 
 using Tensors = std::vector<Tensor>;
 
-Tensor ones(const Tensor& like, int64_t count, ScalarType dtype) {
-  Tensor made = fresh(like, {count}, dtype);
-  return torch::stable::fill_(made, 1.0);
+// The sums of all columns of grad [N, O], as torch has them.
+Tensor sum_columns(const Tensor& grad, ScalarType dtype) {
+  using torch::stable::detail::from;
+  const WithoutGrad guard;
+  const std::optional<std::vector<int64_t>> rows = std::vector<int64_t>{0};
+  std::array<StableIValue, 4> stack{from(grad), from(rows), from(false), from(std::optional<ScalarType>(dtype))};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::sum", "dim_IntList", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 void check_devices(const char* op, const char* name, const Tensors& tensors, const Tensor& x) {
@@ -53,10 +59,13 @@ Tensors masked_linears_backward(const Tensor& grad, const Tensor& x, Tensors ys,
   Tensors found(1 + 3 * layers, x);
   Tensor g = in_dtype(grad, x.scalar_type());
   for (size_t l = layers; l-- > 0;) {
-    const bool masked = l < masks.size();
-    auto [dz, dmask, dbias] = masked_activation_backward(
-        g, ys[l], masked ? masks[l] : ones(x, weights[l].size(0), compute_dtype(x.scalar_type())), std::nullopt,
-        masked ? activation : "identity", slope, 1, true, wanted[l] & kMask, wanted[l] & kBias);
+    const ScalarType sums = compute_dtype(x.scalar_type());
+    Tensor dz = g, dmask = fresh(x, {0}, sums), dbias = dmask;
+    if (l < masks.size())
+      std::tie(dz, dmask, dbias) = masked_activation_backward(g, ys[l], masks[l], std::nullopt, activation, slope, 1,
+                                                              true, wanted[l] & kMask, wanted[l] & kBias);
+    else if (wanted[l] & kBias)
+      dbias = sum_columns(g, sums);
     const Tensor& in = l ? ys[l - 1] : x;
     const bool want_weight = wanted[l] & kWeight, want_in = l ? true : want_x;
     const Tensor dweight =

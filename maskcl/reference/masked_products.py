@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from maskcl.reference.gate import hat_gates, hat_gates_backward
+from maskcl.reference.gate import compute_dtype, hat_gates, hat_gates_backward
 from maskcl.reference.masked_forward import masked_activation, masked_activation_backward
 from maskcl.reference.open_products import open_linear, open_linear_backward
 
@@ -57,25 +57,26 @@ def masked_linears_backward(
     found: list[Tensor] = []
     for layer in reversed(range(len(weights))):
         want = wanted[layer]
-        masked = layer < len(masks)
-        dz, dmask, dbias = masked_activation_backward(
-            grad,
-            ys[layer],
-            masks[layer] if masked else x.new_ones(ys[layer].shape[1]),
-            None,
-            activation if masked else "identity",
-            slope,
-            1,
-            True,
-            bool(want & MASK),
-            bool(want & BIAS),
-        )
+        if layer == len(masks):
+            dz, dmask, dbias = ordinary_backward(grad, want)
+        else:
+            sums = bool(want & MASK), bool(want & BIAS)
+            dz, dmask, dbias = masked_activation_backward(
+                grad, ys[layer], masks[layer], None, activation, slope, 1, True, *sums
+            )
         before = ys[layer - 1] if layer else x
         grad, dweight = open_linear_backward(
             dz, before, weights[layer], bool(layer) or want_x, bool(want & WEIGHT)
         )
         found = [dweight, dbias, dmask, *found]
     return [grad, *found]
+
+
+def ordinary_backward(grad: Tensor, want: int) -> tuple[Tensor, Tensor, Tensor]:
+    """dz, dmask and dbias of a layer without a mask."""
+    dtype = compute_dtype(grad.dtype)
+    none = grad.new_empty(0, dtype=dtype)
+    return grad, none, grad.sum(0, dtype=dtype) if want & BIAS else none
 
 
 def gated_linears(

@@ -6,7 +6,7 @@ Shapes as in :mod:`maskcl.reference.masked_products`.
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskcl.reference.masked_products import BIAS, MASK, WEIGHT
+from maskcl.reference.masked_products import BIAS, MASK, WEIGHT, ordinary_backward
 from maskcl.triton.gate import hat_gates, hat_gates_backward
 from maskcl.triton.masked_forward import masked_activation_, masked_activation_backward
 from maskcl.triton.open_products import open_linear_backward
@@ -45,11 +45,11 @@ def masked_linears_backward(
     found: list[Tensor] = []
     for layer in reversed(range(len(weights))):
         want = wanted[layer]
-        sums = bool(want & MASK), bool(want & BIAS)
-        masked = layer < len(masks)
-        mask = masks[layer] if masked else x.new_ones(ys[layer].shape[1])
-        how = activation if masked else "identity", slope, 1, True, *sums
-        dz, dmask, dbias = masked_activation_backward(grad, ys[layer], mask, None, *how)
+        if layer == len(masks):
+            dz, dmask, dbias = ordinary_backward(grad, want)
+        else:
+            how = activation, slope, 1, True, bool(want & MASK), bool(want & BIAS)
+            dz, dmask, dbias = masked_activation_backward(grad, ys[layer], masks[layer], None, *how)
         before = ys[layer - 1] if layer else x
         wants = bool(layer) or want_x, bool(want & WEIGHT)
         grad, dweight = open_linear_backward(dz, before, weights[layer], *wants)
