@@ -86,12 +86,12 @@ class Calls:
 
     Args:
         make: makes them: `adam_calls` or `sgd_calls`.
-        options: names of what one call has one value of.
     """
 
     def __init__(self, make: Make) -> None:
         self._make = make
         self._seen: list[Any] = []
+        self._sizes: list[int] = []
         self._calls: list[Call] = []
 
     def of(
@@ -111,15 +111,15 @@ class Calls:
             found_inf: 0-d, not 0 where nothing is to be written.
             state_dtype: of new state of parameters of half precision, None for theirs.
         """
-        seen = _what_is_there(optimizer, parameters)
-        # By identity; what was seen is held, so that nothing else can be in its place.
-        if not (len(seen) == len(self._seen) and all(map(is_, seen, self._seen))):
-            groups = optimizer.param_groups
+        groups = optimizer.param_groups
+        seen, sizes = _what_is_there(optimizer, parameters), [len(g["params"]) for g in groups]
+        if sizes != self._sizes or not _are_same(seen, self._seen):
             found = [[p for p in group["params"] if p.grad is not None] for group in groups]
             self._calls = self._make(optimizer, found, elements, found_inf, state_dtype)
-            # What was left out, or made only now, is looked for again.
+            # Calls that make state are of this step alone, and so are those that leave some out.
             is_whole = sum(len(c.parameters) for c in self._calls) == sum(map(len, found))
-            self._seen = seen if is_whole else []
+            is_kept = is_whole and _are_same(seen, _what_is_there(optimizer, parameters))
+            self._seen, self._sizes = seen if is_kept else [], sizes
         return self._calls
 
 
@@ -130,10 +130,17 @@ def parameters_of(optimizer: Any) -> Parameters:
 
 def _what_is_there(optimizer: Any, parameters: Parameters) -> list[Any]:
     """All that a step's calls follow from; no line of Python runs for a parameter."""
-    options = chain.from_iterable(map(dict.values, optimizer.param_groups))
-    state = chain.from_iterable(map(dict.values, optimizer.state.values()))
+    groups, state = optimizer.param_groups, optimizer.state
+    options = chain.from_iterable(map(dict.items, groups))
+    entries = chain.from_iterable(map(dict.items, state.values()))
     without = map(is_, map(_GRAD, parameters), repeat(None))
-    return [*options, *parameters, *state, *without]
+    named = chain.from_iterable(chain(options, entries))  # names and values
+    return [*named, *parameters, *state, *without]
+
+
+def _are_same(seen: list[Any], before: list[Any]) -> bool:
+    """By identity; what was seen before is held, so that nothing else can be in its place."""
+    return len(seen) == len(before) and all(map(is_, seen, before))
 
 
 def are_dense(parameters: Parameters) -> bool:
@@ -203,7 +210,7 @@ def sgd_calls(
                 if found_inf is not None and bool(found_inf):
                     continue
                 for p in parameters:
-                    state[p]["momentum_buffer"] = torch.empty_like(p, dtype=_dtype(p, state_dtype))
+                    state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=_dtype(p, state_dtype))
             momenta = [state[p]["momentum_buffer"] for p in parameters] if momentum else []
             pace = momentum, dampening, nesterov, maximize, first
             calls.append(_call("sgd_update_", some, [momenta], elements, pace))

@@ -77,6 +77,12 @@ def another_group(net, optimizer):
     optimizer.add_param_group({"params": [net.extra], "lr": 0.2})
 
 
+def another_groups_parameter(net, optimizer):
+    optimizer.add_param_group({"params": [net.extra], "lr": 0.0})
+    first, second = (group["params"] for group in optimizer.param_groups)
+    second.insert(0, first.pop())
+
+
 def fewer_parameters(net, optimizer):
     optimizer.param_groups[0]["params"].pop()
 
@@ -100,15 +106,17 @@ CHANGES: list[Callable[[nn.Module, torch.optim.Optimizer], None]] = [
     other_momentum,
     climb,
     another_group,
+    another_groups_parameter,
     fewer_parameters,
     other_order,
     other_memory,
 ]
 
 
+@pytest.mark.parametrize("after", [1, 2])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("kind", MAKE)
-def test_the_step_after_a_change_is_that_of_torch(kind, change):
+def test_the_step_after_a_change_is_that_of_torch(kind, change, after):
     if kind == "plain SGD" and change in (forget_one, other_moments):
         pytest.skip("it has no state")
     nets, optimizers = [model(), model()], []
@@ -117,18 +125,33 @@ def test_the_step_after_a_change_is_that_of_torch(kind, change):
         held = [p for name, p in net.named_parameters() if name != "extra"]
         optimizers.append(MAKE[kind](held))
     assert fuse(optimizers[0]) is not None
-    seed = 0
-    for _ in range(3):  # twice: what follows from a change is kept too
-        for _ in range(2):
-            seed += 1
-            for net, optimizer in zip(nets, optimizers, strict=True):
-                step(net, optimizer, seed)
-        if seed == 2:
-            for net, optimizer in zip(nets, optimizers, strict=True):
+    for seed in range(1, 7):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            step(net, optimizer, seed)
+            if seed == after:
                 change(net, optimizer)
+    assert len(optimizers[0].state) == len(optimizers[1].state)
     found, wanted = (dict(net.named_parameters()) for net in nets)
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_two_groups_exchange_a_parameter_in_the_same_order():
+    nets, optimizers = [model(), model()], []
+    for net in nets:
+        groups = [
+            {"params": list(net[i].parameters()), "lr": lr} for i, lr in enumerate((0.1, 0.0))
+        ]
+        optimizers.append(torch.optim.Adam(groups, fused=True))
+    assert fuse(optimizers[0]) is not None
+    for seed in range(4):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            step(net, optimizer, seed)
+            if seed == 1:  # the order of all parameters stays what it was
+                first, second = (group["params"] for group in optimizer.param_groups)
+                second.insert(0, first.pop())
+    for found, wanted in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", MAKE)
