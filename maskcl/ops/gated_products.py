@@ -13,7 +13,7 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops.gate import Gate, gates_backward
-from maskcl.ops.masked_products import as_wanted, bits_of_wanted
+from maskcl.ops.masked_products import as_wanted, bits_of_wanted, outputs_for
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.masked_products import BIAS, WEIGHT
 from maskcl.schemas import fake
@@ -87,8 +87,10 @@ class GatedLinearsFunction(OpFunction):
         ctx.activation, ctx.slope, count = inputs[6:9]
         ctx.count = count
         y, _, mask, *inner = output
+        # An ordinary last layer's gradients are not made of its output, which may be written to.
+        kept = inner if len(ctx.sizes) < count else [*inner, y]
         units = embedding, scale, share, mask
-        ctx.save_for_backward(x, *units, *inner, y, *inputs[9 : 9 + count])
+        ctx.save_for_backward(x, *units, *inputs[9 : 9 + count], *kept)
         ctx.mark_non_differentiable(*inner)
         ctx.set_materialize_grads(False)
 
@@ -101,10 +103,10 @@ class GatedLinearsFunction(OpFunction):
         dembedding, dx = None, None
         dlayers: list[Tensor | None] = [None] * (2 * count)
         if grad is not None:
-            ys, rows = saved[:count], x
+            weights, ys, rows = saved[:count], saved[count:], x
             if x.dim() != 2:
                 rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-                ys[-1] = ys[-1].reshape(grad.shape)
+            ys = outputs_for(grad, ys, count)
             how = gate.max_scale, gate.cosh_clamp, gate.recipe, ctx.activation, ctx.slope
             wanted = bits_of_wanted((*want[9:], *(True,) * len(ctx.sizes)), count)
             dembedding, dx, *found = backends.select("gated_linears_backward", x)(
@@ -112,7 +114,7 @@ class GatedLinearsFunction(OpFunction):
                 grad.new_empty(0) if term is None else term,
                 rows,
                 ys,
-                saved[count:],
+                weights,
                 mask,
                 *units,
                 gate.weight,

@@ -191,19 +191,24 @@ class MaskedLinearsFunction(OpFunction):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, ctx.activation, ctx.slope, count, *layers = inputs
         ctx.count = count
-        ctx.save_for_backward(x, *output, *layers[:count], *layers[2 * count :])
+        # An ordinary last layer's gradients are not made of its output, which may be written to.
+        masks = layers[2 * count :]
+        kept = output[:-1] if len(masks) < count else output
+        ctx.save_for_backward(x, *layers[:count], *masks, *kept)
+        ctx.masks = len(masks)
         ctx.mark_non_differentiable(*output[:-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         count = ctx.count
         x, *saved = ctx.saved_tensors
-        ys, weights, masks = saved[:count], saved[count : 2 * count], saved[2 * count :]
+        behind = count + ctx.masks
+        weights, masks, ys = saved[:count], saved[count:behind], saved[behind:]
         want_x, _, _, _, *want = ctx.needs_input_grad
         rows, grad = x, grads[-1]
         if x.dim() != 2:
             rows, grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-            ys = [*ys[:-1], ys[-1].reshape(grad.shape)]
+        ys = outputs_for(grad, ys, count)
         run = backends.select("masked_linears_backward", x)
         how = ctx.activation, ctx.slope, want_x, bits_of_wanted(want, count)
         dx, *found = run(grad, rows, ys, weights, masks, *how)
@@ -213,6 +218,16 @@ class MaskedLinearsFunction(OpFunction):
         ]
         dlayers = as_wanted([*found[::3], *found[1::3]], want, x.dtype)
         return dx.view(x.shape) if want_x else None, None, None, None, *dlayers, *found_masks
+
+
+def outputs_for(grad: Tensor, kept: list[Tensor], count: int) -> list[Tensor]:
+    """Every layer's output, [N, O], as the kernels take them; ``grad`` is the last one's, [N, O].
+
+    One that was not kept stands for nothing: any of its shape and dtype will do.
+    """
+    if len(kept) < count:
+        return [*kept, grad]
+    return [*kept[:-1], kept[-1].reshape(grad.shape)]
 
 
 def bits_of_wanted(want: Sequence[bool], count: int) -> list[int]:

@@ -16,7 +16,7 @@ from maskcl.nn.hat.fused_activation import FusedActivation
 from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.tasks.active import ActiveTask
 from maskcl.nn.tasks.heads import TaskHeads
-from maskcl.nn.tasks.sequential import has_own_forward, have_hooks, modules_of
+from maskcl.nn.tasks.sequential import are_watched, has_own_forward, modules_of
 from maskcl.ops.gate import Gate
 from maskcl.ops.gated_products import gated_linears
 from maskcl.ops.masked_forward import keeps_output
@@ -56,6 +56,7 @@ class Run:
         if found is None:
             return None
         y, active.term, mask = gated_linears(x, *found, gates, self.activation, self.slope)
+        active.term_weight = gates[4].weight
         active.set_mask(mask, gates[3])
         return y
 
@@ -72,7 +73,7 @@ class Run:
         linear = [*self.layers, *self._ordinary]
         if type(self.last) is TaskHeads:
             head = active.own[self.last.place]
-            if type(head) is not nn.Linear or has_own_forward(head) or have_hooks([head]):
+            if type(head) is not nn.Linear or are_watched([head]):
                 return None
             linear.append(head)
         weights: list[Tensor] = []
@@ -93,40 +94,42 @@ class LayerRuns:
     """How a model is run when all its modules are called one after the other.
 
     Args:
-        model: of the network.
+        model: of the network, which may get another.
         masks: how many there are.
     """
 
     def __init__(self, model: nn.Module, masks: int) -> None:
-        self._model = model
         self._masks = masks
-        self._follow(modules_of(model))
+        self._follow(model, modules_of(model))
 
-    def _follow(self, modules: list[nn.Module]) -> None:
-        self._modules, self._steps = modules, _steps_of(modules)
+    def _follow(self, model: nn.Module, modules: list[nn.Module]) -> None:
+        self._model, self._modules, self._steps = model, modules, _steps_of(modules)
         run = self._steps[0][0] if len(self._steps) == 1 else None
-        self._looked_at = [self._model]
+        self._looked_at = [model]
         self._looked_at += [m for run, members in self._steps if run for m in members]
         # A run that is the whole model and has all masks, in their order.
         self._whole = run if run and run.slots == list(range(self._masks)) else None
 
-    def gated_output(self, active: ActiveTask, args: tuple[Any, ...], gates: Gates) -> Any:
+    def gated_output(
+        self, model: nn.Module, active: ActiveTask, args: tuple[Any, ...], gates: Gates
+    ) -> Any:
         """The model's output, and the active task's masks and term, where all is one run.
 
         Else None, and nothing has been done.
         """
-        if self._whole is None or len(args) != 1 or not self._may_run(gates[0]):
+        # The compiler fuses gates with what is around them; transforms map over smaller ops.
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return None
-        if torch.compiler.is_compiling():  # which fuses gates with what is around them
+        if len(args) != 1 or not self._may_run(model, gates[0]) or self._whole is None:
             return None
-        return None if self._whole is None else self._whole.gated_output(args[0], active, gates)
+        return self._whole.gated_output(args[0], active, gates)
 
-    def output(self, active: ActiveTask, args: tuple[Any, ...]) -> Any:
+    def output(self, model: nn.Module, active: ActiveTask, args: tuple[Any, ...]) -> Any:
         """The model's output where it may be run so, else None.
 
         A hook anywhere, which wants to see its module's call, sees it.
         """
-        if len(args) != 1 or not active.parts or not self._may_run(active.parts[0]):
+        if len(args) != 1 or not active.parts or not self._may_run(model, active.parts[0]):
             return None
         x = args[0]
         for run, modules in self._steps:
@@ -138,16 +141,16 @@ class LayerRuns:
                 x = output
         return x
 
-    def _may_run(self, gates: Tensor) -> bool:
-        if type(self._model) is not nn.Sequential:
+    def _may_run(self, model: nn.Module, gates: Tensor) -> bool:
+        if type(model) is not nn.Sequential:
             return False
         if not (torch.is_grad_enabled() and gates.requires_grad):
             return False
-        modules = modules_of(self._model)
-        if modules != self._modules:
-            self._follow(modules)
+        modules = modules_of(model)
+        if model is not self._model or modules != self._modules:
+            self._follow(model, modules)
         # Of modules in no run ``__call__`` sees to their own hooks.
-        return not (_has_any_global_hook() or have_hooks(self._looked_at))
+        return not (_has_any_global_hook() or are_watched(self._looked_at))
 
 
 def _steps_of(modules: list[nn.Module]) -> list[tuple[Run | None, list[nn.Module]]]:

@@ -140,11 +140,15 @@ class _HATConv(Masked):
             return False
         if backends.choose("open_conv", "cpu", torch.float32) != "cpp":
             return False
+        if not self.weight.is_contiguous() or type(x) is not Tensor:  # nn.Conv2d's order, or traced
+            return False
         outs, ins, *window = self.weight.shape
         if min(outs, ins) < _FEWEST_CHANNELS or math.prod(window) == 1:
             return False
         active = self._active()
         if active.scale is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return False
+        if torch._C._are_functorch_transforms_active():
             return False
         return not torch.is_autocast_enabled("cpu") and active.open_share() <= _MOST_OPEN
 

@@ -126,12 +126,12 @@ class HATNetwork(TaskNetwork):
         self._check_arguments(*args, *kwargs.values())
         if not kwargs and active.scale is not None:
             gates = self._gates_of(self._units_in(active), active.scale)
-            output = self._runs.gated_output(active, args, gates)
+            output = self._runs.gated_output(self.model, active, args, gates)
             if output is not None:
                 return output
         self._make_masks(active)
         if not kwargs:
-            output = self._runs.output(active, args)
+            output = self._runs.output(self.model, active, args)
             if output is not None:
                 return output
         return self.model(*args, **kwargs)
@@ -161,7 +161,9 @@ class HATNetwork(TaskNetwork):
             mask = units.hard_mask().to(units.embedding.dtype)
             active.parts, active.term = mask.split(self._sizes), None
         else:
-            active.parts, active.term = hat_gates(*self._gates_of(units, active.scale))
+            gates = self._gates_of(units, active.scale)
+            active.parts, active.term = hat_gates(*gates)
+            active.term_weight = gates[4].weight
 
     def _units_in(self, active: ActiveTask) -> TaskUnits:
         units: TaskUnits = active.record
@@ -293,7 +295,7 @@ class HATNetwork(TaskNetwork):
         if active.scale is not None and not active.learns and torch.is_grad_enabled():
             # A checkpointed forward ran without gradients, and its recomputation is yet to come.
             _, term = hat_gates(*self._gates_of(units, active.scale))
-        if term is not None and weight == self._gate_options[3]:
+        if term is not None and weight == active.term_weight:
             return term
         mask = torch.cat(active.parts) if active.parts else units.free_share  # of no units
         return weight * torch.dot(mask, units.free_share)

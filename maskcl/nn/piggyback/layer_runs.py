@@ -17,7 +17,7 @@ from maskcl.nn.piggyback.cut import Cut
 from maskcl.nn.piggyback.layers import PiggybackLinear
 from maskcl.nn.tasks.active import ActiveTask
 from maskcl.nn.tasks.heads import TaskHeads
-from maskcl.nn.tasks.sequential import has_own_forward, have_hooks, modules_of
+from maskcl.nn.tasks.sequential import are_watched, has_own_forward, modules_of
 from maskcl.ops.piggyback_runs import piggyback_linears
 
 
@@ -104,7 +104,7 @@ class LayerRuns:
         if model is not self._model or modules != self._modules:
             self._follow(model, modules)
         # Of modules in no run ``__call__`` sees to their own hooks.
-        return not (_has_any_global_hook() or have_hooks(self._looked_at))
+        return not (_has_any_global_hook() or are_watched(self._looked_at))
 
     def _follow(self, model: nn.Module, modules: list[nn.Module]) -> None:
         self._model, self._modules, self._steps = model, modules, _steps_of(modules)
@@ -118,7 +118,7 @@ class LayerRuns:
 
 def _of_head(heads: TaskHeads, x: Tensor, head: nn.Module) -> Any:
     """What ``heads(x)`` is, without the modules' calls where nothing would see them."""
-    if type(head) is nn.Linear and not has_own_forward(head) and not have_hooks([head]):
+    if type(head) is nn.Linear and not are_watched([head]):
         held = head._parameters
         weight = held.get("weight")
         if weight is not None and "bias" in held:

@@ -33,6 +33,7 @@ class ActiveTask:
         learns: the last forward here began with gradients.
         make_masks: makes ``parts`` and ``term`` anew; None where there are no such masks.
         term: 0-d, what the network makes of them for the loss; None where nothing.
+        term_weight: that it is multiplied by.
         before: what was active before, of this network or another.
     """
 
@@ -49,6 +50,7 @@ class ActiveTask:
         self._mask: tuple[Tensor, list[int]] | None = None
         self._open: tuple[tuple[Tensor, ...], float] | None = None
         self.term: Tensor | None = None
+        self.term_weight = 0.0
         self.before: ActiveTask | None = None
 
     @property
@@ -56,7 +58,8 @@ class ActiveTask:
         """Masks of all units as the last forward here made them, by layer; None before it."""
         if self._mask is not None:
             mask, sizes = self._mask
-            with torch.set_grad_enabled(self.learns):
+            # As the forward would have cut it, whatever mode this is.
+            with torch.inference_mode(False), torch.set_grad_enabled(self.learns):
                 self._parts, self._mask = mask.split(sizes), None
         return self._parts
 

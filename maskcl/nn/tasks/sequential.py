@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
+from itertools import repeat
+from operator import attrgetter, contains
 
 import torch
 from torch import nn
@@ -29,8 +30,10 @@ def has_own_forward(module: nn.Module) -> bool:
     return "forward" in vars(module)
 
 
-def have_hooks(modules: list[nn.Module]) -> bool:
-    """Whether any of these has a hook that wants to see its call."""
+def are_watched(modules: list[nn.Module]) -> bool:
+    """Whether any of these has a hook that wants to see its call, or a ``forward`` of its own."""
     if torch.compiler.is_compiling():  # which cannot see into an attrgetter
-        return any(getattr(m, name) for m in modules for name in _HOOK_NAMES)
-    return any(map(any, map(_HOOKS, modules)))
+        hooked = any(getattr(m, name) for m in modules for name in _HOOK_NAMES)
+        return hooked or any(has_own_forward(m) for m in modules)
+    own = map(contains, map(vars, modules), repeat("forward"))
+    return any(map(any, map(_HOOKS, modules))) or any(own)
