@@ -1,4 +1,4 @@
-"""Runs of masked linear layers: the library's products, each with the mask in place behind it.
+"""Runs of masked linear layers: products with the mask in their epilogue, small ones the library's.
 
 Shapes as in :mod:`maskcl.reference.masked_products`.
 """
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskcl.reference.masked_products import BIAS, MASK, WEIGHT, ordinary_backward
+from maskcl.triton._linear import masked_linear
 from maskcl.triton.gate import hat_gates, hat_gates_backward
 from maskcl.triton.masked_forward import masked_activation_, masked_activation_backward
 from maskcl.triton.open_products import open_linear_backward
@@ -23,9 +24,15 @@ def masked_linears(
     """Every layer's output."""
     ys: list[Tensor] = []
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        y = F.linear(ys[-1] if ys else x, weight, bias if bias.numel() else None)
-        if layer < len(masks):
-            masked_activation_(y, masks[layer], None, activation, slope, 1)
+        before, added = ys[-1] if ys else x, bias if bias.numel() else None
+        mask = masks[layer] if layer < len(masks) else None
+        y = None
+        if mask is not None:
+            y = masked_linear(before, weight, added, mask, activation, slope)
+        if y is None:
+            y = F.linear(before, weight, added)
+            if mask is not None:
+                masked_activation_(y, mask, None, activation, slope, 1)
         ys.append(y)
     return ys
 
