@@ -11,7 +11,7 @@ from maskcl import backends, models, ops
 
 MLPS = {"MLP 64-200-200-2": (64, 200, 200, 2), "MLP 784-800-800-10": (784, 800, 800, 10)}
 MLPS["MLP 784-2000-2000-10"] = (784, 2000, 2000, 10)
-LISTS = [*MLPS, "ResNet-18"]
+LISTS = [*MLPS, "ResNet-18", "transformer, 110 M"]
 SHARES = [0, 30, 70, 100]
 NAMES = ["maskcl", "fused", "fused, clamp, restore", "foreach", "foreach, clamp, restore"]
 LR, DECAY = 1e-3, 0.01
@@ -20,9 +20,18 @@ LR, DECAY = 1e-3, 0.01
 def shapes_of(name: str) -> list[tuple[int, ...]]:
     if name == "ResNet-18":
         return [tuple(p.shape) for p in models.resnet18((3, 32, 32), 10).parameters()]
+    if name.startswith("transformer"):
+        return transformer()
     sizes = MLPS[name]
     pairs = zip(sizes[1:], sizes[:-1], strict=True)
     return [shape for out, ins in pairs for shape in ((out, ins), (out,))]
+
+
+def transformer(width: int = 768, layers: int = 12, words: int = 30522) -> list[tuple[int, ...]]:
+    """The shapes of BERT-base (Devlin et al. 2019): embeddings and blocks, without its pooler."""
+    linear = [(width, width)] * 4 + [(4 * width, width), (width, 4 * width)]
+    block = [shape for out, ins in linear for shape in ((out, ins), (out,))] + [(width,)] * 4
+    return [(words, width), (512, width), (2, width), (width,), (width,), *block * layers]
 
 
 def sides_of(shapes: list[tuple[int, ...]], percent: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -107,3 +107,15 @@ def test_a_compiled_network_takes_them_as_they_are():
         wanted = net(x)
         found = torch.compile(net, fullgraph=True, backend="aot_eager")(x)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_in_channels_last_give_images_in_that_order_as_in_torch(rearranged):
+    net, x = network()
+    net = net.to(memory_format=torch.channels_last)
+    for share in (1.0, 0.5):
+        opened(net, share)
+        with net.task(0, scale=SCALE):
+            net(x)
+            y = net.model[0](x)
+        wanted = F.conv2d(x, net.model[0].weight, net.model[0].bias, padding=1)
+        assert y.stride() == wanted.stride()
