@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,44 +12,16 @@ from maskcl.nn.following.trace import sizes_of
 from maskcl.nn.hat.example_inputs import Example
 from maskcl.nn.hat.layer_runs import Gates, LayerRuns
 from maskcl.nn.hat.place_masks import attach
-from maskcl.nn.hat.protection import Protection, protect
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
-from maskcl.nn.hat.shared_parameters import check_owners, shared_parameters
+from maskcl.nn.hat.shared_parameters import check_owners
 from maskcl.nn.hat.topology_by_hand import Sources
+from maskcl.nn.hat.unit_tasks import TaskUnits, UnitTasks, check_init
 from maskcl.nn.tasks.active import ActiveTask, active_of
 from maskcl.nn.tasks.model_structure import ModelStructure
-from maskcl.nn.tasks.network import TaskNetwork, own_parameters
-from maskcl.nn.tasks.state import WORD
 from maskcl.ops.gate import Gate, hat_gates
 
-INITS = ("normal", "uniform", "dense")
 
-
-@dataclass(frozen=True)
-class TaskUnits:
-    """What decides about one task's masks, as tensors: views that follow the network's.
-
-    Attributes:
-        embedding: [U], the task's.
-        bits: int64 [U], the word of each unit's tasks that the task's bit is in.
-        shift: int64 0-d, of that bit.
-        finished: bool 0-d.
-        free_share: [U], (1 - u) / sum (1 - u) of eq. 5; zeros where no unit is free.
-    """
-
-    embedding: nn.Parameter
-    bits: Tensor
-    shift: Tensor
-    finished: Tensor
-    free_share: Tensor
-
-    def hard_mask(self) -> Tensor:
-        """Units that the task uses, bool [U]: as recorded, else embedding > 0."""
-        recorded = ((self.bits >> self.shift) & 1) != 0
-        return torch.where(self.finished, recorded, self.embedding.detach() > 0)
-
-
-class HATNetwork(TaskNetwork):
+class HATNetwork(UnitTasks):
     """A model whose layers' units carry one mask a task, m = sigmoid(s e) (HAT, eq. 1).
 
     Every forward happens inside ``with net.task(k):`` and computes the masks of all layers at once.
@@ -79,8 +50,6 @@ class HATNetwork(TaskNetwork):
         ValueError: num_tasks or init is not as above, or a module has another number of tasks.
     """
 
-    tasks: Tensor
-
     def __init__(
         self,
         model: nn.Module,
@@ -91,7 +60,7 @@ class HATNetwork(TaskNetwork):
         sources: Sources | None = None,
     ) -> None:
         super().__init__(model, num_tasks)
-        _check_init(init)
+        check_init(init)
         check_owners(model)
         let_hooks_read_only(model)
         self.example = Example(example_inputs)
@@ -102,17 +71,6 @@ class HATNetwork(TaskNetwork):
         self._runs = LayerRuns(model, len(self._sizes))
         self._build_units(init)
         self.configure_gate()
-
-    def _build_units(self, init: str) -> None:
-        device = self._device()
-        count = sum(self._sizes)
-        self.embeddings = nn.ParameterList(
-            nn.Parameter(torch.empty(count, device=device)) for _ in range(self.num_tasks)
-        )
-        words = -(-self.num_tasks // WORD)
-        self.register_buffer("tasks", torch.zeros(count, words, dtype=torch.int64, device=device))
-        for k in range(self.num_tasks):
-            self.reset_embedding(k, init)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output for the active task.
@@ -135,24 +93,6 @@ class HATNetwork(TaskNetwork):
             if output is not None:
                 return output
         return self.model(*args, **kwargs)
-
-    def begin_task(self, task: int, *, check: bool = True) -> None:
-        """Let what the task trains require gradients, and nothing else; all gradients are dropped.
-
-        Args:
-            task: not finished.
-            check: whether finished tasks have to be what they were.
-
-        Raises:
-            RuntimeError: the task is finished, or finished tasks are not what they were.
-            ConversionError: the model is not the one that was followed; nothing has changed then.
-        """
-        self._check_open("begin_task", task)
-        self._structure.check("HATNetwork.begin_task", self.model)
-        let_hooks_read_only(self.model)
-        if check:
-            self.check_kept("HATNetwork.begin_task")
-        super().begin_task(task)
 
     def _make_masks(self, active: ActiveTask) -> None:
         """Masks of all layers at once, for the modules below."""
@@ -189,41 +129,6 @@ class HATNetwork(TaskNetwork):
         super()._fill(active)
         active.record = self._units_of(active.task)
         active.make_masks = self._make_masks
-
-    def _units_of(self, task: int) -> TaskUnits:
-        # Every `with net.task(k)` asks: what was found last is found by a few comparisons.
-        tasks, finished = self._buffers["tasks"], self._buffers["finished"]
-        embedding = self._embedding(task)
-        assert tasks is not None and finished is not None
-        name = f"last units {task}"
-        seen = tasks._version, finished._version
-        last = self._state.cache.get(name)
-        if (
-            last is not None
-            and last[0] is tasks
-            and last[1] is finished
-            and last[2] is embedding
-            and last[3] == seen
-        ):
-            units: TaskUnits = last[4]
-            return units
-
-        def make() -> TaskUnits:
-            bits = tasks[:, task // WORD]
-            shift = torch.tensor(task % WORD, device=bits.device)
-            free = (tasks == 0).all(1).to(embedding.dtype)
-            share = free / free.sum().clamp_min(1)
-            return TaskUnits(embedding, bits, shift, finished[task], share)
-
-        units = self._state.kept(f"units {task}", make, (tasks, finished, embedding))
-        self._state.cache[name] = tasks, finished, embedding, seen, units
-        return units
-
-    def _embedding(self, task: int) -> nn.Parameter:
-        # By the way that ``self.embeddings[task]`` goes, which takes several times as long.
-        found = self._modules["embeddings"]._parameters[str(task)]  # type: ignore[union-attr]
-        assert found is not None
-        return found
 
     def _check_arguments(self, *found: Any) -> None:
         """Raise ValueError where the model may take another path than the one that was followed."""
@@ -299,108 +204,3 @@ class HATNetwork(TaskNetwork):
             return term
         mask = torch.cat(active.parts) if active.parts else units.free_share  # of no units
         return weight * torch.dot(mask, units.free_share)
-
-    def hard_mask(self, task: int) -> Tensor:
-        """Units that a task uses, bool [U]: as recorded by finish_task, else embedding > 0."""
-        self._check_task("hard_mask", task)
-        return self._units_of(task).hard_mask()
-
-    def used(self) -> Tensor:
-        """Units that any finished task uses, bool [U]."""
-        return self._used().clone()
-
-    def _used(self) -> Tensor:
-        return self._state.kept("used", lambda: (self.tasks != 0).any(1), (self.tasks,))
-
-    def capacity(self) -> dict[str, float]:
-        """Fraction of each layer's units that finished tasks use."""
-        used = self._used().cpu()
-        return {name: float(used[span].double().mean()) for name, span in self.units.items()}
-
-    @torch.no_grad()
-    def finish_task(self, task: int, *, check: bool = True) -> None:
-        """Record the units with embedding > 0 as the task's, and freeze all that is its own.
-
-        Args:
-            task: not finished.
-            check: whether the tasks before have to be what they were.
-
-        Raises:
-            RuntimeError: it is finished already, or finished tasks are not what they were.
-            ConversionError: the model is not the one that was followed; nothing has changed then.
-        """
-        self._check_open("finish_task", task)
-        self._structure.check("HATNetwork.finish_task", self.model)
-        if check:
-            self.check_kept("HATNetwork.finish_task")
-        bits = (self.embeddings[task] > 0).to(torch.int64) << (task % WORD)
-        self.tasks[:, task // WORD] |= bits
-        self.finished[task] = True
-        for parameter in (self.embeddings[task], *own_parameters(self.model, task)):
-            parameter.requires_grad_(False)
-        self._follow_finished()
-
-    @torch.no_grad()
-    def forget_task(self, task: int) -> None:
-        """Take a task's record back: what only it used is free, its outputs are no longer kept."""
-        self._check_task("forget_task", task)
-        bit = torch.ones((), dtype=torch.int64, device=self.tasks.device) << (task % WORD)
-        self.tasks[:, task // WORD] &= ~bit
-        self.finished[task] = False
-        self._follow_finished()
-
-    @torch.no_grad()
-    def reset_embedding(
-        self, task: int, init: str = "normal", generator: torch.Generator | None = None
-    ) -> None:
-        """Draw a task's embedding anew; ``init`` as for the class, ``generator`` on the CPU.
-
-        Raises:
-            RuntimeError: the task is finished.
-        """
-        self._check_open("reset_embedding", task)
-        _check_init(init)
-        count = sum(self._sizes)
-        match init:
-            case "normal":
-                start = torch.randn(count, generator=generator)
-            case "uniform":
-                start = 2 * torch.rand(count, generator=generator)
-            case _:
-                start = torch.ones(count)
-        self.embeddings[task].copy_(start)
-
-    def task_parameters(self, task: int) -> list[nn.Parameter]:
-        """What a task trains: the shared weights, its embedding, its norms' affine and its head."""
-        self._check_task("task_parameters", task)
-        return [
-            *shared_parameters(self.model),
-            self.embeddings[task],
-            *own_parameters(self.model, task),
-        ]
-
-    def kept_bits(self) -> dict[str, Tensor]:
-        """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none.
-
-        Elements whose two ends one task uses, the tasks' norms, heads and bits, what is frozen.
-        """
-        if not bool(self.finished.any()):
-            return {}
-        protection = self.protection()
-        return self._state_fingerprints([*protection.names, "embeddings."]) | (
-            protection.fingerprints()
-        )
-
-    def protection(self) -> Protection:
-        """What the finished tasks need of the shared parameters, from the bits as they are now."""
-        parameters = shared_parameters(self.model)
-
-        def make() -> Protection:
-            return protect(self.model, self.topology, self.tasks, self.finished)
-
-        return self._state.kept("protection", make, (self.tasks, self.finished, *parameters))
-
-
-def _check_init(init: str) -> None:
-    if init not in INITS:
-        raise ValueError(f"HATNetwork: init is {init!r}, wanted one of {', '.join(INITS)}")

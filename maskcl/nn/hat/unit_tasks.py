@@ -1,0 +1,230 @@
+"""Which units each task uses: HAT's record of tasks, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from maskcl.nn.hat.protection import Protection, protect
+from maskcl.nn.hat.reading_hooks import let_hooks_read_only
+from maskcl.nn.hat.shared_parameters import shared_parameters
+from maskcl.nn.hat.topology import Topology
+from maskcl.nn.tasks.model_structure import ModelStructure
+from maskcl.nn.tasks.network import TaskNetwork, own_parameters
+from maskcl.nn.tasks.state import WORD
+
+INITS = ("normal", "uniform", "dense")
+
+
+@dataclass(frozen=True)
+class TaskUnits:
+    """What decides about one task's masks, as tensors: views that follow the network's.
+
+    Attributes:
+        embedding: [U], the task's.
+        bits: int64 [U], the word of each unit's tasks that the task's bit is in.
+        shift: int64 0-d, of that bit.
+        finished: bool 0-d.
+        free_share: [U], (1 - u) / sum (1 - u) of eq. 5; zeros where no unit is free.
+    """
+
+    embedding: nn.Parameter
+    bits: Tensor
+    shift: Tensor
+    finished: Tensor
+    free_share: Tensor
+
+    def hard_mask(self) -> Tensor:
+        """Units that the task uses, bool [U]: as recorded, else embedding > 0."""
+        recorded = ((self.bits >> self.shift) & 1) != 0
+        return torch.where(self.finished, recorded, self.embedding.detach() > 0)
+
+
+class UnitTasks(TaskNetwork):
+    """Base of HATNetwork: the tasks' embeddings and bits, from begin to end.
+
+    Attributes:
+        embeddings: one float32 [U] a task, all layers' units one after the other.
+        tasks: int64 [U, W]; bit k % 64 of word k // 64: finished task k uses the unit.
+        topology: which units reach which parameter.
+        units: layer name -> its slice of U.
+    """
+
+    tasks: Tensor
+    embeddings: nn.ParameterList
+    topology: Topology
+    units: dict[str, slice]
+    _structure: ModelStructure
+    _sizes: list[int]
+
+    def _build_units(self, init: str) -> None:
+        device = self._device()
+        count = sum(self._sizes)
+        self.embeddings = nn.ParameterList(
+            nn.Parameter(torch.empty(count, device=device)) for _ in range(self.num_tasks)
+        )
+        words = -(-self.num_tasks // WORD)
+        self.register_buffer("tasks", torch.zeros(count, words, dtype=torch.int64, device=device))
+        for k in range(self.num_tasks):
+            self.reset_embedding(k, init)
+
+    def begin_task(self, task: int, *, check: bool = True) -> None:
+        """Let what the task trains require gradients, and nothing else; all gradients are dropped.
+
+        Args:
+            task: not finished.
+            check: whether finished tasks have to be what they were.
+
+        Raises:
+            RuntimeError: the task is finished, or finished tasks are not what they were.
+            ConversionError: the model is not the one that was followed; nothing has changed then.
+        """
+        self._check_open("begin_task", task)
+        self._structure.check("HATNetwork.begin_task", self.model)
+        let_hooks_read_only(self.model)
+        if check:
+            self.check_kept("HATNetwork.begin_task")
+        super().begin_task(task)
+
+    @torch.no_grad()
+    def finish_task(self, task: int, *, check: bool = True) -> None:
+        """Record the units with embedding > 0 as the task's, and freeze all that is its own.
+
+        Args:
+            task: not finished.
+            check: whether the tasks before have to be what they were.
+
+        Raises:
+            RuntimeError: it is finished already, or finished tasks are not what they were.
+            ConversionError: the model is not the one that was followed; nothing has changed then.
+        """
+        self._check_open("finish_task", task)
+        self._structure.check("HATNetwork.finish_task", self.model)
+        if check:
+            self.check_kept("HATNetwork.finish_task")
+        bits = (self.embeddings[task] > 0).to(torch.int64) << (task % WORD)
+        self.tasks[:, task // WORD] |= bits
+        self.finished[task] = True
+        for parameter in (self.embeddings[task], *own_parameters(self.model, task)):
+            parameter.requires_grad_(False)
+        self._follow_finished()
+
+    @torch.no_grad()
+    def forget_task(self, task: int) -> None:
+        """Take a task's record back: what only it used is free, its outputs are no longer kept."""
+        self._check_task("forget_task", task)
+        bit = torch.ones((), dtype=torch.int64, device=self.tasks.device) << (task % WORD)
+        self.tasks[:, task // WORD] &= ~bit
+        self.finished[task] = False
+        self._follow_finished()
+
+    def task_parameters(self, task: int) -> list[nn.Parameter]:
+        """What a task trains: the shared weights, its embedding, its norms' affine and its head."""
+        self._check_task("task_parameters", task)
+        return [
+            *shared_parameters(self.model),
+            self.embeddings[task],
+            *own_parameters(self.model, task),
+        ]
+
+    @torch.no_grad()
+    def reset_embedding(
+        self, task: int, init: str = "normal", generator: torch.Generator | None = None
+    ) -> None:
+        """Draw a task's embedding anew; ``init`` as for the class, ``generator`` on the CPU.
+
+        Raises:
+            RuntimeError: the task is finished.
+        """
+        self._check_open("reset_embedding", task)
+        check_init(init)
+        count = sum(self._sizes)
+        match init:
+            case "normal":
+                start = torch.randn(count, generator=generator)
+            case "uniform":
+                start = 2 * torch.rand(count, generator=generator)
+            case _:
+                start = torch.ones(count)
+        self.embeddings[task].copy_(start)
+
+    def hard_mask(self, task: int) -> Tensor:
+        """Units that a task uses, bool [U]: as recorded by finish_task, else embedding > 0."""
+        self._check_task("hard_mask", task)
+        return self._units_of(task).hard_mask()
+
+    def used(self) -> Tensor:
+        """Units that any finished task uses, bool [U]."""
+        return self._used().clone()
+
+    def _used(self) -> Tensor:
+        return self._state.kept("used", lambda: (self.tasks != 0).any(1), (self.tasks,))
+
+    def capacity(self) -> dict[str, float]:
+        """Fraction of each layer's units that finished tasks use."""
+        used = self._used().cpu()
+        return {name: float(used[span].double().mean()) for name, span in self.units.items()}
+
+    def kept_bits(self) -> dict[str, Tensor]:
+        """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none.
+
+        Elements whose two ends one task uses, the tasks' norms, heads and bits, what is frozen.
+        """
+        if not bool(self.finished.any()):
+            return {}
+        protection = self.protection()
+        return self._state_fingerprints([*protection.names, "embeddings."]) | (
+            protection.fingerprints()
+        )
+
+    def protection(self) -> Protection:
+        """What the finished tasks need of the shared parameters, from the bits as they are now."""
+        parameters = shared_parameters(self.model)
+
+        def make() -> Protection:
+            return protect(self.model, self.topology, self.tasks, self.finished)
+
+        return self._state.kept("protection", make, (self.tasks, self.finished, *parameters))
+
+    def _units_of(self, task: int) -> TaskUnits:
+        # Every `with net.task(k)` asks: what was found last is found by a few comparisons.
+        tasks, finished = self._buffers["tasks"], self._buffers["finished"]
+        embedding = self._embedding(task)
+        assert tasks is not None and finished is not None
+        name = f"last units {task}"
+        seen = tasks._version, finished._version
+        last = self._state.cache.get(name)
+        if (
+            last is not None
+            and last[0] is tasks
+            and last[1] is finished
+            and last[2] is embedding
+            and last[3] == seen
+        ):
+            units: TaskUnits = last[4]
+            return units
+
+        def make() -> TaskUnits:
+            bits = tasks[:, task // WORD]
+            shift = torch.tensor(task % WORD, device=bits.device)
+            free = (tasks == 0).all(1).to(embedding.dtype)
+            share = free / free.sum().clamp_min(1)
+            return TaskUnits(embedding, bits, shift, finished[task], share)
+
+        units = self._state.kept(f"units {task}", make, (tasks, finished, embedding))
+        self._state.cache[name] = tasks, finished, embedding, seen, units
+        return units
+
+    def _embedding(self, task: int) -> nn.Parameter:
+        # By the way that ``self.embeddings[task]`` goes, which takes several times as long.
+        found = self._modules["embeddings"]._parameters[str(task)]  # type: ignore[union-attr]
+        assert found is not None
+        return found
+
+
+def check_init(init: str) -> None:
+    """Raise ValueError unless embeddings can start so."""
+    if init not in INITS:
+        raise ValueError(f"HATNetwork: init is {init!r}, wanted one of {', '.join(INITS)}")
