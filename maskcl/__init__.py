@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from maskcl.methods.hat import HAT
     from maskcl.methods.mas import MAS
     from maskcl.methods.piggyback import Piggyback
+    from maskcl.nn.inference.task_inference import TaskInference
     from maskcl.training.trainer import Trainer
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "HAT",
     "MAS",
     "Piggyback",
+    "TaskInference",
     "Trainer",
     "backends",
     "export",
@@ -41,6 +43,7 @@ _LATE = {
     "HAT": "maskcl.methods.hat",
     "MAS": "maskcl.methods.mas",
     "Piggyback": "maskcl.methods.piggyback",
+    "TaskInference": "maskcl.nn.inference.task_inference",
     "Trainer": "maskcl.training.trainer",
 }
 

@@ -17,6 +17,7 @@ LAYERS = [
     ["_extension", "checkpoint", "reference", "schemas"],
     ["backends", "triton"],
     ["ops"],
+    ["nn.inference"],
     ["nn.tasks"],
     ["nn.following"],
     ["nn.hat", "nn.importance", "nn.piggyback"],

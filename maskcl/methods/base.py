@@ -18,19 +18,25 @@ class PlanWarning(UserWarning):
     """What is about to be trained, or was, cannot have learned a mask; the message says why."""
 
 
+def _forward(net: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
+    *inputs, target = batch
+    return net(*inputs), target
+
+
 @dataclass(frozen=True)
 class TaskData:
     """A task's training samples, for a method that looks at them once more when the task ends.
 
     Attributes:
         batches: each call goes through all samples of this process once, on the network's device.
-        forward: (network, batch) -> outputs [N, ...] and their targets [N], or None for targets.
+        forward: (network, batch) -> outputs [N, ...] and their targets [N], or None for targets; by
+            default a batch is the network's arguments and the targets.
         segments: batch -> int64 [rows], the sample of each row of what goes into the network, where
             samples are groups of rows (the nodes of graphs); None where they are not.
     """
 
     batches: Callable[[], Iterable[Any]]
-    forward: Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]]
+    forward: Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]] = _forward
     segments: Callable[[Any], Tensor] | None = None
 
 
@@ -104,6 +110,21 @@ class Method(Protocol):
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
         """Why this combination cannot be; empty where it can."""
         ...
+
+
+def check_measurable(caller: str, net: Any, data: TaskData | None) -> None:
+    """Raise RuntimeError where ``net.inference`` wants a task's samples and there are none."""
+    if getattr(net, "inference", None) is not None and data is None:
+        raise RuntimeError(
+            f"{caller}: data is None, wanted a TaskData: net.inference is measured on the task's"
+            " training samples"
+        )
+
+
+def measure_task(net: Any, task: int, data: TaskData | None) -> None:
+    """Let ``net.inference``, where there is one, gather a task's statistics."""
+    if getattr(net, "inference", None) is not None:
+        net.measure_task(task, data)
 
 
 def hidden_task_reasons(name: str, setting: Setting) -> list[str]:

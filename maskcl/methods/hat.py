@@ -10,7 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl.methods.base import TaskData, derive_seed, hidden_task_reasons, no_classes_reasons
+from maskcl.methods.base import (
+    TaskData,
+    check_measurable,
+    derive_seed,
+    hidden_task_reasons,
+    measure_task,
+    no_classes_reasons,
+)
 from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
 from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks
 from maskcl.ops import hat_scale
@@ -239,6 +246,7 @@ class HAT:
                 parameters; nothing is recorded then.
         """
         net._check_open("finish_task", state.task)
+        check_measurable("HAT.end_task", net, data)
         state.begun.check("HAT.end_task", net.finished)
         for name in ("rule", "protection"):
             was, now = getattr(state.method, name), getattr(self, name)
@@ -251,6 +259,7 @@ class HAT:
         is_kept = self.rule == "hat"
         problem = net._changed_since("HAT.end_task") if is_kept else None
         check_ranks("HAT.end_task", net, problem)
+        measure_task(net, state.task, data)
         net.finish_task(state.task, check=False)
 
     def measure(self, net: HATNetwork, task: int) -> dict[str, dict[str, float]]:

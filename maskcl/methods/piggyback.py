@@ -17,8 +17,10 @@ from maskcl.methods import crossing
 from maskcl.methods.base import (
     PlanWarning,
     TaskData,
+    check_measurable,
     derive_seed,
     hidden_task_reasons,
+    measure_task,
     no_classes_reasons,
 )
 from maskcl.nn.tasks.kept_bits import check_ranks
@@ -218,7 +220,9 @@ class Piggyback:
             RuntimeError: the base or an earlier task is no longer what it was, or processes hold
                 different scores; nothing is recorded then.
         """
+        check_measurable("Piggyback.end_task", net, data)
         check_ranks("Piggyback.end_task", net, net._changed_since("Piggyback.end_task"))
+        measure_task(net, state.task, data)
         words = self._words(net)
         net.finish_task(state.task)
         if all(torch.equal(words[name], start) for name, start in state.start.items()):

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from maskcl import backends, ops
 from maskcl.methods.anchored_lists import AnchoredLists
-from maskcl.methods.base import PlanWarning, TaskData, no_classes_reasons
+from maskcl.methods.base import PlanWarning, TaskData, measure_task, no_classes_reasons
 from maskcl.methods.loss_scaling import ScalerWatch, factor
 from maskcl.nn.tasks.kept_bits import check_ranks
 from maskcl.optim import FusedStep, fuse
@@ -195,6 +195,7 @@ class Quadratic:
         check_ranks(f"{self._name}.end_task", net)
         with net.task(state.task):
             found = self._estimate(net, state, data, [f"model.{name}" for name in state.names])
+        measure_task(net, state.task, data)
         new = {name: found[f"model.{name}"] for name in state.names}
         net.consolidate(state.task, new, decay=self.decay, anchors=self._anchors)
         net.finish_task(state.task)

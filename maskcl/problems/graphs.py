@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maskcl.graph import Graph
 from maskcl.problems.classification import Classification
-from maskcl.problems.node import checked_adjacency
+from maskcl.problems.node import checked_adjacency, heard
 from maskcl.scenarios.graphs.sets import GraphSet
 
 
@@ -64,6 +64,22 @@ class Graphs(Classification):
         """Batches of the test graphs in order."""
         for rows in torch.arange(len(inputs)).split(batch_size):
             yield self._batch(inputs, rows)
+
+    def per_sample(
+        self, rows: Tensor, x: Tensor, edges: Tensor, graph: Tensor, num_graphs: int
+    ) -> Tensor:
+        """Features of graphs from features of all nodes [N, F]: means over each one's nodes.
+
+        Args:
+            rows: [N, F].
+            x: the network's input.
+            edges: of the network's arguments.
+            graph: int64 [N], of each node.
+            num_graphs: n.
+        """
+        rows = rows + heard(rows, edges)
+        total = rows.new_zeros(num_graphs, rows.shape[1]).index_add_(0, graph, rows)
+        return total / torch.bincount(graph, minlength=num_graphs).clamp_min(1)[:, None]
 
     def segments(self, batch: GraphBatch) -> Tensor:
         """The sample that each row inside the network belongs to, int64 [N]."""

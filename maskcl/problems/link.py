@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from maskcl.problems.classification import Classification
-from maskcl.problems.node import checked_adjacency
+from maskcl.problems.node import checked_adjacency, heard
 from maskcl.problems.sampling import draw_negatives
 from maskcl.scenarios.graphs.sets import LinkSet
 
@@ -72,6 +72,18 @@ class Link(Classification):
                 target = torch.cat([torch.ones(len(pairs)), torch.zeros(len(none))]).long()
                 pairs = torch.cat([pairs, none])
             yield LinkBatch(graph.x, edges, pairs, target)
+
+    def per_sample(self, rows: Tensor, x: Tensor, edges: Tensor, pairs: Tensor) -> Tensor:
+        """Features of pairs from features of all nodes [N, F]: [n, 2 F], the order of ends aside.
+
+        Args:
+            rows: [N, F].
+            x: the network's input.
+            edges: of the network's arguments.
+            pairs: int64 [n, 2].
+        """
+        first, second = (rows + heard(rows, edges))[pairs.T]
+        return torch.cat([first + second, (first - second).abs()], 1)
 
     def test_batches(self, inputs: LinkSet, batch_size: int) -> Iterator[LinkBatch]:
         """One batch: the whole graph and all the test pairs."""

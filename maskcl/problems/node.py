@@ -82,6 +82,17 @@ class Node(Classification):
                 part, nodes = sample_subgraph(graph, nodes, self.fanouts, generator)
                 yield NodeBatch(part.x, part.edges(self.adjacency), nodes, target)
 
+    def per_sample(self, rows: Tensor, x: Tensor, edges: Tensor, nodes: Tensor) -> Tensor:
+        """Features of the nodes from features of all rows: a node's own, and what it hears.
+
+        Args:
+            rows: [N, F].
+            x: the network's input.
+            edges: of the network's arguments.
+            nodes: int64 [n].
+        """
+        return (rows + heard(rows, edges))[nodes]
+
     def test_batches(self, inputs: NodeSet, batch_size: int) -> Iterator[NodeBatch]:
         """One batch: the whole graph and all the test nodes."""
         graph = inputs.graph
@@ -99,3 +110,17 @@ def checked_adjacency(owner: str, adjacency: str) -> str:
             f"{owner}: adjacency is {adjacency!r}, wanted one of {', '.join(ADJACENCIES)}"
         )
     return adjacency
+
+
+def heard(rows: Tensor, edges: Tensor) -> Tensor:
+    """[N, F]: the mean of a node's neighbours' rows, or what a network's edges make of them.
+
+    Args:
+        rows: [N, F].
+        edges: as `Graph.edges` gives them.
+    """
+    if edges.layout == torch.sparse_csr:
+        return edges.to(rows.dtype) @ rows
+    source, target = edges
+    total = torch.zeros_like(rows).index_add_(0, target, rows[source])
+    return total / torch.bincount(target, minlength=len(rows)).clamp_min(1)[:, None]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from maskcl.problems import Problem
+from maskcl.training.class_labels import ClassLabels
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -26,8 +27,9 @@ def score_task(
     fabric: Fabric,
     task: int,
     *,
-    latest: int,
+    active: int,
     batch_size: int,
+    labels: ClassLabels | None = None,
 ) -> float:
     """Score on a task's test data, in evaluation; the network's mode is what it was after it.
 
@@ -37,13 +39,12 @@ def score_task(
         scenario: scores them.
         fabric: for device and precision.
         task: whose test data.
-        latest: the task that the network acts for where the setting hides a sample's own: a
-            growing head then chooses among all classes so far.
+        active: the task that the network acts for.
         batch_size: of training; test batches are of at least ``LEAST_BATCH``.
+        labels: where that task's head has its own classes alone.
     """
     was_training = net.training
     net.eval()
-    active = task if scenario.setting.task_id_at_test else latest
     with net.task(active), fabric.autocast():
         inputs = scenario.test_inputs(task)
         predictions = [
@@ -51,4 +52,6 @@ def score_task(
             for batch in problem.test_batches(inputs, max(batch_size, LEAST_BATCH))
         ]
     net.train(was_training)
-    return float(scenario.score(task, torch.cat(predictions).cpu()))
+    found = torch.cat(predictions)
+    found = found if labels is None else labels.of_scenario(active, found)
+    return float(scenario.score(task, found.cpu()))

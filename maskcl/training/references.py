@@ -135,10 +135,11 @@ def _scores(plan: _Plan, tasks: list[int]) -> list[float]:
         plan.fabric.to_device(net)
         torch.manual_seed(derive_seed("reference", plan.seed, *tasks))  # of dropout
         _train(plan, net, tasks)
+        told = plan.scenario.setting.task_id_at_test
         return [
             score_task(
                 net, plan.problem, plan.scenario, plan.fabric, task,
-                latest=tasks[-1], batch_size=plan.batch_size,
+                active=task if told else tasks[-1], batch_size=plan.batch_size,
             )
             for task in tasks
         ]  # fmt: skip

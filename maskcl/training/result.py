@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from maskcl.training.inference_scores import InferenceScores
+
 
 @dataclasses.dataclass
 class Result:
@@ -19,6 +21,7 @@ class Result:
         losses: for each task, the mean loss of each epoch.
         accuracies: for each task, the training accuracy of each epoch (soft masks, in [0, 1]).
         seconds: for each task, time in training and evaluation.
+        inference: what a run that infers tasks measured beside; None for others.
         measures: after each task, what the method measures: name -> part of the network -> number.
     """
 
@@ -28,6 +31,7 @@ class Result:
     accuracies: list[list[float]]
     seconds: list[float]
     measures: list[dict[str, dict[str, float]]] = dataclasses.field(default_factory=list)
+    inference: InferenceScores | None = None
 
     @property
     def capacity(self) -> list[dict[str, float]]:
@@ -58,10 +62,16 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers."""
         values = dataclasses.asdict(self)
-        return values | {"matrix": self.matrix.tolist(), "untrained": self.untrained.tolist()}
+        values |= {"matrix": self.matrix.tolist(), "untrained": self.untrained.tolist()}
+        del values["inference"]  # runs without it are written as they always were
+        return (
+            values if self.inference is None else values | {"inference": self.inference.to_dict()}
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Result:
         """The result that `to_dict` came from."""
         arrays = {k: np.array(values[k], dtype=np.float64) for k in ("matrix", "untrained")}
-        return cls(**{**values, **arrays})
+        inferred = values.get("inference")
+        scores = None if inferred is None else InferenceScores.from_dict(inferred)
+        return cls(**{**values, **arrays, "inference": scores})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskcl.methods import TaskData, derive_seed
 from maskcl.problems import Problem
+from maskcl.training.class_labels import ClassLabels
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -30,12 +31,14 @@ class Samples:
         fabric: says how many processes there are, and which this is.
         batch_size: of this process.
         seed: of the order.
+        labels: where each task's head has its own classes alone.
     """
 
     problem: Problem
     fabric: Fabric
     batch_size: int
     seed: int
+    labels: ClassLabels | None = None
 
     def steps(self, dataset: Any) -> int:
         """How many steps an epoch has, the same in every process."""
@@ -44,7 +47,7 @@ class Samples:
     def epoch(self, task: int, epoch: int, dataset: Any) -> Iterator[Any]:
         """An epoch's batches, on the device."""
         mine = self.order(task, epoch, len(dataset))
-        return self._batches(dataset, mine, chance(self.seed, "batches", task, epoch))
+        return self._batches(task, dataset, mine, chance(self.seed, "batches", task, epoch))
 
     def order(self, task: int, epoch: int, count: int) -> list[int]:
         """This process's samples of an epoch, in order.
@@ -68,11 +71,14 @@ class Samples:
             return outputs, target
 
         return TaskData(
-            lambda: self._batches(dataset, mine, chance(self.seed, "measuring", task)),
+            lambda: self._batches(task, dataset, mine, chance(self.seed, "measuring", task)),
             forward,
             getattr(self.problem, "segments", None),
         )
 
-    def _batches(self, dataset: Any, order: list[int], generator: torch.Generator) -> Iterator[Any]:
+    def _batches(
+        self, task: int, dataset: Any, order: list[int], generator: torch.Generator
+    ) -> Iterator[Any]:
         for batch in self.problem.train_batches(dataset, order, self.batch_size, generator):
-            yield self.fabric.to_device(batch)
+            own = batch if self.labels is None else self.labels.batch(task, batch)
+            yield self.fabric.to_device(own)

@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 
 from maskcl.callback import Callback
 from maskcl.checkpoint import describe_optimizer
-from maskcl.methods import Method, derive_seed
+from maskcl.methods import Method, TaskData, derive_seed
 from maskcl.methods.loss_scaling import NOT_SCALED
+from maskcl.nn.inference.task_inference import TaskInference
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.ops import task_progress
 from maskcl.problems import Problem
@@ -26,6 +27,8 @@ from maskcl.randomness import seeded
 from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
 from maskcl.training.evaluation import score_task
+from maskcl.training.inference_scores import InferenceScores
+from maskcl.training.inferring import InferredScores, prepare
 from maskcl.training.result import Result
 from maskcl.training.run_checkpoint import RunCheckpoint, open_run, save_run
 from maskcl.training.samples import Samples
@@ -70,6 +73,8 @@ class Trainer:
         precision: ``32`` or ``bf16`` (autocast).
         directory: where the checkpoint goes at every epoch's end; None: nowhere.
         callback: progress.
+        inference: tells tasks apart at test, in the class, domain and time settings; it becomes
+            ``net.inference``. The matrix then has scores where the task is inferred.
         fabric: a launched Fabric of your own, for example with ``strategy="ddp"``; device and
             precision are then its.
 
@@ -92,10 +97,13 @@ class Trainer:
         precision: str = "32",
         directory: str | os.PathLike[str] | None = None,
         callback: Callback | None = None,
+        inference: TaskInference | None = None,
         fabric: Fabric | None = None,
     ) -> None:
         self.setting = get_setting(scenario.setting)
-        reasons = method.not_supported_reasons(problem, self.setting)
+        is_inferred = inference is not None or net.inference is not None
+        known = dataclasses.replace(self.setting, task_id_at_test=True)
+        reasons = method.not_supported_reasons(problem, known if is_inferred else self.setting)
         if reasons:
             raise ValueError(f"Trainer: setting is {self.setting.name!r}: {'; '.join(reasons)}")
         for name, value in (("epochs", epochs), ("batch_size", batch_size)):
@@ -105,7 +113,7 @@ class Trainer:
             raise ValueError(
                 f"Trainer: net has {net.num_tasks} tasks, the scenario {scenario.num_tasks}"
             )
-        hidden = not self.setting.task_id_at_test
+        hidden = not (self.setting.task_id_at_test or is_inferred)
         if hidden and any(isinstance(module, TaskHeads) for module in net.modules()):
             raise ValueError(
                 f"Trainer: net has a head for each task, and the {self.setting.name} setting does"
@@ -118,7 +126,13 @@ class Trainer:
         self.fabric = fabric or make_fabric(device, precision)
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
         self._is_wrapped = fabric is not None or precision != "32"
-        self.samples = Samples(problem, self.fabric, batch_size, seed)
+        labels = prepare(net, problem, scenario, self.setting, inference)
+        self.samples = Samples(problem, self.fabric, batch_size, seed, labels)
+        self._inferred: InferredScores | None = None
+        if net.inference is not None:
+            self._inferred = InferredScores(
+                net, problem, scenario, self.fabric, labels, self._task_data, batch_size
+            )
         self._check_precision()
         self._latest: int | None = None  # task begun last
 
@@ -159,6 +173,8 @@ class Trainer:
         """The task to begin with, everything that was saved taken up."""
         if saved is None:
             self.result = Result.empty(self.scenario.num_tasks)
+            if self._inferred is not None:
+                self.result.inference = InferenceScores.empty(self.scenario.num_tasks)
             self.result.untrained[:] = self._scores(trained=-1)
             return 0
         if saved.epoch > 0:  # what exists only while a task trains is in the checkpoint
@@ -263,19 +279,32 @@ class Trainer:
         """A row of the matrix: NaN for later tasks where a score on them would say nothing."""
         later = self.setting.later_tasks_defined and self.method.later_tasks_defined
         return [
-            self.evaluate(task) if task <= trained or later else math.nan
+            self._score(trained, task) if task <= trained or later else math.nan
             for task in range(self.scenario.num_tasks)
         ]
+
+    def _score(self, trained: int, task: int) -> float:
+        into = self.result.inference
+        if self._inferred is None or into is None or trained < 0:
+            return self.evaluate(task)
+        return self._inferred.score(trained, task, into)
+
+    def _task_data(self, task: int) -> TaskData:
+        return self.samples.task_data(task, self.scenario.train_set(task))
 
     def evaluate(self, task: int) -> float:
         """Score on a task's test data in [0, 1], with its hard mask.
 
-        Where the setting hides the task at test, the network is as the latest task sees it: a
-        growing head chooses among all classes so far.
+        Where the setting hides the task at test, it is inferred, if the network has an inference
+        and a finished task; else the network is as the latest task sees it: a growing head chooses
+        among all classes so far.
         """
+        if self._inferred is not None and bool(self.net.finished.any()):
+            return self._inferred.score(0, task, InferenceScores.empty(self.scenario.num_tasks))
+        active = task if self.setting.task_id_at_test else self._active()
         return score_task(
             self.net, self.problem, self.scenario, self.fabric, task,
-            latest=self._active(), batch_size=self.batch_size,
+            active=active, batch_size=self.batch_size, labels=self.samples.labels,
         )  # fmt: skip
 
     def _active(self) -> int:
@@ -298,7 +327,10 @@ class Trainer:
         method: Any = self.method
         optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, 0))
         groups = describe_optimizer(optimizer)
+        inference = self.net.inference
+        beside = {} if inference is None else {"inference": inference.arguments()}
         return {
+            **beside,
             "method": {"name": type(method).__name__, **dataclasses.asdict(method)},
             "problem": self.problem.describe(),
             "setting": self.setting.name,

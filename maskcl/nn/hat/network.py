@@ -18,6 +18,7 @@ from maskcl.nn.hat.topology_by_hand import Sources
 from maskcl.nn.hat.unit_tasks import TaskUnits, UnitTasks, check_init
 from maskcl.nn.tasks.active import ActiveTask, active_of
 from maskcl.nn.tasks.model_structure import ModelStructure
+from maskcl.nn.tasks.state import Masked
 from maskcl.ops.gate import Gate, hat_gates
 
 
@@ -93,6 +94,11 @@ class HATNetwork(UnitTasks):
             if output is not None:
                 return output
         return self.model(*args, **kwargs)
+
+    def masked_modules(self) -> list[nn.Module]:
+        """The layers, or the norms behind them, whose output carries units' masks."""
+        found = [module for module in self.model.modules() if isinstance(module, Masked)]
+        return [module for module in found if module._slots is not None]
 
     def _make_masks(self, active: ActiveTask) -> None:
         """Masks of all layers at once, for the modules below."""

@@ -106,6 +106,16 @@ class ImportanceNetwork(TaskNetwork):
         """
         self._check_open("forget_task", task)
 
+    def _answer(self, task: int, classes: Tensor, args: tuple[Any, ...]) -> Tensor:
+        """A head of all classes answers as the latest task sees it, for the task's classes."""
+        if not any(isinstance(module, GrowingHead) for module in self.modules()):
+            return super()._answer(task, classes, args)
+        latest = int(torch.nonzero(self.finished).max())
+        outputs = super()._answer(latest, classes, args)
+        allowed = torch.zeros(outputs.shape[1], dtype=torch.bool, device=outputs.device)
+        allowed[classes] = True
+        return outputs.masked_fill(~allowed, -torch.inf)
+
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains: all shared parameters, its head and its norms."""
         self._check_task("task_parameters", task)

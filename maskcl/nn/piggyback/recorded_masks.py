@@ -125,6 +125,10 @@ class RecordedMasks(TaskNetwork):
         total = sum(layer.weight.numel() for layer in self.layers.values())
         return differing_bits(a, b) / max(total, 1)
 
+    def masked_modules(self) -> list[nn.Module]:
+        """The layers whose weights carry masks."""
+        return list(self.layers.values())
+
     def kept_bits(self) -> dict[str, Tensor]:
         """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from maskcl.nn.tasks.active import ActiveTask, Entering, active_of
 from maskcl.nn.tasks.frozen_modules import freeze_norm, thaw_norm
 from maskcl.nn.tasks.heads import TaskHeads
+from maskcl.nn.tasks.inferring import Inferring
 from maskcl.nn.tasks.kept_bits import changed_since, state_fingerprints
 from maskcl.nn.tasks.norms import TaskNorm
 from maskcl.nn.tasks.recomputation import remember_for_recomputation
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class TaskNetwork(nn.Module):
+class TaskNetwork(Inferring):
     """Base of HATNetwork, PiggybackNetwork and ImportanceNetwork.
 
     Args:
@@ -189,7 +190,7 @@ class TaskNetwork(nn.Module):
         """Of parameters and buffers but these and what unfinished tasks have to themselves."""
         open_tasks = torch.nonzero(~self.finished).flatten().tolist()
         own = [f"model.{n}." for task in open_tasks for n, _ in own_modules(self.model, task)]
-        return state_fingerprints(self, [*without, *own])
+        return state_fingerprints(self, [*without, *own, "inference."])
 
     def _device(self) -> torch.device:
         """Of the model's first parameter."""

@@ -1,0 +1,1 @@
+"""Which task a sample is of, from sums over the tasks' training samples."""
