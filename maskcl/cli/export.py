@@ -21,6 +21,7 @@ from maskcl.export.flops_and_latency import compare
 from maskcl.export.save_file import check_path
 from maskcl.graph import Graph
 from maskcl.scenarios import Scenario
+from maskcl.scenarios.base import head_sizes
 from maskcl.training.trainer import CHECKPOINT
 
 # Edges for each node of the random graph that a graph network is measured on.
@@ -36,6 +37,7 @@ class Described:
     setting: settings.Setting
     num_tasks: int
     outputs: list[int]
+    head_sizes: list[int]
     input_shape: tuple[int, ...]
 
     @classmethod
@@ -47,6 +49,7 @@ class Described:
             settings.get_setting(facts["setting"]),
             facts["num_tasks"],
             facts["outputs"],
+            head_sizes(facts["setting"], facts["outputs"], facts["classes"]),
             tuple(facts["input_shape"]),
         )
 

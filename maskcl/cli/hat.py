@@ -67,7 +67,7 @@ def prepare(options: HATOptions, scenario: Scenario) -> tuple[HATNetwork, dict[s
             plain_model(options, scenario),
             scenario.num_tasks,
             example_of(options, scenario),
-            classes=scenario.outputs if scenario.setting.head == "task" else None,
+            classes=None if scenario.setting.head == "shared" else scenario.head_sizes,
             init=options.init,
         )
     return net, {}

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from maskcl import scenarios
 from maskcl.cli.common import seeded_weights, table
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import plain_model, with_heads
@@ -58,6 +57,7 @@ class QuadraticOptions(TrainOptions):
     """What both methods take."""
 
     # By optimizer, and by problem.
+    NEEDS_TASK = False
     RATES: ClassVar[dict[str, float]]
     STRENGTHS: ClassVar[dict[str, float]]
     SGD_STRENGTHS: ClassVar[dict[str, float]]
@@ -68,8 +68,7 @@ class QuadraticOptions(TrainOptions):
         strengths = self.SGD_STRENGTHS if self.optimizer == "sgd" else self.STRENGTHS
         self._complete("strength", strengths.get(str(self.problem)))
         # One head that answers for all tasks alike is a part of what they need.
-        setting = self.setting or scenarios.default_setting(self.scenario)
-        self._complete("heads", setting in ("domain", "time"))
+        self._complete("heads", self._setting in ("domain", "time"))
         self._complete("reduction", "batch" if self.problem in ("node", "link") else "sample")
         super().__post_init__()
 

@@ -21,6 +21,7 @@ from maskcl.cli.options import CommandError
 from maskcl.cli.piggyback import mask_facts
 from maskcl.masks import MaskFile, MaskFileError, export_masks, import_masks, read_masks
 from maskcl.report.text import grid
+from maskcl.scenarios.base import head_sizes
 from maskcl.training.pretrain import BaseError
 from maskcl.training.trainer import CHECKPOINT
 
@@ -113,7 +114,8 @@ def open_run(run: Path) -> tuple[Checkpoint, PiggybackNetwork]:
         raise CommandError(f"{run} holds a run of {method}: only piggyback's masks are files")
     try:
         checkpoint = load_checkpoint(run / CHECKPOINT)
-        outputs = checkpoint.config["scenario"]["outputs"]
+        cut = checkpoint.config["scenario"]
+        outputs = head_sizes(cut["setting"], cut["outputs"], cut["classes"])
         net = maskcl.nn.to_piggyback(
             base_model(made_from, str(run)),
             len(outputs),

@@ -13,6 +13,8 @@ from torch import nn
 from maskcl import models, scenarios
 from maskcl.cli.common import RunOptions, table
 from maskcl.cli.options import CommandError, option
+from maskcl.nn.inference.task_inference import TaskInference
+from maskcl.settings import SETTINGS
 
 if TYPE_CHECKING:
     from maskcl.nn.tasks.network import TaskNetwork
@@ -37,13 +39,21 @@ class TrainOptions(RunOptions):
     # The method's name on the command line, and its class.
     NAME: ClassVar[str]
     METHOD: ClassVar[Any]
+    # Whether its outputs depend on the task of a sample.
+    NEEDS_TASK: ClassVar[bool] = True
 
     tasks: int | None = option("Number of tasks.", None, shown="the scenario's", at_least=1)
     setting: str | None = option(
-        "task, domain; class, time (mas, ewc).",
+        "task, domain, class, time.",
         None,
         shown="the scenario's",
         choices=("task", "domain", "class", "time"),
+    )
+    infer: str | None = option(
+        "How the task is inferred at test: shared, masked, none.",
+        None,
+        shown="shared where the setting hides it (hat, piggyback), else none",
+        choices=("shared", "masked", "none"),
     )
     variant: str | None = option("Of planetoid: cora, citeseer.", None)
     metric: str | None = option("accuracy, auroc, hits@K.", None, shown="the scenario's")
@@ -75,12 +85,31 @@ class TrainOptions(RunOptions):
         problem = self.problem
         self._complete("epochs", EPOCHS.get("vision" if self.fanouts else str(problem)))
         self._complete_model()
+        self._complete("infer", "shared" if self._has_to_infer() else "none")
         super().__post_init__()
+        if self.infer != "none" and self._setting == "task":
+            raise CommandError(
+                f"infer is {self.infer}, and the task setting tells the task at test"
+            )
         _check_model(self, str(problem))
         try:
             self.method()
         except (ValueError, TypeError) as error:
             raise CommandError(str(error).replace(f"{self.METHOD.__name__}: ", "")) from None
+
+    @property
+    def _setting(self) -> str | None:
+        return self.setting or scenarios.default_setting(self.scenario)
+
+    def _has_to_infer(self) -> bool:
+        """Whether the method can say nothing of a sample whose task nobody tells."""
+        setting = self._setting
+        hidden = setting in SETTINGS and not SETTINGS[setting].task_id_at_test
+        return hidden and self.NEEDS_TASK
+
+    def inference(self) -> TaskInference | None:
+        """What infers tasks at test; None where they are told, or matter to no output."""
+        return None if self.infer in (None, "none") else TaskInference(str(self.infer))
 
     @property
     def problem(self) -> str | None:

@@ -112,7 +112,7 @@ def prepare(
         net = maskcl.nn.to_piggyback(
             model,
             scenario.num_tasks,
-            classes=scenario.outputs,
+            classes=scenario.head_sizes,
             levels=options.levels,
             norms=options.norms or "frozen",
         )

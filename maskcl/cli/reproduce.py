@@ -120,6 +120,7 @@ def train_cell(command: MethodCommand, options: TrainOptions) -> tuple[Figures, 
         seed=options.seed,
         device=options.device,
         precision=options.precision,
+        inference=options.inference(),
     )
     result = trainer.fit()
     return figures(result, scenario, time.process_time() - start), scenario.describe()

@@ -12,6 +12,7 @@ from maskcl.cli.method import TrainOptions
 if TYPE_CHECKING:
     from maskcl.nn.tasks.network import TaskNetwork
     from maskcl.scenarios import Scenario
+    from maskcl.training.inference_scores import InferenceScores
     from maskcl.training.references import References
     from maskcl.training.result import Result
 
@@ -36,6 +37,7 @@ def result_content(
         joint_last=None if compared is None else compared.joint_last,
         scratch=None if compared is None else compared.scratch,
     )
+    inferred = {} if result.inference is None else {"inference": _inferred(net, result.inference)}
     return {
         "format": "maskcl-result",
         "version": 1,
@@ -56,6 +58,20 @@ def result_content(
         "seconds": list(result.seconds),
         "losses": result.losses,
         "training_accuracies": result.accuracies,
+        **inferred,
+    }
+
+
+def _inferred(net: TaskNetwork, scores: InferenceScores) -> dict[str, Any]:
+    """Both views of a run whose tasks are inferred at test."""
+    assert net.inference is not None
+    return {
+        **net.inference.arguments(),
+        "axes": "[i][j]: on task j after task i; confusion[i][j]: samples of i taken for j",
+        "told": _nulls(scores.told),
+        "identified": _nulls(scores.identified),
+        "alone": _nulls(scores.alone),
+        "confusion": scores.confusion.tolist(),
     }
 
 

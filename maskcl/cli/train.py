@@ -102,6 +102,7 @@ def _trainer(
             precision=options.precision,
             directory=options.out,
             callback=callback,
+            inference=options.inference(),
         )
     except ValueError as error:
         raise CommandError(str(error).replace("Trainer: ", "")) from None

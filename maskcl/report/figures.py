@@ -20,6 +20,7 @@ from maskcl.report.drawing import (
     step_ticks,
     style,
 )
+from maskcl.report.inference import CONFUSION
 from maskcl.report.layout import Content, Picture
 from maskcl.report.methods import layout_of
 from maskcl.report.scores import score_name
@@ -40,7 +41,8 @@ def pictures_of(result: Content) -> list[Picture]:
     """The pictures of a result: of any method's, then of its own method's."""
     own = layout_of(result)
     beside = [own.beside] if own.beside is not None else []
-    return [ACCURACY, OVER_TIME, *beside, *own.pictures]
+    inferred = [CONFUSION] if result.get("inference") else []
+    return [ACCURACY, OVER_TIME, *beside, *inferred, *own.pictures]
 
 
 def matrix_of(result: Content) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from maskcl.report.drawing import DPI
 from maskcl.report.figures import ACCURACY, OVER_TIME, matrix_of
+from maskcl.report.inference import CONFUSION, VIEWS
 from maskcl.report.layout import Card, Content, Layout, Picture, Table
 from maskcl.report.methods import layout_of
 from maskcl.report.scores import REFERENCES, metric_rows, score_name
@@ -51,6 +52,7 @@ def page(result: Content, figures: dict[str, bytes]) -> str:
     body = [
         f'<div class="pair">{_picture(ACCURACY, figures)}{beside}</div>',
         _picture(OVER_TIME, figures),
+        *([_table(VIEWS, result), _picture(CONFUSION, figures)] if result.get("inference") else []),
         *(_picture(picture, figures) for picture in own.pictures),
         *(_table(table, result) for table in own.tables),
         _metrics(result),

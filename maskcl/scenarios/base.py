@@ -137,6 +137,11 @@ class Scenario:
         return self.classes_per_task if self._outputs is None else list(self._outputs)
 
     @property
+    def head_sizes(self) -> list[int]:
+        """Outputs of each task's head, where every task has one of its own."""
+        return head_sizes(self.setting.name, self.outputs, self.classes)
+
+    @property
     def chance(self) -> list[float]:
         """What guessing scores on each task."""
         counts = self.classes_per_task
@@ -199,6 +204,17 @@ class Scenario:
         if not 0 <= task < self.num_tasks:
             raise IndexError(f"{self.name} has tasks 0 to {self.num_tasks - 1}, got {task}")
         return task
+
+
+def head_sizes(setting: str, outputs: Sequence[int], classes: Sequence[Sequence[int]]) -> list[int]:
+    """Outputs of each task's own head: in the class setting it has that task's classes alone.
+
+    Args:
+        setting: its name.
+        outputs: of a scenario's model at each task.
+        classes: of each task.
+    """
+    return [len(part) for part in classes] if setting == "class" else list(outputs)
 
 
 # What the examples of a problem are called.

@@ -101,19 +101,19 @@ def _plain(inference: TaskInference) -> TaskInference:
     return found.to(inference.config.device)
 
 
-def prepare(
-    net: TaskNetwork, problem: Any, scenario: Any, setting: Setting, inference: TaskInference | None
-) -> ClassLabels | None:
-    """Put the inference into the network; the labels of heads that have their own classes alone.
+def attach(net: TaskNetwork, problem: Any, inference: TaskInference | None) -> None:
+    """Put the inference into the network, and say how the problem's samples are found in rows."""
+    net.inference = inference or net.inference
+    if net.inference is not None and net.inference.features.per_sample is None:
+        net.inference.features.per_sample = getattr(problem, "per_sample", None)
+
+
+def own_labels(net: TaskNetwork, scenario: Scenario, setting: Setting) -> ClassLabels | None:
+    """Labels of heads that have their own task's classes alone; None where none has.
 
     Raises:
-        ValueError: the scenario, the problem or the network's heads do not go with it.
+        ValueError: the scenario or the network's heads do not go with inferred tasks.
     """
-    net.inference = inference or net.inference
-    if net.inference is None:
-        return None
-    if net.inference.features.per_sample is None:
-        net.inference.features.per_sample = getattr(problem, "per_sample", None)
     if scenario.metric != "accuracy":
         raise ValueError(
             f"Trainer: inference gives labels, and the scenario's metric is {scenario.metric},"
@@ -122,12 +122,12 @@ def prepare(
     heads = [m for m in net.modules() if isinstance(m, TaskHeads)]
     if setting.name != "class" or not heads:
         return None
-    wanted = [len(part) for part in scenario.classes]
     for head in heads:
-        found = [inner.out_features for inner in head.heads][: len(wanted)]  # type: ignore[misc]
-        if found != wanted:
+        found = [inner.out_features for inner in head.heads]  # type: ignore[misc]
+        if found[: scenario.num_tasks] != scenario.head_sizes:
             raise ValueError(
-                f"Trainer: the network's heads have {found} classes, wanted {wanted}: in the class"
-                " setting, where the task is inferred, each head has its own task's classes"
+                f"Trainer: the network's heads have {found} outputs, wanted {scenario.head_sizes}:"
+                " in the class setting, where the task is inferred, each head has its own task's"
+                " classes"
             )
     return ClassLabels(scenario.classes, setting)

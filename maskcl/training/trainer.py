@@ -28,7 +28,7 @@ from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
 from maskcl.training.evaluation import score_task
 from maskcl.training.inference_scores import InferenceScores
-from maskcl.training.inferring import InferredScores, prepare
+from maskcl.training.inferring import InferredScores, attach, own_labels
 from maskcl.training.result import Result
 from maskcl.training.run_checkpoint import RunCheckpoint, open_run, save_run
 from maskcl.training.samples import Samples
@@ -101,7 +101,14 @@ class Trainer:
         fabric: Fabric | None = None,
     ) -> None:
         self.setting = get_setting(scenario.setting)
-        is_inferred = inference is not None or net.inference is not None
+        if inference is not None and self.setting.name == "task":
+            raise ValueError(
+                "Trainer: inference is given, and the task setting tells the task at test; wanted"
+                " the class, domain or time setting"
+            )
+        is_inferred = inference is not None or (
+            net.inference is not None and not self.setting.task_id_at_test
+        )
         known = dataclasses.replace(self.setting, task_id_at_test=True)
         reasons = method.not_supported_reasons(problem, known if is_inferred else self.setting)
         if reasons:
@@ -126,10 +133,11 @@ class Trainer:
         self.fabric = fabric or make_fabric(device, precision)
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
         self._is_wrapped = fabric is not None or precision != "32"
-        labels = prepare(net, problem, scenario, self.setting, inference)
+        attach(net, problem, inference)
+        labels = own_labels(net, scenario, self.setting) if is_inferred else None
         self.samples = Samples(problem, self.fabric, batch_size, seed, labels)
         self._inferred: InferredScores | None = None
-        if net.inference is not None:
+        if is_inferred:
             self._inferred = InferredScores(
                 net, problem, scenario, self.fabric, labels, self._task_data, batch_size
             )
