@@ -40,8 +40,8 @@ def confusion(result: Content) -> Figure:
 VIEWS = Table(
     "Task inferred and task told",
     "After the last task. Inferred: nobody tells the task of a test sample. Identified: the share "
-    "of samples whose task is inferred right. Told: each sample under its own task's mask. The last "
-    "column has no network: linear discriminant analysis of random features of the input.",
+    "of samples whose task is inferred right. Told: each sample under its own task's mask. The "
+    "last column has no network: linear discriminant analysis of random features of the input.",
     both_views,
 )
 CONFUSION = Picture(

@@ -54,6 +54,10 @@ class HATLinear(Masked, nn.Linear):
         self.activation = activation
         self.negative_slope = negative_slope
 
+    def unmasked(self, input: Tensor) -> Tensor:
+        """x W^T + b."""
+        return nn.Linear.forward(self, input)
+
     def forward(self, input: Tensor) -> Tensor:
         """act(x W^T + b) * mask."""
         mask = self._mask()
@@ -99,6 +103,10 @@ class _HATConv(Masked):
         super().__init__(*args, **options)
         self.activation = activation
         self.negative_slope = negative_slope
+
+    def unmasked(self, input: Tensor) -> Tensor:
+        """conv(x)."""
+        return self._conv_forward(input, self.weight, self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """act(conv(x)) * mask, the mask along the channels."""

@@ -66,16 +66,15 @@ class HATMessagePassing(Masked):
             flat = nn.Parameter(value.detach().flatten(), requires_grad=value.requires_grad)
             setattr(self, name, flat)
 
+    def unmasked(self, x: Tensor, edges: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """conv(x, edges); further arguments are the convolution's."""
+        y = self._passed(None, x, edges, *args, **kwargs)
+        return y if self.bias is None else y + self.bias
+
     def forward(self, x: Tensor, edges: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """act(conv(x, edges)) * mask; further arguments are the convolution's."""
         mask = self._mask()
-        gated = {name: self._gated(name, mask) for name in self.attention}
-        if gated:
-            y = torch.func.functional_call(self.conv, gated, (x, edges, *args), kwargs)
-        elif self._is_one_product and is_constant_csr(edges) and not args and not kwargs:
-            y = self._two_products(x, edges)
-        else:
-            y = self.conv(x, edges, *args, **kwargs)
+        y = self._passed(mask, x, edges, *args, **kwargs)
         if mask is None:
             y = y if self.bias is None else y + self.bias
             return activate(y, self.activation, self.negative_slope)
@@ -88,6 +87,18 @@ class HATMessagePassing(Masked):
             negative_slope=self.negative_slope,
             save=self._save,
         )
+
+    def _passed(
+        self, mask: Tensor | None, x: Tensor, edges: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """The convolution without its bias, attention gated."""
+        gated = {name: self._gated(name, mask) for name in self.attention}
+        if gated:
+            y: Tensor = torch.func.functional_call(self.conv, gated, (x, edges, *args), kwargs)
+            return y
+        if self._is_one_product and is_constant_csr(edges) and not args and not kwargs:
+            return self._two_products(x, edges)
+        return self.conv(x, edges, *args, **kwargs)
 
     def plain(self, closed: Tensor | None) -> Any:
         """A copy of the convolution with its bias and attention, ``closed`` channels at 0.

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from maskcl.nn.inference.statistics import TaskStatistics
 
-# Shrinkage of the shared covariance by features over samples, chosen on validation data.
-PER_FEATURE = 0.1
-# Of a class's own covariance, by the same measure.
-OWN_SHARE = 0.5
+# Shrinkage by features over samples, of the shared covariance and of a task's: chosen on validation
+# data, docs/task-inference.md.
+SHARED, OWN = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Discriminants:
         mean = torch.cat([s.mean for s in statistics]).double()
         number = float(torch.cat([s.count for s in statistics]).double().sum())
         if shrinkage is None:
-            shrinkage = PER_FEATURE * mean.shape[1] / number
+            shrinkage = SHARED * mean.shape[1] / number
         covariance = shrunk(scatter.double() / number, shrinkage)
         weight = torch.cholesky_solve(mean.T, torch.linalg.cholesky(covariance)).T
         return cls(weight.float(), (-0.5 * (weight * mean).sum(1)).float())
@@ -54,7 +53,9 @@ class Discriminants:
 
 @dataclass(frozen=True)
 class Gaussians:
-    """One task's classes as Gaussians, each covariance half its own and half all classes'.
+    """One task's classes as Gaussians; a covariance is in part the class's own.
+
+    n / (n + F) of it, of n samples of the class, the rest is all classes' together.
 
     Attributes:
         mean: [C, F].
@@ -72,10 +73,11 @@ class Gaussians:
         mean, count = statistics.mean, statistics.count.double()
         scatter, number = statistics.scatters().double(), float(count.sum())
         if shrinkage is None:
-            shrinkage = PER_FEATURE * mean.shape[1] / number
+            shrinkage = OWN * mean.shape[1] / number
         tied = scatter.sum(0) / number
         own = scatter / count[:, None, None]
-        factor = torch.linalg.cholesky(shrunk(OWN_SHARE * own + (1 - OWN_SHARE) * tied, shrinkage))
+        share = (count / (count + mean.shape[1]))[:, None, None]
+        factor = torch.linalg.cholesky(shrunk(torch.lerp(tied, own, share), shrinkage))
         eye = torch.eye(mean.shape[1], dtype=torch.float64, device=mean.device)
         whiten = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
         offset = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)

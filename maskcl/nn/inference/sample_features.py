@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskcl.nn.inference.first_layer import first_output
+from maskcl.nn.inference.first_layer import first_rows
 from maskcl.nn.inference.random_features import projection, random_features, width_for
 
 SPACES = ("shared", "masked")
@@ -44,7 +44,7 @@ class SampleFeatures:
                 " its samples: wanted per_sample, such as problems.Node().per_sample"
             )
         if self.space == "masked":
-            rows = first_output(net, net.masked_modules(), args)
+            rows = first_rows(net, net.masked_modules(), args)
             rows = rows if rows.dtype == torch.float64 else rows.float()
         else:
             rows = random_features(args[0], self._projection(args[0]))

@@ -58,8 +58,8 @@ class TaskInference(nn.Module):
         space: as above.
         features: of "shared", how many; None: 16 for each number of the input, at most 2,000. A
             task takes two bytes for the square of it.
-        shrinkage: added to the variances, as a share of their mean; None: a tenth of features over
-            samples.
+        shrinkage: added to the variances, as a share of their mean; None: features over samples,
+            of "shared" a tenth of that.
         seed: of the random features.
         per_sample: (rows [R, F], the network's arguments) -> [n, F'], where the rows that a network
             is given are not its samples (nodes, links, graphs): the problems' ``per_sample``.

@@ -43,6 +43,10 @@ class TaskNorm(Masked):
         """How many tasks it has norms for."""
         return len(self.norms)
 
+    def unmasked(self, input: Tensor) -> Tensor:
+        """norm of the active task(x)."""
+        return self._own()(input)
+
     def forward(self, input: Tensor) -> Tensor:
         """act(norm of the active task(x)) * mask, x's shape."""
         return self._finish(self._own()(input), self.channel_dim)

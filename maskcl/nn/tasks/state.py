@@ -167,6 +167,9 @@ class Masked(TaskAware):
             "mask_index", None if index is None else index.to(device), persistent=False
         )
 
+    # Inputs as the forward's -> its output before activation and mask, for the active task.
+    unmasked: Callable[..., Tensor]
+
     def _mask(self) -> Tensor | None:
         active = self._active()
         if self._slots is None:
