@@ -20,7 +20,14 @@ from maskcl.cli.folders import CONFIG, read_saved
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError, check_values, combine, read_config
 from maskcl.cli.pretrain import PretrainOptions, pretrain
-from maskcl.cli.reproduce import GraphsOptions, ReproduceOptions, reproduce, reproduce_graphs
+from maskcl.cli.reproduce import (
+    ClassesOptions,
+    GraphsOptions,
+    ReproduceOptions,
+    reproduce,
+    reproduce_classes,
+    reproduce_graphs,
+)
 from maskcl.cli.tables import accuracy_table, comparison
 
 app = typer.Typer(
@@ -181,6 +188,12 @@ def _reproduce_graphs(given: dict[str, Any], config: str | None, resume: bool) -
     _table(GraphsOptions, given, config, lambda asked: reproduce_graphs(METHODS, asked, Console()))
 
 
+def _reproduce_classes(given: dict[str, Any], config: str | None, resume: bool) -> None:
+    _table(
+        ClassesOptions, given, config, lambda asked: reproduce_classes(METHODS, asked, Console())
+    )
+
+
 def _table(
     kind: Any, given: dict[str, Any], config: str | None, make: Callable[[Any], str]
 ) -> None:
@@ -237,4 +250,7 @@ reproduce_app.command("mas-split-mnist")(
 )
 reproduce_app.command("graphs")(
     command(GraphsOptions, _reproduce_graphs, GraphsOptions.__doc__ or "", resumable=False)
+)
+reproduce_app.command("class-incremental")(
+    command(ClassesOptions, _reproduce_classes, ClassesOptions.__doc__ or "", resumable=False)
 )

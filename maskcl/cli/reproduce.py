@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from maskcl.reproduce.graphs import Cell, Figures
     from maskcl.reproduce.table import Published
+    from maskcl.scenarios import Scenario
+    from maskcl.training.result import Result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,67 @@ class GraphsOptions(Options):
     epochs: int | None = option("For each task.", None, shown="maskcl train's", at_least=1)
     tasks: int | None = option("Number of tasks.", None, shown="maskcl train's", at_least=2)
     device: str = option("auto, cpu, cuda.", "auto", choices=("auto", "cpu", "cuda"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassesOptions(Options):
+    """Class-incremental learning, the task inferred: HAT, Piggyback, MAS, EWC, fine-tuning, LDA."""
+
+    data: str | None = option("Folder with MNIST's idx files; without it MNIST is left out.", None)
+    seeds: int = option("How many, from 100: 0 to 4 chose the defaults.", 5, at_least=1)
+    out: str | None = option(
+        "Folder for results.json and results.md; runs that it holds are not run again.", None
+    )
+    device: str = option("auto, cpu, cuda.", "auto", choices=("auto", "cpu", "cuda"))
+
+
+def reproduce_classes(
+    commands: Mapping[str, MethodCommand], options: ClassesOptions, console: Console
+) -> str:
+    """Run what is missing; returns the page as Markdown; arguments as `reproduce_graphs`.
+
+    Raises:
+        CommandError: it cannot start; nothing has been written then.
+    """
+    from maskcl.reproduce import class_incremental as table
+    from maskcl.reproduce import class_incremental_runs
+    from maskcl.reproduce.runs import ReproduceError
+
+    device = _device(options.device)
+    data = options.data
+    cells = [cell for cell in table.CELLS if data is not None or "mnist" not in cell.scenario]
+
+    def options_of(cell: table.Cell, seed: int) -> TrainOptions:
+        given = {**cell.options(seed, data), "device": device.type, "out": ""}
+        return combine(commands[cell.method].options, given, {}, None)
+
+    def train(cell: table.Cell, seed: int) -> table.Figures:
+        start = time.process_time()
+        result, _ = _trained(commands[cell.method], options_of(cell, seed))
+        return table.Figures.of(result, time.process_time() - start)
+
+    facts = environment(device)
+    given = "" if data is None else " --data MNIST"
+    seeds = range(table.FIRST_SEED, table.FIRST_SEED + options.seeds)
+    made = (
+        f"Made by `maskcl reproduce class-incremental{given} --seeds {options.seeds} --out DIR` on"
+        f" {datetime.date.today().isoformat()}: torch {facts['torch']}, maskcl {facts['maskcl']},"
+        f" {facts['threads']} of {facts['cpus']} threads of {facts['cpu'] or facts['machine']}."
+        f" Seeds {seeds[0]} to {seeds[-1]}; nothing was chosen on them."
+    )
+    plain = {cell.key: {**_plain(options_of(cell, 0)), "data": None} for cell in cells}
+    try:
+        return class_incremental_runs.run(
+            cells,
+            seeds,
+            train,
+            directory=None if options.out is None else Path(options.out),
+            options=plain,
+            made=made,
+            say=_sayer(console),
+        )
+    except (scenarios.ScenarioError, ReproduceError) as error:
+        raise CommandError(str(error)) from None
 
 
 def reproduce_graphs(
@@ -100,13 +163,22 @@ def train_cell(command: MethodCommand, options: TrainOptions) -> tuple[Figures, 
     """What ``maskcl train`` trains, without its files: the figures, and what the scenario is."""
     from maskcl.reproduce.graphs import figures
 
+    start = time.process_time()
+    result, scenario = _trained(command, options)
+    return figures(result, scenario, time.process_time() - start), scenario.describe()
+
+
+def _trained(command: MethodCommand, options: TrainOptions) -> tuple[Result, Scenario]:
     # The options put the problem's, the method's and the optimizer's own.
     assert options.lr is not None
     assert options.epochs is not None
     assert options.batch_size is not None
-    start = time.process_time()
     scenario = scenarios.load(
-        options.scenario, seed=options.seed, tasks=options.tasks, setting=options.setting
+        options.scenario,
+        data=options.data,
+        seed=options.seed,
+        tasks=options.tasks,
+        setting=options.setting,
     )
     net, _ = command.prepare(options, scenario)
     trainer = Trainer(
@@ -122,8 +194,7 @@ def train_cell(command: MethodCommand, options: TrainOptions) -> tuple[Figures, 
         precision=options.precision,
         inference=options.inference(),
     )
-    result = trainer.fit()
-    return figures(result, scenario, time.process_time() - start), scenario.describe()
+    return trainer.fit(), scenario
 
 
 def _plain(options: TrainOptions) -> dict[str, Any]:
