@@ -58,8 +58,8 @@ class Cell:
 _ROWS = [
     ("HAT, shared", "hat", "shared", ()),
     ("HAT, masked", "hat", "masked", ()),
-    ("Piggyback, shared", "piggyback", "shared", ()),
-    ("Piggyback, masked", "piggyback", "masked", ()),
+    ("Piggyback on random weights, shared", "piggyback", "shared", (("base", "random"),)),
+    ("Piggyback on random weights, masked", "piggyback", "masked", (("base", "random"),)),
     ("MAS, shared", "mas", "shared", ()),
     ("MAS", "mas", "none", ()),
     ("EWC", "ewc", "none", ()),
