@@ -50,10 +50,10 @@ class TrainOptions(RunOptions):
         choices=("task", "domain", "class", "time"),
     )
     infer: str | None = option(
-        "How the task is inferred at test: shared, masked, none.",
+        "How the task is inferred at test: shared, masked, base (piggyback), none.",
         None,
         shown="shared where the setting hides it (hat, piggyback), else none",
-        choices=("shared", "masked", "none"),
+        choices=("shared", "masked", "base", "none"),
     )
     variant: str | None = option("Of planetoid: cora, citeseer.", None)
     metric: str | None = option("accuracy, auroc, hits@K.", None, shown="the scenario's")

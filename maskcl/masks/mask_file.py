@@ -2,7 +2,8 @@
 
 ``words.<layer>`` is int32 [ceil(n / 32)], for ternary levels [2, ceil(n / 32)]: bit i % 32 of word
 i // 32 belongs to weight i of the row-major weight; the second plane says which are -1.
-``own.<name>`` is what else the task has to itself: its head and norms. The metadata holds levels,
+``own.<name>`` is what else the task has to itself: its head and norms; ``inference.<name>``, where
+the network infers tasks, the statistics of this one. The metadata holds levels,
 task, shapes, facts, a SHA-256 of the network under the masks, and one of the file itself with zeros
 in that one's place, so that no altered byte passes. Nothing is unpickled.
 """
@@ -47,6 +48,7 @@ class MaskFile:
         words: layer -> int32 [ceil(n / 32)], ternary [2, ceil(n / 32)].
         own: head and norms, by their name without the task's index.
         facts: whatever the exporter added.
+        statistics: what tells the task's samples, ``TaskInference.of_task``; {} for nothing.
     """
 
     levels: str
@@ -56,6 +58,7 @@ class MaskFile:
     words: dict[str, Tensor] = field(repr=False)
     own: dict[str, Tensor] = field(repr=False)
     facts: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     @property
     def words_bytes(self) -> int:
@@ -98,6 +101,7 @@ def write_masks(path: str | os.PathLike[str], content: MaskFile) -> int:
     }
     named = {f"words.{name}": words for name, words in content.words.items()}
     named |= {f"own.{name}": tensor for name, tensor in content.own.items()}
+    named |= {f"inference.{name}": tensor for name, tensor in content.statistics.items()}
     # Copies, as safetensors refuses tensors that share memory.
     tensors = {
         name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
@@ -139,6 +143,7 @@ def read_masks(path: str | os.PathLike[str]) -> MaskFile:
             _part(tensors, "words."),
             _part(tensors, "own."),
             json.loads(metadata["facts"]),
+            _part(tensors, "inference."),
         )
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise MaskFileError(f"{path} is damaged or no file of masks ({error})") from None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from maskcl.masks.mask_file import MaskFile, MaskFileError, read_masks, write_masks
+from maskcl.nn.inference.task_inference import TaskInference
 
 if TYPE_CHECKING:
     from maskcl.nn import PiggybackNetwork
@@ -48,6 +49,7 @@ def export_masks(
         words,
         {_without_task(name, task): tensor for name, tensor in net.own_state(task).items()},
         facts or {},
+        {} if net.inference is None else net.inference.of_task(task),
     )
     return write_masks(path, content)
 
@@ -79,13 +81,33 @@ def import_masks(
     _check_target(net, path, task, replace)
     _check_fits(net, path, found)
     own = _own_of(net, path, found, task)
+    inference = _inference_of(net, path, found)
     if bool(net.finished[task]):
         net.forget_task(task)
     with torch.no_grad():
         for target, source in own:
             target.copy_(source)
     net.set_words(task, found.words)
+    if inference is not None:
+        inference.take(task, found.statistics)
+        net.inference = inference
     return found
+
+
+def _inference_of(net: PiggybackNetwork, path: Any, found: MaskFile) -> TaskInference | None:
+    """What takes the file's statistics: the network's inference, or a new one; None for none.
+
+    Raises:
+        MaskFileError: they are not whole, or were measured in another way than the network's.
+    """
+    if not found.statistics:
+        return None
+    try:
+        own = net.inference or TaskInference.of(found.statistics["config"]).to(net._device())
+        TaskInference.of(own.config).take(0, found.statistics)
+    except (ValueError, KeyError, TypeError) as error:
+        raise MaskFileError(f"{path} does not fit: {error}") from None
+    return own
 
 
 def _check_target(net: PiggybackNetwork, path: Any, task: int, replace: bool) -> None:

@@ -20,7 +20,9 @@ OF_LENGTH = 0.25
 _LOOKING: ContextVar[bool] = ContextVar("maskcl_first_layer", default=False)
 
 
-class _Found(Exception):  # noqa: N818 (it is none)
+class Found(Exception):  # noqa: N818 (it is none)
+    """A module, and what it was called with: ends a forward."""
+
     def __init__(self, module: nn.Module, inputs: tuple[Any, ...], options: Any) -> None:
         self.module, self.inputs, self.options = module, inputs, options
 
@@ -39,7 +41,7 @@ def first_rows(net: nn.Module, masked: Iterable[nn.Module], args: tuple[Any, ...
     Raises:
         ValueError: the forward reaches none of them.
     """
-    found = _found(net, list(masked), args)
+    found = inputs_of_first(net, masked, args)
     module: Any = found.module
     units = getattr(module, "channel_dim", 1 if _is_conv(module) else -1)
     is_rows = units != 1 or found.inputs[0].dim() == 2
@@ -62,16 +64,22 @@ def _is_conv(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.conv._ConvNd)
 
 
-def _found(net: nn.Module, masked: list[nn.Module], args: tuple[Any, ...]) -> _Found:
+def inputs_of_first(net: nn.Module, modules: Iterable[nn.Module], args: tuple[Any, ...]) -> Found:
+    """What a forward hands to the first of some modules that it reaches; it ends there.
+
+    Raises:
+        ValueError: it reaches none.
+    """
+
     def stop(module: nn.Module, inputs: Any, options: Any) -> None:
         if _LOOKING.get():
-            raise _Found(module, inputs, options)
+            raise Found(module, inputs, options)
 
-    handles = [m.register_forward_pre_hook(stop, with_kwargs=True) for m in masked]
+    handles = [m.register_forward_pre_hook(stop, with_kwargs=True) for m in modules]
     looking = _LOOKING.set(True)
     try:
         net(*args)
-    except _Found as found:
+    except Found as found:
         return found.with_traceback(None)
     finally:
         _LOOKING.reset(looking)

@@ -11,7 +11,7 @@ from torch import Tensor
 from maskcl.nn.inference.first_layer import first_rows
 from maskcl.nn.inference.random_features import projection, random_features, width_for
 
-SPACES = ("shared", "masked")
+SPACES = ("shared", "masked", "base")
 PerSample = Callable[..., Tensor]
 
 
@@ -19,9 +19,10 @@ class SampleFeatures:
     """(network, its arguments) -> [n, F], a row a sample.
 
     Args:
-        space: "shared", of the input; "masked", of the first masked layer under the active task.
-        features: of "shared", how many; None for as many as go with the input.
-        seed: of "shared".
+        space: "shared", of the input; "base", of what a frozen base makes of it; "masked", of the
+            first masked layer under the active task.
+        features: random ones, how many; None for as many as go with the input.
+        seed: of random ones.
         per_sample: from rows to samples; None where rows are samples.
     """
 
@@ -36,7 +37,7 @@ class SampleFeatures:
         """Of the samples that these arguments are.
 
         Raises:
-            ValueError: there are several arguments and no ``per_sample``.
+            ValueError: there are several arguments and no ``per_sample``; the network has no base.
         """
         if len(args) > 1 and self.per_sample is None:
             raise ValueError(
@@ -47,7 +48,8 @@ class SampleFeatures:
             rows = first_rows(net, net.masked_modules(), args)
             rows = rows if rows.dtype == torch.float64 else rows.float()
         else:
-            rows = random_features(args[0], self._projection(args[0]))
+            seen = net.base_rows(args) if self.space == "base" else args[0]
+            rows = random_features(seen, self._projection(seen))
         return rows if self.per_sample is None else self.per_sample(rows, *args)
 
     def _projection(self, x: Tensor) -> Tensor:

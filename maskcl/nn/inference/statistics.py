@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.inference.class_sums import Moments, pack, unpack
 
-_NAMES = ("labels", "count", "mean", "scatter", "varies", "spread")
+NAMES = ("labels", "count", "mean", "scatter", "varies", "spread")
 
 
 class TaskStatistics(nn.Module):
@@ -34,7 +34,7 @@ class TaskStatistics(nn.Module):
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__()
-        for name in _NAMES:
+        for name in NAMES:
             self.register_buffer(name, tensors[name])
 
     @classmethod
@@ -55,7 +55,22 @@ class TaskStatistics(nn.Module):
     @classmethod
     def like(cls, state: dict[str, Tensor], prefix: str, device: torch.device) -> TaskStatistics:
         """Not filled, of the sizes of a state's tensors; KeyError where one is missing."""
-        return cls({name: torch.empty_like(state[prefix + name], device=device) for name in _NAMES})
+        return cls({name: torch.empty_like(state[prefix + name], device=device) for name in NAMES})
+
+    def is_whole(self) -> bool:
+        """Whether the tensors' sizes and dtypes go together, as those of a file may not."""
+        classes, features = len(self.labels), int(self.varies.sum())
+        triangle = features * (features + 1) // 2
+        floats = self.count, self.mean, self.scatter, self.spread
+        return (
+            self.labels.dtype == torch.int64
+            and self.varies.dtype == torch.bool
+            and all(tensor.dtype == torch.float32 for tensor in floats)
+            and self.labels.shape == self.count.shape == (classes,)
+            and self.mean.shape == (classes, features)
+            and self.spread.shape == (classes, 2)
+            and self.scatter.shape in ((triangle,), (classes, triangle))
+        )
 
     def scatters(self) -> Tensor:
         """[F, F] or [C, F, F]."""

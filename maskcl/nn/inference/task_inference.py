@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from maskcl.nn.inference.measuring import measure
 from maskcl.nn.inference.sample_features import SPACES, PerSample, SampleFeatures
 from maskcl.nn.inference.scoring import Scorer
-from maskcl.nn.inference.statistics import TaskStatistics
+from maskcl.nn.inference.statistics import NAMES, TaskStatistics
 
 
 class Inferred(NamedTuple):
@@ -51,15 +51,16 @@ class TaskInference(nn.Module):
     ``space="shared"``: random features of the input, which no task changes, class means and one
     scatter summed over tasks: linear discriminant analysis of all classes; the class says the task
     (RanPAC, McDonnell et al. 2023, arXiv 2307.02251; RanDumb, Prabhu et al. 2024, 2402.08823).
-    ``space="masked"``: under each task's mask, Gaussian scores of its classes on the first masked
-    layer, relative to the training samples' own: for inputs of no fixed size.
+    ``space="base"``: the same of what a PiggybackNetwork's frozen base gives its heads, no weight
+    masked. ``space="masked"``: under each task's mask, Gaussian scores of its classes on the first
+    masked layer, relative to the training samples' own: for inputs of no fixed size.
 
     Args:
         space: as above.
-        features: of "shared", how many; None: 16 for each number of the input, at most 2,000. A
+        features: random ones, how many; None: 16 for each number of the input, at most 2,000. A
             task takes two bytes for the square of it.
         shrinkage: added to the variances, as a share of their mean; None: features over samples,
-            of "shared" a tenth of that.
+            of random ones a tenth of that.
         seed: of the random features.
         per_sample: (rows [R, F], the network's arguments) -> [n, F'], where the rows that a network
             is given are not its samples (nodes, links, graphs): the problems' ``per_sample``.
@@ -119,6 +120,31 @@ class TaskInference(nn.Module):
         """What it was made with, as a JSON object."""
         return _said(self.config)
 
+    def of_task(self, task: int) -> dict[str, Tensor]:
+        """What it takes to tell a task elsewhere: its statistics and ``config``; {} for nothing."""
+        if task not in self.tasks:
+            return {}
+        return {"config": self.config, **dict(self._of(task).named_buffers())}
+
+    def take(self, task: int, tensors: dict[str, Tensor]) -> None:
+        """Take over what `of_task` gave, of another network of the same kind.
+
+        Raises:
+            ValueError: something is missing, or it was measured in another way.
+        """
+        if missing := [name for name in ("config", *NAMES) if name not in tensors]:
+            raise ValueError(f"TaskInference: the statistics lack {', '.join(missing)}")
+        if not torch.equal(tensors["config"].cpu(), self.config.cpu()):
+            raise ValueError(
+                f"TaskInference: the statistics were made with {_said(tensors['config'])}, wanted"
+                f" {self.arguments()}"
+            )
+        copies = {name: tensors[name].to(self.config.device, copy=True) for name in NAMES}
+        found = TaskStatistics(copies)
+        if not found.is_whole():
+            raise ValueError("TaskInference: the statistics' tensors do not go together")
+        self.statistics[str(task)] = found
+
     def forget(self, task: int) -> None:
         """Drop a task's statistics; nothing of them is anywhere else."""
         if str(task) in self.statistics:
@@ -146,7 +172,7 @@ class TaskInference(nn.Module):
                 self.shrinkage,
                 own=self.space == "masked",
             )
-        others = [int(k) for k in self.statistics if self.space == "shared" and int(k) != task]
+        others = [int(k) for k in self.statistics if self.space != "masked" and int(k) != task]
         width = len(found.varies)
         if others and width != (was := len(self._of(others[0]).varies)):
             raise ValueError(

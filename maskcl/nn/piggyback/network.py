@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from maskcl.nn.piggyback.base_rows import base_rows
 from maskcl.nn.piggyback.cut import Cut, check_start
 from maskcl.nn.piggyback.layer_runs import LayerRuns
 from maskcl.nn.piggyback.recorded_masks import RecordedMasks
@@ -53,6 +54,10 @@ class PiggybackNetwork(RecordedMasks):
             if output is not None:
                 return output
         return self.model(*args, **kwargs)
+
+    def base_rows(self, args: tuple[Any, ...]) -> Tensor:
+        """What the heads are given where no mask removes anything: see `base_rows.base_rows`."""
+        return base_rows(self, args)
 
     @torch.no_grad()
     def begin_task(

@@ -70,6 +70,17 @@ class Inferring(nn.Module):
         """Those whose output differs between tasks by a mask; [] where there is none."""
         return []
 
+    def base_rows(self, args: tuple[Any, ...]) -> Tensor:
+        """What the heads are given where no mask removes anything, [R, ...].
+
+        Raises:
+            ValueError: the network has no frozen base.
+        """
+        raise ValueError(
+            f"TaskInference: space is 'base', and a {type(self).__name__} has no frozen base,"
+            " wanted a PiggybackNetwork, or space 'shared'"
+        )
+
     def _answer(self, task: int, classes: Tensor, args: tuple[Any, ...]) -> Tensor:
         with self.task(task):
             return self(*args)
