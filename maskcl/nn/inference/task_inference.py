@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from maskcl.nn.inference.measuring import measure
 from maskcl.nn.inference.sample_features import SPACES, PerSample, SampleFeatures
 from maskcl.nn.inference.scoring import Scorer
-from maskcl.nn.inference.statistics import NAMES, TaskStatistics
+from maskcl.nn.inference.stored_statistics import StoredStatistics, arguments_of
 
 
 class Inferred(NamedTuple):
@@ -42,7 +41,7 @@ class Nearest(NamedTuple):
     evidence: Tensor
 
 
-class TaskInference(nn.Module):
+class TaskInference(StoredStatistics):
     """Statistics of the finished tasks' training samples, and the task that fits a sample best.
 
     Put into a network as ``net.inference``, or given to a Trainer, it is filled by the methods'
@@ -65,14 +64,9 @@ class TaskInference(nn.Module):
         per_sample: (rows [R, F], the network's arguments) -> [n, F'], where the rows that a network
             is given are not its samples (nodes, links, graphs): the problems' ``per_sample``.
 
-    Attributes:
-        statistics: by task, its index as text, a `TaskStatistics`.
-
     Raises:
         ValueError: an argument is not as above.
     """
-
-    config: Tensor
 
     def __init__(
         self,
@@ -83,7 +77,6 @@ class TaskInference(nn.Module):
         seed: int = 0,
         per_sample: PerSample | None = None,
     ) -> None:
-        super().__init__()
         if space not in SPACES:
             raise ValueError(f"TaskInference: space is {space!r}, wanted one of {SPACES}")
         _check_whole("features", features, 1)
@@ -93,63 +86,22 @@ class TaskInference(nn.Module):
             raise ValueError(
                 f"TaskInference: shrinkage is {shrinkage!r}, wanted a finite number of at least 0"
             )
+        super().__init__(
+            {"space": space, "features": features, "shrinkage": shrinkage, "seed": seed}
+        )
         self.shrinkage = shrinkage
         self.features = SampleFeatures(space, features, seed, per_sample)
-        self.statistics = nn.ModuleDict()
-        said = {"space": space, "features": features, "shrinkage": shrinkage, "seed": seed}
-        text = json.dumps(said, sort_keys=True).encode()
-        self.register_buffer("config", torch.tensor(list(text), dtype=torch.uint8))
         self._scorer: Scorer | None = None
 
     @classmethod
     def of(cls, config: Tensor) -> TaskInference:
         """One without statistics, with the arguments that a state's ``config`` says."""
-        return cls(**_said(config))
+        return cls(**arguments_of(config))
 
     @property
     def space(self) -> str:
         """The argument."""
         return self.features.space
-
-    @property
-    def tasks(self) -> list[int]:
-        """Those that were measured, ascending."""
-        return sorted(map(int, self.statistics))
-
-    def arguments(self) -> dict[str, Any]:
-        """What it was made with, as a JSON object."""
-        return _said(self.config)
-
-    def of_task(self, task: int) -> dict[str, Tensor]:
-        """What it takes to tell a task elsewhere: its statistics and ``config``; {} for nothing."""
-        if task not in self.tasks:
-            return {}
-        return {"config": self.config, **dict(self._of(task).named_buffers())}
-
-    def take(self, task: int, tensors: dict[str, Tensor]) -> None:
-        """Take over what `of_task` gave, of another network of the same kind.
-
-        Raises:
-            ValueError: something is missing, or it was measured in another way.
-        """
-        if missing := [name for name in ("config", *NAMES) if name not in tensors]:
-            raise ValueError(f"TaskInference: the statistics lack {', '.join(missing)}")
-        if not torch.equal(tensors["config"].cpu(), self.config.cpu()):
-            raise ValueError(
-                f"TaskInference: the statistics were made with {_said(tensors['config'])}, wanted"
-                f" {self.arguments()}"
-            )
-        copies = {name: tensors[name].to(self.config.device, copy=True) for name in NAMES}
-        found = TaskStatistics(copies)
-        if not found.is_whole():
-            raise ValueError("TaskInference: the statistics' tensors do not go together")
-        self.statistics[str(task)] = found
-
-    def forget(self, task: int) -> None:
-        """Drop a task's statistics; nothing of them is anywhere else."""
-        if str(task) in self.statistics:
-            del self.statistics[str(task)]
-        self._scorer = None
 
     @torch.no_grad()
     def measure(self, net: Any, task: int, data: Any) -> None:
@@ -232,45 +184,6 @@ class TaskInference(nn.Module):
                 " where net.inference was set before, net.measure_task(task, data) afterwards"
             )
         return finished
-
-    def _of(self, task: int) -> TaskStatistics:
-        found = self.statistics[str(task)]
-        assert isinstance(found, TaskStatistics)
-        return found
-
-    def _load_from_state_dict(
-        self, state: dict[str, Any], prefix: str, metadata: Any, strict: bool,
-        missing: list[str], unexpected: list[str], errors: list[str],
-    ) -> None:  # fmt: skip
-        config = state.get(f"{prefix}config")
-        if config is not None and not torch.equal(config.cpu(), self.config.cpu()):
-            errors.append(
-                f"the state's inference was made with {_said(config)}, this one with"
-                f" {_said(self.config)}"
-            )
-            return
-        start = f"{prefix}statistics."
-        tasks = sorted({k[len(start) :].partition(".")[0] for k in state if k.startswith(start)})
-        self.statistics, self._scorer = nn.ModuleDict(), None
-        for task in tasks:
-            try:
-                self.statistics[task] = TaskStatistics.like(
-                    state, f"{start}{task}.", self.config.device
-                )
-            except KeyError as error:
-                missing.append(str(error.args[0]))
-
-
-def _said(config: Tensor) -> dict[str, Any]:
-    """The arguments that a ``config`` buffer says.
-
-    Raises:
-        ValueError: it says none.
-    """
-    said = json.loads(bytes(config.cpu().tolist()))
-    if not isinstance(said, dict):
-        raise ValueError(f"TaskInference: config says {said!r}, wanted arguments")
-    return said
 
 
 def _check_whole(name: str, value: Any, low: int) -> None:
