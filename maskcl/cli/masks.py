@@ -122,7 +122,8 @@ def open_run(run: Path) -> tuple[Checkpoint, PiggybackNetwork]:
             norms=options["norms"],
         )
         if checkpoint.position["epoch"] > 0:  # the scores of the task in training are there too
-            net.begin_task(checkpoint.position["task"])
+            position = checkpoint.position
+            net.begin_task(position.get("first_task", 0) + position["task"])
         load_network(net, checkpoint.tensors, run / CHECKPOINT)
     except (CheckpointError, BaseError) as error:
         raise CommandError(str(error)) from None

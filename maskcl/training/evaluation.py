@@ -28,6 +28,7 @@ def score_task(
     *,
     latest: int,
     batch_size: int,
+    first_task: int = 0,
 ) -> float:
     """Score on a task's test data, in evaluation; the network's mode is what it was after it.
 
@@ -40,10 +41,11 @@ def score_task(
         latest: the task that the network acts for where the setting hides a sample's own: a
             growing head then chooses among all classes so far.
         batch_size: of training; test batches are of at least ``LEAST_BATCH``.
+        first_task: the network's task that the scenario's task 0 is.
     """
     was_training = net.training
     net.eval()
-    active = task if scenario.setting.task_id_at_test else latest
+    active = first_task + (task if scenario.setting.task_id_at_test else latest)
     with net.task(active), fabric.autocast():
         inputs = scenario.test_inputs(task)
         predictions = [

@@ -14,12 +14,14 @@ class Result:
 
     Attributes:
         matrix: [T, T], M[i, j] the score on task j after training task i; NaN where that says
-            nothing (later tasks that have heads of their own).
+            nothing (later tasks that have heads of their own), and where task i was finished before
+            and so was task i + 1.
         untrained: [T], scores of the network before training; NaN likewise.
         losses: for each task, the mean loss of each epoch.
         accuracies: for each task, the training accuracy of each epoch (soft masks, in [0, 1]).
         seconds: for each task, time in training and evaluation.
-        measures: after each task, what the method measures: name -> part of the network -> number.
+        measures: after each task trained here, what the method measures: name -> part of the
+            network -> number.
     """
 
     matrix: np.ndarray
