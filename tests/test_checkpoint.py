@@ -367,7 +367,7 @@ def test_a_checkpoint_inside_a_task_holds_its_scores_and_a_last_one_only_masks(t
     trained = piggyback(tmp_path)
     trained.fit(resume=True)
     saved = ckpt.load_checkpoint(path)
-    assert saved.position == {"task": 3, "epoch": 0}
+    assert saved.position == {"task": 3, "epoch": 0, "first_task": 0}
     assert not any(name.endswith(".scores") for name in saved.tensors)
     fresh = piggyback(tmp_path)
     fresh.fit(resume=True)  # trains nothing

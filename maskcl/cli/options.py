@@ -213,6 +213,20 @@ def _convert(name: str, value: Any, where: str, wanted: Any, optional: bool) -> 
         raise CommandError(f"{where}: {flag_name(name)} must be {text}, got {value!r}") from None
 
 
+def parse_groups(text: str | None) -> list[list[int]] | None:
+    """Lists of classes from "0,1/2,3"; None for None.
+
+    Raises:
+        CommandError: it is none.
+    """
+    if text is None:
+        return None
+    try:
+        return [[int(label) for label in part.split(",")] for part in text.split("/")]
+    except ValueError:
+        raise CommandError(f"groups must be classes such as 0,1/2,3, got {text!r}") from None
+
+
 def parse_widths(value: Any) -> tuple[int, ...]:
     """Widths from "200,200", 200 or a list."""
     if isinstance(value, str):

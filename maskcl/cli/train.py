@@ -18,7 +18,7 @@ from maskcl.cli.environment import environment
 from maskcl.cli.folders import CONFIG, check_new, config_of, read_saved
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
-from maskcl.cli.options import CommandError
+from maskcl.cli.options import CommandError, parse_groups
 from maskcl.cli.progress import display
 from maskcl.cli.result_content import result_content
 from maskcl.files import new_folder
@@ -163,6 +163,8 @@ def _load_scenario(options: TrainOptions) -> Scenario:
             setting=options.setting,
             variant=options.variant,
             metric=options.metric,
+            shuffle=options.shuffle,
+            groups=parse_groups(options.groups),
         )
     except scenarios.ScenarioError as error:
         raise CommandError(str(error)) from None
