@@ -66,10 +66,9 @@ class TaskHeads(TaskAware):
         for number in classes:
             self.heads.append(_like(self.heads[-1], number).train(self.training))
 
-    @torch.no_grad()
     def add_classes(self, task: int, count: int) -> None:
         """More outputs for a task; the ones that it has stay as they are."""
-        self.heads[task] = _widened(self.heads[task], count)
+        _widen(self.heads[task], count)
 
 
 class GrowingHead(TaskAware):
@@ -141,7 +140,7 @@ class GrowingHead(TaskAware):
 
     def _widen(self) -> None:
         if more := self.classes[-1] - self.linear.out_features:
-            self.linear = _widened(self.linear, more)
+            _widen(self.linear, more)
 
     def extra_repr(self) -> str:
         """Numbers of classes."""
@@ -154,14 +153,18 @@ def _like(head: Any, number: int) -> nn.Linear:
     return nn.Linear(head.in_features, number, head.bias is not None, **options)
 
 
-@torch.no_grad()
-def _widened(head: Any, more: int) -> nn.Linear:
-    """A linear layer with more rows: its own, then fresh ones; hooks and mode are its own too."""
+def _widen(head: Any, more: int) -> None:
+    """Give a linear layer more rows, fresh ones, below those that it has.
+
+    Its parameters stay the same objects: an optimizer that holds them goes on, or raises where it
+    has moments of the old shape.
+    """
     new = _like(head, head.out_features + more)
-    for name, parameter in head.named_parameters():
-        new.get_parameter(name)[: head.out_features] = parameter
-        new.get_parameter(name).requires_grad_(parameter.requires_grad)
-    return with_hooks(new.train(head.training), head)
+    for name, parameter in head.named_parameters(recurse=False):
+        rows = new.get_parameter(name).data
+        rows[: head.out_features] = parameter.data
+        parameter.data, parameter.grad = rows, None
+    head.out_features += more
 
 
 def sees_one_class(net: nn.Module) -> bool:

@@ -358,3 +358,48 @@ def test_the_sentence_names_the_way_on():
     train(net, "hat", 1)
     with pytest.raises(RuntimeError, match=r"all 2 are, and net\.add_tasks\(1\) makes room"):
         METHODS["hat"].begin_task(net, 0)
+
+
+@pytest.mark.parametrize("optimizer_fn", tiny.OPTIMIZERS.values(), ids=tiny.OPTIMIZERS)
+def test_an_optimizer_from_before_a_head_grew_trains_it_or_raises(optimizer_fn):
+    net, method = made("growing", 1, "mlp"), METHODS["growing"]
+    fresh = optimizer_fn(method.parameter_groups(net, 0))
+    used = optimizer_fn(method.parameter_groups(net, 0))
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    used.step()
+    net.add_tasks(1)
+    rows = net.model[-1].linear.weight
+    before = rows.detach().clone()
+    state = method.begin_task(net, 1)
+    x, y = tiny.samples(1)
+    with net.task(1):
+        nn.functional.cross_entropy(net(x), y + 2).backward()
+    method.after_backward(net, state)
+    fresh.step()
+    assert (rows[2:] != before[2:]).any(1).all()
+    if any("exp_avg" in s or s.get("momentum_buffer") is not None for s in used.state.values()):
+        with pytest.raises(RuntimeError):
+            used.step()
+        method.protect(used, net, state)
+        with pytest.raises((RuntimeError, ValueError)):
+            used.step()
+
+
+@pytest.mark.parametrize("kind", ["hat", "piggyback", "growing"])
+def test_a_compiled_network_follows(kind):
+    net = made(kind, 1, "mlp")
+    train(net, kind, 0)
+    compiled = torch.compile(net, backend="aot_eager")
+    x, _ = tiny.samples(0, seed=1)
+    net.eval()
+    with torch.no_grad():
+        with net.task(0):
+            before = compiled(x)
+        net.add_tasks(65)
+        if kind == "piggyback":
+            net.begin_task(65)
+        with net.task(0):
+            assert torch.equal(compiled(x), before)
+        with net.task(65):
+            torch.testing.assert_close(compiled(x), net(x))
