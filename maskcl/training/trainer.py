@@ -302,7 +302,8 @@ class Trainer:
         """Score on a task's test data in [0, 1], with its hard mask.
 
         Where the setting hides the task at test, the network is as the latest task sees it: a
-        growing head chooses among all classes so far.
+        growing head chooses among all classes so far. Before ``fit`` the scenario's task 0 is the
+        network's ``first_task``, or 0.
         """
         return score_task(
             self.net, self.problem, self.scenario, self.fabric, task,

@@ -9,6 +9,7 @@ import torch
 from maskcl.callback import Callback
 from maskcl.checkpoint import CheckpointError
 from maskcl.methods import EWC, HAT, MAS, Piggyback
+from maskcl.metrics import all_metrics
 from maskcl.nn import to_hat
 from maskcl.training.continuing import first_task_of
 from tests import tiny
@@ -112,6 +113,9 @@ def test_the_same_sequence_goes_on_as_if_it_had_not_stopped(kind, tmp_path):
     assert np.isnan(result.matrix[0]).all()
     for row in range(1, 4):
         assert np.array_equal(result.matrix[row], wanted.matrix[row], equal_nan=True), row
+    found = all_metrics(result.matrix, untrained=result.untrained)
+    assert np.isfinite(found["ACC"].value)
+    assert found["BWT"].reason == "M[0, 0] was not measured"
     assert result.losses[:2] == [[], []]
     assert result.losses[2:] == wanted.losses[2:]
     for name, tensor in whole.state_dict().items():
@@ -188,3 +192,12 @@ def test_a_growing_head_goes_on_with_the_same_sequence_only():
 def test_too_few_tasks_say_how_to_make_room():
     with pytest.raises(ValueError, match=r"net has 2 tasks, the scenario 3; net\.add_tasks\(1\)"):
         make(tiny.network("mlp", 2), tiny.scenario(3))
+
+
+def test_rules_that_let_weights_move_go_on_too():
+    method = HAT(rule="const", rule_value=0.5)
+    net = tiny.network("mlp", 1)
+    for tasks in (1, 2, 3):
+        make(net, tiny.scenario(tasks), method=method).fit()
+        net.add_tasks(1)
+    assert net.finished.tolist() == [True] * 3 + [False]

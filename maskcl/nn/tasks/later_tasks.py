@@ -23,6 +23,7 @@ class LaterTasks(TaskNetwork):
 
     _structure: ModelStructure | None = None
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def add_tasks(self, count: int, classes: Sequence[int] | None = None) -> None:
         """Make room for more tasks, after the last: heads, norms, masks and records.
@@ -58,6 +59,7 @@ class LaterTasks(TaskNetwork):
         self._add_records(first)
         self._follow_model()
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def add_classes(self, task: int, count: int) -> None:
         """More outputs for a task that is not finished, after those that its head has.

@@ -27,7 +27,7 @@ class TaskNetwork(nn.Module):
 
     Args:
         model: taken over, not copied.
-        num_tasks: how many tasks there will be, T.
+        num_tasks: how many tasks there is room for, T; more can be added later (`LaterTasks`).
 
     Attributes:
         finished: bool [T].

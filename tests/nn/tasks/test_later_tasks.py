@@ -403,3 +403,12 @@ def test_a_compiled_network_follows(kind):
             assert torch.equal(compiled(x), before)
         with net.task(65):
             torch.testing.assert_close(compiled(x), net(x))
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_tasks_added_in_inference_mode_can_be_trained(kind):
+    net = made(kind, 1)
+    with torch.inference_mode():
+        net.add_tasks(1)
+    train(net, kind, 1)
+    assert net.finished.tolist() == [False, True]
