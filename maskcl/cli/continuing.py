@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from maskcl.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_network
 from maskcl.cli.folders import config_of, read_saved
 from maskcl.cli.method import MethodCommand, TrainOptions
@@ -246,19 +244,8 @@ def start_of(
             if now[key] != run.checkpoint.config.get(key):
                 was = run.checkpoint.config.get(key)
                 raise CommandError(f"the run in {run.folder} had {key} {was}, this has {now[key]}")
-        result = _with_room(Result.from_dict(facts["result"]), scenario.num_tasks)
+        result = Result.from_dict(facts["result"]).with_room(scenario.num_tasks)
         place = run.cut["num_tasks"], run.first_task
     position = {"task": place[0], "epoch": 0, "first_task": place[1]}
     content = {"result": result.to_dict(), "rng": facts["rng"]}
     return Checkpoint(config, position, tensors, content)
-
-
-def _with_room(result: Result, tasks: int) -> Result:
-    """A result with nothing measured yet of further tasks."""
-    new, count = Result.empty(tasks), len(result.matrix)
-    new.matrix[:count, :count] = result.matrix
-    new.untrained[:count] = result.untrained
-    new.losses[:count], new.accuracies[:count] = result.losses, result.accuracies
-    new.seconds[:count], new.measures = result.seconds, result.measures
-    assert np.isnan(new.matrix[count:]).all()
-    return new

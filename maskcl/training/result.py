@@ -57,6 +57,14 @@ class Result:
         blank: list[list[list[float]]] = [[[] for _ in range(tasks)] for _ in range(2)]
         return cls(nan, nan[0].copy(), blank[0], blank[1], [0.0] * tasks)
 
+    def with_room(self, tasks: int) -> Result:
+        """The same with more tasks, of which nothing is measured yet."""
+        new, count = Result.empty(tasks), len(self.matrix)
+        new.matrix[:count, :count], new.untrained[:count] = self.matrix, self.untrained
+        new.losses[:count], new.accuracies[:count] = self.losses, self.accuracies
+        new.seconds[:count], new.measures = self.seconds, self.measures
+        return new
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers."""
         values = dataclasses.asdict(self)
