@@ -116,10 +116,18 @@ def _check_config(path: Any, found: dict[str, Any], wanted: dict[str, Any]) -> N
 def load_network(net: nn.Module, tensors: dict[str, Tensor], path: Any = "the checkpoint") -> None:
     """Copy ``network.*`` into the network, after checking that every name, shape and dtype fits.
 
+    A network of tasks takes those of one with fewer tasks too (``net.complete_state``).
+
     Raises:
         CheckpointError: something does not fit; the network is unchanged then.
     """
     found = take(tensors, "network.")
+    complete: Any = getattr(net, "complete_state", None)
+    if complete is not None:
+        try:
+            found = complete(found)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} does not fit: {error}") from None
     wanted = net.state_dict()
     for name in sorted(found.keys() ^ wanted.keys()):
         where = "only in the checkpoint" if name in found else "only in the network"

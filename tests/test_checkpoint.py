@@ -361,13 +361,13 @@ def test_a_checkpoint_inside_a_task_holds_its_scores_and_a_last_one_only_masks(t
     saved = ckpt.load_checkpoint(path)
     names = {name for name in saved.tensors if name.endswith(".scores")}
     assert len(names) == 3
-    assert saved.position == {"task": 1, "epoch": 1}
+    assert saved.position == {"task": 1, "epoch": 1, "first_task": 0}
     moments = [t.shape for n, t in saved.tensors.items() if n.endswith(".exp_avg")]
     assert all(saved.tensors[name].shape in moments for name in names)
     trained = piggyback(tmp_path)
     trained.fit(resume=True)
     saved = ckpt.load_checkpoint(path)
-    assert saved.position == {"task": 3, "epoch": 0}
+    assert saved.position == {"task": 3, "epoch": 0, "first_task": 0}
     assert not any(name.endswith(".scores") for name in saved.tensors)
     fresh = piggyback(tmp_path)
     fresh.fit(resume=True)  # trains nothing

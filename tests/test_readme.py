@@ -14,10 +14,11 @@ from maskcl import ops
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
+LATER_TASKS = (ROOT / "docs" / "later-tasks.md").read_text()
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+def blocks(language, text=TEXT):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_first_example_has_ten_lines_and_learns_without_forgetting():
@@ -181,3 +182,26 @@ def test_commands_parse_and_pass_the_checks_of_their_values(command, tmp_path):
 def test_pictures_and_links_exist():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
         assert (ROOT / target).is_file(), target
+
+
+def test_the_page_on_later_tasks_runs():
+    """It ends with an assertion of its own: the outputs of before have their bits."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
+    (example,) = blocks("python", LATER_TASKS)
+    names = {}
+    exec(compile(example, "later-tasks.md", "exec"), names)
+    assert names["net"].finished.tolist() == [True] * 4
+    assert names["result"].matrix[1].min() > 0.5
+
+
+def test_its_commands_run(tmp_path, monkeypatch):
+    pytest.importorskip("typer", reason="the command line needs maskcl[train]")
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    from maskcl import cli
+
+    monkeypatch.chdir(tmp_path)
+    (lines,) = blocks("console", LATER_TASKS)
+    for line in lines.splitlines():
+        assert cli.main([*shlex.split(line)[2:], "--epochs", "1"]) == 0
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"digits", "after"}

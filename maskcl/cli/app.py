@@ -15,8 +15,8 @@ from rich.console import Console
 from maskcl import info as info_module
 from maskcl import report
 from maskcl.cli import export, hat, mas, masks, piggyback
-from maskcl.cli.flags import command
-from maskcl.cli.folders import CONFIG, read_saved
+from maskcl.cli.flags import Start, command
+from maskcl.cli.folders import CONFIG
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError, check_values, combine, read_config
 from maskcl.cli.pretrain import PretrainOptions, pretrain
@@ -135,16 +135,16 @@ def run(arguments: list[str]) -> int:
 def _train_command(method: MethodCommand) -> None:
     """Add ``maskcl train METHOD``."""
 
-    def run(flags: dict[str, Any], config: str | None, resume: bool) -> None:
-        _train(method, flags, config, resume)
+    def run(flags: dict[str, Any], config: str | None, start: Start) -> None:
+        _train(method, flags, config, start)
 
     kind = method.options
     train_app.command(kind.NAME)(command(kind, run, kind.__doc__ or "", resumable=True))
 
 
-def _train(method: MethodCommand, given: dict[str, Any], config: str | None, resume: bool) -> None:
+def _train(method: MethodCommand, given: dict[str, Any], config: str | None, start: Start) -> None:
     # Imported here: `maskcl info` must work without lightning-fabric.
-    from maskcl.cli.train import train
+    from maskcl.cli.train import begin, train
 
     kind = method.options
     flags = check_values(kind, given, "the command line")
@@ -154,8 +154,8 @@ def _train(method: MethodCommand, given: dict[str, Any], config: str | None, res
         raise CommandError("--out is missing")
     flags["out"] = out
     try:
-        saved = read_saved(Path(out), kind.NAME)[0] if resume else None
-        result = train(method, combine(kind, flags, values, saved), Console(), resume=resume)
+        options, run = begin(kind, flags, values, start)
+        result = train(method, options, Console(), resume=start.resume, run=run)
     except KeyboardInterrupt:
         raise typer.Exit(_interrupted(Path(out), kind.NAME)) from None
     except (RuntimeError, OSError) as error:
@@ -163,7 +163,7 @@ def _train(method: MethodCommand, given: dict[str, Any], config: str | None, res
     print(f"\n{accuracy_table(result)}\n\nreport: {os.path.join(out, 'report.html')}")
 
 
-def _pretrain(given: dict[str, Any], config: str | None, resume: bool) -> None:
+def _pretrain(given: dict[str, Any], config: str | None, start: Start) -> None:
     flags = check_values(PretrainOptions, given, "the command line")
     values = read_config(PretrainOptions, Path(config)) if config is not None else {}
     options = combine(PretrainOptions, flags, values, None)
@@ -178,13 +178,13 @@ def _pretrain(given: dict[str, Any], config: str | None, resume: bool) -> None:
     )
 
 
-def _reproduce(given: dict[str, Any], config: str | None, resume: bool) -> None:
+def _reproduce(given: dict[str, Any], config: str | None, start: Start) -> None:
     from maskcl.reproduce.mas_split_mnist import TABLE
 
     _table(ReproduceOptions, given, config, lambda asked: reproduce(TABLE, asked, Console()))
 
 
-def _reproduce_graphs(given: dict[str, Any], config: str | None, resume: bool) -> None:
+def _reproduce_graphs(given: dict[str, Any], config: str | None, start: Start) -> None:
     _table(GraphsOptions, given, config, lambda asked: reproduce_graphs(METHODS, asked, Console()))
 
 

@@ -2,56 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 import maskcl
-from maskcl import models, settings
+from maskcl import models
 from maskcl.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_network
 from maskcl.cli.folders import read_config_of
 from maskcl.cli.masks import open_run
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError, combine
+from maskcl.cli.saved_network import Described, network_as_made
 from maskcl.export import compact, save
 from maskcl.export.compact_network import Network
 from maskcl.export.flops_and_latency import compare
 from maskcl.export.save_file import check_path
 from maskcl.graph import Graph
-from maskcl.scenarios import Scenario
-from maskcl.scenarios.base import head_sizes
 from maskcl.training.trainer import CHECKPOINT
 
 # Edges for each node of the random graph that a graph network is measured on.
 _DEGREE = 5
-
-
-@dataclass(frozen=True)
-class Described:
-    """What a checkpoint says of its run's scenario: enough to build the network, without data."""
-
-    name: str
-    problem: str
-    setting: settings.Setting
-    num_tasks: int
-    outputs: list[int]
-    head_sizes: list[int]
-    input_shape: tuple[int, ...]
-
-    @classmethod
-    def of(cls, facts: dict[str, Any]) -> Described:
-        """From `Scenario.describe`."""
-        return cls(
-            facts["name"],
-            facts["problem"],
-            settings.get_setting(facts["setting"]),
-            facts["num_tasks"],
-            facts["outputs"],
-            head_sizes(facts["setting"], facts["outputs"], facts["classes"]),
-            tuple(facts["input_shape"]),
-        )
 
 
 def export(run: Path, task: int, out: Path, samples: int, methods: dict[str, MethodCommand]) -> str:
@@ -106,8 +78,7 @@ def _open(
     try:
         checkpoint = load_checkpoint(run / CHECKPOINT)
         options = combine(methods[method].options, {}, {}, saved)
-        described = Described.of(checkpoint.config["scenario"])
-        net, _ = methods[method].prepare(options, cast("Scenario", described))
+        net = network_as_made(methods[method], saved, made_from, checkpoint.config["scenario"])
         load_network(net, checkpoint.tensors, run / CHECKPOINT)
     except CheckpointError as error:
         raise CommandError(str(error)) from None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from maskcl.cli.options import CommandError
 
 CONFIG = "config.json"
+# Below a run's folder: one with more tasks while it trains, and one whose files become the run's.
+ADDING, ADDED = "adding", "added"
 
 # What config.json holds beside the options: the method, and what its network was made from.
 _BESIDE = ("method", "made_from")
@@ -51,6 +54,11 @@ def read_config_of(directory: Path) -> tuple[str, dict[str, Any], dict[str, Any]
         raise CommandError(f"{path} cannot be read: {error}") from None
     if not isinstance(saved, dict) or "scenario" not in saved or "format" in saved:
         raise CommandError(f"{path} is not a run's configuration")
+    return parts_of(saved)
+
+
+def parts_of(saved: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """The parts that `config_of` put together."""
     options = {name: value for name, value in saved.items() if name not in _BESIDE}
     # Runs of before there was a choice are HAT's.
     return saved.get("method", "hat"), options, saved.get("made_from", {})
@@ -70,3 +78,35 @@ def read_saved(directory: Path, method: str) -> tuple[dict[str, Any], dict[str, 
             f"{directory} holds a run of {found}: `maskcl train {found} --resume` goes on with it"
         )
     return options, made_from
+
+
+def folder_in_training(out: Path) -> Path:
+    """Where the run of a folder goes on: below it while it gains tasks."""
+    return out / ADDING if (out / ADDING / CONFIG).is_file() else out
+
+
+def take_over(out: Path) -> None:
+    """Put the files of a run that has gained its tasks in the place of what it had before.
+
+    Until here the run is as it was. From the first step on a call goes on where another was killed.
+
+    Raises:
+        OSError: a file cannot be moved; the next call goes on.
+    """
+    if (out / ADDING).is_dir():
+        (out / ADDING).rename(out / ADDED)
+    finish_taking_over(out)
+
+
+def finish_taking_over(out: Path) -> None:
+    """Move what a killed `take_over` has left; nothing where there is none."""
+    added = out / ADDED
+    if not added.is_dir():
+        return
+    for path in sorted(added.rglob("*")):
+        target = out / path.relative_to(added)
+        if path.is_dir():
+            target.mkdir(exist_ok=True)
+        else:
+            path.replace(target)
+    shutil.rmtree(added)

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import maskcl
 from maskcl import ops
 from maskcl.checkpoint import (
     Checkpoint,
@@ -15,13 +14,12 @@ from maskcl.checkpoint import (
     load_network,
     save_checkpoint,
 )
+from maskcl.cli import piggyback
 from maskcl.cli.folders import read_config_of
-from maskcl.cli.network import base_model
 from maskcl.cli.options import CommandError
-from maskcl.cli.piggyback import mask_facts
+from maskcl.cli.saved_network import cut_of, network_as_made
 from maskcl.masks import MaskFile, MaskFileError, export_masks, import_masks, read_masks
 from maskcl.report.text import grid
-from maskcl.scenarios.base import head_sizes
 from maskcl.training.pretrain import BaseError
 from maskcl.training.trainer import CHECKPOINT
 
@@ -44,7 +42,9 @@ def export(run: Path, task: int, out: Path) -> str:
     if out.exists() or not out.absolute().parent.is_dir():
         reason = "exists already" if out.exists() else "cannot be made: there is no such folder"
         raise CommandError(f"{out} {reason}")
-    facts = mask_facts(checkpoint.config["scenario"], task, read_config_of(run)[2])
+    made_from = read_config_of(run)[2]
+    cut, index = cut_of(made_from, checkpoint.config["scenario"], task)
+    facts = piggyback.mask_facts(cut, index, made_from)
     size = export_masks(net, task, out, facts=facts)
     return f"{out}: {size:,} bytes, task {task} of {run}"
 
@@ -114,17 +114,12 @@ def open_run(run: Path) -> tuple[Checkpoint, PiggybackNetwork]:
         raise CommandError(f"{run} holds a run of {method}: only piggyback's masks are files")
     try:
         checkpoint = load_checkpoint(run / CHECKPOINT)
-        cut = checkpoint.config["scenario"]
-        outputs = head_sizes(cut["setting"], cut["outputs"], cut["classes"])
-        net = maskcl.nn.to_piggyback(
-            base_model(made_from, str(run)),
-            len(outputs),
-            classes=outputs,
-            levels=options["levels"],
-            norms=options["norms"],
+        net: Any = network_as_made(
+            piggyback.COMMAND, options, made_from, checkpoint.config["scenario"]
         )
         if checkpoint.position["epoch"] > 0:  # the scores of the task in training are there too
-            net.begin_task(checkpoint.position["task"])
+            position = checkpoint.position
+            net.begin_task(position.get("first_task", 0) + position["task"])
         load_network(net, checkpoint.tensors, run / CHECKPOINT)
     except (CheckpointError, BaseError) as error:
         raise CommandError(str(error)) from None

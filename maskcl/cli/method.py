@@ -56,6 +56,10 @@ class TrainOptions(RunOptions):
         choices=("shared", "masked", "base", "none"),
     )
     variant: str | None = option("Of planetoid: cora, citeseer.", None)
+    shuffle: bool = option("Classes (domains of graphs) in an order that the seed draws.", False)
+    groups: str | None = option(
+        "Classes of each task, as 0,1/2,3.", None, shown="an even cut in ascending order"
+    )
     metric: str | None = option("accuracy, auroc, hits@K.", None, shown="the scenario's")
     epochs: int | None = option("For each task.", None, shown=table(EPOCHS), at_least=1)
     lr: float | None = option("Learning rate.", None, above=0)

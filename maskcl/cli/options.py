@@ -159,6 +159,7 @@ def combine(
     flags: dict[str, Any],
     config: dict[str, Any],
     saved: dict[str, Any] | None,
+    how: str = "--resume",
 ) -> Kind:
     """One set of options: flags win over the file, the file over a saved run, that over defaults.
 
@@ -167,6 +168,7 @@ def combine(
         flags: those that were given.
         config: the file's values.
         saved: the values of the run to resume, which the others must not contradict.
+        how: the flag that goes on with it, for errors.
 
     Raises:
         CommandError: something is missing, out of range, or differs from the saved run.
@@ -178,7 +180,7 @@ def combine(
             was = tuple(was) if isinstance(was, list) else was
             if name not in kind.MAY_CHANGE and value != was:
                 raise CommandError(
-                    f"the run in {flags['out']} has {flag_name(name)} {was}, which --resume "
+                    f"the run in {flags['out']} has {flag_name(name)} {was}, which {how} "
                     f"cannot change to {value}"
                 )
         asked = {**saved, **asked}
@@ -211,6 +213,20 @@ def _convert(name: str, value: Any, where: str, wanted: Any, optional: bool) -> 
         meant = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         text = meant.get(wanted, "widths such as 200,200")
         raise CommandError(f"{where}: {flag_name(name)} must be {text}, got {value!r}") from None
+
+
+def parse_groups(text: str | None) -> list[list[int]] | None:
+    """Lists of classes from "0,1/2,3"; None for None.
+
+    Raises:
+        CommandError: it is none.
+    """
+    if text is None:
+        return None
+    try:
+        return [[int(label) for label in part.split(",")] for part in text.split("/")]
+    except ValueError:
+        raise CommandError(f"groups must be classes such as 0,1/2,3, got {text!r}") from None
 
 
 def parse_widths(value: Any) -> tuple[int, ...]:

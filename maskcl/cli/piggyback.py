@@ -168,7 +168,8 @@ def finish(run: Trained) -> dict[str, Any]:
     net: PiggybackNetwork = run.net
     tasks, base = range(net.num_tasks), run.made_from
     kept = ("source", "trained_on", "accuracy", "model", "hidden", "epochs", "seed")
-    files = [_write_masks(run, task) for task in tasks]
+    own = range(net.num_tasks - run.scenario.num_tasks, net.num_tasks)  # those trained in this run
+    files = [_write_masks(run, task) for task in own]
     return {
         "base": {**{name: base.get(name) for name in kept}, "sha256": net.base_hash()},
         "masked_weights": {name: layer.weight.numel() for name, layer in net.layers.items()},
@@ -188,7 +189,8 @@ def _write_masks(run: Trained, task: int) -> dict[str, Any]:
     name = f"masks/task-{task}.safetensors"
     path = Path(run.directory, name)
     path.parent.mkdir(exist_ok=True)
-    facts = mask_facts(run.scenario.describe(), task, run.made_from)
+    index = task - net.num_tasks + run.scenario.num_tasks
+    facts = mask_facts(run.scenario.describe(), index, run.made_from)
     size = export_masks(net, task, path, facts=facts)
     return {
         "task": task,

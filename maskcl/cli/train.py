@@ -12,19 +12,39 @@ from typing import TYPE_CHECKING, Any
 
 from maskcl import report, scenarios
 from maskcl.callback import Callback
-from maskcl.checkpoint import CheckpointError
+from maskcl.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 from maskcl.cli.common import fingerprint, optimizer_factory, seeded_weights
+from maskcl.cli.continuing import (
+    FinishedRun,
+    network_of_another,
+    network_of_more,
+    options_of_another,
+    options_of_more,
+    read_finished,
+    start_of,
+)
 from maskcl.cli.environment import environment
-from maskcl.cli.folders import CONFIG, check_new, config_of, read_saved
+from maskcl.cli.flags import Start
+from maskcl.cli.folders import (
+    ADDING,
+    CONFIG,
+    check_new,
+    config_of,
+    finish_taking_over,
+    folder_in_training,
+    read_saved,
+    take_over,
+)
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
-from maskcl.cli.options import CommandError
+from maskcl.cli.options import CommandError, combine, parse_groups
 from maskcl.cli.progress import display
 from maskcl.cli.result_content import result_content
+from maskcl.cli.saved_network import CONTINUES, network_as_made
 from maskcl.files import new_folder
 from maskcl.report.files import write_atomic
 from maskcl.training.references import References, references
-from maskcl.training.trainer import Trainer
+from maskcl.training.trainer import CHECKPOINT, Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,33 +55,70 @@ if TYPE_CHECKING:
     from maskcl.scenarios import Scenario
 
 
+def begin(
+    kind: type[TrainOptions], flags: dict[str, Any], config: dict[str, Any], start: Start
+) -> tuple[TrainOptions, FinishedRun | None]:
+    """The options of a run, and the finished run that it goes on from, where there is one.
+
+    Raises:
+        CommandError: they cannot be put together.
+    """
+    out = Path(flags["out"])
+    if start.resume + (start.add_tasks is not None) + (start.source is not None) > 1:
+        raise CommandError("--resume, --add-tasks and --from exclude each other")
+    for folder in (out, Path(start.source or out)):
+        finish_taking_over(folder)
+    if start.add_tasks is not None:
+        run = read_finished(out, kind.NAME)
+        return options_of_more(kind, flags, config, run, start.add_tasks), run
+    if start.source is not None:
+        check_new(out)
+        run = read_finished(Path(start.source), kind.NAME)
+        return options_of_another(kind, flags, config, run), run
+    saved = read_saved(folder_in_training(out), kind.NAME)[0] if start.resume else None
+    return combine(kind, flags, config, saved), None
+
+
 def train(
-    command: MethodCommand, options: TrainOptions, console: Console, *, resume: bool
+    command: MethodCommand,
+    options: TrainOptions,
+    console: Console,
+    *,
+    resume: bool,
+    run: FinishedRun | None = None,
 ) -> dict[str, Any]:
-    """Run or resume; returns the content of result.json.
+    """Run, resume, or go on from a finished run; returns the content of result.json.
+
+    A run that gains tasks trains in a folder below its own, and its files change at the end.
 
     Raises:
         CommandError: the run cannot start; nothing has been written then.
         KeyboardInterrupt: as the person pressed it; the checkpoint stands.
     """
-    directory = Path(options.out)
+    out = Path(options.out)
+    more = run is not None and run.folder == out
+    directory = out / ADDING if more else folder_in_training(out) if resume else out
     if not resume:
         check_new(directory)
     scenario = _load_scenario(options)
     with _warnings_as_sentences():
-        net, made_from = command.prepare(options, scenario)
-    if resume:
-        _check_made_from(options, made_from)
+        if run is not None:
+            prepare = network_of_more if more else network_of_another
+            net, made_from = prepare(command, options, scenario, run)
+        else:
+            net, made_from = _prepare(command, options, scenario, directory if resume else None)
     assert options.epochs is not None  # TrainOptions puts the problem's own
     problem = problem_for(options, scenario)
     callback = display(console, scenario.num_tasks, options.epochs, scenario.metric)
-    trainer = _trainer(options, net, problem, scenario, callback)
+    trainer = _trainer(options, net, problem, scenario, callback, directory)
     if not resume:
-        _make_directory(directory, config_of(options.NAME, options.to_json(), made_from))
+        config = config_of(options.NAME, options.to_json(), made_from)
+        first = None if run is None else start_of(run, net, trainer.config, scenario, more=more)
+        _make_directory(directory, config, first)
     console.print(scenarios.summary(scenario.describe()), soft_wrap=True, highlight=False)
     try:
         with _warnings_as_sentences(), callback:
-            result = trainer.fit(resume=resume)
+            result = trainer.fit(resume=resume or run is not None)
     except CheckpointError as error:
         raise CommandError(str(error)) from None
     compared = _references(command, options, problem, scenario, made_from, console)
@@ -74,7 +131,28 @@ def train(
     }
     report.write_result(content, directory)
     report.write_report(content, directory)
+    if directory != out:
+        take_over(out)
     return content
+
+
+def _prepare(
+    command: MethodCommand, options: TrainOptions, scenario: Scenario, resumed: Path | None
+) -> tuple[TaskNetwork, dict[str, Any]]:
+    """The network and what it was made from; as a resumed run's folder says, where there is one."""
+    if resumed is None:
+        return command.prepare(options, scenario)
+    _, saved = read_saved(resumed, options.NAME)
+    if CONTINUES in saved:
+        cut = scenario.describe()
+        return network_as_made(command, options.to_json(), saved, cut), saved
+    net, made_from = command.prepare(options, scenario)
+    was, found = saved.get("sha256"), made_from.get("sha256")
+    if was != found:
+        raise CommandError(
+            f"the run in {options.out} was made from weights with SHA-256 {was}, found {found}"
+        )
+    return net, made_from
 
 
 def _trainer(
@@ -83,6 +161,7 @@ def _trainer(
     problem: Problem,
     scenario: Scenario,
     callback: Callback,
+    directory: Path,
 ) -> Trainer:
     # TrainOptions puts the scenario's and the optimizer's own.
     assert options.batch_size is not None
@@ -100,7 +179,7 @@ def _trainer(
             seed=options.seed,
             device=options.device,
             precision=options.precision,
-            directory=options.out,
+            directory=directory,
             callback=callback,
             inference=options.inference(),
         )
@@ -145,15 +224,6 @@ def _references(
     )
 
 
-def _check_made_from(options: TrainOptions, made_from: dict[str, Any]) -> None:
-    _, saved = read_saved(Path(options.out), options.NAME)
-    was, found = saved.get("sha256"), made_from.get("sha256")
-    if was != found:
-        raise CommandError(
-            f"the run in {options.out} was made from weights with SHA-256 {was}, found {found}"
-        )
-
-
 def _load_scenario(options: TrainOptions) -> Scenario:
     try:
         return scenarios.load(
@@ -164,14 +234,21 @@ def _load_scenario(options: TrainOptions) -> Scenario:
             setting=options.setting,
             variant=options.variant,
             metric=options.metric,
+            shuffle=options.shuffle,
+            groups=parse_groups(options.groups),
         )
     except scenarios.ScenarioError as error:
         raise CommandError(str(error)) from None
 
 
-def _make_directory(directory: Path, config: dict[str, Any]) -> None:
-    """Make the directory with its config.json in one step, so that it can always be resumed."""
+def _make_directory(directory: Path, config: dict[str, Any], first: Checkpoint | None) -> None:
+    """Make the directory with its config.json in one step, so that it can always be resumed.
+
+    With a first checkpoint where the run goes on from another.
+    """
     with new_folder(directory) as folder:
+        if first is not None:
+            save_checkpoint(folder / CHECKPOINT, first)
         write_atomic(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
 
 

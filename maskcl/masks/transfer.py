@@ -13,6 +13,7 @@ from torch import Tensor
 
 from maskcl.masks.mask_file import MaskFile, MaskFileError, read_masks, write_masks
 from maskcl.nn.inference.task_inference import TaskInference
+from maskcl.nn.tasks.network import way_on
 
 if TYPE_CHECKING:
     from maskcl.nn import PiggybackNetwork
@@ -119,7 +120,8 @@ def _check_target(net: PiggybackNetwork, path: Any, task: int, replace: bool) ->
         raise MaskFileError(f"{path} cannot become task {task}: it is in training")
     if bool(net.finished[task]) and not replace:
         raise MaskFileError(
-            f"{path} cannot become task {task}: it is finished, and replace was not asked for"
+            f"{path} cannot become task {task}: it is finished, and replace was not asked for;"
+            f" {way_on(net.finished.tolist())}"
         )
 
 

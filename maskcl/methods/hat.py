@@ -20,6 +20,7 @@ from maskcl.methods.base import (
 )
 from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
 from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks
+from maskcl.nn.tasks.network import way_on
 from maskcl.ops import hat_scale
 from maskcl.ops.gate import scale_at
 from maskcl.optim import FusedStep, Guard, protect
@@ -124,7 +125,7 @@ class HAT:
             RuntimeError: the task is finished.
         """
         if bool(net.finished[task]):
-            raise RuntimeError(f"HAT: task {task} is finished; net.forget_task({task}) first")
+            raise RuntimeError(f"HAT: task {task} is finished; {way_on(net.finished.tolist())}")
         generator = torch.Generator().manual_seed(derive_seed("embedding", seed, task))
         net.reset_embedding(task, self.init, generator=generator)
         max_scale = None if self.compensation == "none" else self.s_max

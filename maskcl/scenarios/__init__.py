@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from maskcl.scenarios import pretraining, sources, vision
 from maskcl.scenarios.base import Scenario, ScenarioError, Task, summary
@@ -81,8 +82,8 @@ def load(
             each pixel; None leaves them between 0 and 1.
         variant: graphs: one of ``variants_of(name)``; None for the first.
         metric: graphs: "accuracy", "auroc" or "hits@K"; None for the scenario's own.
-        shuffle: graphs: classes or domains in an order that the seed draws.
-        groups: graphs: the classes of each task, instead of an even cut.
+        shuffle: classes, or domains of graphs, in an order that the seed draws.
+        groups: the classes of each task, instead of an even cut; classes in none are left out.
 
     Raises:
         ScenarioError: with one sentence, whatever is wrong.
@@ -101,14 +102,15 @@ def load(
             raise ScenarioError(f"{name} is made of graphs: padding and normalise are for images")
         request = Request(name, wanted, seed, count, shuffle, groups, metric)
         return load_graph(request, None if data is None else Path(data), variant)
-    if variant is not None or metric is not None or shuffle or groups is not None:
-        raise ScenarioError(
-            f"{name} is made of images: variant, metric, shuffle and groups are for graphs"
-        )
-    assert count is not None
+    if variant is not None or metric is not None:
+        raise ScenarioError(f"{name} is made of images: variant and metric are for graphs")
+    if groups is not None:
+        count = tasks  # the groups say how many
     chosen = find_setting(wanted, settings_of(name), name)
     images = sources.prepared(_images(name, data, seed), padding, normalise)
-    return _TABLE[name][0](name, images, chosen, seed, count)
+    cut: Any = _TABLE[name][0]
+    made: Scenario = cut(name, images, chosen, seed, count, shuffle=shuffle, groups=groups)
+    return made
 
 
 def default_setting(name: str) -> str | None:

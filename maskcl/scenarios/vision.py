@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from maskcl.scenarios.base import Scenario, ScenarioError, Task
+from maskcl.scenarios.class_order import class_groups
 from maskcl.scenarios.images import ImageSet
 from maskcl.scenarios.labels import local_labels
 from maskcl.scenarios.sources import Images
 from maskcl.settings import Setting
 
 
-def split(name: str, images: Images, setting: Setting, seed: int, num_tasks: int) -> Scenario:
-    """Each task has its own classes, in ascending order; sizes differ by at most one class.
+def split(
+    name: str,
+    images: Images,
+    setting: Setting,
+    seed: int,
+    num_tasks: int | None,
+    *,
+    shuffle: bool = False,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> Scenario:
+    """Each task has its own classes, cut and ordered as `class_groups` says.
 
     Task setting: local labels 0..k-1 and a head for each task. Domain: the same local labels for
     every task (its first class is 0), so all tasks must have equally many. Class: the class ids.
 
     Raises:
-        ScenarioError: more tasks than classes, one-class tasks, unequal domains.
+        ScenarioError: more tasks than classes, one-class tasks, unequal domains, groups that are
+            not of the classes.
     """
     labels = images.labels.unique().tolist()
-    if num_tasks > len(labels):
-        raise ScenarioError(
-            f"{name} has {len(labels)} classes, which cannot be cut into {num_tasks} tasks"
-        )
-    classes = [part.tolist() for part in np.array_split(np.array(labels), num_tasks)]
-    if setting.name != "class" and len(classes[-1]) < 2:
-        raise ScenarioError(
-            f"{name}: {num_tasks} tasks of {len(labels)} classes leave a task with one class, "
-            f"where nothing is learned: ask for at most {len(labels) // 2}"
-        )
+    classes, order = class_groups(
+        name, labels, setting, seed, tasks=num_tasks, shuffle=shuffle, groups=groups
+    )
+    num_tasks = len(classes)
     if setting.name == "domain" and len({len(part) for part in classes}) > 1:
         raise ScenarioError(
             f"{name}: the domain setting needs equally many classes in every task, "
@@ -45,15 +52,31 @@ def split(name: str, images: Images, setting: Setting, seed: int, num_tasks: int
         train = images.train[wanted[images.train]]
         test = images.test[wanted[images.test]]
         tasks.append(_task(images, part, table, train, test))
-    return Scenario(name, setting, seed, tasks, tuple(images.pixels.shape[1:]), images.source)
+    detail = {"order": order} if shuffle or groups is not None else None
+    shape = tuple(images.pixels.shape[1:])
+    return Scenario(name, setting, seed, tasks, shape, images.source, detail=detail)
 
 
-def permuted(name: str, images: Images, setting: Setting, seed: int, num_tasks: int) -> Scenario:
+def permuted(
+    name: str,
+    images: Images,
+    setting: Setting,
+    seed: int,
+    num_tasks: int,
+    *,
+    shuffle: bool = False,
+    groups: Sequence[Sequence[int]] | None = None,
+) -> Scenario:
     """Each task has every class and its own order of the pixels; task 0 keeps the image as it is.
 
     Domain setting: one set of classes. Task: the same local labels and a head for each task.
     Class: class c of task t is class 10 t + c.
+
+    Raises:
+        ScenarioError: shuffle or groups, as each task has all classes.
     """
+    if shuffle or groups is not None:
+        raise ScenarioError(f"{name}: every task has all classes: shuffle and groups cannot be")
     labels = images.labels.unique().tolist()
     step = max(labels) + 1
     offsets = [step * task if setting.name == "class" else 0 for task in range(num_tasks)]

@@ -39,7 +39,7 @@ def score_task(
         scenario: scores them.
         fabric: for device and precision.
         task: whose test data.
-        active: the task that the network acts for.
+        active: the network's task that it acts for.
         batch_size: of training; test batches are of at least ``LEAST_BATCH``.
         labels: where that task's head has its own classes alone.
     """
@@ -53,5 +53,5 @@ def score_task(
         ]
     net.train(was_training)
     found = torch.cat(predictions)
-    found = found if labels is None else labels.of_scenario(active, found)
+    found = found if labels is None else labels.of_scenario(task, found)
     return float(scenario.score(task, found.cpu()))

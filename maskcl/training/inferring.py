@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from maskcl.scenarios.base import Scenario
-    from maskcl.settings import Setting
 
 
 class InferredScores:
@@ -51,8 +50,27 @@ class InferredScores:
         self.net, self.problem, self.scenario, self.fabric = net, problem, scenario, fabric
         self.labels, self.data, self.batch_size = labels, data, batch_size
         assert net.inference is not None
+        self._first = 0
         is_shared = net.inference.space == "shared"
         self._alone = net.inference if is_shared else _plain(net.inference)
+
+    def start(self, first_task: int) -> None:
+        """Say which of the network's tasks the scenario's task 0 is; measure what is finished.
+
+        Raises:
+            ValueError: a task that is none of the scenario's is finished and was not measured.
+        """
+        self._first, inference = first_task, self.net.inference
+        assert inference is not None
+        for task in self._finished():
+            if task in inference.tasks:
+                continue
+            if not 0 <= task - first_task < self.scenario.num_tasks:
+                raise ValueError(
+                    f"Trainer: task {task} is finished and was not measured, so that no sample can"
+                    " be told to be of it: net.measure_task(task, data) does it"
+                )
+            self.net.measure_task(task, self.data(task - first_task))
 
     @torch.no_grad()
     def score(self, trained: int, task: int, into: InferenceScores) -> float:
@@ -67,32 +85,42 @@ class InferredScores:
                 batch = self.fabric.to_device(raw)
                 args = (batch,) if isinstance(batch, Tensor) else tuple(batch[:-1])
                 found = inference.infer(net, *args)
-                nearest = self._alone.nearest(net, *args)
                 labels.append(self._named(found.task, found.label))
-                alone.append(self._named(nearest.task, nearest.label))
-                tasks.append(found.task.cpu())
+                tasks.append(found.task.cpu() - self._first)
+                if self._alone.tasks == inference.tasks:
+                    nearest = self._alone.nearest(net, *args)
+                    alone.append(self._named(nearest.task, nearest.label))
         inferred = torch.cat(tasks)
-        right = float((inferred == task).double().mean())
-        into.identified[trained, task] = right
-        into.alone[trained, task] = self.scenario.score(task, torch.cat(alone))
-        into.confusion[task] = torch.bincount(inferred, minlength=net.num_tasks)[
-            : self.scenario.num_tasks
-        ].numpy()
+        into.identified[trained, task] = float((inferred == task).double().mean())
+        if alone:
+            into.alone[trained, task] = self.scenario.score(task, torch.cat(alone))
+        count = self.scenario.num_tasks
+        own = inferred[(inferred >= 0) & (inferred < count)]
+        into.confusion[task] = torch.bincount(own, minlength=count).numpy()
         into.told[trained, task] = score_task(
             net, self.problem, self.scenario, self.fabric, task,
-            active=task, batch_size=self.batch_size, labels=self.labels,
+            active=self._first + task, batch_size=self.batch_size, labels=self.labels,
         )  # fmt: skip
         return float(self.scenario.score(task, torch.cat(labels)))
 
     def _named(self, task: Tensor, label: Tensor) -> Tensor:
-        found = label if self.labels is None else self.labels.of_scenario(task, label)
-        return found.cpu()
+        """The scenario's labels; -1, which is never right, of tasks that are none of its own."""
+        own = task - self._first
+        is_own = (own >= 0) & (own < self.scenario.num_tasks)
+        if self.labels is not None:
+            label = self.labels.of_scenario(torch.where(is_own, own, 0), label)
+        return torch.where(is_own, label, -1).cpu()
+
+    def _finished(self) -> list[int]:
+        found: list[int] = torch.nonzero(self.net.finished).flatten().tolist()
+        return found
 
     def _measure_alone(self) -> None:
         """Statistics of inputs, where the network's are of its features; anew after a resume."""
-        for task in torch.nonzero(self.net.finished).flatten().tolist():
-            if task not in self._alone.tasks:
-                self._alone.measure(self.net, task, self.data(task))
+        for task in self._finished():
+            own = task - self._first
+            if task not in self._alone.tasks and 0 <= own < self.scenario.num_tasks:
+                self._alone.measure(self.net, task, self.data(own))
 
 
 def _plain(inference: TaskInference) -> TaskInference:
@@ -108,26 +136,17 @@ def attach(net: TaskNetwork, problem: Any, inference: TaskInference | None) -> N
         net.inference.features.per_sample = getattr(problem, "per_sample", None)
 
 
-def own_labels(net: TaskNetwork, scenario: Scenario, setting: Setting) -> ClassLabels | None:
+def own_labels(net: TaskNetwork, scenario: Scenario) -> ClassLabels | None:
     """Labels of heads that have their own task's classes alone; None where none has.
 
     Raises:
-        ValueError: the scenario or the network's heads do not go with inferred tasks.
+        ValueError: the scenario's metric needs more than labels.
     """
     if scenario.metric != "accuracy":
         raise ValueError(
             f"Trainer: inference gives labels, and the scenario's metric is {scenario.metric},"
             " wanted accuracy"
         )
-    heads = [m for m in net.modules() if isinstance(m, TaskHeads)]
-    if setting.name != "class" or not heads:
-        return None
-    for head in heads:
-        found = [inner.out_features for inner in head.heads]  # type: ignore[misc]
-        if found[: scenario.num_tasks] != scenario.head_sizes:
-            raise ValueError(
-                f"Trainer: the network's heads have {found} outputs, wanted {scenario.head_sizes}:"
-                " in the class setting, where the task is inferred, each head has its own task's"
-                " classes"
-            )
-    return ClassLabels(scenario.classes, setting)
+    has_heads = any(isinstance(module, TaskHeads) for module in net.modules())
+    is_counted = scenario.setting.name == "class" and has_heads
+    return ClassLabels(scenario.classes, scenario.setting) if is_counted else None

@@ -16,13 +16,15 @@ class Result:
 
     Attributes:
         matrix: [T, T], M[i, j] the score on task j after training task i; NaN where that says
-            nothing (later tasks that have heads of their own).
+            nothing (later tasks that have heads of their own), and where task i was finished before
+            and so was task i + 1.
         untrained: [T], scores of the network before training; NaN likewise.
         losses: for each task, the mean loss of each epoch.
         accuracies: for each task, the training accuracy of each epoch (soft masks, in [0, 1]).
         seconds: for each task, time in training and evaluation.
         inference: what a run that infers tasks measured beside; None for others.
-        measures: after each task, what the method measures: name -> part of the network -> number.
+        measures: after each task trained here, what the method measures: name -> part of the
+            network -> number.
     """
 
     matrix: np.ndarray
@@ -58,6 +60,14 @@ class Result:
         nan = np.full((tasks, tasks), np.nan)
         blank: list[list[list[float]]] = [[[] for _ in range(tasks)] for _ in range(2)]
         return cls(nan, nan[0].copy(), blank[0], blank[1], [0.0] * tasks)
+
+    def with_room(self, tasks: int) -> Result:
+        """The same with more tasks, of which nothing is measured yet."""
+        new, count = Result.empty(tasks), len(self.matrix)
+        new.matrix[:count, :count], new.untrained[:count] = self.matrix, self.untrained
+        new.losses[:count], new.accuracies[:count] = self.losses, self.accuracies
+        new.seconds[:count], new.measures = self.seconds, self.measures
+        return new
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers."""

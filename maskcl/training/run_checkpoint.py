@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from maskcl.checkpoint import (
     Checkpoint,
+    CheckpointError,
     load_checkpoint,
     load_network,
     load_optimizer,
@@ -39,6 +40,18 @@ class RunCheckpoint:
     def task(self) -> int:
         """The task to go on with."""
         return self.content.position["task"]
+
+    @property
+    def first_task(self) -> int:
+        """The network's task that the scenario's task 0 is."""
+        return self.content.position.get("first_task", 0)
+
+    def check_first_task(self, wanted: int | None) -> None:
+        """Raise CheckpointError where the run that goes on is asked for another first task."""
+        if wanted not in (None, self.first_task):
+            raise CheckpointError(
+                f"{self.path} is of a run with first_task {self.first_task}, this run has {wanted}"
+            )
 
     @property
     def epoch(self) -> int:
@@ -99,7 +112,7 @@ def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunC
 def save_run(
     path: Path,
     config: dict[str, Any],
-    position: tuple[int, int],
+    position: tuple[int, int, int],
     net: nn.Module,
     result: Result,
     device: torch.device,
@@ -111,7 +124,7 @@ def save_run(
     Args:
         path: of the file; its folder is made.
         config: as for `open_run`.
-        position: (task, epoch) to go on with.
+        position: (task, epoch) to go on with, and the network's task that task 0 is.
         net: the network.
         result: what was measured so far.
         device: as for ``RunCheckpoint.restore``.
@@ -121,7 +134,7 @@ def save_run(
     Raises:
         OSError: the disk is full, ...; the checkpoint before is intact then.
     """
-    task, epoch = position
+    task, epoch, first = position
     tensors = {f"network.{k}": v for k, v in net.state_dict().items()}
     rng, rng_facts = rng_state(device)
     tensors |= {f"rng.{k}": v for k, v in rng.items()}
@@ -131,4 +144,5 @@ def save_run(
         tensors |= {f"optimizer.{k}": v for k, v in moments.items()}
         facts["method"] = state.state_dict()
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, Checkpoint(config, {"task": task, "epoch": epoch}, tensors, facts))
+    place = {"task": task, "epoch": epoch, "first_task": first}
+    save_checkpoint(path, Checkpoint(config, place, tensors, facts))

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -26,6 +27,7 @@ from maskcl.problems import Problem
 from maskcl.randomness import seeded
 from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
+from maskcl.training.continuing import first_task_of
 from maskcl.training.evaluation import score_task
 from maskcl.training.inference_scores import InferenceScores
 from maskcl.training.inferring import InferredScores, attach, own_labels
@@ -77,6 +79,8 @@ class Trainer:
             ``net.inference``. The matrix then has scores where the task is inferred.
         fabric: a launched Fabric of your own, for example with ``strategy="ddp"``; device and
             precision are then its.
+        first_task: the network's task that the scenario's task 0 is. Finished tasks are not trained
+            again. None: what `first_task_of` finds, or raises where it could be two.
 
     Raises:
         ValueError: an argument is out of range, or the method refuses the setting.
@@ -99,6 +103,7 @@ class Trainer:
         callback: Callback | None = None,
         inference: TaskInference | None = None,
         fabric: Fabric | None = None,
+        first_task: int | None = None,
     ) -> None:
         self.setting = get_setting(scenario.setting)
         if inference is not None and self.setting.name == "task":
@@ -117,8 +122,10 @@ class Trainer:
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"Trainer: {name} is {value!r}, wanted an integer of at least 1")
         if net.num_tasks < scenario.num_tasks:
+            missing = scenario.num_tasks - net.num_tasks
             raise ValueError(
-                f"Trainer: net has {net.num_tasks} tasks, the scenario {scenario.num_tasks}"
+                f"Trainer: net has {net.num_tasks} tasks, the scenario {scenario.num_tasks};"
+                f" net.add_tasks({missing}) makes room"
             )
         hidden = not (self.setting.task_id_at_test or is_inferred)
         if hidden and any(isinstance(module, TaskHeads) for module in net.modules()):
@@ -134,7 +141,7 @@ class Trainer:
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
         self._is_wrapped = fabric is not None or precision != "32"
         attach(net, problem, inference)
-        labels = own_labels(net, scenario, self.setting) if is_inferred else None
+        labels = own_labels(net, scenario) if is_inferred else None
         self.samples = Samples(problem, self.fabric, batch_size, seed, labels)
         self._inferred: InferredScores | None = None
         if is_inferred:
@@ -142,6 +149,8 @@ class Trainer:
                 net, problem, scenario, self.fabric, labels, self._task_data, batch_size
             )
         self._check_precision()
+        self.first_task = first_task
+        self._first = first_task or 0  # what fit has found
         self._latest: int | None = None  # task begun last
 
     def _check_precision(self) -> None:
@@ -158,7 +167,10 @@ class Trainer:
         return None if self.directory is None else self.directory / CHECKPOINT
 
     def fit(self, resume: bool = False) -> Result:
-        """Train all tasks.
+        """Train all tasks that are not finished.
+
+        In the result's matrix a row before the first task trained here is not measured, but for
+        the last such: the network as it came.
 
         Args:
             resume: go on from the directory's checkpoint; from the start if there is none yet.
@@ -166,7 +178,8 @@ class Trainer:
         Raises:
             CheckpointError: the checkpoint is damaged or of a run with other arguments.
             FileExistsError: there is a checkpoint and ``resume`` is False.
-            RuntimeError: the loss is not finite, or the network was trained before.
+            RuntimeError: the loss is not finite, or all tasks are finished.
+            ValueError: it is not clear which of the network's tasks the scenario's are.
         """
         saved = open_run(self.checkpoint_path, self.config, resume=resume)
         with seeded(self.fabric.device, derive_seed("run", self.seed, self.fabric.global_rank)):
@@ -174,22 +187,48 @@ class Trainer:
             first = self._start(saved)
             for task in range(first, self.scenario.num_tasks):
                 inside = saved is not None and task == saved.task and saved.epoch > 0
-                self._train_task(task, saved if inside else None)
+                if self._finished()[task]:
+                    self._pass_over(task)
+                else:
+                    self._train_task(task, saved if inside else None)
         return self.result
 
     def _start(self, saved: RunCheckpoint | None) -> int:
         """The task to begin with, everything that was saved taken up."""
         if saved is None:
+            self._first = first_task_of(
+                self.net,
+                self.scenario,
+                self.first_task,
+                own_classes=self.samples.labels is not None,
+            )
             self.result = Result.empty(self.scenario.num_tasks)
             if self._inferred is not None:
+                self._inferred.start(self._first)
                 self.result.inference = InferenceScores.empty(self.scenario.num_tasks)
-            self.result.untrained[:] = self._scores(trained=-1)
+            is_new = ~np.array(self._finished())
+            self.result.untrained[is_new] = np.array(self._scores(trained=-1))[is_new]
             return 0
+        saved.check_first_task(self.first_task)
+        self._first = saved.first_task
         if saved.epoch > 0:  # what exists only while a task trains is in the checkpoint
-            self.method.begin_task(self.net, saved.task, seed=self.seed)
+            self.method.begin_task(self.net, self._first + saved.task, seed=self.seed)
         saved.restore(self.net, self.fabric.device)
+        if self._inferred is not None:
+            self._inferred.start(self._first)
         self.result = saved.result
         return saved.task
+
+    def _finished(self) -> list[bool]:
+        """For each task of the scenario, whether it is finished."""
+        found: list[bool] = self.net.finished.tolist()
+        return found[self._first : self._first + self.scenario.num_tasks]
+
+    def _pass_over(self, task: int) -> None:
+        """Leave a finished task; score what there is where another is trained next."""
+        done = self._finished()
+        if not all(done[task : task + 2]) or task + 1 == len(done):
+            self.result.matrix[task] = self._scores(trained=task)
 
     def _train_task(self, task: int, saved: RunCheckpoint | None) -> None:
         running = self._begin_task(task, saved)
@@ -208,8 +247,8 @@ class Trainer:
 
     def _begin_task(self, task: int, saved: RunCheckpoint | None) -> _Running:
         dataset: Any = self.scenario.train_set(task)
-        state = self.method.begin_task(self.net, task, seed=self.seed)
-        optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, task))
+        state = self.method.begin_task(self.net, self._first + task, seed=self.seed)
+        optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, self._first + task))
         if saved is None:
             steps = self.epochs * self.samples.steps(dataset)
             self.method.check_plan(self.net, state, optimizer, steps)
@@ -234,7 +273,7 @@ class Trainer:
             progress = task_progress(epoch, self.epochs, i, batches)
             method.before_step(net, run.state, progress)
             run.optimizer.zero_grad()
-            with net.task(run.task, run.state.scale):
+            with net.task(self._first + run.task, run.state.scale):
                 logits, target, weight = problem.forward(run.module, batch)
                 loss = problem.loss(logits, target, weight)
                 term = method.loss_term(net, run.state)
@@ -273,7 +312,7 @@ class Trainer:
             )
         self.result.losses[task].append(loss)
         self.result.accuracies[task].append(accuracy)
-        outlook = self.method.outlook(self.net, task)
+        outlook = self.method.outlook(self.net, self._first + task)
         self.callback.on_epoch_end(task, epoch, loss, accuracy, outlook)
 
     def _end_task(self, run: _Running) -> None:
@@ -281,14 +320,14 @@ class Trainer:
         if run.guard is not None:
             run.guard.remove()
         self.result.matrix[run.task] = self._scores(trained=run.task)
-        self.result.measures.append(self.method.measure(self.net, run.task))
+        self.result.measures.append(self.method.measure(self.net, self._first + run.task))
 
     def _scores(self, trained: int) -> list[float]:
         """A row of the matrix: NaN for later tasks where a score on them would say nothing."""
         later = self.setting.later_tasks_defined and self.method.later_tasks_defined
         return [
-            self._score(trained, task) if task <= trained or later else math.nan
-            for task in range(self.scenario.num_tasks)
+            self._score(trained, task) if task <= trained or is_done or later else math.nan
+            for task, is_done in enumerate(self._finished())
         ]
 
     def _score(self, trained: int, task: int) -> float:
@@ -305,29 +344,30 @@ class Trainer:
 
         Where the setting hides the task at test, it is inferred, if the network has an inference
         and a finished task; else the network is as the latest task sees it: a growing head chooses
-        among all classes so far.
+        among all classes so far. Before ``fit`` the scenario's task 0 is the network's ``first_task``, or 0.
         """
         if self._inferred is not None and bool(self.net.finished.any()):
             return self._inferred.score(0, task, InferenceScores.empty(self.scenario.num_tasks))
-        active = task if self.setting.task_id_at_test else self._active()
+        seen = task if self.setting.task_id_at_test else self._active()
         return score_task(
             self.net, self.problem, self.scenario, self.fabric, task,
-            active=active, batch_size=self.batch_size, labels=self.samples.labels,
+            active=self._first + seen, batch_size=self.batch_size, labels=self.samples.labels,
         )  # fmt: skip
 
     def _active(self) -> int:
         """The latest task: the one begun last here, else the last one finished, else the first."""
         if self._latest is not None:
             return self._latest
-        finished = torch.nonzero(self.net.finished).flatten().tolist()
+        finished = [task for task, is_done in enumerate(self._finished()) if is_done]
         return finished[-1] if finished else 0
 
     def _save(self, run: _Running, position: tuple[int, int]) -> None:
         if (path := self.checkpoint_path) is not None and self.fabric.is_global_zero:
             device = self.fabric.device
             save_run(
-                path, self.config, position, self.net, self.result, device, run.state, run.optimizer
-            )
+                path, self.config, (*position, self._first), self.net, self.result, device,
+                run.state, run.optimizer,
+            )  # fmt: skip
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def task_norm(module: nn.Module, num_tasks: int) -> nn.Module | None:
     if kind in _BATCH_NORMS and not found.is_channelwise:
         return None
     new = _task_norm_like(module, kind, num_tasks)
-    new.norms = nn.ModuleList(without_hooks(copy.deepcopy(found.norm)) for _ in range(num_tasks))
+    new.set_norms(num_tasks, lambda: without_hooks(copy.deepcopy(found.norm)))
     new.training = module.training
     return with_hooks(nn.Sequential(new, *found.tail) if found.tail else new, module)
 

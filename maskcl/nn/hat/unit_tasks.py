@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,9 @@ from maskcl.nn.hat.protection import Protection, protect
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import shared_parameters
 from maskcl.nn.hat.topology import Topology
+from maskcl.nn.tasks.later_tasks import LaterTasks
 from maskcl.nn.tasks.model_structure import ModelStructure
-from maskcl.nn.tasks.network import TaskNetwork, own_parameters
+from maskcl.nn.tasks.network import own_parameters
 from maskcl.nn.tasks.state import WORD
 
 INITS = ("normal", "uniform", "dense")
@@ -42,7 +44,7 @@ class TaskUnits:
         return torch.where(self.finished, recorded, self.embedding.detach() > 0)
 
 
-class UnitTasks(TaskNetwork):
+class UnitTasks(LaterTasks):
     """Base of HATNetwork: the tasks' embeddings and bits, from begin to end.
 
     Attributes:
@@ -65,10 +67,24 @@ class UnitTasks(TaskNetwork):
         self.embeddings = nn.ParameterList(
             nn.Parameter(torch.empty(count, device=device)) for _ in range(self.num_tasks)
         )
-        words = -(-self.num_tasks // WORD)
+        self._init = init  # how embeddings of tasks that come later start
+        words = self._records()["tasks"][1]
         self.register_buffer("tasks", torch.zeros(count, words, dtype=torch.int64, device=device))
         for k in range(self.num_tasks):
             self.reset_embedding(k, init)
+
+    def _records(self) -> dict[str, tuple[int, int, float]]:
+        return super()._records() | {"tasks": (1, -(-self.num_tasks // WORD), 0)}
+
+    def _names_of(self, task: int) -> Iterator[str]:
+        yield f"embeddings.{task}"
+        yield from super()._names_of(task)
+
+    def _add_records(self, first: int) -> None:
+        super()._add_records(first)
+        for task in range(first, self.num_tasks):
+            self.embeddings.append(nn.Parameter(torch.empty_like(self.embeddings[0])))
+            self.reset_embedding(task, self._init)
 
     def begin_task(self, task: int, *, check: bool = True) -> None:
         """Let what the task trains require gradients, and nothing else; all gradients are dropped.
@@ -118,6 +134,7 @@ class UnitTasks(TaskNetwork):
         bit = torch.ones((), dtype=torch.int64, device=self.tasks.device) << (task % WORD)
         self.tasks[:, task // WORD] &= ~bit
         self.finished[task] = False
+        self._begun = None if self._begun == task else self._begun
         self._follow_finished()
 
     def task_parameters(self, task: int) -> list[nn.Parameter]:

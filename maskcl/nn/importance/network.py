@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from maskcl.nn.importance.named_buffers import TensorTree, owner_of
 from maskcl.nn.tasks.frozen_modules import freeze_norm, has_statistics
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads
-from maskcl.nn.tasks.network import TaskNetwork, check_members, own_parameters
+from maskcl.nn.tasks.later_tasks import LaterTasks
+from maskcl.nn.tasks.network import check_members, own_parameters
 from maskcl.nn.tasks.norms import TaskNorm
 
 ANCHORS = ("last", "mean")
 
 
-class ImportanceNetwork(TaskNetwork):
+class ImportanceNetwork(LaterTasks):
     """A model with an importance and an anchor for every parameter that tasks share.
 
     Importances say how much earlier tasks would suffer if a parameter left its anchor. They are
@@ -104,7 +105,13 @@ class ImportanceNetwork(TaskNetwork):
         Raises:
             RuntimeError: the task is finished: importances are sums, and its part is not known.
         """
-        self._check_open("forget_task", task)
+        self._check_task("forget_task", task)
+        if bool(self.finished[task]):
+            raise RuntimeError(
+                f"ImportanceNetwork.forget_task: task {task} is finished, and importances are sums"
+                " that no task can be taken out of again; net.add_tasks makes room for more"
+            )
+        self._begun = None if self._begun == task else self._begun
 
     def _answer(self, task: int, classes: Tensor, args: tuple[Any, ...]) -> Tensor:
         """A head of all classes answers as the latest task sees it, for the task's classes."""
@@ -224,6 +231,25 @@ class ImportanceNetwork(TaskNetwork):
         row = dict(zip(self._names, self.drifts[task].tolist(), strict=True))
         return {name: row[name] for name in names if row[name] >= 0}
 
+    def _records(self) -> dict[str, tuple[int, int, float]]:
+        return super()._records() | {"drifts": (0, self.num_tasks, -1)}
+
+    def _class_rows(self) -> dict[str, Tensor]:
+        rows = super()._class_rows()
+        for full, parameter in list(rows.items()):
+            name = full.removeprefix("model.")
+            if name in self._names:
+                rows[f"anchor.{name}"] = parameter
+                rows[f"importance.{name}"] = torch.zeros_like(parameter, dtype=_wide(parameter))
+        return rows
+
+    def _follow_classes(self) -> None:
+        for name, rows in self._class_rows().items():
+            holder, _, leaf = name.rpartition(".")
+            buffers = self.get_submodule(holder)._buffers
+            if (found := buffers.get(leaf)) is not None:
+                buffers[leaf] = torch.cat([found, rows[len(found) :].to(found)])
+
     def _parameter(self, name: str) -> nn.Parameter:
         parameter = owner_of(self.model, name)._parameters[name.rpartition(".")[2]]
         assert parameter is not None
@@ -235,14 +261,6 @@ class ImportanceNetwork(TaskNetwork):
             for name in self._names
         ]
         return torch.stack([m.square().mean().sqrt() for m in moved]).to(self.drifts)
-
-    def _check_open(self, caller: str, task: int) -> None:
-        self._check_task(caller, task)
-        if bool(self.finished[task]):
-            raise RuntimeError(
-                f"ImportanceNetwork.{caller}: task {task} is finished, and importances are sums"
-                " that no task can be taken out of again; start from a fresh network"
-            )
 
 
 def shared_norms(model: nn.Module) -> set[nn.Module]:

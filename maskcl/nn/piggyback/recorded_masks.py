@@ -14,11 +14,12 @@ from maskcl.nn.piggyback.layers import PIGGYBACK_LAYERS
 from maskcl.nn.piggyback.mask_words import check_all_words, differing_bits, off_shares
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
 from maskcl.nn.tasks.active import ActiveTask
+from maskcl.nn.tasks.later_tasks import LaterTasks
 from maskcl.nn.tasks.model_structure import ModelStructure
-from maskcl.nn.tasks.network import TaskNetwork, check_members, own_modules, own_parameters
+from maskcl.nn.tasks.network import check_members, own_modules, own_parameters
 
 
-class RecordedMasks(TaskNetwork):
+class RecordedMasks(LaterTasks):
     """What a PiggybackNetwork knows of its tasks' masks; base of it, for its arguments see there.
 
     Attributes:
@@ -27,6 +28,7 @@ class RecordedMasks(TaskNetwork):
     """
 
     _state: MaskState
+    _structure: ModelStructure
 
     def __init__(self, model: nn.Module, num_tasks: int, *, levels: str = "binary") -> None:
         super().__init__(model, num_tasks)
@@ -166,6 +168,16 @@ class RecordedMasks(TaskNetwork):
         """Take :meth:`get_extra_state`'s numbers over."""
         cut = Cut.of(state)
         self._state.cut = None if cut == NO_CUT else cut
+
+    def _records(self) -> dict[str, tuple[int, int, float]]:
+        words = {f"model.{name}.words": (0, self.num_tasks, 0) for name in self.layers}
+        return super()._records() | words
+
+    def _follow_model(self) -> None:
+        for layer in self.layers.values():
+            layer.num_tasks = self.num_tasks
+        super()._follow_model()
+        self._settle()
 
     def _new_state(self) -> MaskState:
         return MaskState()

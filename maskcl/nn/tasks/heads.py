@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskcl.nn.tasks.errors import ConversionError
@@ -60,6 +61,15 @@ class TaskHeads(TaskAware):
         """A task's head."""
         return self.heads[task]
 
+    def add_tasks(self, classes: Sequence[int]) -> None:
+        """A fresh head for each more task, with the last one's inputs, bias, device and dtype."""
+        for number in classes:
+            self.heads.append(_like(self.heads[-1], number).train(self.training))
+
+    def add_classes(self, task: int, count: int) -> None:
+        """More outputs for a task; the ones that it has stay as they are."""
+        _widen(self.heads[task], count)
+
 
 class GrowingHead(TaskAware):
     """One ``nn.Linear`` for all tasks, whose active task sees the classes up to its own.
@@ -107,15 +117,54 @@ class GrowingHead(TaskAware):
 
     def forward(self, input: Tensor) -> Tensor:
         """Logits of the classes seen by the end of the active task."""
-        return self.linear(input)[..., : self._own()]
+        count = self._own()
+        if torch.is_grad_enabled() or count == self.linear.out_features:
+            return self.linear(input)[..., :count]
+        # A product of these rows alone has the same bits however many follow later.
+        bias = self.linear.bias
+        return F.linear(input, self.linear.weight[:count], None if bias is None else bias[:count])
 
     def of(self, task: int) -> int:
         """Number of the classes that a task sees."""
         return self.classes[task]
 
+    def add_tasks(self, classes: Sequence[int]) -> None:
+        """More tasks, by the number of classes seen by the end of each; new rows are fresh."""
+        self.classes = [*self.classes, *classes]
+        self._widen()
+
+    def add_classes(self, task: int, count: int) -> None:
+        """More classes for a task, and so for those after it."""
+        self.classes = [n + count * (k >= task) for k, n in enumerate(self.classes)]
+        self._widen()
+
+    def _widen(self) -> None:
+        if more := self.classes[-1] - self.linear.out_features:
+            _widen(self.linear, more)
+
     def extra_repr(self) -> str:
         """Numbers of classes."""
         return f"classes={self.classes}"
+
+
+def _like(head: Any, number: int) -> nn.Linear:
+    """A fresh linear layer with another one's inputs, bias, device and dtype."""
+    options: dict[str, Any] = {"device": head.weight.device, "dtype": head.weight.dtype}
+    return nn.Linear(head.in_features, number, head.bias is not None, **options)
+
+
+def _widen(head: Any, more: int) -> None:
+    """Give a linear layer more rows, fresh ones, below those that it has.
+
+    Its parameters stay the same objects: an optimizer that holds them goes on, or raises where it
+    has moments of the old shape.
+    """
+    new = _like(head, head.out_features + more)
+    for name, parameter in head.named_parameters(recurse=False):
+        rows = new.get_parameter(name).data
+        rows[: head.out_features] = parameter.data
+        parameter.data, parameter.grad = rows, None
+    head.out_features += more
 
 
 def sees_one_class(net: nn.Module) -> bool:

@@ -7,6 +7,7 @@ it shows when the task in training ends or the next begins, and nothing is recor
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,8 @@ class FinishedTasks:
         if finished is self._seen[0] and finished._version == self._seen[1]:
             return
         now = finished.tolist()
-        others = [k for k, (a, b) in enumerate(zip(self._tasks, now, strict=True)) if a != b]
+        both = zip_longest(self._tasks, now, fillvalue=False)  # tasks may have been added
+        others = [k for k, (a, b) in enumerate(both) if a != b]
         if others:
             raise RuntimeError(
                 f"{caller}: tasks {others} were finished or forgotten (or a state was loaded) after"

@@ -28,7 +28,7 @@ class TaskNetwork(Inferring):
 
     Args:
         model: taken over, not copied.
-        num_tasks: how many tasks there will be, T.
+        num_tasks: how many tasks there is room for, T; more can be added later (`LaterTasks`).
 
     Attributes:
         finished: bool [T].
@@ -53,6 +53,7 @@ class TaskNetwork(Inferring):
         self.register_buffer("finished", finished)
         self._kept: dict[str, Tensor] | None = None
         self._done: list[int] = []
+        self._begun: int | None = None
         self.register_load_state_dict_post_hook(_after_loading)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -77,7 +78,13 @@ class TaskNetwork(Inferring):
             parameter.grad = None
         for parameter in self.task_parameters(task):
             parameter.requires_grad_(True)
+        self._begun = task
         self._changed()
+
+    @property
+    def training_task(self) -> int | None:
+        """The task begun last and not finished since, nor forgotten; None where there is none."""
+        return self._begun
 
     def kept_bits(self) -> dict[str, Tensor]:
         """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none."""
@@ -102,6 +109,8 @@ class TaskNetwork(Inferring):
         """After a change of what is finished: its norms stand still, its bits are remembered."""
         self._changed()
         self._done = torch.nonzero(self.finished).flatten().tolist()
+        if self._begun in self._done:
+            self._begun = None
         for task in range(self.num_tasks):
             for _, module in own_modules(self.model, task):
                 if task in self._done:
@@ -208,8 +217,15 @@ class TaskNetwork(Inferring):
         if bool(self.finished[task]):
             raise RuntimeError(
                 f"{type(self).__name__}.{caller}: task {task} is finished;"
-                f" net.forget_task({task}) gives it up"
+                f" {way_on(self.finished.tolist())}"
             )
+
+
+def way_on(finished: list[bool]) -> str:
+    """What to do where a finished task was asked for: the end of a sentence."""
+    if False in finished:
+        return f"task {finished.index(False)} is the first that is not"
+    return f"all {len(finished)} are, and net.add_tasks(1) makes room for one more"
 
 
 def _after_loading(net: TaskNetwork, incompatible_keys: Any) -> None:

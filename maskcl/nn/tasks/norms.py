@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ class TaskNorm(Masked):
     """
 
     norms: nn.ModuleList
+    _start: tuple[nn.Module]
 
     def _build(
         self, num_tasks: int, make: Callable[[], nn.Module], activation: str, negative_slope: float
@@ -32,11 +34,25 @@ class TaskNorm(Masked):
             raise ValueError(f"{name}: num_tasks is {num_tasks}, wanted at least 1")
         check_activation(name, activation)
         nn.Module.__init__(self)
-        self.norms = nn.ModuleList(make() for _ in range(num_tasks))
+        self.set_norms(num_tasks, make)
         self.activation = activation
         self.negative_slope = negative_slope
         # Counted from the end where the norm allows any number of leading dimensions.
         self.channel_dim = 1
+
+    def set_norms(self, num_tasks: int, make: Callable[[], nn.Module]) -> None:
+        """Give each task a norm that ``make`` makes, and tasks that come later one like it."""
+        self.norms = nn.ModuleList(make() for _ in range(num_tasks))
+        self._start = (make(),)  # in a tuple, so that it is no part of the model
+
+    def add_tasks(self, count: int) -> None:
+        """A norm for each of ``count`` more tasks, as the first tasks' were when they were made."""
+        like = next(iter(self.norms[0].state_dict().values()), None)
+        for _ in range(count):
+            new = copy.deepcopy(self._start[0])
+            if like is not None:
+                new.to(like.device, like.dtype if like.is_floating_point() else None)
+            self.norms.append(new.train(self.training))
 
     @property
     def num_tasks(self) -> int:

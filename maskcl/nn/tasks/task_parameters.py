@@ -32,11 +32,19 @@ class TaskParameter(TaskAware):
     def __init__(self, parameter: nn.Parameter, num_tasks: int) -> None:
         super().__init__()
         self.copies = nn.ModuleList(TaskCopy(parameter) for _ in range(num_tasks))
+        self._start = (parameter.detach().clone(),)  # in a tuple, so that nothing moves it
 
     @property
     def num_tasks(self) -> int:
         """How many tasks it has copies for."""
         return len(self.copies)
+
+    def add_tasks(self, count: int) -> None:
+        """A copy for each of ``count`` more tasks, as the first tasks' were when they were made."""
+        like = self.of(0).value
+        for _ in range(count):
+            copy = TaskCopy(nn.Parameter(self._start[0].to(like.device, like.dtype)))
+            self.copies.append(copy.train(self.training))
 
     def forward(self) -> Tensor:
         """The active task's copy."""

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from maskcl.scenarios.base import ScenarioError
+from maskcl.scenarios.class_order import ORDER, class_groups
 from maskcl.scenarios.datasets import find_setting
 from maskcl.scenarios.labels import local_labels
 from maskcl.scenarios.sources import stratified_split
 from maskcl.settings import Setting
 
 TEST_SHARE = 0.2
-
-# What a seed draws besides the split, which uses [seed, class]: its streams must differ.
-ORDER, NEGATIVES = 2**31, 2**31 + 1
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,10 @@ def cut(request: Request, items: Items) -> Cut:
     used = items.train | items.test
     known = items.labels[used].unique().tolist()
     if setting.name in ("task", "class"):
-        groups, order = _class_groups(request, known, setting)
+        groups, order = class_groups(
+            request.name, known, setting, request.seed,
+            tasks=request.tasks, shuffle=request.shuffle, groups=request.groups,
+        )  # fmt: skip
         by_class = [torch.isin(items.labels, torch.tensor(group)) for group in groups]
         return Cut(setting, _parts(items, groups, by_class, setting), None, order)
     if request.groups is not None:
@@ -196,52 +197,6 @@ def _domains(request: Request, domain: Tensor) -> tuple[Tensor, str]:
     place = torch.full((count + 1,), -1)
     place[torch.from_numpy(order)] = torch.arange(count)
     return place[members], f"domains in the seed's order {' '.join(map(str, order))}"
-
-
-def _class_groups(
-    request: Request, known: list[int], setting: Setting
-) -> tuple[list[list[int]], str]:
-    name, tasks = request.name, request.tasks
-    if request.groups is not None:
-        groups = _given_groups(request, known)
-        left = sorted(set(known).difference(*groups))
-        order = "classes as given" + (f"; in no task {' '.join(map(str, left))}" if left else "")
-    else:
-        tasks = max(1, len(known) // 2) if tasks is None else tasks
-        if tasks > len(known):
-            raise ScenarioError(
-                f"{name} has {len(known)} classes, which cannot be cut into {tasks} tasks"
-            )
-        ordered = np.array(known)
-        order = "classes in ascending order"
-        if request.shuffle:
-            ordered = np.random.RandomState([request.seed, ORDER]).permutation(ordered)
-            order = f"classes in the seed's order {' '.join(map(str, ordered))}"
-        groups = [part.tolist() for part in np.array_split(ordered, tasks)]
-    if setting.name == "task" and min(map(len, groups)) < 2:
-        raise ScenarioError(
-            f"{name}: {len(groups)} tasks of {len(known)} classes leave a task with one class, "
-            f"where nothing is learned: ask for at most {max(1, len(known) // 2)}"
-        )
-    return groups, order
-
-
-def _given_groups(request: Request, known: list[int]) -> list[list[int]]:
-    assert request.groups is not None
-    groups = [[int(label) for label in group] for group in request.groups]
-    given = [label for group in groups for label in group]
-    if request.shuffle or request.tasks not in (None, len(groups)):
-        raise ScenarioError(
-            f"{request.name}: groups fix the tasks and their order: give neither shuffle nor "
-            "another number of tasks"
-        )
-    unknown = sorted(set(given) - set(known))
-    if not groups or not all(groups) or unknown or len(set(given)) < len(given):
-        raise ScenarioError(
-            f"{request.name}: groups must name each class at most once, out of {known}, "
-            f"at least one a task, got {groups}"
-        )
-    return groups
 
 
 def _parts(

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from maskcl.graph import Graph
 from maskcl.scenarios.base import Scenario, ScenarioError, Task
+from maskcl.scenarios.class_order import NEGATIVES
 from maskcl.scenarios.graphs.build import About, by_window, finished, growth
-from maskcl.scenarios.graphs.cut import NEGATIVES, TEST_SHARE, Cut, Items, Part, Request, cut, split
+from maskcl.scenarios.graphs.cut import TEST_SHARE, Cut, Items, Part, Request, cut, split
 from maskcl.scenarios.graphs.features import both_ways, degrees, first_rows, permuted_rows
 from maskcl.scenarios.graphs.sets import LinkSet
 

@@ -242,7 +242,7 @@ def test_description_says_problem_metric_edges_and_classes():
         ({"name": "nodes-digits", "variant": "cora"}, "nodes-digits has no variants"),
         ({"name": "nodes-digits", "metric": "auroc", "setting": "domain"}, "ranks two classes"),
         ({"name": "nodes-digits", "data": "/tmp"}, "reads no --data"),
-        ({"name": "split-digits", "shuffle": True}, "variant, metric, shuffle and groups are for"),
+        ({"name": "split-digits", "metric": "auroc"}, "variant and metric are for graphs"),
         ({"name": "planetoid"}, "planetoid-cora reads files: say where they are with --data DIR"),
         ({"name": "planetoid", "variant": "pubmed"}, "unknown variant 'pubmed': known are cora"),
     ],
