@@ -129,7 +129,16 @@ def load_network(net: nn.Module, tensors: dict[str, Tensor], path: Any = "the ch
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit: {error}") from None
     wanted = net.state_dict()
-    for name in sorted(found.keys() ^ wanted.keys()):
+    own, given = wanted.get("inference.config"), found.get("inference.config")
+    if own is not None and given is not None and not torch.equal(own.cpu(), given.cpu()):
+        said = [bytes(config.cpu().tolist()).decode() for config in (given, own)]
+        raise CheckpointError(
+            f"{path} does not fit: its tasks are inferred by {said[0]}, the network's by {said[1]}"
+        )
+    # Statistics come and go with the tasks that were measured: the network follows the state.
+    wanted = {name: t for name, t in wanted.items() if not name.startswith("inference.")}
+    fixed = {name for name in found if not name.startswith("inference.")}
+    for name in sorted(fixed ^ wanted.keys()):
         where = "only in the checkpoint" if name in found else "only in the network"
         raise CheckpointError(f"{path} does not fit: {name} is {where}")
     for name, tensor in wanted.items():

@@ -188,7 +188,7 @@ def _reproduce_graphs(given: dict[str, Any], config: str | None, start: Start) -
     _table(GraphsOptions, given, config, lambda asked: reproduce_graphs(METHODS, asked, Console()))
 
 
-def _reproduce_classes(given: dict[str, Any], config: str | None, resume: bool) -> None:
+def _reproduce_classes(given: dict[str, Any], config: str | None, start: Start) -> None:
     _table(
         ClassesOptions, given, config, lambda asked: reproduce_classes(METHODS, asked, Console())
     )

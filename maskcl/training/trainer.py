@@ -196,11 +196,9 @@ class Trainer:
     def _start(self, saved: RunCheckpoint | None) -> int:
         """The task to begin with, everything that was saved taken up."""
         if saved is None:
+            has_own = self.samples.labels is not None
             self._first = first_task_of(
-                self.net,
-                self.scenario,
-                self.first_task,
-                own_classes=self.samples.labels is not None,
+                self.net, self.scenario, self.first_task, own_classes=has_own
             )
             self.result = Result.empty(self.scenario.num_tasks)
             if self._inferred is not None:
@@ -344,7 +342,8 @@ class Trainer:
 
         Where the setting hides the task at test, it is inferred, if the network has an inference
         and a finished task; else the network is as the latest task sees it: a growing head chooses
-        among all classes so far. Before ``fit`` the scenario's task 0 is the network's ``first_task``, or 0.
+        among all classes so far. Before ``fit`` the scenario's task 0 is the network's
+        ``first_task``, or 0.
         """
         if self._inferred is not None and bool(self.net.finished.any()):
             return self._inferred.score(0, task, InferenceScores.empty(self.scenario.num_tasks))
