@@ -10,7 +10,7 @@ import importlib
 import pytest
 
 PUBLIC = {
-    "maskcl": "EWC HAT MAS Piggyback Trainer __version__ backends export importance masks nn ops"
+    "maskcl": "EWC HAT MAS Piggyback TaskInference Trainer __version__ backends export importance masks nn ops"
     " optim",
     "maskcl.backends": "BACKENDS BackendError not_supported_reasons select use_backend",
     "maskcl.callback": "Callback",

@@ -15,6 +15,7 @@ from maskcl import ops
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
 LATER_TASKS = (ROOT / "docs" / "later-tasks.md").read_text()
+TASK_INFERENCE = (ROOT / "docs" / "task-inference.md").read_text()
 
 
 def blocks(language, text=TEXT):
@@ -193,6 +194,16 @@ def test_the_page_on_later_tasks_runs():
     exec(compile(example, "later-tasks.md", "exec"), names)
     assert names["net"].finished.tolist() == [True] * 4
     assert names["result"].matrix[1].min() > 0.5
+
+
+def test_the_page_of_task_inference_runs():
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
+    (example,) = blocks("python", TASK_INFERENCE)
+    names = {}
+    exec(compile(example, "task-inference.md", "exec"), names)
+    assert names["result"].matrix[-1].mean() > 0.9
+    assert names["found"].task.shape == (3,)
 
 
 def test_its_commands_run(tmp_path, monkeypatch):

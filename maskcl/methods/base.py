@@ -133,7 +133,7 @@ def hidden_task_reasons(name: str, setting: Setting) -> list[str]:
         return []
     return [
         f"{name} chooses the mask by the task that a sample belongs to,"
-        f" which the {setting.name} setting does not tell at test"
+        f" which the {setting.name} setting does not tell at test: maskcl.TaskInference infers it"
     ]
 
 
