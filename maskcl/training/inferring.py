@@ -130,8 +130,14 @@ def _plain(inference: TaskInference) -> TaskInference:
 
 
 def attach(net: TaskNetwork, problem: Any, inference: TaskInference | None) -> None:
-    """Put the inference into the network, and say how the problem's samples are found in rows."""
-    net.inference = inference or net.inference
+    """Put the inference into the network, and say how the problem's samples are found in rows.
+
+    Raises:
+        ValueError: the network has not what it measures.
+    """
+    if inference is not None:
+        net.check_space(inference.space)
+        net.inference = inference
     if net.inference is not None and net.inference.features.per_sample is None:
         net.inference.features.per_sample = getattr(problem, "per_sample", None)
 

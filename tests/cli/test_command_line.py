@@ -107,6 +107,25 @@ def test_domain_setting_scores_tasks_before_they_are_trained(tmp_path):
     assert result["metrics"]["BWT"]["value"] == 0.0
 
 
+@pytest.mark.parametrize("infer", [None, "masked"])
+def test_the_class_setting_infers_tasks_and_says_both_views(infer, tmp_path):
+    given = [] if infer is None else ["--infer", infer]
+    run = tmp_path / "run"
+    assert train(*SMALL, "--setting", "class", "--epochs", 4, *given, "--out", run) == 0
+    result = result_of(run)
+    found = result["inference"]
+    assert found["space"] == result["configuration"]["infer"] == (infer or "shared")
+    for name in ("told", "identified", "alone"):
+        assert found[name][0][1] is None
+        assert 0.3 < min(found[name][1]) <= 1
+    assert [sum(row) for row in found["confusion"]] == result["scenario"]["test_sizes"]
+    page = (run / "report.html").read_text()
+    assert "Task inferred and task told" in page
+    assert (run / "confusion.png").stat().st_size > 1000
+    out = ["--out", str(tmp_path / "task.pt2")]
+    assert cli.main(["export", str(run), "--task", "1", *out]) == 0
+
+
 # Bad input: one sentence, exit code 2, nothing written
 
 BAD = [
@@ -129,7 +148,10 @@ BAD = [
     (["--hidden", "16,x"], "hidden must be widths such as 200,200, got '16,x'"),
     (["--precision", "16"], "unknown precision '16': known are 32, bf16"),
     (["--device", "tpu"], "unknown device 'tpu': known are auto, cpu, cuda"),
-    (["--setting", "class"], "class"),
+    (["--setting", "class", "--infer", "none"], "which the class setting does not tell at test"),
+    (["--infer", "shared"], "infer is shared, and the task setting tells the task at test"),
+    (["--setting", "class", "--infer", "all"], "unknown infer 'all': known are shared, masked"),
+    (["--setting", "class", "--infer", "base"], "has no frozen base"),
     (["--setting", "time"], "split-digits has the settings task, domain, class, not 'time'"),
     (["--setting", "clss"], "unknown setting 'clss': known are task, domain, class, time"),
     (["--s-max", "0.5"], "s_max is 0.5"),

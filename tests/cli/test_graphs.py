@@ -143,8 +143,13 @@ def test_defaults_follow_the_problem():
 
 
 BAD = [
-    ("hat", [*NODES, "--setting", "class"], "HAT chooses the mask by the task"),
-    ("piggyback", [*NODES, "--setting", "time"], "Piggyback chooses the mask by the task"),
+    ("hat", ["--scenario", "missing-links-digits", "--setting", "time"], "wanted accuracy"),
+    ("hat", [*NODES, "--setting", "class", "--infer", "none"], "HAT chooses the mask by the task"),
+    (
+        "piggyback",
+        [*NODES, "--setting", "time", "--infer", "none"],
+        "Piggyback chooses the mask by the task",
+    ),
     ("mas", [*NODES, "--reduction", "sample"], 'reduction="batch"'),
     ("mas", ["--scenario", "missing-links-digits", "--setting", "task"], "no classes"),
     ("mas", ["--scenario", "planetoid"], "--data"),

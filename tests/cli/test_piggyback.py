@@ -280,7 +280,7 @@ BAD = [
     (["--base", "BASE", "--levels", "topk", "--density", "2"], "density is 2.0"),
     (["--base", "BASE", "--lr", "0"], "lr must be above 0, got 0.0"),
     (["--base", "BASE", "--head-lr", "-1"], "head-lr must be above 0, got -1.0"),
-    (["--base", "BASE", "--setting", "class"], "class"),
+    (["--base", "BASE", "--setting", "class", "--infer", "none"], "class"),
     (["--base", "BASE", "--s-max", "4"], "No such option: --s-max"),
     (["--base", "BASE", "--resume"], "holds no run that --resume could go on with"),
 ]

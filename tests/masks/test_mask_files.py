@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from maskcl import masks
+from maskcl import TaskInference, masks
 from maskcl.masks import MaskFileError, export_masks, import_masks, mask_file, read_masks
 from maskcl.methods import Piggyback
 from maskcl.nn import PiggybackNetwork, to_piggyback
@@ -84,6 +84,33 @@ def test_a_task_moves_to_another_network_of_the_same_base(levels, model, norms, 
     for now, then in ((again.words, found.words), (again.own, found.own)):
         assert now.keys() == then.keys()
         assert all(torch.equal(now[name], then[name]) for name in then)
+
+
+def test_what_tells_a_task_goes_with_its_masks(tmp_path):
+    net = tiny.piggyback("mlp", 3)
+    net.inference = TaskInference("masked")
+    for task in range(2):
+        tiny.train_task(net, Piggyback(lr=1e-2), task, tiny.OPTIMIZERS["adam"], steps=4)
+    for task in range(2):
+        export_masks(net, task, tmp_path / str(task))
+    x, _ = tiny.samples(1, seed=1)
+    wanted = net.infer(x)
+    other = tiny.piggyback("mlp", 3)
+    for task in range(2):
+        import_masks(other, tmp_path / str(task))
+    for found, told in zip(other.infer(x), wanted, strict=True):
+        assert torch.equal(found, told)
+    # Measured in another way, it is refused, and nothing has changed.
+    third = tiny.piggyback("mlp", 3)
+    third.inference = TaskInference("base")
+    before = fingerprint(third)
+    with pytest.raises(MaskFileError, match="the statistics were made with"):
+        import_masks(third, tmp_path / "0")
+    assert unchanged(third, before)
+    # Without them masks are what they always were.
+    plain = trained()
+    export_masks(plain, 0, tmp_path / "plain")
+    assert read_masks(tmp_path / "plain").statistics == {}
 
 
 def test_a_file_says_what_it_holds(net, path):

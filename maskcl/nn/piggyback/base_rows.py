@@ -23,16 +23,9 @@ def base_rows(net: Any, args: tuple[Any, ...]) -> Tensor:
         args: of its forward.
 
     Raises:
-        ValueError: it has no heads of tasks, or norms of tasks, which are no part of the base.
+        ValueError: see `check_base`.
     """
-    heads = [m for m in net.model.modules() if isinstance(m, TaskHeads)]
-    norms = [n for n, m in net.model.named_modules() if isinstance(m, TaskNorm)]
-    if not heads or norms:
-        found = f"norms of tasks ({norms[0]})" if norms else "no heads of tasks"
-        raise ValueError(
-            f"TaskInference: space is 'base', and the network has {found}; wanted"
-            " to_piggyback(model, tasks, classes=[...], norms='frozen')"
-        )
+    heads = check_base(net)
 
     def whole() -> Any:
         active = net._new_active(0, None)
@@ -46,6 +39,23 @@ def base_rows(net: Any, args: tuple[Any, ...]) -> Tensor:
         (rows,) = inputs_of_first(net, heads, args).inputs
     assert isinstance(rows, Tensor)
     return rows
+
+
+def check_base(net: Any) -> list[TaskHeads]:
+    """The heads of a network whose base is all tasks'.
+
+    Raises:
+        ValueError: it has no heads of tasks, or norms of tasks, which are no part of the base.
+    """
+    heads = [m for m in net.model.modules() if isinstance(m, TaskHeads)]
+    norms = [n for n, m in net.model.named_modules() if isinstance(m, TaskNorm)]
+    if not heads or norms:
+        found = f"norms of tasks ({norms[0]})" if norms else "no heads of tasks"
+        raise ValueError(
+            f"TaskInference: space is 'base', and the network has {found}; wanted"
+            " to_piggyback(model, tasks, classes=[...], norms='frozen')"
+        )
+    return heads
 
 
 def _all_weights(layer: PiggybackLayer) -> Tensor:

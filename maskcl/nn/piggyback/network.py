@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.piggyback.base_rows import base_rows
+from maskcl.nn.piggyback.base_rows import base_rows, check_base
 from maskcl.nn.piggyback.cut import Cut, check_start
 from maskcl.nn.piggyback.layer_runs import LayerRuns
 from maskcl.nn.piggyback.recorded_masks import RecordedMasks
@@ -58,6 +58,10 @@ class PiggybackNetwork(RecordedMasks):
     def base_rows(self, args: tuple[Any, ...]) -> Tensor:
         """What the heads are given where no mask removes anything: see `base_rows.base_rows`."""
         return base_rows(self, args)
+
+    def check_base(self) -> None:
+        """Raise ValueError unless heads are a task's and norms all tasks'."""
+        check_base(self)
 
     @torch.no_grad()
     def begin_task(

@@ -70,12 +70,23 @@ class Inferring(nn.Module):
         """Those whose output differs between tasks by a mask; [] where there is none."""
         return []
 
-    def base_rows(self, args: tuple[Any, ...]) -> Tensor:
-        """What the heads are given where no mask removes anything, [R, ...].
+    def check_space(self, space: str) -> None:
+        """Raise ValueError unless the network has what an inference of this space measures."""
+        if space == "base":
+            self.check_base()
+        if space == "masked" and not self.masked_modules():
+            raise ValueError(
+                f"TaskInference: space is 'masked', and a {type(self).__name__} has no masked layer,"
+                " wanted 'shared'"
+            )
 
-        Raises:
-            ValueError: the network has no frozen base.
-        """
+    def base_rows(self, args: tuple[Any, ...]) -> Tensor:
+        """What the heads are given where no mask removes anything, [R, ...]; see `check_base`."""
+        self.check_base()
+        raise NotImplementedError
+
+    def check_base(self) -> None:
+        """Raise ValueError unless there is a frozen base whose features no task changes."""
         raise ValueError(
             f"TaskInference: space is 'base', and a {type(self).__name__} has no frozen base,"
             " wanted a PiggybackNetwork, or space 'shared'"
