@@ -256,7 +256,7 @@ class HAT:
     def measure(self, net: HATNetwork, task: int) -> dict[str, dict[str, float]]:
         """``capacity``: by layer, units in use; ``protected``: by parameter, weights protected."""
         protected = net.protection().fraction(exact=self._exact)
-        return {"capacity": net.capacity(), "protected": protected}
+        return {"capacity": dict(net.capacity()), "protected": protected}
 
     def explain_divergence(self, net: HATNetwork, optimizer: Optimizer) -> str:
         """Nothing of HAT's own."""

@@ -111,6 +111,18 @@ class HATMessagePassing(Masked):
                 weight.data[closed.repeat(len(weight) // len(closed))] = 0
         return conv
 
+    def fresh_parameters(self) -> dict[str, Tensor]:
+        """Parameters by name, as the convolution's ``reset_parameters`` draws them on the CPU."""
+        conv = self.plain(None).cpu()
+        if next(conv.parameters()).dtype != torch.float64:
+            conv.float()
+        conv.reset_parameters()
+        own = {name: conv._parameters.pop(name).flatten() for name in self.attention}
+        owner, name = _owner(conv, KINDS[type(conv).__name__].bias)
+        if (bias := owner._parameters.pop(name)) is not None:
+            own["bias"] = bias
+        return own | {f"conv.{name}": parameter for name, parameter in conv.named_parameters()}
+
     @property
     def _is_one_product(self) -> bool:
         """Whether the convolution is (matrix of edges) (x W^T) and nothing else."""

@@ -9,19 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.following.trace import sizes_of
+from maskcl.nn.hat.embedding import check_init
 from maskcl.nn.hat.example_inputs import Example
 from maskcl.nn.hat.layer_runs import Gates, LayerRuns
 from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import check_owners
 from maskcl.nn.hat.topology_by_hand import Sources
-from maskcl.nn.hat.unit_tasks import TaskUnits, UnitTasks, check_init
+from maskcl.nn.hat.unit_tasks import TaskUnits
+from maskcl.nn.hat.unlearning import ForgettingTasks
 from maskcl.nn.tasks.active import ActiveTask, active_of
 from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.ops.gate import Gate, hat_gates
 
 
-class HATNetwork(UnitTasks):
+class HATNetwork(ForgettingTasks):
     """A model whose layers' units carry one mask a task, m = sigmoid(s e) (HAT, eq. 1).
 
     Every forward happens inside ``with net.task(k):`` and computes the masks of all layers at once.

@@ -17,6 +17,7 @@ from maskcl.nn.tasks.norms import TaskNorm
 from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.nn.tasks.state import NO_TASK, TaskAware, TaskState
 from maskcl.nn.tasks.task_parameters import TaskParameter
+from maskcl.nn.tasks.unlearning import Forgotten
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -117,9 +118,12 @@ class TaskNetwork(nn.Module):
         """Record that the task is trained, and its masks; freeze all that is its own."""
         raise NotImplementedError
 
-    def forget_task(self, task: int) -> None:
-        """Take a task's record back."""
+    def forget_task(self, task: int, reset: bool = False, *, seed: int = 0) -> Forgotten | None:
+        """Take a task's record back; with ``reset``, also all that was learned of it."""
         raise NotImplementedError
+
+    def _forget_statistics(self, task: int) -> None:
+        """Clear what is measured of a task's data beside the model."""
 
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains."""
@@ -194,6 +198,10 @@ class TaskNetwork(nn.Module):
     def _device(self) -> torch.device:
         """Of the model's first parameter."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def _own_modules(self, task: int) -> Iterator[tuple[str, nn.Module]]:
+        """Names below ``model`` and modules of what a task has to itself."""
+        return own_modules(self.model, task)
 
     def _check_task(self, caller: str, task: int) -> None:
         if not isinstance(task, int) or not 0 <= task < self.num_tasks:

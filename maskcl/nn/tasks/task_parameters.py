@@ -25,13 +25,17 @@ class TaskParameter(TaskAware):
 
     Attributes:
         copies: modules with one parameter, ``value``, one a task.
+        start: what every copy began as; not in the ``state_dict``.
     """
+
+    start: Tensor
 
     _network = "HATNetwork"
 
     def __init__(self, parameter: nn.Parameter, num_tasks: int) -> None:
         super().__init__()
         self.copies = nn.ModuleList(TaskCopy(parameter) for _ in range(num_tasks))
+        self.register_buffer("start", parameter.detach().clone(), persistent=False)
 
     @property
     def num_tasks(self) -> int:
