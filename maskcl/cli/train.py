@@ -16,6 +16,7 @@ from maskcl.checkpoint import CheckpointError
 from maskcl.cli.common import fingerprint, optimizer_factory, seeded_weights
 from maskcl.cli.environment import environment
 from maskcl.cli.folders import CONFIG, check_new, config_of, read_saved
+from maskcl.cli.forget import forgotten_in
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
 from maskcl.cli.options import CommandError
@@ -52,6 +53,8 @@ def train(
         net, made_from = command.prepare(options, scenario)
     if resume:
         _check_made_from(options, made_from)
+        if gone := forgotten_in(directory):
+            raise CommandError(f"task {gone[0]} of {directory} is forgotten: the run is over")
     assert options.epochs is not None  # TrainOptions puts the problem's own
     problem = problem_for(options, scenario)
     callback = display(console, scenario.num_tasks, options.epochs, scenario.metric)

@@ -24,7 +24,7 @@ __all__ = [
 
 
 class PlanWarning(UserWarning):
-    """What is about to be trained, or was, cannot have learned a mask; the message says why."""
+    """What is about to be trained, or was, may not have learned what it should; with the reason."""
 
 
 @dataclass(frozen=True)

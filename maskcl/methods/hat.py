@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl.methods.base import TaskData, derive_seed, hidden_task_reasons, no_classes_reasons
+from maskcl.methods.base import (
+    PlanWarning,
+    TaskData,
+    derive_seed,
+    hidden_task_reasons,
+    no_classes_reasons,
+)
 from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
 from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks
 from maskcl.ops import hat_scale
@@ -30,6 +37,7 @@ _CHOICES = {
     "rule": ("hat", "const", "adahat", "random"),
     "compensation": ("exact", "recipe", "none"),
 }
+_LEAST_FREE = 0.02
 _RULES_WITH_VALUE = ("const", "adahat")
 
 
@@ -113,6 +121,8 @@ class HAT:
         Build the optimizer after this, from ``parameter_groups(net, task)``: an optimizer of the
         task before carries moments that would move protected weights.
 
+        Warns (`PlanWarning`) where less than 2 % of the units are free.
+
         Raises:
             RuntimeError: the task is finished.
         """
@@ -134,7 +144,21 @@ class HAT:
         scale = torch.full((), self.s_max, dtype=dtype, device=embedding.device)
         trained = net.task_parameters(task)
         begun = FinishedTasks(net.finished)
+        self._warn_if_full(net, task)
         return HATState(task, scale, net.protection(), trained, begun, self, seed=seed)
+
+    def _warn_if_full(self, net: HATNetwork, task: int) -> None:
+        used = net.used()
+        free = used.numel() - int(used.sum())
+        if used.numel() and free < _LEAST_FREE * used.numel():
+            warnings.warn(
+                f"HAT: task {task} begins with {free:,} of {used.numel():,} units free: it has to"
+                " make do with what earlier tasks learned. net.grow(units) adds some,"
+                " net.forget_task(k, reset=True) gives a task's back, and a larger sparsity leaves"
+                " more to later tasks",
+                PlanWarning,
+                stacklevel=3,
+            )
 
     @property
     def _exact(self) -> bool:
