@@ -120,6 +120,12 @@ def load_network(net: nn.Module, tensors: dict[str, Tensor], path: Any = "the ch
         CheckpointError: something does not fit; the network is unchanged then.
     """
     found = take(tensors, "network.")
+    grow_like: Any = getattr(net, "grow_like", None)
+    if grow_like is not None:
+        try:
+            grow_like(found)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path} does not fit: {error}") from None
     wanted = net.state_dict()
     for name in sorted(found.keys() ^ wanted.keys()):
         where = "only in the checkpoint" if name in found else "only in the network"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+CLOSED = -6.0
+"""Embedding of a unit that a task cannot use: it was finished when the unit came."""
 INITS = ("normal", "uniform", "dense")
 
 

@@ -13,6 +13,7 @@ from maskcl.nn.hat.sparse_product import is_constant_csr, sparse_product
 from maskcl.nn.tasks.activations import check_activation
 from maskcl.nn.tasks.errors import ConversionError
 from maskcl.nn.tasks.graph_convolutions import KINDS, is_geometric, is_message_passing, refusal
+from maskcl.nn.tasks.narrow import Narrow
 from maskcl.nn.tasks.state import Masked
 from maskcl.ops import masked_activation
 from maskcl.reference.masked_forward import activate
@@ -69,31 +70,36 @@ class HATMessagePassing(Masked):
     def forward(self, x: Tensor, edges: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """act(conv(x, edges)) * mask; further arguments are the convolution's."""
         mask = self._mask()
-        gated = {name: self._gated(name, mask) for name in self.attention}
-        if gated:
-            y = torch.func.functional_call(self.conv, gated, (x, edges, *args), kwargs)
-        elif self._is_one_product and is_constant_csr(edges) and not args and not kwargs:
-            y = self._two_products(x, edges)
+        bias, narrow = self.bias, self._narrow()
+        own = {name: self._gated(name, mask) for name in self.attention}
+        if narrow is not None:
+            bias = None if bias is None else narrow.channels(bias)
+            own |= {name: narrow.weight(w) for name, w in self.conv.named_parameters()}
+        if self._is_one_product and is_constant_csr(edges) and not args and not kwargs:
+            y = self._two_products(x, edges, own.get("lin.weight"))
+        elif own:
+            y = torch.func.functional_call(self.conv, own, (x, edges, *args), kwargs)
         else:
             y = self.conv(x, edges, *args, **kwargs)
         if mask is None:
-            y = y if self.bias is None else y + self.bias
+            y = y if bias is None else y + bias
             return activate(y, self.activation, self.negative_slope)
         return masked_activation(
             y,
             mask,
-            self.bias,
+            bias,
             activation=self.activation,
             channel_dim=-1,
             negative_slope=self.negative_slope,
             save=self._save,
         )
 
-    def plain(self, closed: Tensor | None) -> Any:
+    def plain(self, closed: Tensor | None, narrow: Narrow | None = None) -> Any:
         """A copy of the convolution with its bias and attention, ``closed`` channels at 0.
 
         Args:
             closed: bool [out_channels], or None.
+            narrow: what the copy has of the channels.
         """
         conv = copy.deepcopy(self.conv)
         for name in self.attention:
@@ -104,8 +110,16 @@ class HATMessagePassing(Masked):
         owner, name = _owner(conv, KINDS[type(conv).__name__].bias)
         if self.bias is not None:
             owner.register_parameter(name, nn.Parameter(self.bias.detach().clone()))
-            if closed is not None:
-                owner._parameters[name].data[closed] = 0
+        if narrow is not None and narrow != Narrow():
+            for held in (part._parameters for part in conv.modules()):
+                for key, value in held.items():
+                    if value is not None:
+                        part_ = narrow.weight if value.dim() > 1 else narrow.channels
+                        held[key] = nn.Parameter(part_(value.detach()).clone())
+            weight = next(w for w in conv.parameters() if w.dim() > 1)
+            set_channels(conv, weight.shape[1], weight.shape[0])
+        if self.bias is not None and closed is not None:
+            owner._parameters[name].data[closed] = 0
         if closed is not None:
             for weight in (p for n, p in conv.named_parameters() if n.endswith(".weight")):
                 weight.data[closed.repeat(len(weight) // len(closed))] = 0
@@ -130,8 +144,8 @@ class HATMessagePassing(Masked):
         plain = type(conv).__name__ == "GCNConv" and not conv.normalize
         return plain and conv.aggr in ("add", "sum") and not conv._explain
 
-    def _two_products(self, x: Tensor, edges: Tensor) -> Tensor:
-        weight = self.conv.lin.weight
+    def _two_products(self, x: Tensor, edges: Tensor, weight: Tensor | None) -> Tensor:
+        weight = self.conv.lin.weight if weight is None else weight
         product = sparse_product(x, weight.t()) if is_constant_csr(x) else F.linear(x, weight)
         return sparse_product(edges, product)
 
@@ -183,6 +197,13 @@ def swapped_convolution(module: nn.Module) -> nn.Module | None:
         return Aggregated(module)
     trains = is_message_passing(module) and any(p.requires_grad for p in module.parameters())
     return HATMessagePassing(module) if trains else None
+
+
+def set_channels(conv: Any, ins: int, outs: int) -> None:
+    """Say how many channels a convolution without attention has, and its linear parts."""
+    for part in conv.modules():
+        if hasattr(part, "in_channels"):
+            part.in_channels, part.out_channels = ins, outs
 
 
 def _owner(conv: nn.Module, path: str) -> tuple[Any, str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskcl.nn.hat.capacity import Capacity
-from maskcl.nn.hat.embedding import check_init, new_embedding
+from maskcl.nn.hat.embedding import CLOSED, check_init, new_embedding
 from maskcl.nn.hat.protection import Protection, protect
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import shared_parameters
 from maskcl.nn.hat.topology import Topology
 from maskcl.nn.tasks.model_structure import ModelStructure
+from maskcl.nn.tasks.narrow import numbers_of
 from maskcl.nn.tasks.network import TaskNetwork, own_parameters
 from maskcl.nn.tasks.state import WORD
 
@@ -134,7 +136,7 @@ class UnitTasks(TaskNetwork):
         """
         self._check_open("reset_embedding", task)
         check_init(init)
-        self.embeddings[task].copy_(new_embedding(sum(self._sizes), init, generator))
+        self.embeddings[task].copy_(self._new_embedding(task, init, generator))
 
     def hard_mask(self, task: int) -> Tensor:
         """Units that a task uses, bool [U]: as recorded by finish_task, else embedding > 0."""
@@ -204,6 +206,18 @@ class UnitTasks(TaskNetwork):
         units = self._state.kept(f"units {task}", make, (tasks, finished, embedding))
         self._state.cache[name] = tasks, finished, embedding, seen, units
         return units
+
+    def _new_embedding(self, task: int, init: str, generator: torch.Generator | None) -> Tensor:
+        """As a task starts, units that came after it was finished closed."""
+        new = new_embedding(sum(self._sizes), init, generator)
+        seen = self._state.narrow.get(task, {})
+        for name, span in self.units.items() if seen else ():
+            layer: Any = self.model.get_submodule(name)
+            if (narrow := seen.get(layer.place)) is not None and narrow.out is not None:
+                part = new[span]
+                kept = torch.tensor(numbers_of(narrow.out))
+                part.copy_(torch.full_like(part, CLOSED).index_copy_(0, kept, part[kept]))
+        return new
 
     def _embedding(self, task: int) -> nn.Parameter:
         # By the way that ``self.embeddings[task]`` goes, which takes several times as long.

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from maskcl import backends
 from maskcl.nn.hat.capacity import Capacity
-from maskcl.nn.hat.embedding import new_embedding
 from maskcl.nn.hat.protection import Protection, protect, protected_count
 from maskcl.nn.hat.topology import weight_layers
 from maskcl.nn.hat.unit_tasks import UnitTasks
@@ -17,7 +16,7 @@ from maskcl.randomness import derive_seed
 
 
 class ForgettingTasks(UnitTasks):
-    """Base of HATNetwork: tasks are forgotten one by one, exactly."""
+    """Base of GrowingUnits: tasks are forgotten one by one, exactly."""
 
     @torch.no_grad()
     def forget_task(self, task: int, reset: bool = False, *, seed: int = 0) -> Forgotten | None:
@@ -86,7 +85,7 @@ class Removal:
         own = fresh_own(net.model, net._own_modules(task), seed)
         self._own = {f"model.{name}": value for name, value in own.items()}
         generator = torch.Generator().manual_seed(derive_seed("forget embedding", seed, task))
-        embedding = new_embedding(len(self._bits), net.init, generator)
+        embedding = net._new_embedding(task, net.init, generator)
         self._own[f"embeddings.{task}"] = embedding
 
     def write(self) -> None:

@@ -125,6 +125,16 @@ class TaskNetwork(nn.Module):
     def _forget_statistics(self, task: int) -> None:
         """Clear what is measured of a task's data beside the model."""
 
+    def grow(self, units: Any, *, seed: int = 0, example_inputs: Any = None) -> None:
+        """Widen layers, where the network has units that fill up.
+
+        Raises:
+            RuntimeError: it has none.
+        """
+        raise RuntimeError(
+            f"{type(self).__name__}.grow: only a HATNetwork has units that tasks fill up"
+        )
+
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains."""
         raise NotImplementedError
@@ -156,6 +166,7 @@ class TaskNetwork(nn.Module):
     def _fill(self, active: ActiveTask) -> None:
         """Put in what the task has to itself, as it is now."""
         active.own = self._state.kept_own(active.task)
+        active.narrow = self._state.narrow.get(active.task)
         active.version = self._state.version
 
     def _changed(self) -> None:

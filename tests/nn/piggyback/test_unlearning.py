@@ -77,6 +77,11 @@ def test_a_task_in_training_goes_too() -> None:
     assert all(torch.equal(one[k], other[k]) for k in one)
 
 
+def test_a_frozen_base_has_nothing_to_grow() -> None:
+    with pytest.raises(RuntimeError, match=r"PiggybackNetwork.grow: only a HATNetwork has units"):
+        network().grow(3)
+
+
 def test_without_reset_head_and_norms_stay() -> None:
     net = network()
     learn(net, 0, 1)
