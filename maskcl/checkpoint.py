@@ -122,9 +122,12 @@ def load_network(net: nn.Module, tensors: dict[str, Tensor], path: Any = "the ch
         CheckpointError: something does not fit; the network is unchanged then.
     """
     found = take(tensors, "network.")
+    grow_like: Any = getattr(net, "grow_like", None)
     complete: Any = getattr(net, "complete_state", None)
     if complete is not None:
         try:
+            if grow_like is not None:
+                grow_like(found)
             found = complete(found)
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit: {error}") from None

@@ -10,8 +10,8 @@ import importlib
 import pytest
 
 PUBLIC = {
-    "maskcl": "EWC HAT MAS Piggyback TaskInference Trainer __version__ backends export importance masks nn ops"
-    " optim",
+    "maskcl": "EWC HAT MAS Piggyback TaskInference Trainer __version__ backends export importance"
+    " masks nn ops optim",
     "maskcl.backends": "BACKENDS BackendError not_supported_reasons select use_backend",
     "maskcl.callback": "Callback",
     "maskcl.checkpoint": "Checkpoint CheckpointError load_checkpoint save_checkpoint",
@@ -26,8 +26,8 @@ PUBLIC = {
     " forward_transfer intransigence transfer_from_scratch",
     "maskcl.models": "ENCODERS GRAPH_PROBLEMS NAMES READOUTS build build_graph conv example_inputs"
     " mlp resnet101 resnet152 resnet18 resnet34 resnet50 vit_small vit_tiny",
-    "maskcl.nn": "ConversionError ConversionWarning GrowingHead HATConv1d HATConv2d HATConv3d"
-    " HATLinear HATNetwork"
+    "maskcl.nn": "Capacity ConversionError ConversionWarning Forgotten GrowingHead"
+    " HATConv1d HATConv2d HATConv3d HATLinear HATNetwork"
     " ImportanceNetwork PiggybackConv1d PiggybackConv2d PiggybackConv3d PiggybackEmbedding"
     " PiggybackLinear PiggybackNetwork Protection TaskBatchNorm1d TaskBatchNorm2d TaskBatchNorm3d"
     " TaskGroupNorm TaskHeads TaskLayerNorm TaskNetwork mask_logits to_hat to_importance"

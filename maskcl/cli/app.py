@@ -14,7 +14,7 @@ from rich.console import Console
 
 from maskcl import info as info_module
 from maskcl import report
-from maskcl.cli import export, hat, mas, masks, piggyback
+from maskcl.cli import export, forget, hat, mas, masks, piggyback
 from maskcl.cli.flags import Start, command
 from maskcl.cli.folders import CONFIG
 from maskcl.cli.method import MethodCommand
@@ -84,6 +84,20 @@ def export_task(
 ) -> None:
     """Write a run's finished task as a small ordinary network, and say what that saves."""
     print(export.export(run, task, out, batch_size, METHODS))
+
+
+@app.command("forget")
+def forget_task(
+    run: Run,
+    task: Annotated[int, typer.Option(help="Which, from 0.", show_default=False)],
+    seed: Annotated[int, typer.Option(help="Of the weights drawn anew.", min=0)] = 0,
+) -> None:
+    """Unlearn a task of a finished run of hat or piggyback, exactly; the others keep their bits."""
+    try:
+        print(forget.forget(run, task, seed, METHODS))
+    except KeyboardInterrupt:
+        _say("interrupted; the same command does or finishes it")
+        raise typer.Exit(130) from None
 
 
 @masks_app.command("export")

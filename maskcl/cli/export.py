@@ -46,7 +46,7 @@ def export(run: Path, task: int, out: Path, samples: int, methods: dict[str, Met
         check_path(out)
         if not out.absolute().parent.is_dir():
             raise CommandError(f"{out} cannot be made: there is no such folder")
-        options, checkpoint, net = _open(run, methods)
+        options, checkpoint, net = open_network(run, methods)
         if not 0 <= task < net.num_tasks:
             raise CommandError(f"the run in {run} has tasks 0 to {net.num_tasks - 1}, got {task}")
         if not bool(net.finished[task]):
@@ -65,10 +65,14 @@ def export(run: Path, task: int, out: Path, samples: int, methods: dict[str, Met
     return f"{found}\n{out}: {size:,} bytes, task {task} of {run}"
 
 
-def _open(
+def open_network(
     run: Path, methods: dict[str, MethodCommand]
 ) -> tuple[dict[str, Any], Checkpoint, Network]:
-    """A run's options with the model that it really has, its checkpoint, and its network."""
+    """A run's options with the model that it really has, its checkpoint, and its network.
+
+    Raises:
+        CommandError: it is no run, it has no checkpoint, or that does not fit.
+    """
     method, saved, made_from = read_config_of(run)
     if method == "piggyback":
         checkpoint, masked = open_run(run)

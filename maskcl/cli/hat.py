@@ -81,13 +81,14 @@ def finish(run: Trained) -> dict[str, Any]:
     return {
         "capacity": run.result.capacity,
         "protected": run.result.protected,
-        "protected_share": _protected_share(net, run.result.protected[-1]),
+        "protected_share": protected_share(net, run.result.protected[-1]),
+        "free": free_counts(net),
         "mask_bytes": mask_bytes(masks),
         "masks": report.encode_masks(masks, spans),
     }
 
 
-def _protected_share(net: HATNetwork, shares: dict[str, float]) -> float:
+def protected_share(net: HATNetwork, shares: dict[str, float]) -> float:
     """Share of all shared parameters' elements that are protected after the last task."""
     protection = net.protection()
     sizes = {
@@ -95,6 +96,15 @@ def _protected_share(net: HATNetwork, shares: dict[str, float]) -> float:
         for name, parameter in zip(protection.names, protection.parameters, strict=True)
     }
     return sum(shares[name] * sizes[name] for name in shares) / sum(sizes.values())
+
+
+def free_counts(net: HATNetwork) -> dict[str, list[int]]:
+    """Units and weights: how many are free, and how many there are."""
+    found = net.capacity()
+    return {
+        "units": [sum(found.free_units.values()), sum(found.units.values())],
+        "weights": [sum(found.free_weights.values()), sum(found.weights.values())],
+    }
 
 
 def _plain(options: HATOptions, scenario: Scenario, made_from: dict[str, Any]) -> nn.Module:

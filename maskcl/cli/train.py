@@ -35,6 +35,7 @@ from maskcl.cli.folders import (
     read_saved,
     take_over,
 )
+from maskcl.cli.forget import forgotten_in
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
 from maskcl.cli.options import CommandError, combine, parse_groups
@@ -107,6 +108,8 @@ def train(
             net, made_from = prepare(command, options, scenario, run)
         else:
             net, made_from = _prepare(command, options, scenario, directory if resume else None)
+    if resume and (gone := forgotten_in(directory)):
+        raise CommandError(f"task {gone[0]} of {directory} is forgotten: the run is over")
     assert options.epochs is not None  # TrainOptions puts the problem's own
     problem = problem_for(options, scenario)
     callback = display(console, scenario.num_tasks, options.epochs, scenario.metric)

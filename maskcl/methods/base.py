@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -11,11 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from maskcl.randomness import derive_seed
 from maskcl.settings import Setting
+
+__all__ = [
+    "Method",
+    "PlanWarning",
+    "TaskData",
+    "derive_seed",
+    "hidden_task_reasons",
+    "no_classes_reasons",
+]
 
 
 class PlanWarning(UserWarning):
-    """What is about to be trained, or was, cannot have learned a mask; the message says why."""
+    """What is about to be trained, or was, may not have learned what it should; with the reason."""
 
 
 def _forward(net: nn.Module, batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -145,13 +154,3 @@ def no_classes_reasons(problem: Any, setting: Setting) -> list[str]:
         "link prediction asks whether a pair is a link and has no classes,"
         f" by which the {setting.name} setting divides tasks"
     ]
-
-
-def derive_seed(purpose: str, *parts: int) -> int:
-    """A seed in [0, 2^63) from a purpose and some numbers, the same on every machine.
-
-    Seeds of different purposes or numbers are unrelated, so that a task's shuffling does not
-    repeat another's initialisation, nor seed 0's task 1 that of seed 1's task 0.
-    """
-    text = "/".join([purpose, *map(str, parts)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1

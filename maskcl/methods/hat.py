@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl.methods.base import (
+    PlanWarning,
     TaskData,
     check_measurable,
-    derive_seed,
     hidden_task_reasons,
     measure_task,
     no_classes_reasons,
@@ -26,6 +27,7 @@ from maskcl.ops.gate import scale_at
 from maskcl.optim import FusedStep, Guard, protect
 from maskcl.optim.fused_step import not_fused_reasons
 from maskcl.optim.protected_elements import ProtectedElements
+from maskcl.randomness import derive_seed
 from maskcl.settings import Setting
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ _CHOICES = {
     "rule": ("hat", "const", "adahat", "random"),
     "compensation": ("exact", "recipe", "none"),
 }
+_LEAST_FREE = 0.02
 _RULES_WITH_VALUE = ("const", "adahat")
 
 
@@ -121,6 +124,8 @@ class HAT:
         Build the optimizer after this, from ``parameter_groups(net, task)``: an optimizer of the
         task before carries moments that would move protected weights.
 
+        Warns (`PlanWarning`) where less than 2 % of the units are free.
+
         Raises:
             RuntimeError: the task is finished.
         """
@@ -142,7 +147,21 @@ class HAT:
         scale = torch.full((), self.s_max, dtype=dtype, device=embedding.device)
         trained = net.task_parameters(task)
         begun = FinishedTasks(net.finished)
+        self._warn_if_full(net, task)
         return HATState(task, scale, net.protection(), trained, begun, self, seed=seed)
+
+    def _warn_if_full(self, net: HATNetwork, task: int) -> None:
+        used = net.used()
+        free = used.numel() - int(used.sum())
+        if used.numel() and free < _LEAST_FREE * used.numel():
+            warnings.warn(
+                f"HAT: task {task} begins with {free:,} of {used.numel():,} units free: it has to"
+                " make do with what earlier tasks learned. net.grow(units) adds some,"
+                " net.forget_task(k, reset=True) gives a task's back, and a larger sparsity leaves"
+                " more to later tasks",
+                PlanWarning,
+                stacklevel=3,
+            )
 
     @property
     def _exact(self) -> bool:
@@ -266,7 +285,7 @@ class HAT:
     def measure(self, net: HATNetwork, task: int) -> dict[str, dict[str, float]]:
         """``capacity``: by layer, units in use; ``protected``: by parameter, weights protected."""
         protected = net.protection().fraction(exact=self._exact)
-        return {"capacity": net.capacity(), "protected": protected}
+        return {"capacity": dict(net.capacity()), "protected": protected}
 
     def explain_divergence(self, net: HATNetwork, optimizer: Optimizer) -> str:
         """Nothing of HAT's own."""

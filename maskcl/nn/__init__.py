@@ -1,5 +1,6 @@
 """Modules that many tasks share through masks: tensors in, tensors out."""
 
+from maskcl.nn.hat.capacity import Capacity
 from maskcl.nn.hat.convert import to_hat
 from maskcl.nn.hat.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
 from maskcl.nn.hat.network import HATNetwork
@@ -26,10 +27,13 @@ from maskcl.nn.tasks.norms import (
     TaskGroupNorm,
     TaskLayerNorm,
 )
+from maskcl.nn.tasks.unlearning import Forgotten
 
 __all__ = [
+    "Capacity",
     "ConversionError",
     "ConversionWarning",
+    "Forgotten",
     "GrowingHead",
     "HATConv1d",
     "HATConv2d",

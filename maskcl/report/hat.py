@@ -18,7 +18,7 @@ from maskcl.report.drawing import (
     square_map,
     step_ticks,
 )
-from maskcl.report.layout import Content, Layout, Measure, Picture
+from maskcl.report.layout import Card, Content, Layout, Measure, Picture
 from maskcl.report.masks import decode_masks
 from maskcl.report.text import byte_count, percent
 from maskcl.training.mask_metrics import mask_overlap
@@ -106,6 +106,18 @@ def units_used(result: Content) -> float | None:
     return float(sum(history[-1].values()) / len(history[-1]))
 
 
+def free(result: Content) -> Card:
+    """How many units and weights no finished task uses; not counted in runs of before."""
+    if "free" not in result:
+        return Card("n/a", "free units and weights")
+    (units, all_units), (weights, all_weights) = result["free"]["units"], result["free"]["weights"]
+    shares = units / max(all_units, 1), weights / max(all_weights, 1)
+    return Card(
+        f"{units:,} units, {weights:,} weights",
+        f"free for later tasks: {percent(shares[0])} and {percent(shares[1])}",
+    )
+
+
 LAYOUT = Layout(
     title="HAT",
     measures=(
@@ -113,6 +125,7 @@ LAYOUT = Layout(
         Measure("weights protected", lambda r: r["protected_share"], percent, column="protected"),
         Measure("a task's mask", lambda r: r["mask_bytes"], byte_count),
     ),
+    cards=(free,),
     beside=Picture(
         "overlap",
         "Mask overlap",

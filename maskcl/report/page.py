@@ -71,13 +71,25 @@ def page(result: Content, figures: dict[str, bytes]) -> str:
         f"<p>{escape(summary(cut))}.<br>Model {escape(str(config['model']))}, "
         f"{result['parameters']:,} parameters, {config['epochs']} epochs a task, "
         f"{escape(str(config['optimizer']))}, seed {config['seed']}."
-        f"{_origin(own, result)}</p>"
+        f"{_origin(own, result)}{_forgotten(result)}</p>"
         f"{_cards(own, result)}{''.join(body)}</main></body></html>\n"
     )
 
 
 def _origin(own: Layout, result: Content) -> str:
     return f"<br>{escape(own.origin(result))}." if own.origin is not None else ""
+
+
+def _forgotten(result: Content) -> str:
+    gone = result.get("forgotten", [])
+    if not gone:
+        return ""
+    names = ", ".join(str(task + 1) for task in gone)
+    which = f"task {names} is" if len(gone) == 1 else f"tasks {names} are"
+    return (
+        f"<br>Since the training {which} forgotten: the network no longer has what the scores below"
+        " say of it."
+    )
 
 
 def _cards(own: Layout, result: Content) -> str:

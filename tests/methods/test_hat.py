@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
 
-from maskcl.methods import HAT, derive_seed
+from maskcl.methods import HAT, PlanWarning, derive_seed
+from maskcl.nn import to_hat
 from maskcl.problems import Vision
 from maskcl.settings import CLASS, DOMAIN, TASK, TIME, get_setting
 from tests import tiny
@@ -175,3 +177,23 @@ def test_derived_seeds_depend_on_every_part():
     assert len(seeds) == 200
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed("shuffle", 0, 1, 2) == 4232069763614704775
+
+
+@pytest.mark.parametrize(("closed", "warns"), [(0, True), (1, False)])
+def test_a_task_that_finds_no_room_is_told_so(closed, warns):
+    """One unit of forty is 2.5 %: that is still room."""
+    layers = [torch.nn.Linear(3, 40), torch.nn.ReLU(), torch.nn.Linear(40, 2)]
+    net = to_hat(torch.nn.Sequential(*layers), 3, torch.ones(1, 3), classes=[2, 2, 2])
+    with torch.no_grad():
+        net.embeddings[0].fill_(1.0)
+        net.embeddings[0][:closed] = -1.0
+    net.finish_task(0)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        HAT().begin_task(net, 1)
+    said = [str(w.message) for w in found if w.category is PlanWarning]
+    assert len(said) == warns
+    if warns:
+        assert "task 1 begins with 0 of 40 units free" in said[0]
+        assert "net.grow(units)" in said[0]
+        assert found[0].filename == __file__

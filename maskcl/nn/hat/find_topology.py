@@ -105,6 +105,9 @@ class _Feeder:
         """Note what ``module`` reads, and return the value that it gives."""
         size = self.trace.results[node].size
         if isinstance(module, TaskHeads):
+            if value.followed and len(value.shape):
+                rows = None if value.every else p.rows_along(value, len(value.shape) - 1)
+                self.topology.heads[str(node.target)] = rows
             return p.every(size)
         if isinstance(module, TaskNorm):
             return self._norm(node, module, value)

@@ -120,7 +120,9 @@ class LayerRuns:
         # The compiler fuses gates with what is around them; transforms map over smaller ops.
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return None
-        if len(args) != 1 or not self._may_run(model, gates[0]) or self._whole is None:
+        if len(args) != 1 or active.narrow is not None or not self._may_run(model, gates[0]):
+            return None
+        if self._whole is None:
             return None
         return self._whole.gated_output(args[0], active, gates)
 
@@ -129,7 +131,9 @@ class LayerRuns:
 
         A hook anywhere, which wants to see its module's call, sees it.
         """
-        if len(args) != 1 or not active.parts or not self._may_run(model, active.parts[0]):
+        if len(args) != 1 or not active.parts or active.narrow is not None:
+            return None
+        if not self._may_run(model, active.parts[0]):
             return None
         x = args[0]
         for run, modules in self._steps:

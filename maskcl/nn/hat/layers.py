@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskcl import backends
 from maskcl.nn.tasks.activations import check_activation
+from maskcl.nn.tasks.narrow import Narrow
 from maskcl.nn.tasks.state import Masked
 from maskcl.ops import masked_conv, masked_linear, open_conv
 from maskcl.reference.masked_forward import activate
@@ -55,23 +57,33 @@ class HATLinear(Masked, nn.Linear):
         self.negative_slope = negative_slope
 
     def unmasked(self, input: Tensor) -> Tensor:
-        """x W^T + b."""
-        return nn.Linear.forward(self, input)
+        """x W^T + b, as the active task sees them."""
+        weight, bias = self.weight, self.bias
+        if (narrow := self._narrow()) is not None:
+            weight, bias = _narrowed(narrow, weight, bias)
+        return F.linear(input, weight, bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """act(x W^T + b) * mask."""
-        mask = self._mask()
+        mask, weight, bias = self._mask(), self.weight, self.bias
+        if (narrow := self._narrow()) is not None:
+            weight, bias = _narrowed(narrow, weight, bias)
         if mask is None:
-            return activate(nn.Linear.forward(self, input), self.activation, self.negative_slope)
+            return activate(F.linear(input, weight, bias), self.activation, self.negative_slope)
         return masked_linear(
             input,
-            self.weight,
+            weight,
             mask,
-            self.bias,
+            bias,
             activation=self.activation,
             negative_slope=self.negative_slope,
             save=self._save,
         )
+
+
+def _narrowed(narrow: Narrow, weight: Tensor, bias: Any) -> tuple[Tensor, Any]:
+    """What a task sees of a layer that was widened after it was finished."""
+    return narrow.weight(weight), None if bias is None else narrow.channels(bias)
 
 
 def has_plain_window(layer: Any) -> bool:
@@ -105,39 +117,47 @@ class _HATConv(Masked):
         self.negative_slope = negative_slope
 
     def unmasked(self, input: Tensor) -> Tensor:
-        """conv(x)."""
-        return self._conv_forward(input, self.weight, self.bias)
+        """conv(x), as the active task sees it."""
+        weight, bias = self.weight, self.bias
+        if (narrow := self._narrow()) is not None:
+            weight, bias = _narrowed(narrow, weight, bias)
+        return self._conv_forward(input, weight, bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """act(conv(x)) * mask, the mask along the channels."""
+        weight, bias = self.weight, self.bias
+        if (narrow := self._narrow()) is not None:
+            weight, bias = _narrowed(narrow, weight, bias)
         if has_plain_window(self) and input.dim() == 4:
             mask = self._mask()
-            if self._pays_in_channels_last(input):
+            if self._pays_in_channels_last(input, weight):
                 x = input.contiguous(memory_format=torch.channels_last)
-                return self._masked_images(x, mask).contiguous()
+                return self._masked_images(x, weight, bias, mask).contiguous()
             if mask is not None:
-                return self._masked_images(input, mask)
-        y = self._conv_forward(input, self.weight, self.bias)
+                return self._masked_images(input, weight, bias, mask)
+        y = self._conv_forward(input, weight, bias)
         return self._finish(y, y.dim() - 1 - self._space)
 
-    def _masked_images(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def _masked_images(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
         # The convolution adds the bias itself: its kernels do so for nothing.
         window = self.stride, self.padding, self.dilation
         if mask is None:
-            y = open_conv(x, self.weight, self.bias, *window)
+            y = open_conv(x, weight, bias, *window)
             return activate(y, self.activation, self.negative_slope)
         return masked_conv(
             x,
-            self.weight,
+            weight,
             mask,
-            self.bias,
+            bias,
             *window,
             activation=self.activation,
             negative_slope=self.negative_slope,
             save=self._save,
         )
 
-    def _pays_in_channels_last(self, x: Tensor) -> bool:
+    def _pays_in_channels_last(self, x: Tensor, weight: Tensor) -> bool:
         """Whether to leave closed channels out is worth two copies of x and two of the output.
 
         In training on a CPU, whose kernels read images in that order alone, and behind the layer
@@ -148,9 +168,9 @@ class _HATConv(Masked):
             return False
         if backends.choose("open_conv", "cpu", torch.float32) != "cpp":
             return False
-        if not self.weight.is_contiguous() or type(x) is not Tensor:  # nn.Conv2d's order, or traced
+        if not weight.is_contiguous() or type(x) is not Tensor:  # nn.Conv2d's order, or traced
             return False
-        outs, ins, *window = self.weight.shape
+        outs, ins, *window = weight.shape
         if min(outs, ins) < _FEWEST_CHANNELS or math.prod(window) == 1:
             return False
         active = self._active()

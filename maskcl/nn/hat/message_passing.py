@@ -13,6 +13,7 @@ from maskcl.nn.hat.sparse_product import is_constant_csr, sparse_product
 from maskcl.nn.tasks.activations import check_activation
 from maskcl.nn.tasks.errors import ConversionError
 from maskcl.nn.tasks.graph_convolutions import KINDS, is_geometric, is_message_passing, refusal
+from maskcl.nn.tasks.narrow import Narrow
 from maskcl.nn.tasks.state import Masked
 from maskcl.ops import masked_activation
 from maskcl.reference.masked_forward import activate
@@ -68,20 +69,26 @@ class HATMessagePassing(Masked):
 
     def unmasked(self, x: Tensor, edges: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """conv(x, edges); further arguments are the convolution's."""
-        y = self._passed(None, x, edges, *args, **kwargs)
-        return y if self.bias is None else y + self.bias
+        bias, narrow = self.bias, self._narrow()
+        if narrow is not None and bias is not None:
+            bias = narrow.channels(bias)
+        y = self._passed(None, narrow, x, edges, *args, **kwargs)
+        return y if bias is None else y + bias
 
     def forward(self, x: Tensor, edges: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """act(conv(x, edges)) * mask; further arguments are the convolution's."""
         mask = self._mask()
-        y = self._passed(mask, x, edges, *args, **kwargs)
+        bias, narrow = self.bias, self._narrow()
+        if narrow is not None and bias is not None:
+            bias = narrow.channels(bias)
+        y = self._passed(mask, narrow, x, edges, *args, **kwargs)
         if mask is None:
-            y = y if self.bias is None else y + self.bias
+            y = y if bias is None else y + bias
             return activate(y, self.activation, self.negative_slope)
         return masked_activation(
             y,
             mask,
-            self.bias,
+            bias,
             activation=self.activation,
             channel_dim=-1,
             negative_slope=self.negative_slope,
@@ -89,22 +96,31 @@ class HATMessagePassing(Masked):
         )
 
     def _passed(
-        self, mask: Tensor | None, x: Tensor, edges: Tensor, *args: Any, **kwargs: Any
+        self,
+        mask: Tensor | None,
+        narrow: Narrow | None,
+        x: Tensor,
+        edges: Tensor,
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor:
-        """The convolution without its bias, attention gated."""
-        gated = {name: self._gated(name, mask) for name in self.attention}
-        if gated:
-            y: Tensor = torch.func.functional_call(self.conv, gated, (x, edges, *args), kwargs)
-            return y
+        """The convolution without its bias, attention gated, as the active task sees it."""
+        own = {name: self._gated(name, mask) for name in self.attention}
+        if narrow is not None:
+            own |= {name: narrow.weight(w) for name, w in self.conv.named_parameters()}
         if self._is_one_product and is_constant_csr(edges) and not args and not kwargs:
-            return self._two_products(x, edges)
+            return self._two_products(x, edges, own.get("lin.weight"))
+        if own:
+            y: Tensor = torch.func.functional_call(self.conv, own, (x, edges, *args), kwargs)
+            return y
         return self.conv(x, edges, *args, **kwargs)
 
-    def plain(self, closed: Tensor | None) -> Any:
+    def plain(self, closed: Tensor | None, narrow: Narrow | None = None) -> Any:
         """A copy of the convolution with its bias and attention, ``closed`` channels at 0.
 
         Args:
             closed: bool [out_channels], or None.
+            narrow: what the copy has of the channels.
         """
         conv = copy.deepcopy(self.conv)
         for name in self.attention:
@@ -115,12 +131,32 @@ class HATMessagePassing(Masked):
         owner, name = _owner(conv, KINDS[type(conv).__name__].bias)
         if self.bias is not None:
             owner.register_parameter(name, nn.Parameter(self.bias.detach().clone()))
-            if closed is not None:
-                owner._parameters[name].data[closed] = 0
+        if narrow is not None and narrow != Narrow():
+            for held in (part._parameters for part in conv.modules()):
+                for key, value in held.items():
+                    if value is not None:
+                        part_ = narrow.weight if value.dim() > 1 else narrow.channels
+                        held[key] = nn.Parameter(part_(value.detach()).clone())
+            weight = next(w for w in conv.parameters() if w.dim() > 1)
+            set_channels(conv, weight.shape[1], weight.shape[0])
+        if self.bias is not None and closed is not None:
+            owner._parameters[name].data[closed] = 0
         if closed is not None:
             for weight in (p for n, p in conv.named_parameters() if n.endswith(".weight")):
                 weight.data[closed.repeat(len(weight) // len(closed))] = 0
         return conv
+
+    def fresh_parameters(self) -> dict[str, Tensor]:
+        """Parameters by name, as the convolution's ``reset_parameters`` draws them on the CPU."""
+        conv = self.plain(None).cpu()
+        if next(conv.parameters()).dtype != torch.float64:
+            conv.float()
+        conv.reset_parameters()
+        own = {name: conv._parameters.pop(name).flatten() for name in self.attention}
+        owner, name = _owner(conv, KINDS[type(conv).__name__].bias)
+        if (bias := owner._parameters.pop(name)) is not None:
+            own["bias"] = bias
+        return own | {f"conv.{name}": parameter for name, parameter in conv.named_parameters()}
 
     @property
     def _is_one_product(self) -> bool:
@@ -129,8 +165,8 @@ class HATMessagePassing(Masked):
         plain = type(conv).__name__ == "GCNConv" and not conv.normalize
         return plain and conv.aggr in ("add", "sum") and not conv._explain
 
-    def _two_products(self, x: Tensor, edges: Tensor) -> Tensor:
-        weight = self.conv.lin.weight
+    def _two_products(self, x: Tensor, edges: Tensor, weight: Tensor | None) -> Tensor:
+        weight = self.conv.lin.weight if weight is None else weight
         product = sparse_product(x, weight.t()) if is_constant_csr(x) else F.linear(x, weight)
         return sparse_product(edges, product)
 
@@ -182,6 +218,13 @@ def swapped_convolution(module: nn.Module) -> nn.Module | None:
         return Aggregated(module)
     trains = is_message_passing(module) and any(p.requires_grad for p in module.parameters())
     return HATMessagePassing(module) if trains else None
+
+
+def set_channels(conv: Any, ins: int, outs: int) -> None:
+    """Say how many channels a convolution without attention has, and its linear parts."""
+    for part in conv.modules():
+        if hasattr(part, "in_channels"):
+            part.in_channels, part.out_channels = ins, outs
 
 
 def _owner(conv: nn.Module, path: str) -> tuple[Any, str]:

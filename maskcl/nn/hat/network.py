@@ -9,20 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.following.trace import sizes_of
+from maskcl.nn.hat.embedding import check_init
 from maskcl.nn.hat.example_inputs import Example
+from maskcl.nn.hat.growth import GrowingUnits
 from maskcl.nn.hat.layer_runs import Gates, LayerRuns
 from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import check_owners
 from maskcl.nn.hat.topology_by_hand import Sources
-from maskcl.nn.hat.unit_tasks import TaskUnits, UnitTasks, check_init
+from maskcl.nn.hat.unit_tasks import TaskUnits
 from maskcl.nn.tasks.active import ActiveTask, active_of
 from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.state import Masked
 from maskcl.ops.gate import Gate, hat_gates
 
 
-class HATNetwork(UnitTasks):
+class HATNetwork(GrowingUnits):
     """A model whose layers' units carry one mask a task, m = sigmoid(s e) (HAT, eq. 1).
 
     Every forward happens inside ``with net.task(k):`` and computes the masks of all layers at once.
@@ -65,6 +67,7 @@ class HATNetwork(UnitTasks):
         check_owners(model)
         let_hooks_read_only(model)
         self.example = Example(example_inputs)
+        self._sources = sources
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
         self._structure = ModelStructure(model)
         self.units = dict(self.topology.units)
@@ -72,6 +75,7 @@ class HATNetwork(UnitTasks):
         self._runs = LayerRuns(model, len(self._sizes))
         self._build_units(init)
         self.configure_gate()
+        self.register_load_state_dict_pre_hook(_grow_before_loading)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output for the active task.
@@ -210,3 +214,9 @@ class HATNetwork(UnitTasks):
             return term
         mask = torch.cat(active.parts) if active.parts else units.free_share  # of no units
         return weight * torch.dot(mask, units.free_share)
+
+
+def _grow_before_loading(net: Any, state: Any, prefix: str, *rest: Any) -> None:
+    """Take the widths of a state that is of a network that grew."""
+    own = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    net.grow_like(own)

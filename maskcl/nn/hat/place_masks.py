@@ -20,16 +20,23 @@ from maskcl.nn.tasks.state import Masked, TaskState
 
 
 def attach(
-    model: nn.Module, state: TaskState, num_tasks: int, example_inputs: Any, sources: Sources | None
+    model: nn.Module,
+    state: TaskState,
+    num_tasks: int,
+    example_inputs: Any,
+    sources: Sources | None,
+    task: int = 0,
 ) -> Topology:
     """Analyse a model and bind its task-aware modules to ``state``, or leave it as it was.
+
+    ``task`` is whose norms and head it is traced with.
 
     Raises:
         ConversionError: a value cannot be followed; the message names it and the remedy.
         ValueError: a module belongs to another network, or has another number of tasks.
     """
     check_members("HATNetwork", model, num_tasks)
-    with unmasked(model):
+    with unmasked(model, task):
         topology = _analyse(model, example_inputs, sources)
     state.bind(model)
     _place_masks(model, topology)
@@ -37,12 +44,12 @@ def attach(
 
 
 @contextmanager
-def unmasked(model: nn.Module) -> Iterator[None]:
-    """Let a model without a network run for its shapes: no masks, task 0."""
+def unmasked(model: nn.Module, task: int = 0) -> Iterator[None]:
+    """Let a model without a network run for its shapes: no masks, with what a task has."""
     state = TaskState()
     state.bind(model)
-    active = ActiveTask(state, 0)
-    active.own = state.kept_own(0)
+    active = ActiveTask(state, task)
+    active.own = state.kept_own(task)
     try:
         with Entering(model, lambda: active):
             yield

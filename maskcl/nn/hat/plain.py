@@ -16,9 +16,10 @@ from maskcl.nn.hat.topology import HAT_LAYERS, HATLayer
 from maskcl.nn.tasks.activations import keeps_zero, module_of
 from maskcl.nn.tasks.frozen_modules import thaw_norm
 from maskcl.nn.tasks.heads import TaskHeads
+from maskcl.nn.tasks.narrow import Narrow
 from maskcl.nn.tasks.norms import TaskLayerNorm, TaskNorm
 from maskcl.nn.tasks.replace_modules import conv_options, replace_modules, with_hooks
-from maskcl.nn.tasks.state import Masked
+from maskcl.nn.tasks.state import Masked, TaskAware
 from maskcl.nn.tasks.task_parameters import tighten
 
 _CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -65,6 +66,7 @@ class _Exporter:
         self.model = copy.deepcopy(net.model)
         self.modules = dict(self.model.named_modules())
         self.names = {module: name for name, module in self.modules.items()}
+        self.narrow = net._state.narrow.get(task, {})
         self.fused = {m.layer: m for m in self.names if isinstance(m, FusedActivation)}
 
     @torch.no_grad()
@@ -98,11 +100,17 @@ class _Exporter:
         """Mask of a module's output, [C], and its dimension; None where it has none."""
         if name in self.topology.units:
             dim = -1 if isinstance(module, (HATLinear, HATMessagePassing)) else 1
-            return self.table[self.topology.units[name]], dim
-        if name in self.topology.masks:
+            mask = self.table[self.topology.units[name]]
+        elif name in self.topology.masks:
             rows, dim = self.topology.masks[name]
-            return self.table[rows.to(self.table.device)].amax(0), dim
-        return None, 0
+            mask = self.table[rows.to(self.table.device)].amax(0)
+        else:
+            return None, 0
+        return self._narrow_of(module).channels(mask), dim
+
+    def _narrow_of(self, module: nn.Module) -> Narrow:
+        assert isinstance(module, TaskAware)
+        return self.narrow.get(module.place, Narrow())
 
     def _with_activation(self, module: Masked, plain: nn.Module) -> nn.Module:
         name = self.names[module]
@@ -119,15 +127,18 @@ class _Exporter:
     def _layer(self, layer: HATLayer) -> nn.Module:
         """The ordinary layer, closed units' weights and biases 0."""
         mask, _ = self._mask(self.names[layer], layer)
-        closed = None if mask is None else mask == 0
+        closed, narrow = None if mask is None else mask == 0, self._narrow_of(layer)
         if isinstance(layer, HATMessagePassing):
-            return layer.plain(closed)
+            return layer.plain(closed, narrow)
+        weight = narrow.weight(layer.weight)
         if isinstance(layer, HATLinear):
-            plain: nn.Module = nn.Linear(layer.in_features, layer.out_features, device="meta")
+            plain: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         else:
-            plain = _CONVS[layer._space](**conv_options(layer), device="meta")
-        for kind in ("weight", "bias"):
-            value = getattr(layer, kind)
+            ins = weight.shape[1] * layer.groups
+            options = {**conv_options(layer), "in_channels": ins, "out_channels": weight.shape[0]}
+            plain = _CONVS[layer._space](**options, device="meta")
+        for kind, value in (("weight", weight), ("bias", layer.bias)):
+            value = narrow.channels(value) if kind == "bias" and value is not None else value
             value = None if value is None else nn.Parameter(value.detach().clone())
             if value is not None and closed is not None:
                 value[closed] = 0

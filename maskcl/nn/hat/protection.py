@@ -179,6 +179,18 @@ def protect(model: nn.Module, topology: Topology, tasks: Tensor, finished: Tenso
     return result
 
 
+def protected_count(out: Tensor, into: Tensor, groups: int, numel: int) -> int:
+    """How many of a parameter's elements are protected (exact); waits for the device.
+
+    Args:
+        out: tasks of its rows, as in ``Protection.out_tasks``.
+        into: of its columns, as in ``Protection.in_tasks``.
+        groups: of its convolution.
+        numel: its elements.
+    """
+    return round(_fraction(out, into, groups, exact=True) * numel) if numel else 0
+
+
 def _finished_words(finished: Tensor, words: int) -> Tensor:
     """Bits of all finished tasks, int64 [1, W]."""
     bits = torch.zeros(words * WORD, dtype=torch.int64, device=finished.device)

@@ -24,6 +24,7 @@ class Topology:
         units: each masked layer's units, in the order in which the forward reaches the layers.
         feeds: by weight layer, int64 [R, C] slots of the unit table: input c is 0 for a task that
             uses none of the R units in its column. None: every task uses every input.
+        heads: by TaskHeads, the same as ``feeds``; absent where it is not known.
         masks: by norm, the same for its output, with the channel dimension; absent: no mask.
         moved: masked layers whose mask is applied behind the BatchNorm that follows.
         written: modules whose output the network writes into in place.
@@ -34,6 +35,7 @@ class Topology:
 
     units: dict[str, slice] = field(default_factory=dict)
     feeds: dict[str, Tensor | None] = field(default_factory=dict)
+    heads: dict[str, Tensor | None] = field(default_factory=dict)
     masks: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     moved: set[str] = field(default_factory=set)
     written: set[str] = field(default_factory=set)

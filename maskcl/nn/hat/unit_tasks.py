@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from maskcl.nn.hat.capacity import Capacity
+from maskcl.nn.hat.embedding import CLOSED, check_init, new_embedding
 from maskcl.nn.hat.protection import Protection, protect
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import shared_parameters
 from maskcl.nn.hat.topology import Topology
 from maskcl.nn.tasks.later_tasks import LaterTasks
 from maskcl.nn.tasks.model_structure import ModelStructure
+from maskcl.nn.tasks.narrow import numbers_of
 from maskcl.nn.tasks.network import own_parameters
 from maskcl.nn.tasks.state import WORD
-
-INITS = ("normal", "uniform", "dense")
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,17 @@ class TaskUnits:
 
 
 class UnitTasks(LaterTasks):
-    """Base of HATNetwork: the tasks' embeddings and bits, from begin to end.
+    """Base of ForgettingTasks: the tasks' embeddings and bits, from begin to end.
 
     Attributes:
         embeddings: one float32 [U] a task, all layers' units one after the other.
         tasks: int64 [U, W]; bit k % 64 of word k // 64: finished task k uses the unit.
         topology: which units reach which parameter.
         units: layer name -> its slice of U.
+        init: how embeddings start.
     """
 
+    init: str
     tasks: Tensor
     embeddings: nn.ParameterList
     topology: Topology
@@ -63,6 +67,7 @@ class UnitTasks(LaterTasks):
 
     def _build_units(self, init: str) -> None:
         device = self._device()
+        self.init = init
         count = sum(self._sizes)
         self.embeddings = nn.ParameterList(
             nn.Parameter(torch.empty(count, device=device)) for _ in range(self.num_tasks)
@@ -127,16 +132,6 @@ class UnitTasks(LaterTasks):
             parameter.requires_grad_(False)
         self._follow_finished()
 
-    @torch.no_grad()
-    def forget_task(self, task: int) -> None:
-        """Take a task's record back: what only it used is free, its outputs are no longer kept."""
-        self._check_task("forget_task", task)
-        bit = torch.ones((), dtype=torch.int64, device=self.tasks.device) << (task % WORD)
-        self.tasks[:, task // WORD] &= ~bit
-        self.finished[task] = False
-        self._begun = None if self._begun == task else self._begun
-        self._follow_finished()
-
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains: the shared weights, its embedding, its norms' affine and its head."""
         self._check_task("task_parameters", task)
@@ -157,15 +152,7 @@ class UnitTasks(LaterTasks):
         """
         self._check_open("reset_embedding", task)
         check_init(init)
-        count = sum(self._sizes)
-        match init:
-            case "normal":
-                start = torch.randn(count, generator=generator)
-            case "uniform":
-                start = 2 * torch.rand(count, generator=generator)
-            case _:
-                start = torch.ones(count)
-        self.embeddings[task].copy_(start)
+        self.embeddings[task].copy_(self._new_embedding(task, init, generator))
 
     def hard_mask(self, task: int) -> Tensor:
         """Units that a task uses, bool [U]: as recorded by finish_task, else embedding > 0."""
@@ -179,10 +166,12 @@ class UnitTasks(LaterTasks):
     def _used(self) -> Tensor:
         return self._state.kept("used", lambda: (self.tasks != 0).any(1), (self.tasks,))
 
-    def capacity(self) -> dict[str, float]:
-        """Fraction of each layer's units that finished tasks use."""
-        used = self._used().cpu()
-        return {name: float(used[span].double().mean()) for name, span in self.units.items()}
+    def capacity(self) -> Capacity:
+        """By layer, the share of units that finished tasks use; with counts of what is free.
+
+        It also says what forgetting a task would free; see `Capacity`. It waits for the device.
+        """
+        return Capacity(self.units, self.tasks, self.protection())
 
     def kept_bits(self) -> dict[str, Tensor]:
         """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none.
@@ -234,14 +223,20 @@ class UnitTasks(LaterTasks):
         self._state.cache[name] = tasks, finished, embedding, seen, units
         return units
 
+    def _new_embedding(self, task: int, init: str, generator: torch.Generator | None) -> Tensor:
+        """As a task starts, units that came after it was finished closed."""
+        new = new_embedding(sum(self._sizes), init, generator)
+        seen = self._state.narrow.get(task, {})
+        for name, span in self.units.items() if seen else ():
+            layer: Any = self.model.get_submodule(name)
+            if (narrow := seen.get(layer.place)) is not None and narrow.out is not None:
+                part = new[span]
+                kept = torch.tensor(numbers_of(narrow.out))
+                part.copy_(torch.full_like(part, CLOSED).index_copy_(0, kept, part[kept]))
+        return new
+
     def _embedding(self, task: int) -> nn.Parameter:
         # By the way that ``self.embeddings[task]`` goes, which takes several times as long.
         found = self._modules["embeddings"]._parameters[str(task)]  # type: ignore[union-attr]
         assert found is not None
         return found
-
-
-def check_init(init: str) -> None:
-    """Raise ValueError unless embeddings can start so."""
-    if init not in INITS:
-        raise ValueError(f"HATNetwork: init is {init!r}, wanted one of {', '.join(INITS)}")

@@ -99,17 +99,26 @@ class ImportanceNetwork(LaterTasks):
         for norm in shared_norms(self.model):
             freeze_norm(norm)
 
-    def forget_task(self, task: int) -> None:
-        """Refused for a finished task; for another there is nothing to take back.
+    def forget_task(self, task: int, reset: bool = False, *, seed: int = 0) -> None:
+        """Refused for a finished task, and with ``reset``; else there is nothing to take back.
+
+        Every task moves the weights that all share, from where the tasks before had left them, and
+        importances are sums: no part of either is one task's alone, so none can be unlearned.
 
         Raises:
-            RuntimeError: the task is finished: importances are sums, and its part is not known.
+            RuntimeError: the task is finished, or ``reset`` is asked for.
         """
         self._check_task("forget_task", task)
         if bool(self.finished[task]):
             raise RuntimeError(
                 f"ImportanceNetwork.forget_task: task {task} is finished, and importances are sums"
-                " that no task can be taken out of again; net.add_tasks makes room for more"
+                " that no task can be taken out of again, nor out of the weights that all tasks"
+                " moved; net.add_tasks makes room for more"
+            )
+        if reset:
+            raise RuntimeError(
+                "ImportanceNetwork.forget_task: all tasks move the same weights, so none can be"
+                " unlearned; train a fresh network on the other tasks"
             )
         self._begun = None if self._begun == task else self._begun
 

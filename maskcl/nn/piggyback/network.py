@@ -11,6 +11,8 @@ from maskcl.nn.piggyback.base_rows import base_rows, check_base
 from maskcl.nn.piggyback.cut import Cut, check_start
 from maskcl.nn.piggyback.layer_runs import LayerRuns
 from maskcl.nn.piggyback.recorded_masks import RecordedMasks
+from maskcl.nn.tasks.network import own_parameters
+from maskcl.nn.tasks.unlearning import Forgotten, Removed, fresh_own, rewrite, sha256
 from maskcl.ops.selection import selection
 
 
@@ -133,12 +135,44 @@ class PiggybackNetwork(RecordedMasks):
         self._record(task, self._packed_scores(cut))
 
     @torch.no_grad()
-    def forget_task(self, task: int) -> None:
-        """Drop a task's bits, or its scores if it is in training; its head and norms stay."""
+    def forget_task(self, task: int, reset: bool = False, *, seed: int = 0) -> Forgotten | None:
+        """Drop a task's bits, or its scores if it is in training; its head and norms stay.
+
+        With ``reset`` they are as new too, and nothing of the network depends on the task's data
+        any more: the base never did, and no other task reads what was this one's.
+
+        Args:
+            task: finished or not.
+            reset: whether head and norms go too.
+            seed: of what is drawn: it follows from it and the parameters' names alone.
+
+        Returns:
+            With ``reset`` what was removed, else None.
+
+        Raises:
+            RuntimeError: parameters are sharded, or a module has no ``reset_parameters``; nothing
+                has changed then.
+        """
         self._check_task("forget_task", task)
+        fresh = fresh_own(self.model, self._own_modules(task), seed) if reset else {}
+        removed: dict[str, Removed] = {}
         if self.training_task == task:
             self._drop_scores()
-        for layer in self.layers.values():
-            layer.words[task] = 0
+        for name, layer in self.layers.items():
+            words = layer.words[task]
+            before = sha256(words) if reset else ""
+            words.zero_()
+            if reset:
+                numbers = layer.weight.numel()
+                removed[f"{name}.words, task {task}"] = Removed(numbers, before, sha256(words))
         self.finished[task] = False
+        self._forget_statistics(task)
+        if reset:
+            removed |= rewrite(self.model.state_dict(keep_vars=True), fresh)
+            for parameter in own_parameters(self.model, task):
+                parameter.grad = None
         self._settle()
+        if not reset:
+            return None
+        named = {f"model.{name}": part for name, part in removed.items()}
+        return Forgotten(task, seed, {}, {}, named)

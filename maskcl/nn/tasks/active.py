@@ -17,6 +17,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from maskcl.nn.tasks.narrow import Narrow
+
 Net = TypeVar("Net")
 
 
@@ -29,6 +31,7 @@ class ActiveTask:
         scale: 0-d tensor for soft masks, None for hard ones.
         own: what the task has to itself of each module, by ``TaskAware.place``.
         record: what the network adds about the task.
+        narrow: what the task sees of the modules in a network that grew since, by place; else None.
         version: of the state, when ``own`` and ``record`` were made.
         learns: the last forward here began with gradients.
         make_masks: makes ``parts`` and ``term`` anew; None where there are no such masks.
@@ -43,6 +46,7 @@ class ActiveTask:
         self.scale = scale
         self.own: tuple[Any, ...] = ()
         self.record: Any = None
+        self.narrow: dict[int, Narrow] | None = None
         self.version = -1
         self.learns = False
         self.make_masks: Callable[[ActiveTask], None] | None = None

@@ -62,9 +62,10 @@ class TaskHeads(TaskAware):
         return self.heads[task]
 
     def add_tasks(self, classes: Sequence[int]) -> None:
-        """A fresh head for each more task, with the last one's inputs, bias, device and dtype."""
+        """A fresh head for each more task, with the last one's bias, device and dtype."""
         for number in classes:
-            self.heads.append(_like(self.heads[-1], number).train(self.training))
+            new = _like(self.heads[-1], number, self.in_features)
+            self.heads.append(new.train(self.training))
 
     def add_classes(self, task: int, count: int) -> None:
         """More outputs for a task; the ones that it has stay as they are."""
@@ -147,10 +148,10 @@ class GrowingHead(TaskAware):
         return f"classes={self.classes}"
 
 
-def _like(head: Any, number: int) -> nn.Linear:
-    """A fresh linear layer with another one's inputs, bias, device and dtype."""
+def _like(head: Any, number: int, inputs: int) -> nn.Linear:
+    """A fresh linear layer with another one's bias, device and dtype."""
     options: dict[str, Any] = {"device": head.weight.device, "dtype": head.weight.dtype}
-    return nn.Linear(head.in_features, number, head.bias is not None, **options)
+    return nn.Linear(inputs, number, head.bias is not None, **options)
 
 
 def _widen(head: Any, more: int) -> None:
@@ -159,7 +160,7 @@ def _widen(head: Any, more: int) -> None:
     Its parameters stay the same objects: an optimizer that holds them goes on, or raises where it
     has moments of the old shape.
     """
-    new = _like(head, head.out_features + more)
+    new = _like(head, head.out_features + more, head.in_features)
     for name, parameter in head.named_parameters(recurse=False):
         rows = new.get_parameter(name).data
         rows[: head.out_features] = parameter.data

@@ -76,8 +76,8 @@ class Inferring(nn.Module):
             self.check_base()
         if space == "masked" and not self.masked_modules():
             raise ValueError(
-                f"TaskInference: space is 'masked', and a {type(self).__name__} has no masked layer,"
-                " wanted 'shared'"
+                f"TaskInference: space is 'masked', and a {type(self).__name__} has no masked"
+                " layer, wanted 'shared'"
             )
 
     def base_rows(self, args: tuple[Any, ...]) -> Tensor:

@@ -18,6 +18,7 @@ from maskcl.nn.tasks.norms import TaskNorm
 from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.nn.tasks.state import NO_TASK, TaskAware, TaskState
 from maskcl.nn.tasks.task_parameters import TaskParameter
+from maskcl.nn.tasks.unlearning import Forgotten
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -127,9 +128,19 @@ class TaskNetwork(Inferring):
         """Record that the task is trained, and its masks; freeze all that is its own."""
         raise NotImplementedError
 
-    def forget_task(self, task: int) -> None:
-        """Take a task's record back."""
+    def forget_task(self, task: int, reset: bool = False, *, seed: int = 0) -> Forgotten | None:
+        """Take a task's record back; with ``reset``, also all that was learned of it."""
         raise NotImplementedError
+
+    def grow(self, units: Any, *, seed: int = 0, example_inputs: Any = None) -> None:
+        """Widen layers, where the network has units that fill up.
+
+        Raises:
+            RuntimeError: it has none.
+        """
+        raise RuntimeError(
+            f"{type(self).__name__}.grow: only a HATNetwork has units that tasks fill up"
+        )
 
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains."""
@@ -162,6 +173,7 @@ class TaskNetwork(Inferring):
     def _fill(self, active: ActiveTask) -> None:
         """Put in what the task has to itself, as it is now."""
         active.own = self._state.kept_own(active.task)
+        active.narrow = self._state.narrow.get(active.task)
         active.version = self._state.version
 
     def _changed(self) -> None:
@@ -204,6 +216,10 @@ class TaskNetwork(Inferring):
     def _device(self) -> torch.device:
         """Of the model's first parameter."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def _own_modules(self, task: int) -> Iterator[tuple[str, nn.Module]]:
+        """Names below ``model`` and modules of what a task has to itself."""
+        return own_modules(self.model, task)
 
     def _check_task(self, caller: str, task: int) -> None:
         if not isinstance(task, int) or not 0 <= task < self.num_tasks:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.tasks.active import ActiveTask, active_of
+from maskcl.nn.tasks.narrow import Narrow
 from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.ops import masked_activation
 from maskcl.reference.masked_forward import activate
@@ -33,6 +34,7 @@ class TaskState:
         version: grows with whatever changes what a task has: see ``TaskNetwork._changed``.
         owns: by task, what it has to itself and of which version that is.
         cache: what follows from the task bits, kept until they change.
+        narrow: by task finished before the network grew, what it sees, by place of the module.
     """
 
     def __init__(self) -> None:
@@ -40,6 +42,7 @@ class TaskState:
         self.version = 0
         self.owns: dict[int, tuple[int, tuple[Any, ...]]] = {}
         self.cache: dict[str, Any] = {}
+        self.narrow: dict[int, dict[int, Narrow]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "cache": {}, "owns": {}}
@@ -128,6 +131,14 @@ class TaskAware(nn.Module):
             remember_for_recomputation(active)
         return active
 
+    def _narrow(self) -> Narrow | None:
+        """What the active task sees of this module; None where that is all."""
+        state = self._state
+        if state is None or not state.narrow:
+            return None
+        narrow = self._active().narrow
+        return None if narrow is None else narrow.get(self.place)
+
     def _own(self) -> Any:
         """What the active task has to itself here."""
         return self._active().own[self.place]
@@ -183,10 +194,13 @@ class Masked(TaskAware):
             # The slots NONE (0) and EVERY (1) are the last two.
             mask = torch.cat(active.parts)
             table = torch.cat([mask, mask.new_zeros(1), mask.new_ones(1)])
-            return table[self.mask_index].amax(0)
-        mask = active.parts[self._slots[0]]
-        for slot in self._slots[1:]:
-            mask = torch.maximum(mask, active.parts[slot])
+            mask = table[self.mask_index].amax(0)
+        else:
+            mask = active.parts[self._slots[0]]
+            for slot in self._slots[1:]:
+                mask = torch.maximum(mask, active.parts[slot])
+        if active.narrow is not None and (narrow := active.narrow.get(self.place)):
+            return narrow.channels(mask)
         return mask
 
     def _finish(self, y: Tensor, channel_dim: int) -> Tensor:

@@ -25,14 +25,17 @@ class TaskParameter(TaskAware):
 
     Attributes:
         copies: modules with one parameter, ``value``, one a task.
+        start: what every copy began as; not in the ``state_dict``.
     """
+
+    start: Tensor
 
     _network = "HATNetwork"
 
     def __init__(self, parameter: nn.Parameter, num_tasks: int) -> None:
         super().__init__()
         self.copies = nn.ModuleList(TaskCopy(parameter) for _ in range(num_tasks))
-        self._start = (parameter.detach().clone(),)  # in a tuple, so that nothing moves it
+        self.register_buffer("start", parameter.detach().clone(), persistent=False)
 
     @property
     def num_tasks(self) -> int:
@@ -43,7 +46,7 @@ class TaskParameter(TaskAware):
         """A copy for each of ``count`` more tasks, as the first tasks' were when they were made."""
         like = self.of(0).value
         for _ in range(count):
-            copy = TaskCopy(nn.Parameter(self._start[0].to(like.device, like.dtype)))
+            copy = TaskCopy(nn.Parameter(self.start.to(like.device, like.dtype)))
             self.copies.append(copy.train(self.training))
 
     def forward(self) -> Tensor:

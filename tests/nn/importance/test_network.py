@@ -166,6 +166,10 @@ def test_a_task_begins_without_gradients_and_ends_with_its_head_frozen():
     with pytest.raises(RuntimeError, match="task 0 is finished, and importances are sums"):
         net.forget_task(0)
     net.forget_task(1)
+    with pytest.raises(RuntimeError, match=r"ImportanceNetwork.grow: only a HATNetwork has units"):
+        net.grow(3)
+    with pytest.raises(RuntimeError, match="all tasks move the same weights, so none can be"):
+        net.forget_task(1, reset=True)
 
 
 # --- importances and anchors

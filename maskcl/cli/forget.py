@@ -1,0 +1,130 @@
+"""``maskcl forget``: one task of a finished run is unlearned, and its files say so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskcl import report
+from maskcl.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from maskcl.cli.common import fingerprint
+from maskcl.cli.export import open_network
+from maskcl.cli.folders import read_config_of
+from maskcl.cli.hat import free_counts, protected_share
+from maskcl.cli.method import MethodCommand
+from maskcl.cli.options import CommandError
+from maskcl.nn import Forgotten, HATNetwork
+from maskcl.report.files import write_atomic
+from maskcl.training.trainer import CHECKPOINT
+
+# In the checkpoint's facts: what was removed, by task.
+FACT = "forgotten"
+
+
+def forget(run: Path, task: int, seed: int, methods: dict[str, MethodCommand]) -> str:
+    """Unlearn a task of a run; returns what to say.
+
+    The checkpoint is written first, in one step, and holds the record that all other files follow
+    from: where the command is interrupted after it, the same command writes the rest.
+
+    Args:
+        run: folder of a finished run of HAT or Piggyback.
+        task: a finished one.
+        seed: of what is drawn anew.
+        methods: by name.
+
+    Raises:
+        CommandError: no such run or task, it is not finished, or its method cannot unlearn; nothing
+            is written then.
+    """
+    method = read_config_of(run)[0]
+    if method not in ("hat", "piggyback"):
+        raise CommandError(
+            f"{run} holds a run of {method}, whose tasks all move the same weights, so that none"
+            " can be unlearned: train the other tasks anew"
+        )
+    try:
+        _, checkpoint, net = open_network(run, methods)
+        result = report.read_result(run)
+    except report.ReportError:
+        raise _unfinished(run, method) from None
+    known = dict(checkpoint.facts.get(FACT, {}))
+    gone = {int(k) for k in known}
+    if any(k not in gone and not bool(net.finished[k]) for k in range(net.num_tasks)):
+        raise _unfinished(run, method)
+    if not 0 <= task < net.num_tasks:
+        raise CommandError(f"the run in {run} has tasks 0 to {net.num_tasks - 1}, got {task}")
+    if task in gone:
+        said = f"task {task} of {run} was forgotten before; its files say so now"
+    else:
+        record = _unlearn(net, task, seed)
+        known[str(task)] = record.to_json()
+        _save(run / CHECKPOINT, checkpoint, net, known)
+        said = f"{run / CHECKPOINT}: {record}"
+    for name, facts in known.items():
+        text = json.dumps(facts, indent=1) + "\n"
+        write_atomic(run / f"forgotten-{name}.json", text.encode())
+    content = result | _changed(net, result, sorted(int(k) for k in known))
+    report.write_result(content, run)
+    report.write_report(content, run)
+    return "\n".join(
+        [said, f"{run / f'forgotten-{task}.json'}: what was removed", *_left(run, task)]
+    )
+
+
+def forgotten_in(run: Path) -> list[int]:
+    """Tasks of a run that were forgotten, as its checkpoint says; [] where there is none."""
+    try:
+        return sorted(int(k) for k in load_checkpoint(run / CHECKPOINT).facts.get(FACT, {}))
+    except CheckpointError:
+        return []
+
+
+def _unfinished(run: Path, method: str) -> CommandError:
+    return CommandError(
+        f"the run in {run} is not finished: `maskcl train {method} --out {run} --resume`"
+    )
+
+
+def _unlearn(net: Any, task: int, seed: int) -> Forgotten:
+    try:
+        record: Forgotten = net.forget_task(task, reset=True, seed=seed)
+    except RuntimeError as error:
+        raise CommandError(str(error)) from None
+    return record
+
+
+def _save(path: Path, checkpoint: Checkpoint, net: Any, known: dict[str, Any]) -> None:
+    others = {n: t for n, t in checkpoint.tensors.items() if not n.startswith("network.")}
+    tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
+    checkpoint.tensors = {**others, **tensors}
+    checkpoint.facts = {**checkpoint.facts, FACT: known}
+    try:
+        save_checkpoint(path, checkpoint)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror or error}") from None
+
+
+def _changed(net: Any, result: dict[str, Any], gone: list[int]) -> dict[str, Any]:
+    """What of a result is no longer true: masks and counts; scores are of the training."""
+    changed: dict[str, Any] = {"forgotten": gone, "weights_sha256": fingerprint(net)}
+    if not isinstance(net, HATNetwork):
+        return changed
+    spans = {name: (span.start, span.stop) for name, span in net.units.items()}
+    masks = torch.stack([net.hard_mask(task) for task in range(net.num_tasks)])
+    masks[gone] = False
+    return changed | {
+        "masks": report.encode_masks(masks.cpu().numpy(), spans),
+        "protected_share": protected_share(net, net.protection().fraction()),
+        "free": free_counts(net),
+    }
+
+
+def _left(run: Path, task: int) -> list[str]:
+    """What the command does not touch."""
+    name = run / "masks" / f"task-{task}.safetensors"
+    files = [f"{name} still holds the task's masks: delete it too"] if name.exists() else []
+    return [*files, "files exported before, copies and backups are not touched"]
