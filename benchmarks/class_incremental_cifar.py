@@ -1,9 +1,10 @@
 """Class-incremental CIFAR-10 in five tasks, from JPEGs in folders: HAT, and Piggyback on a base.
 
 ``python -m benchmarks.class_incremental_cifar DIR`` reads ``DIR/train/CLASS/*.jpg`` and
-``DIR/test`` and prints a table as Markdown. The images are lossy copies and the nets see a part of them for few
-epochs: not to be set beside published figures. The base is a torchvision-shaped ResNet-18 that has
-learned by how many quarter turns an image is turned, from the same training images.
+``DIR/test`` and prints a table as Markdown. The images are lossy copies and the nets see a part of
+them for few epochs: not to be set beside published figures. The base is a torchvision-shaped
+ResNet-18 that has learned by how many quarter turns an image is turned, from the same training
+images.
 """
 
 from __future__ import annotations
