@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from maskcl.nn.hat.layer_runs import Gates, LayerRuns
 from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import check_owners
+from maskcl.nn.hat.task_forwards import LinearLayers
 from maskcl.nn.hat.topology_by_hand import Sources
 from maskcl.nn.hat.unit_tasks import TaskUnits, UnitTasks, check_init
 from maskcl.nn.tasks.active import ActiveTask, active_of
@@ -69,6 +71,7 @@ class HATNetwork(UnitTasks):
         self.units = dict(self.topology.units)
         self._sizes = [s.stop - s.start for s in self.units.values()]
         self._runs = LayerRuns(model, len(self._sizes))
+        self._linear_layers = LinearLayers()
         self._build_units(init)
         self.configure_gate()
 
@@ -93,6 +96,13 @@ class HATNetwork(UnitTasks):
             if output is not None:
                 return output
         return self.model(*args, **kwargs)
+
+    def _outputs_of(
+        self, tasks: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        self._check_arguments(*args, *kwargs.values())
+        outputs = None if kwargs else self._linear_layers.outputs(self, tasks, args)
+        return self._one_by_one(tasks, args, kwargs) if outputs is None else outputs
 
     def _make_masks(self, active: ActiveTask) -> None:
         """Masks of all layers at once, for the modules below."""
