@@ -36,6 +36,14 @@ T atomicAdd(T* to, T value) {
   return before;
 }
 
+template <typename T>
+T atomicExch(T* to, T value) {
+  const T before = *to;
+  *to = value;
+  return before;
+}
+inline void __threadfence() {}
+
 // --- the host's side -------------------------------------------------------------------------------------------------
 
 using cudaError_t = int;
