@@ -99,7 +99,7 @@ def of_gate_backward(g: Tensor, e: Tensor, *_: Any) -> list[Pass]:
 def of_gates(e: Tensor, *_: Any) -> list[Pass]:
     b, c, n = e.element_size(), wide(e.dtype), e.numel()
     name = f"gate: gates_kernel<{NAMES[e.dtype]}"
-    return [Pass(name, n * (b + c), n * c, 1, b + c, operations=22 * n)]
+    return [Pass(name, n * (b + c), n * c, 1, 8 * (b + c), operations=22 * n)]
 
 
 def of_gates_backward(grads: list[Tensor], term: Any, e: Tensor, *rest: Any) -> list[Pass]:
