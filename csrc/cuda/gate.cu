@@ -67,6 +67,7 @@ sparsity_backward_kernel(Scalar<C> grad, const U* used, const double* partial, u
                          int64_t units) {
   const C free = static_cast<C>(sum_partial(partial + blocks, blocks)), g = grad.get();
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+#pragma unroll 1
   for (int64_t u = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; u < units; u += step)
     out[u] = free > C(0) ? g * (C(1) - static_cast<C>(used[u])) / free : C(0);
 }
