@@ -28,6 +28,8 @@ BLOCK = 1 << 22  # elements of a block of masked weight, blocks.cuh
 # Of a HAT step's weights: the share of 32-byte sectors that hold a protected element. Half of the
 # rows have a task, and among eight columns, half of which do, is nearly always one.
 PROTECTED = 0.5
+# Of normal values, the share whose keys have the same 11 bits in front, at most.
+FIRST_DIGIT = 0.11
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def of_gate_backward(g: Tensor, e: Tensor, *_: Any) -> list[Pass]:
 def of_gates(e: Tensor, *_: Any) -> list[Pass]:
     b, c, n = e.element_size(), wide(e.dtype), e.numel()
     name = f"gate: gates_kernel<{NAMES[e.dtype]}"
-    return [Pass(name, n * (b + c), n * c, 1, b + c, operations=22 * n)]
+    return [Pass(name, n * (b + c), n * c, 1, 8 * (b + c), operations=22 * n)]
 
 
 def of_gates_backward(grads: list[Tensor], term: Any, e: Tensor, *rest: Any) -> list[Pass]:
@@ -264,14 +266,13 @@ def of_masked_weight_backward(g: Tensor, w: Any, s: Tensor, *rest: Any) -> list[
 
 
 def of_kth(values: Tensor, *_: Any) -> list[Pass]:
-    n, b = values.numel(), values.element_size()
-    each, digits = vectors(values), 6 if b == 8 else 3
+    n, b, each = values.numel(), values.element_size(), vectors(values)
     name, blocks = f"kth_largest: count_kernel<{NAMES[values.dtype]}", grid(-(-n // each), 1024)
-    start, choose = (Pass(f"kth_largest: {k}_kernel", 0, 0, 1) for k in ("start", "choose"))
-    made = [start]
-    for digit in range(digits):
-        made += [Pass(name, n * b, 0, blocks, again=n * b * (digit > 0)), choose]
-    return made
+    c, digits = wide(values.dtype), 6 if b == 8 else 3
+    kept = n * c * FIRST_DIGIT
+    first, second = Pass(name, n * b, 0, blocks), Pass(name, n * b, kept, blocks, again=n * b)
+    behind = [Pass(name, kept, 0, blocks, c, again=kept)] * (digits - 2)
+    return [Pass("kth_largest: start_kernel", 0, 0, 1), first, second, *behind]
 
 
 def product(rows: int, k: int, columns: int, dtype: torch.dtype, read: float = 0, **more) -> Pass:

@@ -139,4 +139,18 @@ __device__ T block_sum(T value) {
   return warp_sum(lane < kThreads / kWarp ? sums[lane] : T(0));
 }
 
+// --- the last block -------------------------------------------------------------------------------------------------
+
+// Whether this block is the last of the grid to come here, for all its threads alike: what the others wrote before they
+// came it may read, by atomic operations or where it has read nothing of the same 128 bytes yet. `arrived` begins at 0.
+__device__ inline bool is_last_block(unsigned long long* arrived) {
+  __shared__ bool last[1];
+  __threadfence();
+  __syncthreads();  // for blocks beside this one
+  if (threadIdx.x == 0) last[0] = atomicAdd(arrived, 1ull) + 1 == static_cast<unsigned long long>(gridDim.x);
+  __syncthreads();
+  __threadfence();
+  return last[0];
+}
+
 }  // namespace maskcl::gpu

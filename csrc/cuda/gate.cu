@@ -67,6 +67,7 @@ sparsity_backward_kernel(Scalar<C> grad, const U* used, const double* partial, u
                          int64_t units) {
   const C free = static_cast<C>(sum_partial(partial + blocks, blocks)), g = grad.get();
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
+#pragma unroll 1
   for (int64_t u = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; u < units; u += step)
     out[u] = free > C(0) ? g * (C(1) - static_cast<C>(used[u])) / free : C(0);
 }
@@ -96,6 +97,8 @@ Tensor sparsity_sums(const Tensor& mask, const Tensor& used, unsigned blocks, cu
   return partial;
 }
 
+constexpr int kAtOnce = 8;  // units of a thread whose values are on their way together
+
 // The mask and weight * sum mask share, by one block: units are some thousands, and a second launch would cost more.
 template <typename T, typename C>
 __global__ void __launch_bounds__(kThreads)
@@ -103,10 +106,22 @@ gates_kernel(const T* embedding, Scalar<C> scale, const C* share, C floor, doubl
              int64_t units) {
   const C s = scale.get();
   double sum = 0;
-  for (int64_t u = threadIdx.x; u < units; u += kThreads) {
-    const C m = maskcl::hat_gate(static_cast<C>(embedding[u]), s, floor);
-    mask[u] = m;
-    sum += static_cast<double>(m) * static_cast<double>(share[u]);
+  for (int64_t first = threadIdx.x; first < units; first += kAtOnce * kThreads) {
+    C e[kAtOnce], f[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int64_t u = first + i * kThreads;
+      e[i] = u < units ? static_cast<C>(embedding[u]) : C(0);
+      f[i] = u < units ? share[u] : C(0);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int64_t u = first + i * kThreads;
+      if (u >= units) break;
+      const C m = maskcl::hat_gate(e[i], s, floor);
+      mask[u] = m;
+      sum += static_cast<double>(m) * static_cast<double>(f[i]);
+    }
   }
   sum = block_sum(sum);
   if (threadIdx.x == 0) *term = static_cast<C>(weight * sum);

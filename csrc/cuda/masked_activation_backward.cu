@@ -39,8 +39,9 @@ struct Channel {
 
 // inner == 1: a thread keeps V channels and walks down the rows; a block's rows are summed in shared memory.
 // blockDim is (lanes, rows), kThreads in all; the grid is (column blocks, splits). partial is [2][splits][channels].
+// Vectors of float64 would be spilled for a third block on a multiprocessor; 0 leaves the others to the compiler.
 template <typename T, int V>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 && V > 1 ? 2 : 0)
 backward_rows_kernel(const T* grad, const T* saved, T* dz, Parameters<compute_t<T>> p, int64_t rows, int64_t channels,
                      compute_t<T>* partial) {
   using C = compute_t<T>;

@@ -159,6 +159,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(Product<T> p) {
   C sum[Outs][Batch] = {};
   for (int64_t begin = 0; begin < p.ins; begin += kStretch) {
     __syncthreads();  // the stretch before has been read
+#pragma unroll 2
     for (int i = threadIdx.x; i < Batch * kStretch; i += kThreads) {
       const int n = i / kStretch, column = i % kStretch;
       const bool inside = n < p.batch && begin + column < p.ins;

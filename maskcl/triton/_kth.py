@@ -2,7 +2,8 @@
 
 A value's key is an integer of the same order. Each pass counts, among the keys that begin as the
 wanted one does, how often each next byte occurs, and one program picks the byte that the k-th has.
-Nothing waits for the device; counts are integers, so that their order does not matter.
+The third pass keeps the keys that begin as wanted, and the last reads these alone. Nothing waits
+for the device; counts are integers, so that their order does not matter.
 """
 
 import torch
@@ -13,6 +14,9 @@ from maskcl.triton._compat import OPTIONS, cdiv, check, on_device_of, tl, triton
 BLOCK = 2048
 PARTS = 512  # programs that count, at most
 ROWS = 16  # of counts added at a time
+# A program has room for one key in so many of its values: few share 16 bits of it. One with more
+# reads its values again.
+VALUES_PER_KEY = 16
 
 
 @triton.jit
@@ -20,16 +24,30 @@ def _count_kernel(
     values_ptr,
     state_ptr,
     counts_ptr,
+    keys_ptr,
+    kept_ptr,
     count,
+    room,
     MAGNITUDE: tl.constexpr,
     SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """counts[program, b]: keys with byte b at SHIFT, of those with the higher bytes state[0]."""
     program = tl.program_id(0).to(tl.int64)
+    first = program * BLOCK
+    own_ptr = keys_ptr + program * room
     prefix = tl.load(state_ptr)
     found = tl.zeros([256], tl.int32)
-    for start in range(program * BLOCK, count, tl.num_programs(0).to(tl.int64) * BLOCK):
+    held = tl.zeros([], tl.int64)
+    if SHIFT == 0:
+        kept = tl.load(kept_ptr + program)
+        for start in range(0, tl.where(kept <= room, kept, 0), BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            key = tl.load(own_ptr + at, mask=at < kept, other=0).to(tl.int64) & 0xFFFFFFFF
+            chosen = (at < kept) & ((key >> 8) == prefix)
+            found += tl.histogram((key & 255).to(tl.int32), 256, mask=chosen)
+        first = tl.where(kept <= room, count, first)
+    for start in range(first, count, tl.num_programs(0).to(tl.int64) * BLOCK):
         at = start + tl.arange(0, BLOCK)
         live = at < count
         v = tl.load(values_ptr + at, mask=live, other=0.0).to(tl.float32)
@@ -39,6 +57,12 @@ def _count_kernel(
         key = tl.where(v == v, key, 0xFFFFFFFF)  # NaN is the largest
         chosen = live & ((key >> (SHIFT + 8)) == prefix)
         found += tl.histogram(((key >> SHIFT) & 255).to(tl.int32), 256, mask=chosen)
+        if SHIFT == 8:
+            behind = held + tl.cumsum(chosen.to(tl.int32), 0)
+            tl.store(own_ptr + behind - 1, key.to(tl.int32), mask=chosen & (behind <= room))
+            held += tl.sum(chosen.to(tl.int32), 0)
+    if SHIFT == 8:
+        tl.store(kept_ptr + program, held)
     tl.store(counts_ptr + program * 256 + tl.arange(0, 256), found)
 
 
@@ -73,6 +97,9 @@ def kth_largest(values: Tensor, k: int, magnitude: bool) -> Tensor:
     count = values.numel()
     parts = min(cdiv(count, BLOCK), PARTS)
     counts = values.new_empty((parts, 256), dtype=torch.int32)
+    room = cdiv(count, parts * BLOCK) * BLOCK // VALUES_PER_KEY
+    keys = values.new_empty((parts, room), dtype=torch.int32)
+    kept = values.new_empty(parts, dtype=torch.int64)
     # Two fills on the device rather than a copy from the host.
     state = values.new_zeros(2, dtype=torch.int64)
     state[1].fill_(k)
@@ -82,7 +109,10 @@ def kth_largest(values: Tensor, k: int, magnitude: bool) -> Tensor:
                 values,
                 state,
                 counts,
+                keys,
+                kept,
                 count,
+                room,
                 MAGNITUDE=magnitude,
                 SHIFT=shift,
                 BLOCK=BLOCK,

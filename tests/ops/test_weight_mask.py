@@ -160,6 +160,19 @@ def test_kth_largest_is_exact(backend, device, size, dtype):
     assert ops.kth_largest(zeros, size).item() == 0.0
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 0.3, 100.0])
+def test_kth_largest_where_many_values_begin_alike(backend, device, spread, dtype):
+    values = (1.5 + spread * torch.randn(9000, device=device)).to(dtype)
+    values[4000:] = torch.randn(5000, device=device).to(dtype)  # some blocks have few of them
+    order = values.float().sort(descending=True).values
+    for k in (1, 2000, 4500, 9000):
+        assert ops.kth_largest(values, k) == order[k - 1]
+    values[::3] = torch.nan
+    assert ops.kth_largest(values, 3000).isnan()
+    assert ops.kth_largest(values, 3001) == values.float().nan_to_num(-torch.inf).max()
+
+
 def test_kth_largest_of_more_than_2_to_the_24_values(device_native):
     size = 17_000_000
     values = torch.arange(size, dtype=torch.float32, device=device_native).flip(0) / size

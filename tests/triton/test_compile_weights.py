@@ -94,7 +94,7 @@ def test_words(launches: list[Any], tmp_path: Path) -> None:
 def test_kth_largest(launches: list[Any], tmp_path: Path) -> None:
     _kth.kth_largest(torch.empty(10**6, dtype=torch.bfloat16), 1000, True)
     _kth.kth_largest(torch.empty(10**6), 1000, False)
-    compile_all(launches, 2 * 4 + 2, tmp_path)
+    compile_all(launches, 2 * 4 + 2, tmp_path, shared=16384)
 
 
 def _layer(dtype: torch.dtype, outs: int = OUTS, ins: int = INS) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from maskcl.nn.hat.example_inputs import Example
 from maskcl.nn.hat.growth_plan import Narrowing, all_places, check_same, checked_units, parts_of
 from maskcl.nn.hat.layer_runs import LayerRuns
 from maskcl.nn.hat.place_masks import attach
+from maskcl.nn.hat.task_forwards import LinearLayers
 from maskcl.nn.hat.topology import HAT_LAYERS, Topology
 from maskcl.nn.hat.unlearning import ForgettingTasks
 from maskcl.nn.hat.wider_modules import (
@@ -45,6 +46,7 @@ class GrowingUnits(ForgettingTasks):
     grown_past: Tensor
     example: Example
     _runs: LayerRuns
+    _linear_layers: LinearLayers
     _sources: Any
 
     @torch.no_grad()
@@ -104,6 +106,7 @@ class GrowingUnits(ForgettingTasks):
         self._record_growth(count, added, [k for k in range(self.num_tasks) if k not in open_tasks])
         self._structure = ModelStructure(self.model)
         self._runs = LayerRuns(self.model, len(self._sizes))
+        self._linear_layers = LinearLayers()
         self._state.cache.clear()
         self._follow_finished()
 

@@ -171,10 +171,10 @@ def _steps_of(modules: list[nn.Module]) -> list[tuple[Run | None, list[nn.Module
     for module in modules:
         if type(module) is FusedActivation and members:
             members.append(module)
-        elif members and _is_output(module):
+        elif members and is_output(module):
             members.append(module)
             close(module)
-        elif not _is_plain(module):
+        elif not is_plain(module):
             close()
             steps.append((None, [module]))
         else:
@@ -187,7 +187,7 @@ def _steps_of(modules: list[nn.Module]) -> list[tuple[Run | None, list[nn.Module
     return steps
 
 
-def _is_plain(module: nn.Module) -> bool:
+def is_plain(module: nn.Module) -> bool:
     """Whether it is a layer whose output is what the op gives."""
     return (
         type(module) is HATLinear
@@ -198,7 +198,7 @@ def _is_plain(module: nn.Module) -> bool:
     )
 
 
-def _is_output(module: nn.Module) -> bool:
+def is_output(module: nn.Module) -> bool:
     """Whether it is the network's output layer, or its heads: an ordinary product."""
     if has_own_forward(module):
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from maskcl.nn.hat.layer_runs import Gates, LayerRuns
 from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import check_owners
+from maskcl.nn.hat.task_forwards import LinearLayers
 from maskcl.nn.hat.topology_by_hand import Sources
 from maskcl.nn.hat.unit_tasks import TaskUnits
 from maskcl.nn.tasks.active import ActiveTask, active_of
@@ -73,6 +75,7 @@ class HATNetwork(GrowingUnits):
         self.units = dict(self.topology.units)
         self._sizes = [s.stop - s.start for s in self.units.values()]
         self._runs = LayerRuns(model, len(self._sizes))
+        self._linear_layers = LinearLayers()
         self._build_units(init)
         self.configure_gate()
         self.register_load_state_dict_pre_hook(_grow_before_loading)
@@ -103,6 +106,16 @@ class HATNetwork(GrowingUnits):
         """The layers, or the norms behind them, whose output carries units' masks."""
         found = [module for module in self.model.modules() if isinstance(module, Masked)]
         return [module for module in found if module._slots is not None]
+
+    def _outputs_of(
+        self, tasks: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> list[Any]:
+        self._check_arguments(*args, *kwargs.values())
+        is_narrow = not self._state.narrow.keys().isdisjoint(tasks)  # widened since they finished
+        outputs = None
+        if not kwargs and not is_narrow:
+            outputs = self._linear_layers.outputs(self, tasks, args)
+        return self._one_by_one(tasks, args, kwargs) if outputs is None else outputs
 
     def _make_masks(self, active: ActiveTask) -> None:
         """Masks of all layers at once, for the modules below."""

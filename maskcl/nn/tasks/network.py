@@ -17,6 +17,7 @@ from maskcl.nn.tasks.kept_bits import changed_since, state_fingerprints
 from maskcl.nn.tasks.norms import TaskNorm
 from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.nn.tasks.state import NO_TASK, TaskAware, TaskState
+from maskcl.nn.tasks.task_forwards import TaskForwards
 from maskcl.nn.tasks.task_parameters import TaskParameter
 from maskcl.nn.tasks.unlearning import Forgotten
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class TaskNetwork(Inferring):
+class TaskNetwork(TaskForwards, Inferring):
     """Base of HATNetwork, PiggybackNetwork and ImportanceNetwork.
 
     Args:

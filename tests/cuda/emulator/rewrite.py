@@ -33,7 +33,7 @@ class RewriteError(ValueError):
 
 def rewrite(text: str, path: str) -> str:
     """``text`` of the CUDA file ``path`` for the host; compilers and errors name its own lines."""
-    bounded = text.count("__launch_bounds__(kThreads)")
+    bounded = len(re.findall(r"\b__launch_bounds__\(kThreads[,)]", text))
     if text.count("__global__") != bounded:
         raise RewriteError(f"{path}: a __global__ function has no __launch_bounds__(kThreads)")
     found = SHARED.sub(_shared, text)

@@ -351,6 +351,20 @@ def test_kth_largest_with_more_blocks_than_programs(
         assert weight_mask.kth_largest(values, k, False) == order[k - 1]
 
 
+@pytest.mark.parametrize("alike", [0, 100, 900])
+def test_kth_largest_where_many_values_begin_alike(
+    alike: int, monkeypatch: pytest.MonkeyPatch, rng: torch.Generator
+) -> None:
+    monkeypatch.setattr(_kth, "BLOCK", 128)
+    monkeypatch.setattr(_kth, "PARTS", 3)
+    values = torch.randn(1000, generator=rng)
+    near = torch.randperm(alike, generator=rng).to(torch.int32) + 0x3F800000
+    values[: len(near)] = near.view(torch.float32)
+    order = values.sort(descending=True).values
+    for k in (1, 50, 200, 500, 1000):
+        assert weight_mask.kth_largest(values, k, False) == order[k - 1]
+
+
 def test_float64_is_refused() -> None:
     x, s = torch.ones(2, 2), torch.ones(2, 2, dtype=torch.float64)
     select = (None, "binary", 0.5, False, 1.0)

@@ -11,7 +11,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)  // rewrite.py sees to it that this is kThreads, launch.cpp that no block has more
+#define __launch_bounds__(...)  // rewrite.py sees to it that it begins with kThreads, launch.cpp that no block has more
 #define CUDART_VERSION 13000        // the newest interface: parameters of up to 32 KB
 
 // --- barriers, votes, shuffles: by macros, so that errors name the kernel's own line ---------------------------------
@@ -35,6 +35,14 @@ T atomicAdd(T* to, T value) {
   *to += value;
   return before;
 }
+
+template <typename T>
+T atomicExch(T* to, T value) {
+  const T before = *to;
+  *to = value;
+  return before;
+}
+inline void __threadfence() {}
 
 // --- the host's side -------------------------------------------------------------------------------------------------
 
