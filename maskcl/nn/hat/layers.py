@@ -56,6 +56,10 @@ class HATLinear(Masked, nn.Linear):
         self.activation = activation
         self.negative_slope = negative_slope
 
+    def is_shared(self) -> bool:
+        """Unless the active task was finished before the layer grew."""
+        return self._narrow() is None
+
     def unmasked(self, input: Tensor) -> Tensor:
         """x W^T + b, as the active task sees them."""
         weight, bias = self.weight, self.bias

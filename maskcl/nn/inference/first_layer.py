@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,7 +29,34 @@ class Found(Exception):  # noqa: N818 (it is none)
         self.module, self.inputs, self.options = module, inputs, options
 
 
-def first_rows(net: nn.Module, masked: Iterable[nn.Module], args: tuple[Any, ...]) -> Tensor:
+@dataclass
+class Product:
+    """What the first layer gave before its mask, for one batch: many tasks share it."""
+
+    module: nn.Module | None = None
+    inputs: Tensor | None = None
+    output: Tensor | None = None
+
+    def of(self, module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+        """The module's output, computed anew where the module, its input or its weights differ."""
+        can_share = len(inputs) == 1 and not options and module.is_shared()
+        if can_share and module is self.module:
+            assert self.inputs is not None
+            assert self.output is not None
+            if inputs[0] is self.inputs or torch.equal(inputs[0], self.inputs):
+                return self.output
+        output: Tensor = module.unmasked(*inputs, **options)
+        if can_share:
+            self.module, self.inputs, self.output = module, inputs[0], output
+        return output
+
+
+def first_rows(
+    net: nn.Module,
+    masked: Iterable[nn.Module],
+    args: tuple[Any, ...],
+    product: Product | None = None,
+) -> Tensor:
     """[R, F]: the open units of the masked layer that a forward reaches first.
 
     Rows of a linear layer as they are before activation, which closes half of what they say; of
@@ -37,6 +66,7 @@ def first_rows(net: nn.Module, masked: Iterable[nn.Module], args: tuple[Any, ...
         net: the network.
         masked: its modules that end in a mask, or have masked weights.
         args: of its forward.
+        product: of the tasks before, for the same arguments.
 
     Raises:
         ValueError: the forward reaches none of them.
@@ -46,7 +76,7 @@ def first_rows(net: nn.Module, masked: Iterable[nn.Module], args: tuple[Any, ...
     units = getattr(module, "channel_dim", 1 if _is_conv(module) else -1)
     is_rows = units != 1 or found.inputs[0].dim() == 2
     if is_rows and hasattr(module, "unmasked"):
-        y = module.unmasked(*found.inputs, **found.options)
+        y = (product or Product()).of(module, found.inputs, found.options)
         mask = module._mask()
         y = y if mask is None else y * mask
     else:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskcl.nn.inference.first_layer import first_rows
+from maskcl.nn.inference.first_layer import Product, first_rows
 from maskcl.nn.inference.random_features import projection, random_features, width_for
 
 SPACES = ("shared", "masked", "base")
@@ -33,8 +33,13 @@ class SampleFeatures:
         self.per_sample = per_sample
         self._weight: Tensor | None = None
 
-    def __call__(self, net: Any, args: tuple[Any, ...]) -> Tensor:
+    def __call__(self, net: Any, args: tuple[Any, ...], product: Product | None = None) -> Tensor:
         """Of the samples that these arguments are.
+
+        Args:
+            net: the network.
+            args: of its forward.
+            product: of the tasks before, where the same arguments are seen under several.
 
         Raises:
             ValueError: there are several arguments and no ``per_sample``; the network has no base.
@@ -45,7 +50,7 @@ class SampleFeatures:
                 " its samples: wanted per_sample, such as problems.Node().per_sample"
             )
         if self.space == "masked":
-            rows = first_rows(net, net.masked_modules(), args)
+            rows = first_rows(net, net.masked_modules(), args, product)
             rows = rows if rows.dtype == torch.float64 else rows.float()
         else:
             seen = net.base_rows(args) if self.space == "base" else args[0]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maskcl.nn.inference.class_sums import unpack
+from maskcl.nn.inference.first_layer import Product
 from maskcl.nn.inference.gaussians import Discriminants, Gaussians
 from maskcl.nn.inference.sample_features import SampleFeatures
 from maskcl.nn.inference.statistics import TaskStatistics
@@ -56,11 +57,11 @@ class Scorer:
         if self._shared is not None:
             found = self._shared.scores(self._checked(features(net, args), 0))
             return list(found.split([len(s.labels) for s in self.statistics], 1))
-        scores = []
+        scores, product = [], Product()
         for place, task in enumerate(self.tasks):
             own = self.statistics[place]
             with net.task(task):
-                rows = self._checked(features(net, args), place)
+                rows = self._checked(features(net, args, product), place)
             raw = self._own[place].scores(rows[:, own.varies])
             scores.append((raw - own.spread[:, 0]) / own.spread[:, 1])
         return scores

@@ -181,6 +181,10 @@ class Masked(TaskAware):
     # Inputs as the forward's -> its output before activation and mask, for the active task.
     unmasked: Callable[..., Tensor]
 
+    def is_shared(self) -> bool:
+        """Whether that is the same for all tasks, given the same inputs."""
+        return False
+
     def _mask(self) -> Tensor | None:
         active = self._active()
         if self._slots is None:
