@@ -20,6 +20,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 import maskcl
+import maskcl.methods
 from maskcl import models, problems, scenarios
 from maskcl.training.inference_scores import InferenceScores
 from maskcl.training.inferring import InferredScores
@@ -65,13 +66,17 @@ def turned_base(images: Tensor, epochs: int) -> nn.Module:
 
 def rows(run: maskcl.Trainer, title: str, spaces: list[str]) -> None:
     """A line for each space, of the network as it is after its last task."""
+
+    def data(task: int) -> maskcl.methods.TaskData:
+        return run.samples.task_data(task, run.scenario.train_set(task))
+
     for space in spaces:
         net, tasks = run.net, range(len(PAIRS))
         net.inference = maskcl.TaskInference(space)
         for task in tasks:
-            net.measure_task(task, run._task_data(task))
+            net.measure_task(task, data(task))
         scores = InferredScores(
-            net, run.problem, run.scenario, run.fabric, run.samples.labels, run._task_data, 512
+            net, run.problem, run.scenario, run.fabric, run.samples.labels, data, 512
         )
         found = InferenceScores.empty(len(PAIRS))
         score = sum(scores.score(len(PAIRS) - 1, task, found) for task in tasks) / len(PAIRS)

@@ -18,22 +18,21 @@ from torch.optim import Optimizer
 
 from maskcl.callback import Callback
 from maskcl.checkpoint import describe_optimizer
-from maskcl.methods import Method, TaskData, derive_seed
+from maskcl.methods import Method, derive_seed
 from maskcl.methods.loss_scaling import NOT_SCALED
 from maskcl.nn.inference.task_inference import TaskInference
-from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.ops import task_progress
 from maskcl.problems import Problem
 from maskcl.randomness import seeded
 from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
+from maskcl.training.checks import check_arguments, check_precision
 from maskcl.training.continuing import first_task_of
-from maskcl.training.evaluation import score_task
-from maskcl.training.inference_scores import InferenceScores
-from maskcl.training.inferring import InferredScores, attach, own_labels
+from maskcl.training.inferring import attach, own_labels
 from maskcl.training.result import Result
 from maskcl.training.run_checkpoint import RunCheckpoint, open_run, save_run
 from maskcl.training.samples import Samples
+from maskcl.training.task_scores import TaskScores
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -106,33 +105,9 @@ class Trainer:
         first_task: int | None = None,
     ) -> None:
         self.setting = get_setting(scenario.setting)
-        if inference is not None and self.setting.name == "task":
-            raise ValueError(
-                "Trainer: inference is given, and the task setting tells the task at test; wanted"
-                " the class, domain or time setting"
-            )
-        is_inferred = inference is not None or (
-            net.inference is not None and not self.setting.task_id_at_test
+        is_inferred = check_arguments(
+            net, method, problem, scenario, self.setting, inference, epochs, batch_size
         )
-        known = dataclasses.replace(self.setting, task_id_at_test=True)
-        reasons = method.not_supported_reasons(problem, known if is_inferred else self.setting)
-        if reasons:
-            raise ValueError(f"Trainer: setting is {self.setting.name!r}: {'; '.join(reasons)}")
-        for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"Trainer: {name} is {value!r}, wanted an integer of at least 1")
-        if net.num_tasks < scenario.num_tasks:
-            missing = scenario.num_tasks - net.num_tasks
-            raise ValueError(
-                f"Trainer: net has {net.num_tasks} tasks, the scenario {scenario.num_tasks};"
-                f" net.add_tasks({missing}) makes room"
-            )
-        hidden = not (self.setting.task_id_at_test or is_inferred)
-        if hidden and any(isinstance(module, TaskHeads) for module in net.modules()):
-            raise ValueError(
-                f"Trainer: net has a head for each task, and the {self.setting.name} setting does"
-                " not tell the task at test; wanted one head that all tasks share"
-            )
         self.net, self.method, self.problem, self.scenario = net, method, problem, scenario
         self.optimizer_fn, self.epochs, self.batch_size = optimizer_fn, epochs, batch_size
         self.seed, self.callback = seed, callback or Callback()
@@ -140,26 +115,21 @@ class Trainer:
         self.fabric = fabric or make_fabric(device, precision)
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
         self._is_wrapped = fabric is not None or precision != "32"
+        check_precision(self.fabric, problem)
         attach(net, problem, inference)
         labels = own_labels(net, scenario) if is_inferred else None
         self.samples = Samples(problem, self.fabric, batch_size, seed, labels)
-        self._inferred: InferredScores | None = None
-        if is_inferred:
-            self._inferred = InferredScores(
-                net, problem, scenario, self.fabric, labels, self._task_data, batch_size
-            )
-        self._check_precision()
+        self._tests = TaskScores(
+            net, problem, scenario, self.fabric, self.samples, method.later_tasks_defined,
+            is_inferred=is_inferred,
+        )  # fmt: skip
         self.first_task = first_task
-        self._first = first_task or 0  # what fit has found
-        self._latest: int | None = None  # task begun last
+        self._tests.first = first_task or 0
 
-    def _check_precision(self) -> None:
-        half = "bf16" in str(self.fabric.strategy.precision.precision)
-        if half and hasattr(self.problem, "adjacency") and self.fabric.device.type == "cpu":
-            raise ValueError(
-                f"Trainer: precision is bf16, which torch's sparse products on the CPU have not and"
-                f" {self.problem.name} problems need; wanted 32"
-            )
+    @property
+    def _first(self) -> int:
+        """The network's task that the scenario's task 0 is, as fit has found it."""
+        return self._tests.first
 
     @property
     def checkpoint_path(self) -> Path | None:
@@ -187,7 +157,7 @@ class Trainer:
             first = self._start(saved)
             for task in range(first, self.scenario.num_tasks):
                 inside = saved is not None and task == saved.task and saved.epoch > 0
-                if self._finished()[task]:
+                if self._tests.finished()[task]:
                     self._pass_over(task)
                 else:
                     self._train_task(task, saved if inside else None)
@@ -197,41 +167,33 @@ class Trainer:
         """The task to begin with, everything that was saved taken up."""
         if saved is None:
             has_own = self.samples.labels is not None
-            self._first = first_task_of(
+            self._tests.first = first_task_of(
                 self.net, self.scenario, self.first_task, own_classes=has_own
             )
             self.result = Result.empty(self.scenario.num_tasks)
-            if self._inferred is not None:
-                self._inferred.start(self._first)
-                self.result.inference = InferenceScores.empty(self.scenario.num_tasks)
-            is_new = ~np.array(self._finished())
-            self.result.untrained[is_new] = np.array(self._scores(trained=-1))[is_new]
+            self.result.inference = self._tests.start()
+            is_new = ~np.array(self._tests.finished())
+            self.result.untrained[is_new] = np.array(self._tests.row(-1))[is_new]
             return 0
         saved.check_first_task(self.first_task)
-        self._first = saved.first_task
+        self._tests.first = saved.first_task
         if saved.epoch > 0:  # what exists only while a task trains is in the checkpoint
             self.method.begin_task(self.net, self._first + saved.task, seed=self.seed)
         saved.restore(self.net, self.fabric.device)
-        if self._inferred is not None:
-            self._inferred.start(self._first)
+        self._tests.start()
         self.result = saved.result
         return saved.task
 
-    def _finished(self) -> list[bool]:
-        """For each task of the scenario, whether it is finished."""
-        found: list[bool] = self.net.finished.tolist()
-        return found[self._first : self._first + self.scenario.num_tasks]
-
     def _pass_over(self, task: int) -> None:
         """Leave a finished task; score what there is where another is trained next."""
-        done = self._finished()
+        done = self._tests.finished()
         if not all(done[task : task + 2]) or task + 1 == len(done):
-            self.result.matrix[task] = self._scores(trained=task)
+            self.result.matrix[task] = self._tests.row(task, self.result.inference)
 
     def _train_task(self, task: int, saved: RunCheckpoint | None) -> None:
         running = self._begin_task(task, saved)
         first_epoch = 0 if saved is None else saved.epoch
-        self._latest = task
+        self._tests.latest = task
         self.callback.on_task_start(task, self.epochs, first_epoch)
         for epoch in range(first_epoch, self.epochs):
             start = time.perf_counter()
@@ -317,25 +279,8 @@ class Trainer:
         self.method.end_task(self.net, run.state, self.samples.task_data(run.task, run.dataset))
         if run.guard is not None:
             run.guard.remove()
-        self.result.matrix[run.task] = self._scores(trained=run.task)
+        self.result.matrix[run.task] = self._tests.row(run.task, self.result.inference)
         self.result.measures.append(self.method.measure(self.net, self._first + run.task))
-
-    def _scores(self, trained: int) -> list[float]:
-        """A row of the matrix: NaN for later tasks where a score on them would say nothing."""
-        later = self.setting.later_tasks_defined and self.method.later_tasks_defined
-        return [
-            self._score(trained, task) if task <= trained or is_done or later else math.nan
-            for task, is_done in enumerate(self._finished())
-        ]
-
-    def _score(self, trained: int, task: int) -> float:
-        into = self.result.inference
-        if self._inferred is None or into is None or trained < 0:
-            return self.evaluate(task)
-        return self._inferred.score(trained, task, into)
-
-    def _task_data(self, task: int) -> TaskData:
-        return self.samples.task_data(task, self.scenario.train_set(task))
 
     def evaluate(self, task: int) -> float:
         """Score on a task's test data in [0, 1], with its hard mask.
@@ -345,20 +290,7 @@ class Trainer:
         among all classes so far. Before ``fit`` the scenario's task 0 is the network's
         ``first_task``, or 0.
         """
-        if self._inferred is not None and bool(self.net.finished.any()):
-            return self._inferred.score(0, task, InferenceScores.empty(self.scenario.num_tasks))
-        seen = task if self.setting.task_id_at_test else self._active()
-        return score_task(
-            self.net, self.problem, self.scenario, self.fabric, task,
-            active=self._first + seen, batch_size=self.batch_size, labels=self.samples.labels,
-        )  # fmt: skip
-
-    def _active(self) -> int:
-        """The latest task: the one begun last here, else the last one finished, else the first."""
-        if self._latest is not None:
-            return self._latest
-        finished = [task for task, is_done in enumerate(self._finished()) if is_done]
-        return finished[-1] if finished else 0
+        return self._tests.of(task)
 
     def _save(self, run: _Running, position: tuple[int, int]) -> None:
         if (path := self.checkpoint_path) is not None and self.fabric.is_global_zero:

@@ -307,7 +307,7 @@ def test_a_growing_head_chooses_among_all_classes_so_far():
             assert seen == [2 * (task + 1)] * (task + 1)
 
     trainer = mas("class", callback=Between())
-    trainer.problem = Widths()
+    trainer.problem = trainer._tests.problem = Widths()
     result = trainer.fit()
     # Another trainer of the same network has only the record of what is finished.
     other = make(trainer.net, tiny.scenario(TASKS, setting="class"), method=MAS())
