@@ -113,7 +113,9 @@ class TrainOptions(RunOptions):
 
     def inference(self) -> TaskInference | None:
         """What infers tasks at test; None where they are told, or matter to no output."""
-        return None if self.infer in (None, "none") else TaskInference(str(self.infer))
+        return (
+            None if self.infer in (None, "none") else TaskInference(str(self.infer), seed=self.seed)
+        )
 
     @property
     def problem(self) -> str | None:

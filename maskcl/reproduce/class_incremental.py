@@ -150,7 +150,8 @@ def markdown(
         "",
         "## Published, on CIFAR-100 in ten tasks",
         "",
-        "Other data, other backbones, most with replay: not to be compared with the rows above.",
+        "Other data, other backbones, most with replay: not to be compared with the rows above."
+        " Quoted from public notes on the papers that agree with each other, not from the papers.",
         "",
         "| | score | source | backbone | stored samples |",
         "| --- | --- | --- | --- | --- |",
