@@ -116,7 +116,7 @@ class TaskInference(StoredStatistics):
         Raises:
             ValueError: there is no sample, features are not finite, or targets are no classes.
         """
-        with evaluation(net), net.task(task):
+        with evaluation(net), self._in_full_precision(), net.task(task):
             found = measure(
                 task,
                 lambda args: self.features(net, args),
@@ -163,7 +163,7 @@ class TaskInference(StoredStatistics):
             with torch.inference_mode(False), torch.no_grad():
                 scorer = Scorer(tasks, statistics, self.space, self.shrinkage)
             self._scorer = scorer
-        with evaluation(net):
+        with evaluation(net), self._in_full_precision():
             scores = scorer.scores(net, self.features, args)
         best = torch.stack([s.amax(1) for s in scores], 1)
         labels = [s.labels[x.argmax(1)] for s, x in zip(statistics, scores, strict=True)]
@@ -172,6 +172,10 @@ class TaskInference(StoredStatistics):
         evidence[:, tasks] = best
         task = torch.tensor(tasks, device=best.device)[place[:, 0]]
         return Nearest(task, torch.stack(labels, 1).gather(1, place)[:, 0], evidence)
+
+    def _in_full_precision(self) -> torch.autocast:
+        """No autocast: what is measured in one precision does not compare with another."""
+        return torch.autocast(self.config.device.type, enabled=False)
 
     def _measured(self, net: Any) -> list[int]:
         """The finished tasks."""

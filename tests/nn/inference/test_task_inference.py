@@ -161,6 +161,15 @@ def test_half_precision_keeps_the_sums():
 
 
 @pytest.mark.parametrize("space", ["shared", "masked"])
+def test_autocast_changes_no_evidence(space):
+    net = learned(space=space)
+    x = held_out()[0]
+    wanted = net.infer(x).evidence
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net.infer(x).evidence, wanted)
+
+
+@pytest.mark.parametrize("space", ["shared", "masked"])
 def test_threads_infer_while_others_run(space):
     net = learned(space=space).eval()
     x = held_out()[0]
