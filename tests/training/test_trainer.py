@@ -382,7 +382,10 @@ def test_two_processes_train_and_measure_as_one(tmp_path):
     assert first.keys() == second.keys() == wanted.keys()
     for name, tensor in wanted.items():
         assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-6)
+        # Sums of outer products go in another order.
+        atol = 1e-4 if name.startswith("inference.") else 1e-6
+        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=atol)
+    assert {"inference.statistics.1.scatter"} <= wanted.keys()
     np.testing.assert_array_equal(result["matrix"], one.result.matrix)
     np.testing.assert_allclose(result["losses"], one.result.losses, rtol=1e-5)
 

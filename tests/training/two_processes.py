@@ -17,6 +17,7 @@ import torch
 from lightning_fabric import Fabric
 
 from maskcl.methods import MAS
+from maskcl.nn.inference.task_inference import TaskInference
 from maskcl.problems import Vision
 from maskcl.training.trainer import Trainer
 from tests import resume_run, tiny
@@ -27,8 +28,10 @@ BATCH = 8  # of both together
 def train(fabric: Fabric | None, processes: int) -> Trainer:
     """Two tasks of 24 samples, which processes share in equal parts."""
     torch.set_num_threads(1)
+    net = tiny.importance("mlp", 2)
+    net.inference = TaskInference(features=40)  # its statistics are of both processes' samples
     trainer = Trainer(
-        tiny.importance("mlp", 2),
+        net,
         MAS(strength=0.05),
         Vision(),
         tiny.scenario(2),
