@@ -180,7 +180,7 @@ def test_a_data_graphs_clone_and_move_leave_it_alone() -> None:
     ("loader", "name", "words"),
     [
         (NCScenarioLoader, "ogbn-arxiv", "unknown scenario 'ogbn-arxiv'"),
-        (NCScenarioLoader, "split-digits", "made of images"),
+        (NCScenarioLoader, "split-digits", "of vision problems; wanted one of node problems"),
         (NCScenarioLoader, "graphs-digits", "of graph problems; wanted one of node problems"),
         (
             LCScenarioLoader,
