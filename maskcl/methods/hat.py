@@ -146,7 +146,7 @@ class HAT:
         # A tensor filled in place: no step waits for the device or is compiled anew.
         scale = torch.full((), self.s_max, dtype=dtype, device=embedding.device)
         trained = net.task_parameters(task)
-        begun = FinishedTasks(net.finished)
+        begun = FinishedTasks(net, task)
         self._warn_if_full(net, task)
         return HATState(task, scale, net.protection(), trained, begun, self, seed=seed)
 
@@ -236,7 +236,7 @@ class HAT:
             RuntimeError: a parameter was replaced since the task began, or ``clip`` is set, no
                 scaler was given and one is in use.
         """
-        state.begun.check("HAT.after_backward", net.finished)
+        state.begun.check("HAT.after_backward", net)
         state.protection.check_parameters("HAT.after_backward")
         state.steps += 1
         if state.is_fused:
@@ -267,7 +267,7 @@ class HAT:
         """
         net._check_open("finish_task", state.task)
         check_measurable("HAT.end_task", net, data)
-        state.begun.check("HAT.end_task", net.finished)
+        state.begun.check("HAT.end_task", net)
         for name in ("rule", "protection"):
             was, now = getattr(state.method, name), getattr(self, name)
             if was != now:

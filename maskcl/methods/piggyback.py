@@ -220,6 +220,11 @@ class Piggyback:
             RuntimeError: the base or an earlier task is no longer what it was, or processes hold
                 different scores; nothing is recorded then.
         """
+        if net.training_task != state.task:
+            raise RuntimeError(
+                f"Piggyback.end_task: task {state.task} is not in training (it was forgotten, or"
+                " ended, after it began): begin it again, with a new optimizer"
+            )
         check_measurable("Piggyback.end_task", net, data)
         check_ranks("Piggyback.end_task", net, net._changed_since("Piggyback.end_task"))
         measure_task(net, state.task, data)
