@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import maskcl
 from maskcl.checkpoint import CheckpointError, load_network
 from maskcl.nn.tasks.network import TaskNetwork
 from tests import tiny
+from tests.helpers import in_two_processes
 
 KINDS = {
     "hat": (maskcl.HAT, tiny.network),
@@ -238,3 +240,43 @@ def test_a_task_whose_first_layer_is_closed_says_nothing_of_itself() -> None:
         net.embeddings[1].fill_(-1.0)
     method.end_task(net, state, tiny.task_data(1))
     assert net.infer(X).evidence.isfinite().all()
+
+
+def _shared(rank: int, folder: str) -> None:
+    """Two tasks of a network with norms, each process with half of the samples."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    net, method = start("hat", "conv", 2, "masked")
+    for task in (0, 1):
+        x, y = (t[rank::2] for t in tiny.samples(task))
+        net.train()
+        state = method.begin_task(net, task)
+        optimizer = tiny.OPTIMIZERS["adam"](method.parameter_groups(net, task))
+        method.protect(optimizer, net, state)
+        wrapped = torch.nn.parallel.DistributedDataParallel(net, find_unused_parameters=True)
+        for step in (0.0, 0.5, 1.0):
+            method.before_step(net, state, step)
+            optimizer.zero_grad()
+            with net.task(task, state.scale):
+                loss = torch.nn.functional.cross_entropy(wrapped(x), y)
+                loss = loss + method.loss_term(net, state)
+            loss.backward()
+            method.after_backward(net, state)
+            optimizer.step()
+            method.after_step(net, state)
+        data = maskcl.methods.TaskData(
+            lambda x=x, y=y: [(x, y)], lambda net, batch: (net(batch[0]), batch[1])
+        )
+        method.end_task(net, state, data)
+    torch.save(net.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_agree_on_norms_and_on_what_was_measured(tmp_path: Path) -> None:
+    in_two_processes(_shared, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert float(first["inference.statistics.1.count"].sum()) == 24

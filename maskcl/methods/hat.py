@@ -20,7 +20,7 @@ from maskcl.methods.base import (
     no_classes_reasons,
 )
 from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
-from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks
+from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks, share_statistics
 from maskcl.nn.tasks.network import way_on
 from maskcl.ops import hat_scale
 from maskcl.ops.gate import scale_at
@@ -279,6 +279,7 @@ class HAT:
         is_kept = self.rule == "hat"
         problem = net._changed_since("HAT.end_task") if is_kept else None
         check_ranks("HAT.end_task", net, problem)
+        share_statistics(module for _, module in net._own_modules(state.task))
         measure_task(net, state.task, data)
         net.finish_task(state.task, check=False)
 

@@ -23,7 +23,7 @@ from maskcl.methods.base import (
     measure_task,
     no_classes_reasons,
 )
-from maskcl.nn.tasks.kept_bits import check_ranks
+from maskcl.nn.tasks.kept_bits import check_ranks, share_statistics
 from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
 
@@ -227,6 +227,7 @@ class Piggyback:
             )
         check_measurable("Piggyback.end_task", net, data)
         check_ranks("Piggyback.end_task", net, net._changed_since("Piggyback.end_task"))
+        share_statistics(module for _, module in net._own_modules(state.task))
         measure_task(net, state.task, data)
         words = self._words(net)
         net.finish_task(state.task)

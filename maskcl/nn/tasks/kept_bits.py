@@ -142,3 +142,21 @@ def check_ranks(caller: str, net: nn.Module, problem: str | None = None) -> None
             " of parameters that require them when it wraps the network: wrap it anew after each"
             " begin_task"
         )
+
+
+def share_statistics(modules: Iterable[nn.Module]) -> None:
+    """Give all processes of a distributed run the first one's buffers, as its forwards do.
+
+    Running statistics are gathered from each process's own samples: those of a task that ends have
+    to be the same everywhere from then on. Every process has to call it.
+
+    Args:
+        modules: a task's norms, and what else is its own.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_world_size() > 1:
+        for module in modules:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
