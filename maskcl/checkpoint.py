@@ -6,6 +6,7 @@ every moment the name stands for a whole checkpoint, the old one or the new one.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import dataclass, field
@@ -122,16 +123,17 @@ def load_network(net: nn.Module, tensors: dict[str, Tensor], path: Any = "the ch
         CheckpointError: something does not fit; the network is unchanged then.
     """
     found = take(tensors, "network.")
-    grow_like: Any = getattr(net, "grow_like", None)
-    complete: Any = getattr(net, "complete_state", None)
-    if complete is not None:
+    like: Any = net
+    if hasattr(net, "complete_state"):
         try:
-            if grow_like is not None:
-                grow_like(found)
-            found = complete(found)
+            if "growth" in found and hasattr(net, "grow_like"):
+                # Loading will grow the network itself; here it may yet be refused.
+                like = copy.deepcopy(net)
+                like.grow_like(found)
+            found = like.complete_state(found)
         except RuntimeError as error:
             raise CheckpointError(f"{path} does not fit: {error}") from None
-    wanted = net.state_dict()
+    wanted = like.state_dict()
     own, given = wanted.get("inference.config"), found.get("inference.config")
     if own is not None and given is not None and not torch.equal(own.cpu(), given.cpu()):
         said = [bytes(config.cpu().tolist()).decode() for config in (given, own)]

@@ -201,7 +201,7 @@ def network_of_another(
                 f"the network of {run.folder} has {what} {was}, {scenario.name} in the"
                 f" {scenario.setting.name} setting {found}"
             )
-    if old.setting.head == "growing":
+    if old.setting.head == "growing" and not command.options.NEEDS_TASK:
         raise CommandError(
             "--from: in the class setting one head tells the classes of all tasks apart, and"
             f" those of {scenario.name} begin at 0 again; --add-tasks goes on in one scenario"

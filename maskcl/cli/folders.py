@@ -8,11 +8,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from maskcl.checkpoint import CheckpointError, load_checkpoint
 from maskcl.cli.options import CommandError
+from maskcl.training.trainer import CHECKPOINT
 
 CONFIG = "config.json"
 # Below a run's folder: one with more tasks while it trains, and one whose files become the run's.
 ADDING, ADDED = "adding", "added"
+# In the checkpoint's facts: what was removed, by task that was forgotten.
+FORGOTTEN = "forgotten"
 
 # What config.json holds beside the options: the method, and what its network was made from.
 _BESIDE = ("method", "made_from")
@@ -110,3 +114,11 @@ def finish_taking_over(out: Path) -> None:
         else:
             path.replace(target)
     shutil.rmtree(added)
+
+
+def forgotten_in(run: Path) -> list[int]:
+    """Tasks of a run that were forgotten, as its checkpoint says; [] where there is none."""
+    try:
+        return sorted(int(k) for k in load_checkpoint(run / CHECKPOINT).facts.get(FORGOTTEN, {}))
+    except CheckpointError:
+        return []

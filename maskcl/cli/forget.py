@@ -9,19 +9,16 @@ from typing import Any
 import torch
 
 from maskcl import report
-from maskcl.checkpoint import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from maskcl.checkpoint import Checkpoint, save_checkpoint
 from maskcl.cli.common import fingerprint
 from maskcl.cli.export import open_network
-from maskcl.cli.folders import read_config_of
+from maskcl.cli.folders import FORGOTTEN, read_config_of
 from maskcl.cli.hat import free_counts, protected_share
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError
 from maskcl.nn import Forgotten, HATNetwork
 from maskcl.report.files import write_atomic
 from maskcl.training.trainer import CHECKPOINT
-
-# In the checkpoint's facts: what was removed, by task.
-FACT = "forgotten"
 
 
 def forget(run: Path, task: int, seed: int, methods: dict[str, MethodCommand]) -> str:
@@ -51,12 +48,15 @@ def forget(run: Path, task: int, seed: int, methods: dict[str, MethodCommand]) -
         result = report.read_result(run)
     except report.ReportError:
         raise _unfinished(run, method) from None
-    known = dict(checkpoint.facts.get(FACT, {}))
-    gone = {int(k) for k in known}
-    if any(k not in gone and not bool(net.finished[k]) for k in range(net.num_tasks)):
+    known = dict(checkpoint.facts.get(FORGOTTEN, {}))
+    if checkpoint.position["task"] != checkpoint.config["scenario"]["num_tasks"]:
         raise _unfinished(run, method)
+    # Those of the runs before that it goes on from are not among ``known``.
+    gone = set(torch.nonzero(~net.finished).flatten().tolist())
     if not 0 <= task < net.num_tasks:
         raise CommandError(f"the run in {run} has tasks 0 to {net.num_tasks - 1}, got {task}")
+    if task in gone and str(task) not in known:
+        raise CommandError(f"task {task} of {run} was forgotten before the run began")
     if task in gone:
         said = f"task {task} of {run} was forgotten before; its files say so now"
     else:
@@ -67,20 +67,12 @@ def forget(run: Path, task: int, seed: int, methods: dict[str, MethodCommand]) -
     for name, facts in known.items():
         text = json.dumps(facts, indent=1) + "\n"
         write_atomic(run / f"forgotten-{name}.json", text.encode())
-    content = result | _changed(net, result, sorted(int(k) for k in known))
+    content = result | _changed(net, result, sorted({*gone, task}))
     report.write_result(content, run)
     report.write_report(content, run)
     return "\n".join(
         [said, f"{run / f'forgotten-{task}.json'}: what was removed", *_left(run, task)]
     )
-
-
-def forgotten_in(run: Path) -> list[int]:
-    """Tasks of a run that were forgotten, as its checkpoint says; [] where there is none."""
-    try:
-        return sorted(int(k) for k in load_checkpoint(run / CHECKPOINT).facts.get(FACT, {}))
-    except CheckpointError:
-        return []
 
 
 def _unfinished(run: Path, method: str) -> CommandError:
@@ -101,7 +93,7 @@ def _save(path: Path, checkpoint: Checkpoint, net: Any, known: dict[str, Any]) -
     others = {n: t for n, t in checkpoint.tensors.items() if not n.startswith("network.")}
     tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
     checkpoint.tensors = {**others, **tensors}
-    checkpoint.facts = {**checkpoint.facts, FACT: known}
+    checkpoint.facts = {**checkpoint.facts, FORGOTTEN: known}
     try:
         save_checkpoint(path, checkpoint)
     except OSError as error:

@@ -15,7 +15,7 @@ from maskcl.checkpoint import (
     save_checkpoint,
 )
 from maskcl.cli import piggyback
-from maskcl.cli.folders import read_config_of
+from maskcl.cli.folders import forgotten_in, read_config_of
 from maskcl.cli.options import CommandError
 from maskcl.cli.saved_network import cut_of, network_as_made
 from maskcl.masks import MaskFile, MaskFileError, export_masks, import_masks, read_masks
@@ -56,7 +56,9 @@ def import_(file: Path, run: Path, task: int | None, *, replace: bool) -> str:
         CommandError: the file does not fit, or the run is not finished; nothing is written then.
     """
     checkpoint, net = open_run(run)
-    if not bool(net.finished.all()):
+    if gone := forgotten_in(run):
+        raise CommandError(f"task {gone[0]} of {run} is forgotten: the run is over")
+    if checkpoint.position["task"] != checkpoint.config["scenario"]["num_tasks"]:
         raise CommandError(
             f"the run in {run} is not finished: `maskcl train piggyback --out {run} --resume`"
         )

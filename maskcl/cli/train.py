@@ -32,10 +32,10 @@ from maskcl.cli.folders import (
     config_of,
     finish_taking_over,
     folder_in_training,
+    forgotten_in,
     read_saved,
     take_over,
 )
-from maskcl.cli.forget import forgotten_in
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
 from maskcl.cli.options import CommandError, combine, parse_groups
@@ -71,10 +71,18 @@ def begin(
         finish_taking_over(folder)
     if start.add_tasks is not None:
         run = read_finished(out, kind.NAME)
+        if gone := forgotten_in(out):
+            raise CommandError(f"task {gone[0]} of {out} is forgotten: the run is over")
         return options_of_more(kind, flags, config, run, start.add_tasks), run
     if start.source is not None:
         check_new(out)
         run = read_finished(Path(start.source), kind.NAME)
+        # Its result.json compares the masks of all tasks, also of those before.
+        if kind.NAME == "piggyback" and (gone := forgotten_in(run.folder)):
+            raise CommandError(
+                f"task {gone[0]} of {run.folder} is forgotten: masks export and import take the"
+                " others to a run that has all"
+            )
         return options_of_another(kind, flags, config, run), run
     saved = read_saved(folder_in_training(out), kind.NAME)[0] if start.resume else None
     return combine(kind, flags, config, saved), None

@@ -20,7 +20,7 @@ from maskcl.methods.base import (
     no_classes_reasons,
 )
 from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
-from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks
+from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks, share_statistics
 from maskcl.nn.tasks.network import way_on
 from maskcl.ops import hat_scale
 from maskcl.ops.gate import scale_at
@@ -146,7 +146,7 @@ class HAT:
         # A tensor filled in place: no step waits for the device or is compiled anew.
         scale = torch.full((), self.s_max, dtype=dtype, device=embedding.device)
         trained = net.task_parameters(task)
-        begun = FinishedTasks(net.finished)
+        begun = FinishedTasks(net, task)
         self._warn_if_full(net, task)
         return HATState(task, scale, net.protection(), trained, begun, self, seed=seed)
 
@@ -236,7 +236,7 @@ class HAT:
             RuntimeError: a parameter was replaced since the task began, or ``clip`` is set, no
                 scaler was given and one is in use.
         """
-        state.begun.check("HAT.after_backward", net.finished)
+        state.begun.check("HAT.after_backward", net)
         state.protection.check_parameters("HAT.after_backward")
         state.steps += 1
         if state.is_fused:
@@ -267,7 +267,7 @@ class HAT:
         """
         net._check_open("finish_task", state.task)
         check_measurable("HAT.end_task", net, data)
-        state.begun.check("HAT.end_task", net.finished)
+        state.begun.check("HAT.end_task", net)
         for name in ("rule", "protection"):
             was, now = getattr(state.method, name), getattr(self, name)
             if was != now:
@@ -279,6 +279,7 @@ class HAT:
         is_kept = self.rule == "hat"
         problem = net._changed_since("HAT.end_task") if is_kept else None
         check_ranks("HAT.end_task", net, problem)
+        share_statistics(module for _, module in net._own_modules(state.task))
         measure_task(net, state.task, data)
         net.finish_task(state.task, check=False)
 

@@ -23,7 +23,7 @@ from maskcl.methods.base import (
     measure_task,
     no_classes_reasons,
 )
-from maskcl.nn.tasks.kept_bits import check_ranks
+from maskcl.nn.tasks.kept_bits import check_ranks, share_statistics
 from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
 
@@ -220,8 +220,14 @@ class Piggyback:
             RuntimeError: the base or an earlier task is no longer what it was, or processes hold
                 different scores; nothing is recorded then.
         """
+        if net.training_task != state.task:
+            raise RuntimeError(
+                f"Piggyback.end_task: task {state.task} is not in training (it was forgotten, or"
+                " ended, after it began): begin it again, with a new optimizer"
+            )
         check_measurable("Piggyback.end_task", net, data)
         check_ranks("Piggyback.end_task", net, net._changed_since("Piggyback.end_task"))
+        share_statistics(module for _, module in net._own_modules(state.task))
         measure_task(net, state.task, data)
         words = self._words(net)
         net.finish_task(state.task)

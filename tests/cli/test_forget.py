@@ -176,3 +176,46 @@ def test_a_run_with_a_forgotten_task_is_not_resumed(
     assert maskcl("train", "hat", *SMALL, "--out", run, "--resume") == 2
     assert "task 0 of" in capsys.readouterr().err
     assert content(run) == before
+
+
+@pytest.mark.parametrize("name", ["hat", "piggyback"])
+def test_a_run_with_a_forgotten_task_gains_no_tasks_nor_masks(
+    runs: Path, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, file = runs / name, tmp_path / "masks"
+    if name == "piggyback":
+        assert maskcl("masks", "export", run, "--task", 1, "--out", file) == 0
+    assert maskcl("forget", run, "--task", 0) == 0
+    before = content(run)
+    capsys.readouterr()
+    calls = [("train", name, "--out", run, "--add-tasks", 1)]
+    if name == "piggyback":
+        calls.append(("masks", "import", file, run, "--replace"))
+        other = ("--scenario", "split-digits", "--groups", "6,7/8,9", "--out", tmp_path / "new")
+        calls.append(("train", name, "--from", run, *other))
+    for call in calls:
+        assert maskcl(*call) == 2
+        said = capsys.readouterr().err
+        assert f"task 0 of {run} is forgotten: " in said
+        assert len(said.splitlines()) == 1
+        assert content(run) == before
+
+
+def test_the_network_of_a_run_with_a_forgotten_task_goes_on(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, run = runs / "hat", runs / "after"
+    assert maskcl("forget", first, "--task", 0) == 0
+    more = ["--scenario", "split-digits", "--groups", "6,7/8,9", "--out", run]
+    assert maskcl("train", "hat", "--from", first, *more) == 0
+    before, x = content(run), load_checkpoint(run / "checkpoint.safetensors").tensors
+    assert x["network.finished"].tolist() == [False, True, True, True]
+    capsys.readouterr()
+    assert maskcl("forget", run, "--task", 0) == 2
+    assert "was forgotten before the run began" in capsys.readouterr().err
+    assert content(run) == before
+    assert maskcl("forget", run, "--task", 2) == 0
+    after = load_checkpoint(run / "checkpoint.safetensors").tensors
+    assert after["network.finished"].tolist() == [False, True, False, True]
+    assert result_of(run)["forgotten"] == [0, 2]
+    assert not (run / "forgotten-0.json").exists()

@@ -161,8 +161,9 @@ class GrowingUnits(ForgettingTasks):
         ``load_state_dict`` does.
 
         Raises:
-            RuntimeError: this network has grown otherwise.
+            RuntimeError: this network has grown otherwise, has other layers or fewer tasks.
         """
+        self.check_count(state)
         wanted = state.get("growth")
         rows = [] if wanted is None else wanted.tolist()
         mine = self.growth.tolist() if "growth" in self._buffers else []
@@ -171,12 +172,24 @@ class GrowingUnits(ForgettingTasks):
                 f"HATNetwork: the state is of a network that grew by {rows}, this one grew by"
                 f" {mine}: load it into one that was made as that was"
             )
+        if rows and len(rows[0]) != len(self.units):
+            raise RuntimeError(
+                f"HATNetwork: the state is of a network of {len(rows[0])} masked layers, this one"
+                f" has {len(self.units)}"
+            )
         for place in range(len(mine), len(rows)):
             pairs = state["grown_past"].tolist()
             past = [task for growth, task in pairs if growth == place]
             added = dict(zip(self.units, rows[place], strict=True))
             inputs = self.example.make(self._device(), self.embeddings[0].dtype)
             self._grow(added, past, 0, inputs)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        start = len(prefix)
+        own = {n[start:]: tensor for n, tensor in state_dict.items() if n.startswith(prefix)}
+        # First, so that tasks that the state lacks have the widths that they will have.
+        self.grow_like(own)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def _widen_all(

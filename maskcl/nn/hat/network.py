@@ -78,7 +78,6 @@ class HATNetwork(GrowingUnits):
         self._linear_layers = LinearLayers()
         self._build_units(init)
         self.configure_gate()
-        self.register_load_state_dict_pre_hook(_grow_before_loading)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output for the active task.
@@ -227,9 +226,3 @@ class HATNetwork(GrowingUnits):
             return term
         mask = torch.cat(active.parts) if active.parts else units.free_share  # of no units
         return weight * torch.dot(mask, units.free_share)
-
-
-def _grow_before_loading(net: Any, state: Any, prefix: str, *rest: Any) -> None:
-    """Take the widths of a state that is of a network that grew."""
-    own = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-    net.grow_like(own)

@@ -72,7 +72,6 @@ class UnitTasks(LaterTasks):
         self.embeddings = nn.ParameterList(
             nn.Parameter(torch.empty(count, device=device)) for _ in range(self.num_tasks)
         )
-        self._init = init  # how embeddings of tasks that come later start
         words = self._records()["tasks"][1]
         self.register_buffer("tasks", torch.zeros(count, words, dtype=torch.int64, device=device))
         for k in range(self.num_tasks):
@@ -89,7 +88,7 @@ class UnitTasks(LaterTasks):
         super()._add_records(first)
         for task in range(first, self.num_tasks):
             self.embeddings.append(nn.Parameter(torch.empty_like(self.embeddings[0])))
-            self.reset_embedding(task, self._init)
+            self.reset_embedding(task, self.init)
 
     def begin_task(self, task: int, *, check: bool = True) -> None:
         """Let what the task trains require gradients, and nothing else; all gradients are dropped.

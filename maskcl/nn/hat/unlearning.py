@@ -48,10 +48,10 @@ class ForgettingTasks(UnitTasks):
         bit = torch.ones((), dtype=torch.int64, device=self.tasks.device) << (task % WORD)
         self.tasks[:, task // WORD] &= ~bit
         self.finished[task] = False
-        self._begun = None if self._begun == task else self._begun
-        self._forget_statistics(task)
+        self._give_up(task, reset)
+        statistics = self._forget_statistics(task)
         if removal is not None:
-            removal.write()
+            removal.write(statistics)
             # What requires gradients stays so: torch.matmul looks at it, and may sum otherwise.
             for parameter in self.parameters():
                 parameter.grad = None
@@ -89,13 +89,13 @@ class Removal:
         embedding = net._new_embedding(task, net.init, generator)
         self._own[f"embeddings.{task}"] = embedding
 
-    def write(self) -> None:
-        """Write all, and make the record."""
+    def write(self, statistics: dict[str, Removed]) -> None:
+        """Write all, and make the record, in which ``statistics`` are too."""
         tensors = self._net.state_dict(keep_vars=True)
         removed = {f"tasks, bit {self._task}": _cleared(self._bits)}
         removed |= rewrite(tensors, self._own)
         removed |= {name: self._redraw(place) for place, name in enumerate(self._protection.names)}
-        self.record = Forgotten(self._task, self._seed, *self._freed, removed)
+        self.record = Forgotten(self._task, self._seed, *self._freed, removed | statistics)
 
     def _fresh_shared(self) -> dict[str, Tensor]:
         fresh: dict[str, Tensor] = {}

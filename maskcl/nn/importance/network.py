@@ -76,7 +76,7 @@ class ImportanceNetwork(LaterTasks):
         drifts = torch.full(shape, -1.0, device=self._device(), dtype=torch.float32)
         self.register_buffer("drifts", drifts)
         self._state.bind(model)
-        self.register_load_state_dict_post_hook(lambda net, keys: net._freeze_norms())
+        self.register_load_state_dict_post_hook(_freeze_after_loading)
 
     def finish_task(self, task: int) -> None:
         """Mark the task as trained, and freeze its own head and norms.
@@ -120,7 +120,7 @@ class ImportanceNetwork(LaterTasks):
                 "ImportanceNetwork.forget_task: all tasks move the same weights, so none can be"
                 " unlearned; train a fresh network on the other tasks"
             )
-        self._begun = None if self._begun == task else self._begun
+        self._give_up(task, reset)
 
     def _answer(self, task: int, classes: Tensor, args: tuple[Any, ...]) -> Tensor:
         """A head of all classes answers as the latest task sees it, for the task's classes."""
@@ -320,3 +320,7 @@ def _check_new(caller: str, new: Mapping[str, Tensor], like: Mapping[str, Tensor
                 f"{caller}: new[{name!r}] has values that are negative or not finite, wanted"
                 " importances"
             )
+
+
+def _freeze_after_loading(net: ImportanceNetwork, incompatible_keys: Any) -> None:
+    net._freeze_norms()

@@ -119,7 +119,8 @@ def is_shared() -> bool:
 
 def pack(matrix: Tensor) -> Tensor:
     """The upper triangles of symmetric [.., F, F], one row after the other: [.., F (F + 1) / 2]."""
-    return torch.cat([matrix[..., i, i:] for i in range(matrix.shape[-1])], -1)
+    none = matrix.new_zeros(*matrix.shape[:-2], 0)
+    return torch.cat([none, *(matrix[..., i, i:] for i in range(matrix.shape[-1]))], -1)
 
 
 def unpack(packed: Tensor, features: int) -> Tensor:

@@ -51,10 +51,11 @@ class SampleFeatures:
             )
         if self.space == "masked":
             rows = first_rows(net, net.masked_modules(), args, product)
-            rows = rows if rows.dtype == torch.float64 else rows.float()
         else:
             seen = net.base_rows(args) if self.space == "base" else args[0]
             rows = random_features(seen, self._projection(seen))
+        # In one dtype, whatever the network's: statistics are as they were when it is cast.
+        rows = rows.float()
         return rows if self.per_sample is None else self.per_sample(rows, *args)
 
     def _projection(self, x: Tensor) -> Tensor:

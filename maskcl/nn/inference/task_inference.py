@@ -98,6 +98,14 @@ class TaskInference(StoredStatistics):
         """One without statistics, with the arguments that a state's ``config`` says."""
         return cls(**arguments_of(config))
 
+    def forget(self, task: int) -> None:
+        """Drop a task's statistics, and what was made of them."""
+        super().forget(task)
+        self._scorer = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_scorer": None}
+
     @property
     def space(self) -> str:
         """The argument."""

@@ -166,7 +166,8 @@ class PiggybackNetwork(RecordedMasks):
                 numbers = layer.weight.numel()
                 removed[f"{name}.words, task {task}"] = Removed(numbers, before, sha256(words))
         self.finished[task] = False
-        self._forget_statistics(task)
+        self._give_up(task, reset)
+        statistics = self._forget_statistics(task)
         if reset:
             removed |= rewrite(self.model.state_dict(keep_vars=True), fresh)
             for parameter in own_parameters(self.model, task):
@@ -175,4 +176,4 @@ class PiggybackNetwork(RecordedMasks):
         if not reset:
             return None
         named = {f"model.{name}": part for name, part in removed.items()}
-        return Forgotten(task, seed, {}, {}, named)
+        return Forgotten(task, seed, {}, {}, named | statistics)

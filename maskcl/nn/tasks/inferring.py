@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.inference.task_inference import Inferred, TaskInference
 from maskcl.nn.tasks.answers import answers
+from maskcl.nn.tasks.unlearning import Removed, gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,10 +105,16 @@ class Inferring(nn.Module):
             )
         return self.inference
 
-    def _forget_statistics(self, task: int) -> None:
-        """Drop what was measured of a task."""
-        if self.inference is not None:
-            self.inference.forget(task)
+    def _forget_statistics(self, task: int) -> dict[str, Removed]:
+        """Drop what was measured of a task; the record of it, by name in the ``state_dict``."""
+        if self.inference is None:
+            return {}
+        tensors = self.inference.of_task(task)
+        tensors.pop("config", None)
+        self.inference.forget(task)
+        return {
+            f"inference.statistics.{task}.{name}": gone(tensor) for name, tensor in tensors.items()
+        }
 
     def _load_from_state_dict(self, state: Any, prefix: str, *args: Any) -> None:
         config = state.get(f"{prefix}inference.config")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,19 +67,28 @@ class FinishedTasks:
     """Which tasks were finished when a task began: its protection knows of these alone.
 
     Args:
-        finished: the network's, bool [T].
+        net: the network.
+        task: that begins.
     """
 
-    def __init__(self, finished: Tensor) -> None:
+    def __init__(self, net: Any, task: int) -> None:
+        finished: Tensor = net.finished
         self._seen = finished, finished._version
         self._tasks = finished.tolist()
+        self._task, self._resets = task, net.times_reset(task)
 
-    def check(self, caller: str, finished: Tensor) -> None:
+    def check(self, caller: str, net: Any) -> None:
         """Raise unless the same tasks are finished now; waits for the device only after a change.
 
         Raises:
-            RuntimeError: the message names the tasks.
+            RuntimeError: the message names the tasks; or the task itself was forgotten.
         """
+        finished: Tensor = net.finished
+        if net.times_reset(self._task) != self._resets:
+            raise RuntimeError(
+                f"{caller}: task {self._task} was forgotten after it began, and its optimizer"
+                " remembers it: begin it again, and build its optimizer and guard after it"
+            )
         if finished is self._seen[0] and finished._version == self._seen[1]:
             return
         now = finished.tolist()
@@ -132,3 +142,21 @@ def check_ranks(caller: str, net: nn.Module, problem: str | None = None) -> None
             " of parameters that require them when it wraps the network: wrap it anew after each"
             " begin_task"
         )
+
+
+def share_statistics(modules: Iterable[nn.Module]) -> None:
+    """Give all processes of a distributed run the first one's buffers, as its forwards do.
+
+    Running statistics are gathered from each process's own samples: those of a task that ends have
+    to be the same everywhere from then on. Every process has to call it.
+
+    Args:
+        modules: a task's norms, and what else is its own.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    if distributed.get_world_size() > 1:
+        for module in modules:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)

@@ -109,16 +109,7 @@ class LaterTasks(TaskNetwork):
         Raises:
             RuntimeError: it is of more tasks.
         """
-        new = dict(state)
-        finished = state.get(f"{prefix}finished")
-        if not isinstance(finished, Tensor) or finished.dim() != 1:
-            return new
-        count = len(finished)
-        if count > self.num_tasks:
-            raise RuntimeError(
-                f"{type(self).__name__}: the state is of {count} tasks, the network has"
-                f" {self.num_tasks}: net.add_tasks({count - self.num_tasks}) first"
-            )
+        new, count = dict(state), self.check_count(state, prefix)
         if count == self.num_tasks:
             return new
         own = tuple(n for task in range(count, self.num_tasks) for n in self._names_of(task))
@@ -132,6 +123,23 @@ class LaterTasks(TaskNetwork):
             if isinstance(found := new.get(prefix + name), Tensor):
                 new[prefix + name] = torch.cat([found, rows[len(found) :].to(found)])
         return new
+
+    def check_count(self, state: Mapping[str, Any], prefix: str = "") -> int:
+        """Of how many tasks a ``state_dict`` is; this network's number where it does not say.
+
+        Raises:
+            RuntimeError: it is of more tasks than this network.
+        """
+        finished = state.get(f"{prefix}finished")
+        if not isinstance(finished, Tensor) or finished.dim() != 1:
+            return self.num_tasks
+        count = len(finished)
+        if count > self.num_tasks:
+            raise RuntimeError(
+                f"{type(self).__name__}: the state is of {count} tasks, the network has"
+                f" {self.num_tasks}: net.add_tasks({count - self.num_tasks}) first"
+            )
+        return count
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         state_dict.update(self.complete_state(state_dict, prefix))

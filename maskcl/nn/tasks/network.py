@@ -56,6 +56,7 @@ class TaskNetwork(TaskForwards, Inferring):
         self._kept: dict[str, Tensor] | None = None
         self._done: list[int] = []
         self._begun: int | None = None
+        self._resets: dict[int, int] = {}
         self.register_load_state_dict_post_hook(_after_loading)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -87,6 +88,15 @@ class TaskNetwork(TaskForwards, Inferring):
     def training_task(self) -> int | None:
         """The task begun last and not finished since, nor forgotten; None where there is none."""
         return self._begun
+
+    def times_reset(self, task: int) -> int:
+        """How often a task was forgotten with ``reset``: its optimizers of before know too much."""
+        return self._resets.get(task, 0)
+
+    def _give_up(self, task: int, reset: bool) -> None:
+        """End a task's training, if it is in training."""
+        self._resets[task] = self.times_reset(task) + reset
+        self._begun = None if self._begun == task else self._begun
 
     def kept_bits(self) -> dict[str, Tensor]:
         """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none."""

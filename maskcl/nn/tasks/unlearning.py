@@ -68,7 +68,7 @@ class Forgotten:
         numbers = sum(removed.numbers for removed in self.tensors.values())
         return (
             f"task {self.task} is forgotten: {sum(self.units.values()):,} units and"
-            f" {sum(self.weights.values()):,} weights are free, {numbers:,} numbers are new"
+            f" {sum(self.weights.values()):,} weights are free, {numbers:,} numbers were removed"
         )
 
 
@@ -145,6 +145,11 @@ def rewrite(tensors: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[
         tensors[name].copy_(new)
         removed[name] = Removed(new.numel(), before, sha256(tensors[name]))
     return removed
+
+
+def gone(tensor: Tensor) -> Removed:
+    """The record of a tensor of which nothing is left."""
+    return Removed(tensor.numel(), sha256(tensor), sha256(tensor.new_empty(0)))
 
 
 def sha256(tensor: Tensor) -> str:

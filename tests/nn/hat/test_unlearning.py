@@ -228,13 +228,13 @@ def test_a_task_in_training_cannot_go_on_unaware() -> None:
     net, inputs = start("mlp")
     learn(net, 0, inputs(0))
     net.begin_task(1)
-    begun = FinishedTasks(net.finished)
+    begun = FinishedTasks(net, 1)
     with net.task(1, 2.0):
         net(*inputs(1)).sum().backward()
     net.forget_task(0, reset=True)
     assert all(p.grad is None for p in net.parameters())
     with pytest.raises(RuntimeError, match=r"tasks \[0\] were finished or forgotten"):
-        begun.check("step", net.finished)
+        begun.check("step", net)
 
 
 def test_the_record_is_a_file_and_has_no_number_of_the_task(tmp_path: Path) -> None:
