@@ -30,6 +30,13 @@ class InferenceScores:
         told, identified, alone = (np.full((tasks, tasks), np.nan) for _ in range(3))
         return cls(told, identified, alone, np.zeros((tasks, tasks), dtype=np.int64))
 
+    def with_room(self, tasks: int) -> InferenceScores:
+        """The same with more tasks, of which nothing is measured yet."""
+        new, count = InferenceScores.empty(tasks), len(self.told)
+        for field in dataclasses.fields(self):
+            getattr(new, field.name)[:count, :count] = getattr(self, field.name)
+        return new
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers."""
         return {f.name: getattr(self, f.name).tolist() for f in dataclasses.fields(self)}

@@ -137,9 +137,23 @@ def attach(net: TaskNetwork, problem: Any, inference: TaskInference | None) -> N
     """
     if inference is not None:
         net.check_space(inference.space)
-        net.inference = inference
+        _put(net, inference)
     if net.inference is not None and net.inference.features.per_sample is None:
         net.inference.features.per_sample = getattr(problem, "per_sample", None)
+
+
+def _put(net: TaskNetwork, inference: TaskInference) -> None:
+    """Give a network its inference; one that has measured tasks in the same way stays."""
+    there = net.inference
+    if there is None or there is inference or not there.tasks:
+        net.inference = inference
+        return
+    if there.arguments() != inference.arguments():
+        raise ValueError(
+            f"Trainer: inference was made with {inference.arguments()}, wanted"
+            f" {there.arguments()}, by which tasks {there.tasks} of the network were measured"
+        )
+    there.features.per_sample = inference.features.per_sample or there.features.per_sample
 
 
 def own_labels(net: TaskNetwork, scenario: Scenario) -> ClassLabels | None:

@@ -67,6 +67,7 @@ class Result:
         new.matrix[:count, :count], new.untrained[:count] = self.matrix, self.untrained
         new.losses[:count], new.accuracies[:count] = self.losses, self.accuracies
         new.seconds[:count], new.measures = self.seconds, self.measures
+        new.inference = None if self.inference is None else self.inference.with_room(tasks)
         return new
 
     def to_dict(self) -> dict[str, Any]:

@@ -180,8 +180,10 @@ class Trainer:
         if saved.epoch > 0:  # what exists only while a task trains is in the checkpoint
             self.method.begin_task(self.net, self._first + saved.task, seed=self.seed)
         saved.restore(self.net, self.fabric.device)
-        self._tests.start()
+        empty = self._tests.start()
         self.result = saved.result
+        if self.result.inference is None:  # a run that goes on from another begins with a blank
+            self.result.inference = empty
         return saved.task
 
     def _pass_over(self, task: int) -> None:

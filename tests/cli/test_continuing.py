@@ -282,6 +282,22 @@ def test_a_growing_head_gains_tasks_but_takes_no_other_scenario(tmp_path, capsys
     assert len(result_of(tmp_path / "run")["accuracy"]) == 4
 
 
+@pytest.mark.parametrize("infer", ["shared", "masked"])
+def test_inferred_tasks_go_on_with_another_scenario(tmp_path, infer):
+    small = [*SMALL, "--setting", "class", "--epochs", 3, "--infer", infer]
+    assert train("hat", *small, "--groups", TWO, "--out", tmp_path / "run") == 0
+    after = ["--from", tmp_path / "run", "--scenario", "split-digits", "--setting", "class"]
+    assert train("hat", *after, "--groups", "6,7/8,9", "--out", tmp_path / "after") == 0
+    found = result_of(tmp_path / "after")["inference"]
+    assert min(found["told"][1]) > 0.6
+    assert len(found["confusion"]) == 2
+    # More tasks of the run's own scenario: as one run of all of them.
+    assert train("hat", "--out", tmp_path / "run", "--add-tasks", 2, "--groups", FOUR) == 0
+    assert train("hat", *small, "--groups", FOUR, "--out", tmp_path / "whole") == 0
+    more, whole = (result_of(tmp_path / name)["inference"] for name in ("run", "whole"))
+    assert more == whole
+
+
 @pytest.mark.parametrize("method", OWN)
 @pytest.mark.parametrize("scenario", ["nodes-digits", "links-digits", "graphs-digits"])
 def test_runs_on_graphs_go_on_too(tmp_path, method, scenario):

@@ -130,11 +130,14 @@ def test_domains_are_told_unless_inference_is_given():
     assert np.array_equal(np.diag(inferred.inference.told), np.diag(result.matrix))
 
 
-def test_tasks_that_come_later_are_told_from_those_before():
+@pytest.mark.parametrize("space", [None, "shared"])
+def test_tasks_that_come_later_are_told_from_those_before(space):
     net = network(tasks=4)
     trainer(net, scenario(tasks=2)).fit()
     kept = {k: v.clone() for k, v in net.inference.state_dict().items()}
-    found = trainer(net, scenario(tasks=2, first=2), space=None, first_task=2).fit()
+    with pytest.raises(ValueError, match=r"by which tasks \[0, 1\] of the network were measured"):
+        trainer(net, scenario(tasks=2, first=2), space="masked", first_task=2)
+    found = trainer(net, scenario(tasks=2, first=2), space=space, first_task=2).fit()
     assert net.inference.tasks == [0, 1, 2, 3]
     for name, tensor in kept.items():
         assert torch.equal(net.inference.state_dict()[name], tensor), name
