@@ -100,6 +100,10 @@ def mask_maps(result: Content) -> Figure:
 
 def units_used(result: Content) -> float | None:
     """Mean over the layers after the last task; None where nothing was recorded."""
+    if result.get("forgotten"):  # the history is the training's, the masks are the network's of now
+        masks, layers = decode_masks(result["masks"]), result["masks"]["layers"].values()
+        shares = [masks[:, first:stop].any(axis=0).mean() for first, stop in layers]
+        return float(np.mean(shares))
     history = result["capacity"]
     if not history or not history[-1]:
         return None

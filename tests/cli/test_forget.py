@@ -219,3 +219,12 @@ def test_the_network_of_a_run_with_a_forgotten_task_goes_on(
     assert after["network.finished"].tolist() == [False, True, False, True]
     assert result_of(run)["forgotten"] == [0, 2]
     assert not (run / "forgotten-0.json").exists()
+
+
+def test_a_report_of_a_run_with_nothing_left_shows_no_unit_in_use(runs: Path) -> None:
+    from maskcl.report.hat import units_used
+
+    for task in (0, 1):
+        assert maskcl("forget", runs / "hat", "--task", task) == 0
+    result = result_of(runs / "hat")
+    assert units_used(result) == result["protected_share"] == 0.0
