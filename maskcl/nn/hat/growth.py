@@ -72,7 +72,7 @@ class GrowingUnits(ForgettingTasks):
             ConversionError: a layer cannot grow, or the model does not run with the wider ones.
                 Nothing has changed in any of these cases.
         """
-        added = checked_units(units, self.units, parts_of(self.topology))
+        added = checked_units(units, self.units, parts_of(self.model, self.topology))
         self._structure.check("HATNetwork.grow", self.model)
         self.check_kept("HATNetwork.grow")
         done = torch.nonzero(self.finished).flatten().tolist()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskcl.nn.hat.message_passing import HATMessagePassing
 from maskcl.nn.hat.topology import Topology, weight_layers
 from maskcl.nn.hat.wider_modules import Gain, Place, blocks_of, places_of
 from maskcl.nn.tasks.errors import ConversionError
@@ -69,14 +70,14 @@ def _rows_of(topology: Topology) -> dict[str, Tensor]:
     return {name: rows for name, rows in reads.items() if rows is not None}
 
 
-def _gains(topology: Topology, added: Mapping[str, int]) -> dict[str, Gain]:
+def _gains(model: nn.Module, topology: Topology, added: Mapping[str, int]) -> dict[str, Gain]:
     """How each layer's units grow.
 
     Raises:
         ConversionError: no module reads a layer by its units, or they fall into parts that cannot
             grow by the same number.
     """
-    blocks = parts_of(topology)
+    blocks = parts_of(model, topology)
     for name, count in added.items():
         if count and name not in blocks:
             raise ConversionError(
@@ -94,17 +95,22 @@ def _gains(topology: Topology, added: Mapping[str, int]) -> dict[str, Gain]:
     }
 
 
-def parts_of(topology: Topology) -> dict[str, int]:
-    """By layer that can grow, the equal parts of its units that are read each for itself."""
+def parts_of(model: nn.Module, topology: Topology) -> dict[str, int]:
+    """By layer that can grow, the equal parts of its units that grow by as many each.
+
+    Parts that are read each for itself, or the heads of a graph attention.
+    """
     rows = [row for rows in _rows_of(topology).values() for row in rows.tolist()]
-    return blocks_of(rows, topology.units)
+    found = blocks_of(rows, topology.units)
+    heads = {n: m.parts for n, m in model.named_modules() if isinstance(m, HATMessagePassing)}
+    return {name: max(count, heads.get(name, 1)) for name, count in found.items()}
 
 
 def all_places(
     model: nn.Module, topology: Topology, added: Mapping[str, int]
 ) -> dict[str, Narrowing]:
     """By layer, norm and heads, where their channels will be."""
-    gains, rows = _gains(topology, added), _rows_of(topology)
+    gains, rows = _gains(model, topology, added), _rows_of(topology)
 
     def place(name: str, size: int) -> Place:
         if name in rows:

@@ -105,9 +105,12 @@ class HATMessagePassing(Masked):
         **kwargs: Any,
     ) -> Tensor:
         """The convolution without its bias, attention gated, as the active task sees it."""
-        own = {name: self._gated(name, mask) for name in self.attention}
+        own = {name: self._gated(name, mask, narrow) for name in self.attention}
         if narrow is not None:
             own |= {name: narrow.weight(w) for name, w in self.conv.named_parameters()}
+            if self.attention:
+                conv = _of_width(self.conv, own[self.attention[0]].shape[-1])
+                return torch.func.functional_call(conv, own, (x, edges, *args), kwargs)  # type: ignore[no-any-return]
         if self._is_one_product and is_constant_csr(edges) and not args and not kwargs:
             return self._two_products(x, edges, own.get("lin.weight"))
         if own:
@@ -124,20 +127,21 @@ class HATMessagePassing(Masked):
         """
         conv = copy.deepcopy(self.conv)
         for name in self.attention:
-            shape = conv._buffers.pop(name).shape
+            heads = conv._buffers.pop(name).shape[1]
             conv._non_persistent_buffers_set.discard(name)
-            value = getattr(self, name).detach().clone().view(shape)
-            conv.register_parameter(name, nn.Parameter(value))
+            flat = getattr(self, name).detach()
+            flat = flat if narrow is None else narrow.channels(flat)
+            conv.register_parameter(name, nn.Parameter(flat.clone().view(1, heads, -1)))
         owner, name = _owner(conv, KINDS[type(conv).__name__].bias)
         if self.bias is not None:
             owner.register_parameter(name, nn.Parameter(self.bias.detach().clone()))
         if narrow is not None and narrow != Narrow():
             for held in (part._parameters for part in conv.modules()):
                 for key, value in held.items():
-                    if value is not None:
+                    if value is not None and key not in self.attention:
                         part_ = narrow.weight if value.dim() > 1 else narrow.channels
                         held[key] = nn.Parameter(part_(value.detach()).clone())
-            weight = next(w for w in conv.parameters() if w.dim() > 1)
+            weight = next(w for w in conv.parameters() if w.dim() == 2)
             set_channels(conv, weight.shape[1], weight.shape[0])
         if self.bias is not None and closed is not None:
             owner._parameters[name].data[closed] = 0
@@ -170,12 +174,23 @@ class HATMessagePassing(Masked):
         product = sparse_product(x, weight.t()) if is_constant_csr(x) else F.linear(x, weight)
         return sparse_product(edges, product)
 
-    def _gated(self, name: str, mask: Tensor | None) -> Tensor:
+    @property
+    def parts(self) -> int:
+        """Equal parts of the output's channels, one a head where heads stand side by side."""
+        return self.conv.heads if self.attention and self.conv.concat else 1
+
+    @property
+    def has_mean_heads(self) -> bool:
+        """Whether an output channel is the mean of several rows of the weight."""
+        return bool(self.attention) and not self.conv.concat and self.conv.heads > 1
+
+    def _gated(self, name: str, mask: Tensor | None, narrow: Narrow | None) -> Tensor:
         value = getattr(self, name)
+        value = value if narrow is None else narrow.channels(value)
         if mask is not None:
             # Heads that are averaged have the same channels.
             value = value * mask.repeat(len(value) // len(mask))
-        return value.view(self.conv.get_buffer(name).shape)
+        return value.view(1, self.conv.heads, -1)
 
 
 class Aggregated(nn.Module):
@@ -221,10 +236,36 @@ def swapped_convolution(module: nn.Module) -> nn.Module | None:
 
 
 def set_channels(conv: Any, ins: int, outs: int) -> None:
-    """Say how many channels a convolution without attention has, and its linear parts."""
+    """Say how many channels a convolution has, all heads together, and its linear parts."""
     for part in conv.modules():
         if hasattr(part, "in_channels"):
             part.in_channels, part.out_channels = ins, outs
+    if attention := KINDS[type(conv).__name__].attention:
+        conv.out_channels = outs // conv.heads
+        for name in attention:
+            if name in conv._buffers:  # holds the place: see HATMessagePassing
+                shape = 1, conv.heads, conv.out_channels
+                conv._buffers[name] = conv._buffers[name].new_zeros(shape)
+
+
+def _of_width(conv: Any, channels: int) -> nn.Module:
+    """The convolution as of before it grew; its parameters are put in by the caller.
+
+    A copy of the modules alone: what they hold is shared, and their dictionaries are their own, so
+    that threads of other tasks see nothing of it.
+    """
+    new = _shallow(conv)
+    for name, part in conv._modules.items():
+        new._modules[name] = None if part is None else _shallow(part)
+    new.out_channels = channels
+    return new  # type: ignore[no-any-return]
+
+
+def _shallow(module: nn.Module) -> Any:
+    new = copy.copy(module)
+    for held in ("_parameters", "_buffers", "_modules"):
+        setattr(new, held, dict(getattr(module, held)))
+    return new
 
 
 def _owner(conv: nn.Module, path: str) -> tuple[Any, str]:

@@ -133,8 +133,9 @@ def widen_layer(name: str, layer: HATLayer, out: Place, into: Place, seed: int) 
     Raises:
         ConversionError: the layer is of a kind that cannot grow.
     """
-    if getattr(layer, "groups", 1) != 1 or getattr(layer, "attention", ()):
-        what = "attention" if getattr(layer, "attention", ()) else "groups"
+    is_mean = isinstance(layer, HATMessagePassing) and layer.has_mean_heads
+    if getattr(layer, "groups", 1) != 1 or is_mean:
+        what = "heads whose mean is taken" if is_mean else "groups"
         raise ConversionError(f"HATNetwork.grow: {name!r} has {what}, and cannot grow")
     named = dict(layer.named_parameters())
     changes = {kind: [out, into] if p.dim() > 1 else [out] for kind, p in named.items()}

@@ -20,14 +20,17 @@ from tests.nn.hat.test_unlearning import learn
 from tests.nn.zoo import MODELS, images
 
 CLASSES = [3, 2, 4]
-KINDS = ["vit", "mlp", "conv", "residual", "gcn", "sage", "gin", "conv net"]
+# Of "gat 2", two heads stand side by side.
+KINDS = ["vit", "mlp", "conv", "residual", "gcn", "sage", "gin", "gat", "gat 2", "conv net"]
 
 
 def start(name: str) -> tuple[HATNetwork, Any]:
     torch.manual_seed(3)
-    if name in ("gcn", "sage", "gin", "gat"):
+    if name in ("gcn", "sage", "gin", "gat", "gat 2"):
         pytest.importorskip("torch_geometric", reason="graph models need maskcl[graph]")
-        model, example = graph_zoo.model("node", name, norm=True), graph_zoo.inputs("node", name)
+        name, _, heads = name.partition(" ")
+        model = graph_zoo.model("node", name, norm=True, heads=int(heads or 1))
+        example = graph_zoo.inputs("node", name)
         return to_hat(model, 3, example, classes=CLASSES), lambda seed: graph_zoo.inputs(
             "node", name, seed=seed
         )
@@ -191,8 +194,8 @@ def test_bad_units_are_named(units: Any, message: str) -> None:
 def test_what_cannot_grow_is_refused_and_nothing_changes() -> None:
     for name, units, message in (
         ("residual", {"conv1": 2}, "would grow by different numbers"),
+        ("gat 2", 3, "has 2 parts, which would not gain the same of 3 units"),
         ("grouped", 2, "has groups, and cannot grow|in an order or in parts|different numbers"),
-        ("gat", 2, "has attention, and cannot grow"),
         ("concat", 2, "cannot be traced"),
         ("prenorm", 6, "cannot be traced"),
     ):
