@@ -50,7 +50,7 @@ def split(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> scenario
 
 def turned_base(images: Tensor, epochs: int) -> nn.Module:
     """A ResNet-18 that tells quarter turns apart, in evaluation."""
-    base = models.resnet18(SHAPE, classes=4)
+    base = models.resnet18(SHAPE, classes=4, stem="imagenet")
     optimizer = torch.optim.Adam(base.parameters(), lr=1e-3)
     for _ in range(epochs):
         for rows in torch.randperm(len(images)).split(64):
