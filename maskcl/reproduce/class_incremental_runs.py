@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,9 @@ from typing import Any
 from maskcl.report.files import write_atomic
 from maskcl.report.text import seconds
 from maskcl.reproduce.class_incremental import Cell, Figures, markdown
-from maskcl.reproduce.runs import ReproduceError
+from maskcl.reproduce.kept_runs import read_runs, write_runs
 
-RESULTS, TABLE = "results.json", "results.md"
+TABLE = "results.md"
 FORMAT = "maskcl-reproduce-class-incremental"
 
 Runs = dict[str, dict[int, Figures]]
@@ -43,7 +41,7 @@ def run(
     Raises:
         ReproduceError: the directory holds something else.
     """
-    runs: Runs = {} if directory is None else read(directory, options)
+    runs: Runs = {} if directory is None else read_runs(directory, options, Figures)[1]
     for seed in seeds:
         for cell in cells:
             of_cell = runs.setdefault(cell.key, {})
@@ -51,52 +49,9 @@ def run(
                 continue
             found = of_cell[seed] = train(cell, seed)
             if directory is not None:
-                write(directory, options, runs)
+                write_runs(directory, FORMAT, options, runs)
             say(f"seed {seed}, {cell.key}: {100 * found.score:.2f}  ({seconds(found.seconds)})")
     shown = markdown(runs, cells, seeds, made)
     if directory is not None:
         write_atomic(directory / TABLE, shown.encode())
     return shown
-
-
-def read(directory: Path, options: Mapping[str, Any]) -> Runs:
-    """What a directory holds, to go on with under these options; nothing where it is new.
-
-    Raises:
-        ReproduceError: it is something else, of other options, or cannot be read.
-    """
-    path = directory / RESULTS
-    if not path.exists():
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise ReproduceError(f"{directory} exists already and holds no {RESULTS}")
-        return {}
-    try:
-        saved = json.loads(path.read_text())
-        runs = {
-            key: {int(seed): Figures(**found) for seed, found in of_cell.items()}
-            for key, of_cell in saved["runs"].items()
-        }
-        known = dict(saved["options"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReproduceError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
-    for key, own in options.items():
-        if known.get(key, own) != own:
-            raise ReproduceError(
-                f"{path} holds results of {key} with other options; choose a new folder"
-            )
-    return runs
-
-
-def write(directory: Path, options: Mapping[str, Any], runs: Runs) -> None:
-    """All runs so far, as a whole file."""
-    directory.mkdir(parents=True, exist_ok=True)
-    content = {
-        "format": FORMAT,
-        "version": 1,
-        "options": dict(options),
-        "runs": {
-            key: {str(seed): dataclasses.asdict(found) for seed, found in sorted(of_cell.items())}
-            for key, of_cell in runs.items()
-        },
-    }
-    write_atomic(directory / RESULTS, f"{json.dumps(content, indent=1)}\n".encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 from maskcl.report.files import write_atomic
 from maskcl.report.text import seconds
 from maskcl.reproduce.graphs import METHODS, PROBLEMS, Cell, Figures, refused
-from maskcl.reproduce.runs import ReproduceError
+from maskcl.reproduce.kept_runs import read_runs, write_runs
 from maskcl.scenarios import summary
 
-RESULTS, TABLE = "results.json", "results.md"
+TABLE = "results.md"
 FORMAT = "maskcl-reproduce-graphs"
 
 # A cell and a seed -> what was measured, and the scenario's `describe`.
@@ -93,44 +92,15 @@ def read(directory: Path, options: dict[str, dict[str, Any]]) -> Kept:
     Raises:
         ReproduceError: it is something else, of other options, or cannot be read.
     """
-    path = directory / RESULTS
-    if not path.exists():
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-            raise ReproduceError(f"{directory} exists already and holds no {RESULTS}")
-        return Kept(options)
-    try:
-        saved = json.loads(path.read_text())
-        runs = {
-            key: {int(seed): Figures(**found) for seed, found in of_cell.items()}
-            for key, of_cell in saved["runs"].items()
-        }
-        kept = Kept(saved["options"], runs, saved["scenarios"], saved["environment"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ReproduceError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
-    for key, own in options.items():
-        if kept.options.setdefault(key, own) != own:
-            raise ReproduceError(
-                f"{path} holds results of {key} with other options; choose a new folder"
-            )
-    return kept
+    content, runs = read_runs(directory, options, Figures, ("scenarios", "environment"))
+    beside = content.get("scenarios", {}), content.get("environment", {})
+    return Kept(content["options"], runs, *beside)
 
 
 def write(kept: Kept, directory: Path) -> None:
     """All runs so far, as a whole file."""
-    directory.mkdir(parents=True, exist_ok=True)
-    content = {
-        "format": FORMAT,
-        "version": 1,
-        "options": kept.options,
-        "runs": {
-            key: {str(seed): dataclasses.asdict(found) for seed, found in sorted(of_cell.items())}
-            for key, of_cell in kept.runs.items()
-        },
-        "scenarios": kept.scenarios,
-        "environment": kept.facts,
-    }
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_atomic(directory / RESULTS, f"{text}\n".encode())
+    beside = {"scenarios": kept.scenarios, "environment": kept.facts}
+    write_runs(directory, FORMAT, kept.options, kept.runs, **beside)
 
 
 def markdown(kept: Kept, cells: Sequence[Cell], seeds: int, command: str) -> str:
