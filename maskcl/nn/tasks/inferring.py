@@ -77,7 +77,7 @@ class Inferring(nn.Module):
             self.check_base()
         if space == "masked" and not self.masked_modules():
             raise ValueError(
-                f"TaskInference: space is 'masked', and a {type(self).__name__} has no masked"
+                f"TaskInference: space is 'masked', and {type(self).__name__} has no masked"
                 " layer, wanted 'shared'"
             )
 
@@ -89,7 +89,7 @@ class Inferring(nn.Module):
     def check_base(self) -> None:
         """Raise ValueError unless there is a frozen base whose features no task changes."""
         raise ValueError(
-            f"TaskInference: space is 'base', and a {type(self).__name__} has no frozen base,"
+            f"TaskInference: space is 'base', and {type(self).__name__} has no frozen base,"
             " wanted a PiggybackNetwork, or space 'shared'"
         )
 
