@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up: a file imports from its own layer and from those before it.
 LAYERS = [
     ["callback", "files", "graph", "metrics", "randomness", "settings"],
-    ["_extension", "checkpoint", "reference", "schemas"],
+    ["_extension", "checkpoint", "loggers", "progress", "reference", "schemas"],
     ["backends", "triton"],
     ["ops"],
     ["nn.inference"],

@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl.callback import Callback
+from maskcl.callback import Callback, Callbacks
 from maskcl.checkpoint import describe_optimizer
 from maskcl.methods import Method, derive_seed
 from maskcl.methods.loss_scaling import NOT_SCALED
 from maskcl.nn.inference.task_inference import TaskInference
 from maskcl.ops import task_progress
 from maskcl.problems import Problem
+from maskcl.progress import display
 from maskcl.randomness import seeded
 from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
@@ -73,7 +74,8 @@ class Trainer:
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         precision: ``32`` or ``bf16`` (autocast).
         directory: where the checkpoint goes at every epoch's end; None: nowhere.
-        callback: progress.
+        callback: one or several; they get this trainer.
+        progress: show on standard error how far it is: a bar on a terminal, else lines.
         inference: tells tasks apart at test, in the class, domain and time settings; it becomes
             ``net.inference``. The matrix then has scores where the task is inferred.
         fabric: a launched Fabric of your own, for example with ``strategy="ddp"``; device and
@@ -99,7 +101,8 @@ class Trainer:
         device: str = "auto",
         precision: str = "32",
         directory: str | os.PathLike[str] | None = None,
-        callback: Callback | None = None,
+        callback: Callback | Sequence[Callback] | None = None,
+        progress: bool = True,
         inference: TaskInference | None = None,
         fabric: Fabric | None = None,
         first_task: int | None = None,
@@ -110,7 +113,8 @@ class Trainer:
         )
         self.net, self.method, self.problem, self.scenario = net, method, problem, scenario
         self.optimizer_fn, self.epochs, self.batch_size = optimizer_fn, epochs, batch_size
-        self.seed, self.callback = seed, callback or Callback()
+        self.seed, self.callback, self.progress = seed, callback or Callback(), progress
+        self._told = Callbacks(self._given())
         self.directory = None if directory is None else Path(directory)
         self.fabric = fabric or make_fabric(device, precision)
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
@@ -152,7 +156,11 @@ class Trainer:
             ValueError: it is not clear which of the network's tasks the scenario's are.
         """
         saved = open_run(self.checkpoint_path, self.config, resume=resume)
-        with seeded(self.fabric.device, derive_seed("run", self.seed, self.fabric.global_rank)):
+        shown = [display()] if self.progress and self.fabric.is_global_zero else []
+        self._told = Callbacks([*self._given(), *shown], self)
+        chance = derive_seed("run", self.seed, self.fabric.global_rank)
+        with self._told, seeded(self.fabric.device, chance):
+            self._told.tell("on_fit_start", resume)
             self.fabric.to_device(self.net)
             first = self._start(saved)
             for task in range(first, self.scenario.num_tasks):
@@ -161,7 +169,12 @@ class Trainer:
                     self._pass_over(task)
                 else:
                     self._train_task(task, saved if inside else None)
+            self._told.tell("on_fit_end", self.result)
         return self.result
+
+    def _given(self) -> list[Callback]:
+        """The callbacks as a list; ``callback`` may be set anew before fit."""
+        return [self.callback] if isinstance(self.callback, Callback) else list(self.callback)
 
     def _start(self, saved: RunCheckpoint | None) -> int:
         """The task to begin with, everything that was saved taken up."""
@@ -196,7 +209,7 @@ class Trainer:
         running = self._begin_task(task, saved)
         first_epoch = 0 if saved is None else saved.epoch
         self._tests.latest = task
-        self.callback.on_task_start(task, self.epochs, first_epoch)
+        self._told.tell("on_task_start", task, self.epochs, first_epoch)
         for epoch in range(first_epoch, self.epochs):
             start = time.perf_counter()
             self._train_epoch(running, epoch)
@@ -205,7 +218,7 @@ class Trainer:
                 self._end_task(running)
             self.result.seconds[task] += time.perf_counter() - start
             self._save(running, (task + 1, 0) if last else (task, epoch + 1))
-        self.callback.on_task_end(task, self.result.matrix[task].copy())
+        self._told.tell("on_task_end", task, self.result.matrix[task].copy())
 
     def _begin_task(self, task: int, saved: RunCheckpoint | None) -> _Running:
         dataset: Any = self.scenario.train_set(task)
@@ -229,7 +242,7 @@ class Trainer:
         device, count = self.fabric.device, 0
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.callback.on_epoch_start(run.task, epoch, batches)
+        self._told.tell("on_epoch_start", run.task, epoch, batches)
         net.train()
         for i, batch in enumerate(self.samples.epoch(run.task, epoch, run.dataset)):
             progress = task_progress(epoch, self.epochs, i, batches)
@@ -251,7 +264,7 @@ class Trainer:
             loss_sum.add_(loss, alpha=target.shape[0])
             correct += (problem.predictions(logits.detach()) == target).count_nonzero()
             count += target.shape[0]
-            self.callback.on_step(run.task, epoch, i, loss)
+            self._told.tell("on_step", run.task, epoch, i, loss)
         totals = torch.stack([loss_sum, correct.double(), torch.full_like(loss_sum, count)])
         self._end_epoch(run, epoch, totals)
 
@@ -275,7 +288,7 @@ class Trainer:
         self.result.losses[task].append(loss)
         self.result.accuracies[task].append(accuracy)
         outlook = self.method.outlook(self.net, self._first + task)
-        self.callback.on_epoch_end(task, epoch, loss, accuracy, outlook)
+        self._told.tell("on_epoch_end", task, epoch, loss, accuracy, outlook)
 
     def _end_task(self, run: _Running) -> None:
         self.method.end_task(self.net, run.state, self.samples.task_data(run.task, run.dataset))
