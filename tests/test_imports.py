@@ -29,6 +29,7 @@ LAYERS = [
     [""],  # maskcl itself, the face of all that is below
     ["report"],
     ["cli", "compat", "info", "reproduce"],
+    ["__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -265,7 +265,7 @@ def start(directory, *more):
     command = [
         sys.executable,
         "-m",
-        "maskcl.cli",
+        "maskcl",
         "train",
         "hat",
         *SMALL,
