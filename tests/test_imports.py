@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up: a file imports from its own layer and from those before it.
 LAYERS = [
-    ["callback", "files", "graph", "metrics", "randomness", "settings"],
+    ["callback", "files", "graph", "metrics", "randomness", "settings", "text"],
     ["_extension", "checkpoint", "reference", "schemas"],
     ["backends", "triton"],
     ["ops"],
