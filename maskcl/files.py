@@ -44,9 +44,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno is not None:
-            if error.filename in (None, str(temporary)):
-                raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+        ours = isinstance(error, OSError) and error.filename in (None, str(temporary))
+        if ours and (code := getattr(error, "errno", None)) is not None:
+            raise OSError(code, os.strerror(code), str(path)) from error
         raise
     _flush(path.parent)
 

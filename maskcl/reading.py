@@ -35,7 +35,7 @@ def read_text(path: str | os.PathLike[str], *, most: int = _MOST_BYTES) -> str:
     try:
         with open(path, "rb") as file:
             data = file.read(most + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"{name} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL byte
         reason = getattr(error, "strerror", None) or sentence_of(error)

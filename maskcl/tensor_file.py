@@ -102,7 +102,7 @@ def has_digest(metadata: dict[str, str]) -> bool:
 def _sentences(name: str, what: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise MissingError(f"{name} does not exist") from None
     except ReadError:
         raise
@@ -123,7 +123,8 @@ def _metadata(file: BinaryIO, name: str, what: str) -> dict[str, str]:
     try:
         content = parse_json(header[8:], name)
     except ReadError as error:
-        raise ReadError(_damaged(name, what, str(error).partition(" cannot be read: ")[2])) from None
+        reason = str(error).partition(" cannot be read: ")[2]
+        raise ReadError(_damaged(name, what, reason)) from None
     metadata = content.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ReadError(_damaged(name, what, f"its metadata is {shown(metadata)}"))

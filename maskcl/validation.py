@@ -43,7 +43,7 @@ def check(value: Any, form: Any, where: str, name: str = "") -> None:
         # The one that is meant, if only one is of the value's kind.
         meant = [one for one in form if _kind(one) is type(value)]
         if len(meant) == 1:
-            return check(value, meant[0], where, name)
+            check(value, meant[0], where, name)
     elif isinstance(form, list) and isinstance(value, list):
         for index, item in enumerate(value):
             check(item, form[0], where, f"{name}[{index}]")

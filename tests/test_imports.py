@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     ["callback", "graph", "metrics", "randomness", "settings", "text"],
     ["files", "reading", "validation"],
+    ["lock"],
     ["_extension", "checkpoint", "reference", "schemas", "tensor_file"],
     ["backends", "triton"],
     ["ops"],

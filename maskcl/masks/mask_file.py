@@ -3,9 +3,9 @@
 ``words.<layer>`` is int32 [ceil(n / 32)], for ternary levels [2, ceil(n / 32)]: bit i % 32 of word
 i // 32 belongs to weight i of the row-major weight; the second plane says which are -1.
 ``own.<name>`` is what else the task has to itself: its head and norms; ``inference.<name>``, where
-the network infers tasks, the statistics of this one. The metadata holds levels,
-task, shapes, facts, a SHA-256 of the network under the masks, and one of the file itself, so that no
-altered byte passes (`maskcl.tensor_file`). Nothing is unpickled.
+the network infers tasks, the statistics of this one. The metadata holds levels, task, shapes,
+facts, a SHA-256 of the network under the masks, and one of the file itself, so that no altered
+byte passes (`maskcl.tensor_file`). Nothing is unpickled.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from maskcl.callback import Callback
 from maskcl.checkpoint import describe_optimizer
+from maskcl.lock import locked
 from maskcl.methods import Method, derive_seed
 from maskcl.methods.loss_scaling import NOT_SCALED
 from maskcl.nn.inference.task_inference import TaskInference
@@ -150,7 +151,12 @@ class Trainer:
             FileExistsError: there is a checkpoint and ``resume`` is False.
             RuntimeError: the loss is not finite, or all tasks are finished.
             ValueError: it is not clear which of the network's tasks the scenario's are.
+            LockedError: another process or thread trains in the directory.
         """
+        with locked(self.directory if self.fabric.is_global_zero else None):
+            return self._fit(resume)
+
+    def _fit(self, resume: bool) -> Result:
         saved = open_run(self.checkpoint_path, self.config, resume=resume)
         with seeded(self.fabric.device, derive_seed("run", self.seed, self.fabric.global_rank)):
             self.fabric.to_device(self.net)
