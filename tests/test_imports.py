@@ -13,8 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up: a file imports from its own layer and from those before it.
 LAYERS = [
-    ["callback", "files", "graph", "metrics", "randomness", "settings"],
-    ["_extension", "checkpoint", "loggers", "progress", "reference", "schemas"],
+    ["callback", "graph", "metrics", "randomness", "settings", "text"],
+    ["files", "reading", "validation"],
+    ["lock"],
+    ["_extension", "checkpoint", "loggers", "progress", "reference", "schemas", "tensor_file"],
     ["backends", "triton"],
     ["ops"],
     ["nn.inference"],

@@ -41,9 +41,8 @@ from maskcl.cli.network import problem_for, with_heads
 from maskcl.cli.options import CommandError, combine, parse_groups
 from maskcl.cli.result_content import result_content
 from maskcl.cli.saved_network import CONTINUES, network_as_made
-from maskcl.files import new_folder
+from maskcl.files import new_folder, write_atomic
 from maskcl.progress import display
-from maskcl.report.files import write_atomic
 from maskcl.training.references import References, references
 from maskcl.training.trainer import CHECKPOINT, Trainer
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from maskcl.callback import Callback, Callbacks
 from maskcl.checkpoint import describe_optimizer
+from maskcl.lock import locked
 from maskcl.methods import Method, derive_seed
 from maskcl.methods.loss_scaling import NOT_SCALED
 from maskcl.nn.inference.task_inference import TaskInference
@@ -154,7 +155,12 @@ class Trainer:
             FileExistsError: there is a checkpoint and ``resume`` is False.
             RuntimeError: the loss is not finite, or all tasks are finished.
             ValueError: it is not clear which of the network's tasks the scenario's are.
+            LockedError: another process or thread trains in the directory.
         """
+        with locked(self.directory if self.fabric.is_global_zero else None):
+            return self._fit(resume)
+
+    def _fit(self, resume: bool) -> Result:
         saved = open_run(self.checkpoint_path, self.config, resume=resume)
         shown = [display()] if self.progress and self.fabric.is_global_zero else []
         self._told = Callbacks([*self._given(), *shown], self)
