@@ -12,22 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl.callback import Callback
 from maskcl.checkpoint import describe_optimizer
 from maskcl.methods import Method, derive_seed
-from maskcl.methods.loss_scaling import NOT_SCALED
 from maskcl.nn.inference.task_inference import TaskInference
-from maskcl.ops import task_progress
 from maskcl.problems import Problem
 from maskcl.randomness import seeded
 from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
 from maskcl.training.checks import check_arguments, check_precision
 from maskcl.training.continuing import first_task_of
+from maskcl.training.epoch import Epochs, Running
 from maskcl.training.inferring import attach, own_labels
 from maskcl.training.result import Result
 from maskcl.training.run_checkpoint import RunCheckpoint, open_run, save_run
@@ -41,18 +38,6 @@ if TYPE_CHECKING:
     from maskcl.scenarios.base import Scenario
 
 CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclasses.dataclass
-class _Running:
-    """The task in training."""
-
-    task: int
-    dataset: Any
-    state: Any
-    module: nn.Module  # the network as Fabric wraps it, where Fabric has something to do
-    optimizer: Optimizer  # likewise
-    guard: Any
 
 
 class Trainer:
@@ -207,10 +192,11 @@ class Trainer:
             self._save(running, (task + 1, 0) if last else (task, epoch + 1))
         self.callback.on_task_end(task, self.result.matrix[task].copy())
 
-    def _begin_task(self, task: int, saved: RunCheckpoint | None) -> _Running:
+    def _begin_task(self, task: int, saved: RunCheckpoint | None) -> Running:
         dataset: Any = self.scenario.train_set(task)
-        state = self.method.begin_task(self.net, self._first + task, seed=self.seed)
-        optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, self._first + task))
+        index = self._first + task
+        state = self.method.begin_task(self.net, index, seed=self.seed)
+        optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, index))
         if saved is None:
             steps = self.epochs * self.samples.steps(dataset)
             self.method.check_plan(self.net, state, optimizer, steps)
@@ -219,70 +205,33 @@ class Trainer:
             saved.restore(self.net, self.fabric.device, state, optimizer)
         guard = self.method.protect(optimizer, self.net, state)
         if not self._is_wrapped:
-            return _Running(task, dataset, state, self.net, optimizer, guard)
+            return Running(task, index, dataset, state, self.net, optimizer, guard)
         module, wrapped = self.fabric.setup(self.net, optimizer)
-        return _Running(task, dataset, state, module, wrapped, guard)
+        return Running(task, index, dataset, state, module, wrapped, guard)
 
-    def _train_epoch(self, run: _Running, epoch: int) -> None:
-        net, method, problem = self.net, self.method, self.problem
-        batches, scaler = self.samples.steps(run.dataset), self._scaler
-        device, count = self.fabric.device, 0
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        correct = torch.zeros((), dtype=torch.int64, device=device)
-        self.callback.on_epoch_start(run.task, epoch, batches)
-        net.train()
-        for i, batch in enumerate(self.samples.epoch(run.task, epoch, run.dataset)):
-            progress = task_progress(epoch, self.epochs, i, batches)
-            method.before_step(net, run.state, progress)
-            run.optimizer.zero_grad()
-            with net.task(self._first + run.task, run.state.scale):
-                logits, target, weight = problem.forward(run.module, batch)
-                loss = problem.loss(logits, target, weight)
-                term = method.loss_term(net, run.state)
-                loss = loss + term if isinstance(term, Tensor) else loss
-                if self._is_wrapped:
-                    self.fabric.backward(loss)
-                else:
-                    loss.backward()
-            method.after_backward(net, run.state, scaler=scaler)
-            run.optimizer.step()
-            method.after_step(net, run.state)
-            loss = loss.detach()
-            loss_sum.add_(loss, alpha=target.shape[0])
-            correct += (problem.predictions(logits.detach()) == target).count_nonzero()
-            count += target.shape[0]
-            self.callback.on_step(run.task, epoch, i, loss)
-        totals = torch.stack([loss_sum, correct.double(), torch.full_like(loss_sum, count)])
-        self._end_epoch(run, epoch, totals)
-
-    @property
-    def _scaler(self) -> Any:
-        """The GradScaler of a Fabric with float16, one that does nothing for any other."""
-        return getattr(self.fabric.strategy.precision, "scaler", None) or NOT_SCALED
-
-    def _end_epoch(self, run: _Running, epoch: int, totals: Tensor) -> None:
-        task = run.task
-        # The epoch's only wait for the device.
-        summed: Any = self.fabric.all_reduce(totals, reduce_op="sum")
-        loss_sum, correct, count = summed.tolist()
-        loss, accuracy = loss_sum / count, correct / count
+    def _train_epoch(self, run: Running, epoch: int) -> None:
+        how = Epochs(
+            self.net, self.method, self.problem, self.samples, self.fabric, self.epochs,
+            is_wrapped=self._is_wrapped,
+        )  # fmt: skip
+        loss, accuracy = how.train(run, epoch, self.callback)
         if not math.isfinite(loss):
             raise RuntimeError(
-                f"Trainer: the loss is {loss} in task {task}, epoch {epoch};"
+                f"Trainer: the loss is {loss} in task {run.task}, epoch {epoch};"
                 " try a smaller learning rate"
                 f"{self.method.explain_divergence(self.net, run.optimizer)}"
             )
-        self.result.losses[task].append(loss)
-        self.result.accuracies[task].append(accuracy)
-        outlook = self.method.outlook(self.net, self._first + task)
-        self.callback.on_epoch_end(task, epoch, loss, accuracy, outlook)
+        self.result.losses[run.task].append(loss)
+        self.result.accuracies[run.task].append(accuracy)
+        outlook = self.method.outlook(self.net, run.index)
+        self.callback.on_epoch_end(run.task, epoch, loss, accuracy, outlook)
 
-    def _end_task(self, run: _Running) -> None:
+    def _end_task(self, run: Running) -> None:
         self.method.end_task(self.net, run.state, self.samples.task_data(run.task, run.dataset))
         if run.guard is not None:
             run.guard.remove()
         self.result.matrix[run.task] = self._tests.row(run.task, self.result.inference)
-        self.result.measures.append(self.method.measure(self.net, self._first + run.task))
+        self.result.measures.append(self.method.measure(self.net, run.index))
 
     def evaluate(self, task: int) -> float:
         """Score on a task's test data in [0, 1], with its hard mask.
@@ -294,7 +243,7 @@ class Trainer:
         """
         return self._tests.of(task)
 
-    def _save(self, run: _Running, position: tuple[int, int]) -> None:
+    def _save(self, run: Running, position: tuple[int, int]) -> None:
         if (path := self.checkpoint_path) is not None and self.fabric.is_global_zero:
             device = self.fabric.device
             save_run(
