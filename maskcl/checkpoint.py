@@ -93,7 +93,7 @@ def load_checkpoint(
         raise CheckpointError(str(error)) from None
     checkpoint = Checkpoint(parts["config"], parts["position"], tensors, parts["facts"])
     if config is not None:
-        _check_config(name, checkpoint.config, config)
+        check_config(name, checkpoint.config, config)
     return checkpoint
 
 
@@ -108,7 +108,8 @@ def _check_format(name: str, metadata: dict[str, str]) -> None:
         raise CheckpointError(f"{name} is damaged: its SHA-256 is missing")
 
 
-def _check_config(path: Any, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def check_config(path: Any, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise CheckpointError where a checkpoint is of a run with another configuration."""
     wanted = json.loads(json.dumps(wanted))
     for key in sorted(found.keys() | wanted.keys()):
         old, new = json.dumps(found.get(key)), json.dumps(wanted.get(key))
