@@ -98,7 +98,8 @@ def _split(source: str, tasks: int = 5) -> Named:
 
 def _permuted(source: str) -> Named:
     # Neighbours mean nothing any more: no convolution.
-    return Named("permuted", source, 10, "domain", "mlp", SOURCES[source].batch_size, 10)
+    own = SOURCES[source]
+    return Named("permuted", source, 10, "domain", "mlp", own.batch_size, own.epochs)
 
 
 _TASKS = {"cifar100": 10, "tiny-imagenet": 10}
@@ -109,6 +110,13 @@ IMAGES: dict[str, Named] = {
     "images": Named("images", None, None, "task"),
     "sequence": Named("sequence", None, None, "task"),
 }
+
+
+def in_words() -> str:
+    """The names, for a person: those that are cut in both ways together."""
+    both = [source for source in SOURCES if f"permuted-{source}" in IMAGES]
+    rest = [name for name in IMAGES if name.partition("-")[2] not in both]
+    return f"split-SET or permuted-SET, SET out of {', '.join(both)}; {', '.join(rest)}"
 
 
 @dataclass(frozen=True)
