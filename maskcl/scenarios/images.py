@@ -56,7 +56,7 @@ class ImageItems(Dataset):
         self._images = images
         self._full_scale = full_scale
         self._rows = rows
-        self._labels = labels
+        self.labels = labels
         self._permutation = permutation
         self._is_normalised = (mean, std) != (0.0, 1.0)
         self._mean, self._std = _by_channel(mean), _by_channel(std)
@@ -77,7 +77,7 @@ class ImageItems(Dataset):
             pixels = (pixels - self._mean) / self._std
         if self._permutation is not None:
             pixels = pixels.flatten(2)[:, :, self._permutation].reshape(pixels.shape)
-        return pixels if self._labels is None else (pixels, self._labels[indices])
+        return pixels if self.labels is None else (pixels, self.labels[indices])
 
 
 class ImageSet(ImageItems):
