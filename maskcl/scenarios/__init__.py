@@ -13,17 +13,19 @@ from typing import Any
 
 from maskcl.scenarios import image_names, pretraining
 from maskcl.scenarios.base import Scenario, ScenarioError, Task, summary
-from maskcl.scenarios.datasets import find_setting, from_datasets
+from maskcl.scenarios.datasets import find_setting, from_datasets, split_datasets
 from maskcl.scenarios.graphs.cut import Request
 from maskcl.scenarios.graphs.names import GRAPHS, load_graph
 from maskcl.scenarios.graphs.pyg import from_pyg
 from maskcl.scenarios.image_names import IMAGES, Wanted
 from maskcl.scenarios.images import Channels
+from maskcl.scenarios.items import ItemError
 from maskcl.scenarios.pretraining import Pretraining
 from maskcl.settings import Setting
 
 __all__ = [
     "NAMES",
+    "ItemError",
     "Pretraining",
     "Scenario",
     "ScenarioError",
@@ -37,6 +39,7 @@ __all__ = [
     "problem_of",
     "reads_data",
     "settings_of",
+    "split_datasets",
     "summary",
     "variants_of",
 ]

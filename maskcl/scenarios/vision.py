@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from maskcl.scenarios.base import Scenario, ScenarioError, Task
-from maskcl.scenarios.class_order import class_groups
+from maskcl.scenarios.class_order import check_equal_domains, class_groups
 from maskcl.scenarios.labels import local_labels
 from maskcl.scenarios.sources import Images
 from maskcl.settings import Setting
@@ -39,12 +39,7 @@ def split(
     classes, order = class_groups(
         name, labels, setting, seed, tasks=num_tasks, shuffle=shuffle, groups=groups
     )
-    num_tasks = len(classes)
-    if setting.name == "domain" and len({len(part) for part in classes}) > 1:
-        raise ScenarioError(
-            f"{name}: the domain setting needs equally many classes in every task, "
-            f"{len(labels)} classes do not divide into {num_tasks} tasks"
-        )
+    check_equal_domains(name, setting, classes, len(labels))
     tables = local_labels(classes, setting)
     tasks = []
     for part, table in zip(classes, tables, strict=True):
