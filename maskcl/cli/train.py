@@ -38,7 +38,7 @@ from maskcl.cli.folders import (
 )
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
-from maskcl.cli.options import CommandError, combine, parse_groups
+from maskcl.cli.options import CommandError, combine, parse_groups, parse_names
 from maskcl.cli.result_content import result_content
 from maskcl.cli.saved_network import CONTINUES, network_as_made
 from maskcl.files import new_folder, write_atomic
@@ -243,6 +243,8 @@ def _load_scenario(options: TrainOptions) -> Scenario:
             seed=options.seed,
             tasks=options.tasks,
             setting=options.setting,
+            size=options.size,
+            datasets=parse_names(options.datasets),
             variant=options.variant,
             metric=options.metric,
             shuffle=options.shuffle,

@@ -168,7 +168,7 @@ class Items(Dataset):
     def __init__(self, given: Given, rows: Tensor | None, targets: Tensor | None) -> None:
         self._given = given
         self._rows = rows
-        self._labels = targets
+        self.labels = targets
         self._length = len(given.targets) if rows is None else len(rows)
 
     @property
@@ -191,7 +191,7 @@ class Items(Dataset):
                 f"{self._given.where}: item {row} has the target {_shown(y)}, but its dataset's"
                 f" list of targets says {_shown(wanted)}; without such a list the items' are read"
             )
-        return x if self._labels is None else (x, self._labels[index])
+        return x if self.labels is None else (x, self.labels[index])
 
 
 class ItemsInMemory(Items):
@@ -202,7 +202,7 @@ class ItemsInMemory(Items):
         take = self._given.take
         assert take is not None
         x = take(indices if self._rows is None else self._rows.index_select(0, indices))[0]
-        return x if self._labels is None else (x, self._labels.index_select(0, indices))
+        return x if self.labels is None else (x, self.labels.index_select(0, indices))
 
 
 def items(given: Given, rows: Tensor | None = None, targets: Tensor | None = None) -> Items:
