@@ -171,11 +171,6 @@ class Items(Dataset):
         self.labels = targets
         self._length = len(given.targets) if rows is None else len(rows)
 
-    @property
-    def labels(self) -> Tensor | None:
-        """The targets; None of inputs alone."""
-        return self._labels
-
     def __len__(self) -> int:
         return self._length
 
