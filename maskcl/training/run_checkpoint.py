@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from maskcl.checkpoint import (
     take,
 )
 from maskcl.randomness import rng_state, set_rng_state
+from maskcl.text import sentence_of
 from maskcl.training.result import Result
 
 
@@ -60,8 +63,13 @@ class RunCheckpoint:
 
     @property
     def result(self) -> Result:
-        """What was measured so far."""
-        return Result.from_dict(self.content.facts["result"])
+        """What was measured so far.
+
+        Raises:
+            CheckpointError: the checkpoint holds something else.
+        """
+        with misfits(self.path):
+            return Result.from_dict(self.content.facts["result"])
 
     def restore(
         self,
@@ -83,11 +91,12 @@ class RunCheckpoint:
         """
         tensors, facts = self.content.tensors, self.content.facts
         load_network(net, tensors, self.path)
-        if state is not None:
-            state.load_state_dict(facts["method"])
-        if optimizer is not None:
-            load_optimizer(optimizer, take(tensors, "optimizer."), facts["optimizer"])
-        set_rng_state(device, take(tensors, "rng."), facts["rng"])
+        with misfits(self.path):
+            if state is not None:
+                state.load_state_dict(facts["method"])
+            if optimizer is not None:
+                load_optimizer(optimizer, take(tensors, "optimizer."), facts["optimizer"])
+            set_rng_state(device, take(tensors, "rng."), facts["rng"])
 
 
 def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunCheckpoint | None:
@@ -106,7 +115,28 @@ def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunC
         return None
     if not resume:
         raise FileExistsError(f"{path} exists; fit(resume=True) goes on from it")
-    return RunCheckpoint(path, load_checkpoint(path, config))
+    run = RunCheckpoint(path, load_checkpoint(path, config))
+    place = {"first_task": 0, **run.content.position}
+    for name in ("task", "epoch", "first_task"):
+        if place.get(name, -1) < 0:
+            raise CheckpointError(f"{path} has {name} {place.get(name)}, wanted at least 0")
+    return run
+
+
+@contextlib.contextmanager
+def misfits(path: Path) -> Iterator[None]:
+    """Inside, a checkpoint's parts are taken up: one of another form becomes a sentence.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {sentence_of(error)}"
+        raise CheckpointError(f"{path} does not fit the run: {said}") from None
 
 
 def save_run(
