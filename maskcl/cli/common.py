@@ -77,6 +77,17 @@ class RunOptions(Options):
             object.__setattr__(self, name, value)
 
 
+def device_of(name: str) -> torch.device:
+    """The device that a name stands for; asked for before any data are read.
+
+    Raises:
+        CommandError: this machine has none such.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CommandError("device is 'cuda', and torch finds no CUDA device here")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
     """Inside, weights are drawn from the seed alone; outside nothing changes."""

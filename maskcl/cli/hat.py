@@ -13,7 +13,7 @@ from maskcl import report
 from maskcl.cli.common import seeded_weights, table
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import example_of, plain_model
-from maskcl.cli.options import option
+from maskcl.cli.options import CommandError, option
 from maskcl.methods import HAT
 from maskcl.training.mask_metrics import mask_bytes
 
@@ -53,6 +53,14 @@ class HATOptions(TrainOptions):
 
     def __post_init__(self) -> None:
         self._complete("lr", LEARNING_RATES.get(self.optimizer))
+        with_value = self.rule in ("const", "adahat")
+        if self.rule_value is not None and not with_value:
+            raise CommandError(
+                f"rule-value belongs to the rules const and adahat, rule is {self.rule}: give"
+                " --rule too, or leave --rule-value out"
+            )
+        if self.rule_value is None and with_value:
+            raise CommandError(f"rule {self.rule} needs a number: --rule-value is missing")
         super().__post_init__()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from maskcl.checkpoint import (
     take,
 )
 from maskcl.randomness import rng_state, set_rng_state
+from maskcl.text import sentence_of
 from maskcl.training.plan import Running
 from maskcl.training.result import Result
 
@@ -69,8 +71,13 @@ class RunCheckpoint:
 
     @property
     def result(self) -> Result:
-        """What was measured so far."""
-        return Result.from_dict(self.content.facts["result"])
+        """What was measured so far.
+
+        Raises:
+            CheckpointError: the checkpoint holds something else.
+        """
+        with misfits(self.path):
+            return Result.from_dict(self.content.facts["result"])
 
     def check_made(self, made: dict[str, Any]) -> None:
         """Raise CheckpointError unless this describes what the run's tasks were trained with."""
@@ -104,6 +111,12 @@ class RunCheckpoint:
         if scaler is not None and "scaler" in facts:
             scaler.load_state_dict(facts["scaler"])
         set_rng_state(device, take(tensors, "rng."), facts["rng"])
+        with misfits(self.path):
+            if state is not None:
+                state.load_state_dict(facts["method"])
+            if optimizer is not None:
+                load_optimizer(optimizer, take(tensors, "optimizer."), facts["optimizer"])
+            set_rng_state(device, take(tensors, "rng."), facts["rng"])
 
 
 def put_back(net: TaskNetwork, state: dict[str, Tensor]) -> None:
@@ -135,6 +148,28 @@ def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunC
     found = {key: value for key, value in saved.content.config.items() if key not in MADE}
     check_config(path, found, config)
     return saved
+    run = RunCheckpoint(path, load_checkpoint(path, config))
+    place = {"first_task": 0, **run.content.position}
+    for name in ("task", "epoch", "first_task"):
+        if place.get(name, -1) < 0:
+            raise CheckpointError(f"{path} has {name} {place.get(name)}, wanted at least 0")
+    return run
+
+
+@contextlib.contextmanager
+def misfits(path: Path) -> Iterator[None]:
+    """Inside, a checkpoint's parts are taken up: one of another form becomes a sentence.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {sentence_of(error)}"
+        raise CheckpointError(f"{path} does not fit the run: {said}") from None
 
 
 def save_run(
