@@ -178,6 +178,7 @@ def _trainer(
     assert options.batch_size is not None
     assert options.epochs is not None
     assert options.lr is not None
+    scheduler_fn, schedule_by = options.rates()
     try:
         return Trainer(
             net,
@@ -193,6 +194,11 @@ def _trainer(
             directory=directory,
             callback=callback,
             inference=options.inference(),
+            scheduler_fn=scheduler_fn,
+            schedule_by=schedule_by,
+            validation=options.held_out(),
+            evaluate=options.tested(),
+            accumulate=options.accumulate,
         )
     except ValueError as error:
         raise CommandError(str(error).replace("Trainer: ", "")) from None
