@@ -184,6 +184,7 @@ def _trainer(
     assert options.batch_size is not None
     assert options.epochs is not None
     assert options.lr is not None
+    scheduler_fn, schedule_by = options.rates()
     try:
         return Trainer(
             net,
@@ -200,6 +201,11 @@ def _trainer(
             callback=callback,
             progress=False,
             inference=options.inference(),
+            scheduler_fn=scheduler_fn,
+            schedule_by=schedule_by,
+            validation=options.held_out(),
+            evaluate=options.tested(),
+            accumulate=options.accumulate,
         )
     except ValueError as error:
         raise CommandError(str(error).replace("Trainer: ", "")) from None

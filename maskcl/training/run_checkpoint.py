@@ -81,9 +81,9 @@ class RunCheckpoint:
 
     def check_made(self, made: dict[str, Any]) -> None:
         """Raise CheckpointError unless this describes what the run's tasks were trained with."""
-        known = [key for key in MADE if key in self.content.config]  # none before the first task
-        found = {key: self.content.config[key] for key in known}
-        check_config(self.path, found, {key: made.get(key) for key in known})
+        found = {key: value for key, value in self.content.config.items() if key in MADE}
+        if found:  # a run on another's network begins with no task trained
+            check_config(self.path, found, made)
 
     def restore(
         self, net: nn.Module, device: torch.device, run: Running | None = None, scaler: Any = None
@@ -101,21 +101,17 @@ class RunCheckpoint:
         """
         tensors, facts = self.content.tensors, self.content.facts
         load_network(net, tensors, self.path)
-        if run is not None:
-            run.state.load_state_dict(facts["method"])
-            load_optimizer(run.optimizer, take(tensors, "optimizer."), facts["optimizer"])
-            if run.schedule is not None:
-                run.schedule.load_state_dict(take(tensors, "scheduler."), facts.get("scheduler"))
-            if run.best is not None:
-                run.best.load_state_dict(take(tensors, "best."), facts.get("best", {}))
-        if scaler is not None and "scaler" in facts:
-            scaler.load_state_dict(facts["scaler"])
-        set_rng_state(device, take(tensors, "rng."), facts["rng"])
         with misfits(self.path):
-            if state is not None:
-                state.load_state_dict(facts["method"])
-            if optimizer is not None:
-                load_optimizer(optimizer, take(tensors, "optimizer."), facts["optimizer"])
+            if run is not None:
+                run.state.load_state_dict(facts["method"])
+                load_optimizer(run.optimizer, take(tensors, "optimizer."), facts["optimizer"])
+                if run.schedule is not None:
+                    schedule = take(tensors, "scheduler.")
+                    run.schedule.load_state_dict(schedule, facts.get("scheduler"))
+                if run.best is not None:
+                    run.best.load_state_dict(take(tensors, "best."), facts.get("best", {}))
+            if scaler is not None and "scaler" in facts:
+                scaler.load_state_dict(facts["scaler"])
             set_rng_state(device, take(tensors, "rng."), facts["rng"])
 
 
@@ -147,6 +143,10 @@ def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunC
     saved = RunCheckpoint(path, load_checkpoint(path))
     found = {key: value for key, value in saved.content.config.items() if key not in MADE}
     check_config(path, found, config)
+    place = {"first_task": 0, **saved.content.position}
+    for name in ("task", "epoch", "first_task"):
+        if place.get(name, -1) < 0:
+            raise CheckpointError(f"{path} has {name} {place.get(name)}, wanted at least 0")
     return saved
     run = RunCheckpoint(path, load_checkpoint(path, config))
     place = {"first_task": 0, **run.content.position}
