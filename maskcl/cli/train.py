@@ -193,6 +193,7 @@ def _trainer(
             directory=directory,
             callback=callback,
             inference=options.inference(),
+            workers=options.workers,
         )
     except ValueError as error:
         raise CommandError(str(error).replace("Trainer: ", "")) from None

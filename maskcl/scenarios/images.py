@@ -52,9 +52,12 @@ class ImageSet(Dataset):
 
     def take(self, indices: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """A whole batch with one indexing: x float32[B, C, H, W], and y int64[B] where labelled."""
-        pixels = self._images[self._rows[indices]].to(torch.float32) / self._full_scale
+        pixels = self._images.index_select(0, self._rows.index_select(0, indices))
+        if self._permutation is not None:  # while a pixel is a byte
+            flat = pixels.flatten(2)
+            order = self._permutation.expand(flat.shape)  # gather: half of index_select's time
+            pixels = flat.gather(2, order).reshape(pixels.shape)
+        pixels = pixels.to(torch.float32, copy=True).div_(self._full_scale)
         if (self._mean, self._std) != (0.0, 1.0):
-            pixels = (pixels - self._mean) / self._std
-        if self._permutation is not None:
-            pixels = pixels.flatten(2)[:, :, self._permutation].reshape(pixels.shape)
-        return pixels if self._labels is None else (pixels, self._labels[indices])
+            pixels.sub_(self._mean).div_(self._std)
+        return pixels if self._labels is None else (pixels, self._labels.index_select(0, indices))

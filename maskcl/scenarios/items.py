@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from maskcl.scenarios.base import ScenarioError
 from maskcl.scenarios.memory import Take, taker
-from maskcl.scenarios.targets import column, same, stored_targets
+from maskcl.scenarios.stored_targets import column, same, stored_targets
 
 # Samples whose values are looked at together.
 _CHUNK = 4096
@@ -32,7 +32,7 @@ class Given:
         dataset: as given.
         where: what messages call it.
         shape: of every x.
-        targets: [N, ...] of the items, as `targets.column` gives them.
+        targets: [N, ...] of the items, as `stored_targets.column` gives them.
         take: a whole batch (x, y, ...) at once, where the dataset is in memory.
     """
 
@@ -166,10 +166,13 @@ class Items(Dataset):
     """
 
     def __init__(self, given: Given, rows: Tensor | None, targets: Tensor | None) -> None:
-        self._given = given
-        self._rows = rows
-        self._labels = targets
+        self._given, self._rows, self._labels = given, rows, targets
         self._length = len(given.targets) if rows is None else len(rows)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """[n, ...]: the scenario's targets; None of a test set's inputs."""
+        return self._labels
 
     def __len__(self) -> int:
         return self._length

@@ -31,7 +31,7 @@ from maskcl.training.continuing import first_task_of
 from maskcl.training.inferring import attach, own_labels
 from maskcl.training.result import Result
 from maskcl.training.run_checkpoint import RunCheckpoint, open_run, save_run
-from maskcl.training.samples import Samples
+from maskcl.training.samples import Samples, loader_of
 from maskcl.training.task_scores import TaskScores
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class Trainer:
             precision are then its.
         first_task: the network's task that the scenario's task 0 is. Finished tasks are not trained
             again. None: what `first_task_of` finds, or raises where it could be two.
+        workers: processes that read samples while the network trains, where samples are read one by
+            one (files); 0 reads them in between. The result is the same for any number.
 
     Raises:
         ValueError: an argument is out of range, or the method refuses the setting.
@@ -103,6 +105,7 @@ class Trainer:
         inference: TaskInference | None = None,
         fabric: Fabric | None = None,
         first_task: int | None = None,
+        workers: int = 0,
     ) -> None:
         self.setting = get_setting(scenario.setting)
         is_inferred = check_arguments(
@@ -118,7 +121,8 @@ class Trainer:
         check_precision(self.fabric, problem)
         attach(net, problem, inference)
         labels = own_labels(net, scenario) if is_inferred else None
-        self.samples = Samples(problem, self.fabric, batch_size, seed, labels)
+        loader = loader_of(problem, scenario, self.fabric, workers)
+        self.samples = Samples(problem, self.fabric, batch_size, seed, labels, loader)
         self._tests = TaskScores(
             net, problem, scenario, self.fabric, self.samples, method.later_tasks_defined,
             is_inferred=is_inferred,
@@ -152,7 +156,8 @@ class Trainer:
             ValueError: it is not clear which of the network's tasks the scenario's are.
         """
         saved = open_run(self.checkpoint_path, self.config, resume=resume)
-        with seeded(self.fabric.device, derive_seed("run", self.seed, self.fabric.global_rank)):
+        seed = derive_seed("run", self.seed, self.fabric.global_rank)
+        with self.samples.loader, seeded(self.fabric.device, seed):
             self.fabric.to_device(self.net)
             first = self._start(saved)
             for task in range(first, self.scenario.num_tasks):
@@ -292,7 +297,8 @@ class Trainer:
         among all classes so far. Before ``fit`` the scenario's task 0 is the network's
         ``first_task``, or 0.
         """
-        return self._tests.of(task)
+        with self.samples.loader:
+            return self._tests.of(task)
 
     def _save(self, run: _Running, position: tuple[int, int]) -> None:
         if (path := self.checkpoint_path) is not None and self.fabric.is_global_zero:
