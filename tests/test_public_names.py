@@ -14,6 +14,7 @@ PUBLIC = {
     " masks nn ops optim",
     "maskcl.backends": "BACKENDS BackendError not_supported_reasons select use_backend",
     "maskcl.callback": "Callback",
+    "maskcl.loggers": "CSVLogger TensorBoardLogger",
     "maskcl.checkpoint": "Checkpoint CheckpointError load_checkpoint save_checkpoint",
     "maskcl.export": "Cost Report compact report save",
     "maskcl.graph": "Graph",

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import pickle
-import signal
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from maskcl.problems.reading import read
+from maskcl.problems.worker import Failure, Jobs, Reader, as_it_is, ignore_interrupts
 from maskcl.scenarios.base import length
 from maskcl.scenarios.items import ItemError
 from maskcl.scenarios.memory import taker
-
-# A batch to read: which dataset, its seed, and which samples.
-_Job = tuple[int, int | None, list[int]]
 
 
 def batches(
@@ -77,7 +73,7 @@ class Loader:
         self._pin, self._context = pin, context
         self._datasets = [dataset for dataset in datasets if taker(dataset) is None]
         self._loader: DataLoader[Any] | None = None
-        self._jobs = _Jobs()
+        self._jobs = Jobs()
         self._is_busy = False
         self._depth = 0
 
@@ -119,6 +115,9 @@ class Loader:
     def _read(
         self, dataset: Any, parts: Iterable[Tensor], generator: torch.Generator | None
     ) -> Iterator[Any]:
+        while type(dataset) is Subset:  # the workers have what it is of
+            parts = _within(dataset.indices, parts)
+            dataset = dataset.dataset
         loader, which = self._started(dataset)
         self._jobs.jobs = ((which, _seed(generator), rows.tolist()) for rows in parts)
         found = self._first(loader)
@@ -133,7 +132,7 @@ class Loader:
                     f"a worker process that reads samples ended ({_line(error)}): is there memory"
                     f" (of /dev/shm too) for {self.workers} workers? workers=0 needs none"
                 ) from error
-            if isinstance(batch, _Failure):
+            if isinstance(batch, Failure):
                 raise ItemError(batch.sentence) from batch.cause
             yield batch
 
@@ -146,14 +145,14 @@ class Loader:
             self._datasets.append(dataset)
         if self._loader is None:
             self._loader = DataLoader(
-                _Reader(self._datasets),
+                Reader(self._datasets),
                 batch_size=None,
                 sampler=self._jobs,  # type: ignore[arg-type]
-                collate_fn=_as_it_is,
+                collate_fn=as_it_is,
                 num_workers=self.workers,
                 pin_memory=self._pin,
                 persistent_workers=True,
-                worker_init_fn=_ignore_interrupts,
+                worker_init_fn=ignore_interrupts,
                 multiprocessing_context=self._context,
                 generator=torch.Generator(),  # else it draws from the process's
             )
@@ -186,60 +185,15 @@ class Loaded(Dataset):
         return self.dataset[index]
 
 
-class _Jobs:
-    """A sampler of jobs, new ones for every epoch."""
-
-    def __init__(self) -> None:
-        self.jobs: Iterator[_Job] = iter(())
-
-    def __iter__(self) -> Iterator[_Job]:
-        return self.jobs
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """An `ItemError` on its way from a worker."""
-
-    sentence: str
-    cause: BaseException | None
-
-
-class _Reader(Dataset):
-    """What lives in a worker: job -> batch, or a `_Failure`."""
-
-    def __init__(self, datasets: Sequence[Any]) -> None:
-        self._datasets = list(datasets)
-
-    def __getitem__(self, job: _Job) -> Any:
-        which, seed, rows = job
-        try:
-            return read(self._datasets[which], rows, seed)
-        except ItemError as error:
-            return _Failure(str(error), _sendable(error.__cause__))
-
-
-def _sendable(cause: BaseException | None) -> BaseException | None:
-    """An exception that another process can have: itself, or its words."""
-    try:
-        pickle.loads(pickle.dumps(cause))
-    except Exception:
-        return RuntimeError(f"{type(cause).__name__}: {cause}")
-    return cause
+def _within(indices: Sequence[int], parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    chosen = torch.as_tensor(indices)
+    return (chosen[rows] for rows in parts)
 
 
 def _seed(generator: torch.Generator | None) -> int | None:
     if generator is None:
         return None
     return int(torch.randint(2**62, (), generator=generator))
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the first one ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _line(error: Exception) -> str:
