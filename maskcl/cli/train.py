@@ -206,6 +206,7 @@ def _trainer(
             validation=options.held_out(),
             evaluate=options.tested(),
             accumulate=options.accumulate,
+            workers=options.workers,
         )
     except ValueError as error:
         raise CommandError(str(error).replace("Trainer: ", "")) from None

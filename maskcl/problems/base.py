@@ -14,18 +14,27 @@ class Problem(Protocol):
 
     Training batches are whatever `forward` understands; the trainer only moves their tensors to
     the device. Test batches hold inputs alone: the labels stay in the scenario.
+
+    Attributes:
+        name: of the kind of data.
+        reads_items: whether batches are the dataset's items put together (`loading.batches`), so
+            that worker processes may read them. A problem without this attribute reads on its own.
     """
 
     name: str
+    reads_items: bool
 
     def train_batches(
         self,
         dataset: Any,
-        order: list[int],
+        order: Tensor,
         batch_size: int,
         generator: torch.Generator | None = None,
     ) -> Iterator[Any]:
-        """Batches of ``dataset``'s samples in the given order; chance comes from ``generator``."""
+        """Batches of ``dataset``'s samples in the given order, int64 [n].
+
+        Chance comes from ``generator``.
+        """
         ...
 
     def num_batches(self, num_samples: int, batch_size: int) -> int:

@@ -13,7 +13,7 @@ from maskcl.scenarios.base import Scenario, ScenarioError, Task
 from maskcl.scenarios.class_order import check_equal_domains, class_groups
 from maskcl.scenarios.items import Given, items, look_at
 from maskcl.scenarios.labels import local_labels
-from maskcl.scenarios.targets import whole_numbers
+from maskcl.scenarios.stored_targets import whole_numbers
 from maskcl.settings import Setting, get_setting
 
 SETTINGS = ("task", "domain", "class")

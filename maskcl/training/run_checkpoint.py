@@ -148,12 +148,6 @@ def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunC
         if place.get(name, -1) < 0:
             raise CheckpointError(f"{path} has {name} {place.get(name)}, wanted at least 0")
     return saved
-    run = RunCheckpoint(path, load_checkpoint(path, config))
-    place = {"first_task": 0, **run.content.position}
-    for name in ("task", "epoch", "first_task"):
-        if place.get(name, -1) < 0:
-            raise CheckpointError(f"{path} has {name} {place.get(name)}, wanted at least 0")
-    return run
 
 
 @contextlib.contextmanager

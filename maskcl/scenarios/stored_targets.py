@@ -97,8 +97,10 @@ def column(values: Any) -> NDArray[Any]:
 
 def same(first: Any, second: Any) -> bool:
     """Whether two targets are one: a number and an array of it too, floats to seven digits."""
-    if type(first) is int and type(second) is int:
-        return first == second
+    if getattr(first, "shape", None) == ():
+        first = first.item()
+    if type(first) is type(second) and type(first) in (int, str):
+        return bool(first == second)
     a, b = (column([value]).reshape(-1) for value in (first, second))
     if a.shape != b.shape:
         return False
