@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from maskcl.scenarios.base import Scenario, ScenarioError, Task, length
+from maskcl.scenarios.base import SCORES, Scenario, ScenarioError, Task, length
 from maskcl.scenarios.labels import local_labels
+from maskcl.scenarios.targets import check_targets, check_widths
 from maskcl.settings import Setting, get_setting
 
 
@@ -19,6 +20,8 @@ def from_datasets(
     setting: str | Setting = "task",
     name: str = "datasets",
     seed: int = 0,
+    targets: str = "classes",
+    metric: str | None = None,
 ) -> Scenario:
     """Make a scenario of map-style datasets whose items are (x tensor, y int).
 
@@ -32,15 +35,28 @@ def from_datasets(
         setting: "task", "domain" or "class", or a ``maskcl.settings`` instance.
         name: printed with every figure.
         seed: recorded only; nothing is drawn here.
+        targets: what y is: "classes"; "values", of `problems.Regression`, a number or [d] numbers;
+            or "multilabel", of `problems.MultiLabel`, [L] times 0 or 1. The number of values or
+            labels may differ between tasks in the task setting; the class setting needs classes.
+        metric: how predictions are scored, see `Scenario`; None for accuracy, "r2" of values,
+            "map" (mean average precision) of multi-label targets.
 
     Raises:
         ScenarioError: no tasks, an empty set, inputs of different shapes, a test label that the
-            task's training set lacks (task setting).
+            task's training set lacks (task setting), targets or a metric that are not as above.
     """
     chosen = find_setting(setting, ("task", "domain", "class"), name)
+    if targets not in SCORES:
+        raise ScenarioError(f"{name}: targets is {targets!r}, wanted {', '.join(SCORES)}")
     if not tasks:
         raise ScenarioError(f"{name}: a scenario needs at least one task, got none")
     shape = _input_shape(tasks, name)
+    if targets != "classes":
+        made = _without_classes(tasks, targets, name)
+        return Scenario(
+            name, chosen, seed, made, shape, "datasets given from Python",
+            metric=metric, targets=targets,
+        )  # fmt: skip
     labels = [(_labels(train), _labels(test)) for train, test in tasks]
     classes = [sorted(set(train.tolist())) for train, _ in labels]
     for index, (_, test) in enumerate(labels):
@@ -64,7 +80,22 @@ def from_datasets(
             tasks, labels, classes, tables, strict=True
         )
     ]
-    return Scenario(name, chosen, seed, made, shape, "datasets given from Python")
+    return Scenario(name, chosen, seed, made, shape, "datasets given from Python", metric=metric)
+
+
+def _without_classes(
+    tasks: Sequence[tuple[Dataset, Dataset]], targets: str, name: str
+) -> list[Task]:
+    """Tasks of values or of multi-label targets."""
+    made = []
+    for index, (train, test) in enumerate(tasks):
+        where = f"{name}: task {index}'s"
+        wanted = check_targets(_targets(train), targets, f"{where} training")
+        labels = check_targets(_targets(test), targets, f"{where} test")
+        check_widths(wanted, labels, where)
+        columns = list(range(wanted.shape[1]))
+        made.append(Task(columns, _labelled(train, wanted), _inputs(test), labels))
+    return made
 
 
 def find_setting(wanted: str | Setting, allowed: Iterable[str], name: str) -> Setting:
@@ -156,6 +187,17 @@ def _labels(dataset: Dataset) -> Tensor:
     if targets is not None and plain and len(targets) == length(dataset):
         return torch.as_tensor(targets).to(torch.int64).flatten().cpu()
     return torch.tensor([int(dataset[index][1]) for index in range(length(dataset))])
+
+
+def _targets(dataset: Dataset) -> Tensor:
+    """[n, ...]: the targets as the dataset's items give them."""
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1]
+    targets = getattr(dataset, "targets", None)
+    plain = getattr(dataset, "target_transform", None) is None
+    if targets is not None and plain and len(targets) == length(dataset):
+        return torch.as_tensor(targets)
+    return torch.stack([torch.as_tensor(dataset[i][1]) for i in range(length(dataset))])
 
 
 def _apply(table: dict[int, int], labels: Tensor) -> Tensor:

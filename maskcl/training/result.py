@@ -20,7 +20,8 @@ class Result:
             and so was task i + 1.
         untrained: [T], scores of the network before training; NaN likewise.
         losses: for each task, the mean loss of each epoch.
-        accuracies: for each task, the training accuracy of each epoch (soft masks, in [0, 1]).
+        accuracies: for each task, the training accuracy of each epoch (soft masks, in [0, 1]); of
+            multi-label targets the share of labels that are right, of regression NaN.
         seconds: for each task, time in training and evaluation.
         inference: what a run that infers tasks measured beside; None for others.
         measures: after each task trained here, what the method measures: name -> part of the

@@ -228,7 +228,7 @@ class Trainer:
         batches, scaler = self.samples.steps(run.dataset), self._scaler
         device, count = self.fabric.device, 0
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        correct = torch.zeros((), dtype=torch.int64, device=device)
+        correct = torch.zeros((), dtype=torch.float64, device=device)
         self.callback.on_epoch_start(run.task, epoch, batches)
         net.train()
         for i, batch in enumerate(self.samples.epoch(run.task, epoch, run.dataset)):
@@ -249,10 +249,10 @@ class Trainer:
             method.after_step(net, run.state)
             loss = loss.detach()
             loss_sum.add_(loss, alpha=target.shape[0])
-            correct += (problem.predictions(logits.detach()) == target).count_nonzero()
+            correct += problem.correct(logits.detach(), target)
             count += target.shape[0]
             self.callback.on_step(run.task, epoch, i, loss)
-        totals = torch.stack([loss_sum, correct.double(), torch.full_like(loss_sum, count)])
+        totals = torch.stack([loss_sum, correct, torch.full_like(loss_sum, count)])
         self._end_epoch(run, epoch, totals)
 
     @property
@@ -285,7 +285,7 @@ class Trainer:
         self.result.measures.append(self.method.measure(self.net, self._first + run.task))
 
     def evaluate(self, task: int) -> float:
-        """Score on a task's test data in [0, 1], with its hard mask.
+        """Score on a task's test data, at most 1, with its hard mask.
 
         Where the setting hides the task at test, it is inferred, if the network has an inference
         and a finished task; else the network is as the latest task sees it: a growing head chooses
