@@ -94,7 +94,7 @@ def load_checkpoint(
         raise CheckpointError(f"{path} is damaged or no checkpoint of maskcl ({error})") from None
     checkpoint = Checkpoint(parts["config"], parts["position"], tensors, parts["facts"])
     if config is not None:
-        _check_config(path, checkpoint.config, config)
+        check_config(path, checkpoint.config, config)
     return checkpoint
 
 
@@ -106,7 +106,8 @@ def _check_format(path: Any, metadata: dict[str, str]) -> None:
         raise CheckpointError(f"{path} has format version {found}, this maskcl reads {VERSION}")
 
 
-def _check_config(path: Any, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def check_config(path: Any, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise CheckpointError where a checkpoint is of a run with another configuration."""
     wanted = json.loads(json.dumps(wanted))
     for key in sorted(found.keys() | wanted.keys()):
         old, new = json.dumps(found.get(key)), json.dumps(wanted.get(key))

@@ -13,6 +13,7 @@ from maskcl.cli.method import MethodCommand, TrainOptions
 from maskcl.cli.options import CommandError, combine, flag_name, parse_groups
 from maskcl.cli.saved_network import CONTINUES, Described, add_tasks, network_as_made
 from maskcl.training.result import Result
+from maskcl.training.run_checkpoint import MADE
 from maskcl.training.trainer import CHECKPOINT
 
 if TYPE_CHECKING:
@@ -239,6 +240,8 @@ def start_of(
     if not more:
         result, place = Result.empty(scenario.num_tasks), (0, run.num_tasks)
     else:
+        # The first task to train checks that its optimizer is the run's.
+        config = {**config, **{k: v for k, v in run.checkpoint.config.items() if k in MADE}}
         now = json.loads(json.dumps(config))
         for key in now.keys() - {"scenario"}:
             if now[key] != run.checkpoint.config.get(key):

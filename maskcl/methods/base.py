@@ -118,6 +118,10 @@ class Method(Protocol):
         """A few words about the task in training, for a line of progress."""
         ...
 
+    def free_capacity(self, net: Any, task: int) -> float | None:
+        """The share of capacity that the task in training would leave free; None for no such."""
+        ...
+
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
         """Why this combination cannot be; empty where it can."""
         ...

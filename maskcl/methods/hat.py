@@ -294,8 +294,11 @@ class HAT:
 
     def outlook(self, net: HATNetwork, task: int) -> str:
         """The share of units that neither an earlier task uses nor this one is about to."""
-        taken = float((net.used() | net.hard_mask(task)).double().mean())
-        return f"free {100 * (1 - taken):.1f} %"
+        return f"free {100 * self.free_capacity(net, task):.1f} %"
+
+    def free_capacity(self, net: HATNetwork, task: int) -> float:
+        """The same share as a number in [0, 1]."""
+        return 1 - float((net.used() | net.hard_mask(task)).double().mean())
 
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
         """Why HAT cannot run on this problem in this setting; empty where it can."""

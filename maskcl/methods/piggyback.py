@@ -251,6 +251,9 @@ class Piggyback:
         off = sum(share * sizes[name] for name, share in net.off(task).items())
         return f"off {100 * off / max(sum(sizes.values()), 1):.1f} %"
 
+    def free_capacity(self, net: PiggybackNetwork, task: int) -> None:
+        """None: a mask takes no weight from later tasks."""
+
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
         """Why Piggyback cannot run on this problem in this setting; empty where it can."""
         return hidden_task_reasons("Piggyback", setting) + no_classes_reasons(problem, setting)

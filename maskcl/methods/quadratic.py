@@ -222,6 +222,9 @@ class Quadratic:
         lists = net.anchored(net.names(heads=self.heads))
         return f"penalty {self.strength * float(ops.mas_penalty(*lists)):.3g}"
 
+    def free_capacity(self, net: ImportanceNetwork, task: int) -> None:
+        """None: no weight is used up."""
+
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
         """Why importances cannot be measured on this problem; empty where they can.
 

@@ -121,13 +121,13 @@ class _Labelled(Dataset):
 
     def __init__(self, dataset: Dataset, labels: Tensor) -> None:
         self._dataset = dataset
-        self._labels = labels
+        self.labels = labels
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self._dataset[index][0], self._labels[index]
+        return self._dataset[index][0], self.labels[index]
 
 
 class _LabelledTensor(_Labelled):
@@ -135,7 +135,7 @@ class _LabelledTensor(_Labelled):
 
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs [n, ...] and labels [n]."""
-        return self._dataset.tensors[0][indices], self._labels[indices]  # type: ignore[attr-defined]
+        return self._dataset.tensors[0][indices], self.labels[indices]  # type: ignore[attr-defined]
 
 
 class _Inputs(Dataset):

@@ -37,7 +37,7 @@ class ImageSet(Dataset):
         self._images = images
         self._full_scale = full_scale
         self._rows = rows
-        self._labels = labels
+        self.labels = labels
         self._permutation = permutation
         self._mean, self._std = mean, std
 
@@ -57,4 +57,4 @@ class ImageSet(Dataset):
             pixels = (pixels - self._mean) / self._std
         if self._permutation is not None:
             pixels = pixels.flatten(2)[:, :, self._permutation].reshape(pixels.shape)
-        return pixels if self._labels is None else (pixels, self._labels[indices])
+        return pixels if self.labels is None else (pixels, self.labels[indices])

@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed"}
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -34,4 +34,9 @@ def make_fabric(device: str, precision: str) -> Fabric:
         raise ValueError("Trainer: device is 'cuda', and torch finds no CUDA device here")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if precision == "16" and device == "cpu":
+        raise ValueError(
+            "Trainer: precision is '16', float16 with a scaled loss, which is for CUDA, and the"
+            " device is the CPU; wanted bf16 or 32"
+        )
     return Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]

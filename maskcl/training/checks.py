@@ -2,19 +2,129 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import inspect
 from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
 
 from maskcl.methods import Method
 from maskcl.nn.inference.task_inference import TaskInference
 from maskcl.nn.tasks.heads import TaskHeads
+from maskcl.nn.tasks.network import TaskNetwork
 from maskcl.settings import Setting
+from maskcl.training.schedules import PERIODS
+from maskcl.training.validation import Validation
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-    from maskcl.nn.tasks.network import TaskNetwork
     from maskcl.scenarios.base import Scenario
+
+EVALUATE = ("all", "last")
+
+
+def check_kinds(
+    net: Any, method: Any, problem: Any, scenario: Any, optimizer_fn: Any, scheduler_fn: Any
+) -> None:
+    """Raise TypeError where an argument is a class for an object, an object for a function, ..."""
+    if not isinstance(net, TaskNetwork):
+        raise TypeError(
+            f"Trainer: net is {_shown(net)}, wanted a network of tasks: maskcl.nn.to_hat,"
+            " to_piggyback or to_importance makes one of a model"
+        )
+    for name, value, hook, wanted in (
+        ("method", method, "begin_task", "a method such as HAT()"),
+        ("problem", problem, "train_batches", "a problem such as Vision()"),
+        ("scenario", scenario, "train_set", "a Scenario: scenarios.load or from_datasets make one"),
+    ):
+        if isinstance(value, type) or not hasattr(value, hook):
+            raise TypeError(f"Trainer: {name} is {_shown(value)}, wanted {wanted}")
+    if not callable(optimizer_fn):
+        raise TypeError(
+            f"Trainer: optimizer_fn is {_shown(optimizer_fn)}, wanted a function that makes an"
+            " optimizer of parameter groups, as each task has its own:"
+            " lambda groups: torch.optim.Adam(groups, lr=1e-3)"
+        )
+    if scheduler_fn is None:
+        return
+    problem_found = None if callable(scheduler_fn) else _shown(scheduler_fn)
+    with contextlib.suppress(ValueError):  # a function of C has no signature
+        if problem_found is None and not _takes_two(scheduler_fn):
+            problem_found = f"{_shown(scheduler_fn)} that takes no two arguments"
+    if problem_found is not None:
+        raise TypeError(
+            f"Trainer: scheduler_fn is {problem_found}, wanted a function of an optimizer and of"
+            " how often the scheduler will be stepped, as each task has its own:"
+            " lambda optimizer, count: CosineAnnealingLR(optimizer, count)"
+        )
+
+
+def _takes_two(function: Any) -> bool:
+    try:
+        inspect.signature(function).bind(None, 1)
+    except TypeError:
+        return False
+    return True
+
+
+def _shown(value: Any) -> str:
+    """What was given, in words."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def check_numbers(**values: Any) -> None:
+    """Raise ValueError where one of them is no integer of at least 1."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"Trainer: {name} is {value!r}, wanted an integer of at least 1")
+
+
+def check_plan(
+    schedule_by: Any,
+    validation: Validation | None,
+    evaluate: Any,
+    scenario: Scenario,
+    processes: int,
+) -> None:
+    """Raise where a trainer is told of no period, no validation or no evaluation that there is."""
+    if schedule_by not in PERIODS:
+        raise ValueError(
+            f"Trainer: schedule_by is {schedule_by!r}, wanted one of {', '.join(PERIODS)}"
+        )
+    if evaluate not in EVALUATE:
+        is_number = isinstance(evaluate, int) and not isinstance(evaluate, bool)
+        if not is_number or evaluate < 1:
+            raise ValueError(
+                f"Trainer: evaluate is {evaluate!r}, wanted 'all', 'last' or an integer of at least"
+                " 1"
+            )
+    if validation is None:
+        return
+    for task, (samples, _) in enumerate(scenario.sizes):
+        rest = samples - validation.count(samples)
+        if samples < 2 or rest < processes:
+            raise ValueError(
+                f"Trainer: validation holds samples out of each task, and task {task} has"
+                f" {samples} in all; wanted at least {max(2, processes + samples - rest)}"
+            )
+
+
+def made_optimizer(optimizer_fn: Any, groups: list[dict[str, Any]]) -> Optimizer:
+    """A task's optimizer.
+
+    Raises:
+        TypeError: the function makes none.
+    """
+    optimizer = optimizer_fn(groups)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"Trainer: optimizer_fn returned {_shown(optimizer)}, wanted a torch.optim.Optimizer"
+        )
+    return optimizer
 
 
 def check_arguments(
@@ -24,8 +134,6 @@ def check_arguments(
     scenario: Scenario,
     setting: Setting,
     inference: TaskInference | None,
-    epochs: int,
-    batch_size: int,
 ) -> bool:
     """Whether tasks are inferred at test, if the arguments of a trainer go together.
 
@@ -45,9 +153,6 @@ def check_arguments(
     reasons = method.not_supported_reasons(problem, known if is_inferred else setting)
     if reasons:
         raise ValueError(f"Trainer: setting is {setting.name!r}: {'; '.join(reasons)}")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"Trainer: {name} is {value!r}, wanted an integer of at least 1")
     if net.num_tasks < scenario.num_tasks:
         missing = scenario.num_tasks - net.num_tasks
         raise ValueError(

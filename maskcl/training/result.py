@@ -21,9 +21,14 @@ class Result:
         untrained: [T], scores of the network before training; NaN likewise.
         losses: for each task, the mean loss of each epoch.
         accuracies: for each task, the training accuracy of each epoch (soft masks, in [0, 1]); of
-            multi-label targets the share of labels that are right, of regression NaN.
+            multi-label targets the share of labels that are right; [] of regression.
         seconds: for each task, time in training and evaluation.
         inference: what a run that infers tasks measured beside; None for others.
+        free: for each task, the share of its capacity that is free after each epoch (HAT); [] where
+            the method has none.
+        validation: for each task, the score on its held-out samples after each epoch, in [0, 1] (of
+            regression minus the loss); [] where none are held out.
+        best_epochs: for each task the epoch with the best of these, from 0; None likewise.
         measures: after each task trained here, what the method measures: name -> part of the
             network -> number.
     """
@@ -35,6 +40,16 @@ class Result:
     seconds: list[float]
     measures: list[dict[str, dict[str, float]]] = dataclasses.field(default_factory=list)
     inference: InferenceScores | None = None
+    free: list[list[float]] = dataclasses.field(default_factory=list)
+    validation: list[list[float]] = dataclasses.field(default_factory=list)
+    best_epochs: list[int | None] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Runs written before there were these lists have none of them."""
+        tasks = len(self.losses)
+        self.free = self.free or [[] for _ in range(tasks)]
+        self.validation = self.validation or [[] for _ in range(tasks)]
+        self.best_epochs = self.best_epochs or [None] * tasks
 
     @property
     def capacity(self) -> list[dict[str, float]]:
@@ -68,6 +83,8 @@ class Result:
         new.matrix[:count, :count], new.untrained[:count] = self.matrix, self.untrained
         new.losses[:count], new.accuracies[:count] = self.losses, self.accuracies
         new.seconds[:count], new.measures = self.seconds, self.measures
+        new.free[:count], new.validation[:count] = self.free, self.validation
+        new.best_epochs[:count] = self.best_epochs
         new.inference = None if self.inference is None else self.inference.with_room(tasks)
         return new
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from maskcl.checkpoint import (
     Checkpoint,
     CheckpointError,
+    check_config,
     load_checkpoint,
     load_network,
     load_optimizer,
@@ -21,7 +23,14 @@ from maskcl.checkpoint import (
     take,
 )
 from maskcl.randomness import rng_state, set_rng_state
+from maskcl.training.plan import Running
 from maskcl.training.result import Result
+
+if TYPE_CHECKING:
+    from maskcl.nn.tasks.network import TaskNetwork
+
+# Parts of the configuration that are known once a task has begun.
+MADE = ("optimizer", "scheduler")
 
 
 @dataclass(frozen=True)
@@ -63,31 +72,46 @@ class RunCheckpoint:
         """What was measured so far."""
         return Result.from_dict(self.content.facts["result"])
 
+    def check_made(self, made: dict[str, Any]) -> None:
+        """Raise CheckpointError unless this describes what the run's tasks were trained with."""
+        config = self.content.config
+        check_config(self.path, {key: config[key] for key in MADE if key in config}, made)
+
     def restore(
-        self,
-        net: nn.Module,
-        device: torch.device,
-        state: Any = None,
-        optimizer: Optimizer | None = None,
+        self, net: nn.Module, device: torch.device, run: Running | None = None, scaler: Any = None
     ) -> None:
-        """Put the network, the method's state, the optimizer and all chance back.
+        """Put the network, what exists only while a task trains, and all chance back.
 
         Args:
             net: of the run; its task is begun if one was in training.
             device: whose generator is restored beside the CPU's.
-            state: the method's, of a task in training.
-            optimizer: of a task in training.
+            run: the task in training, where one was.
+            scaler: of the loss.
 
         Raises:
             CheckpointError: something does not fit.
         """
         tensors, facts = self.content.tensors, self.content.facts
         load_network(net, tensors, self.path)
-        if state is not None:
-            state.load_state_dict(facts["method"])
-        if optimizer is not None:
-            load_optimizer(optimizer, take(tensors, "optimizer."), facts["optimizer"])
+        if run is not None:
+            run.state.load_state_dict(facts["method"])
+            load_optimizer(run.optimizer, take(tensors, "optimizer."), facts["optimizer"])
+            if run.schedule is not None:
+                run.schedule.load_state_dict(take(tensors, "scheduler."), facts.get("scheduler"))
+            if run.best is not None:
+                run.best.load_state_dict(take(tensors, "best."), facts.get("best", {}))
+        if scaler is not None and "scaler" in facts:
+            scaler.load_state_dict(facts["scaler"])
         set_rng_state(device, take(tensors, "rng."), facts["rng"])
+
+
+def put_back(net: TaskNetwork, state: dict[str, Tensor]) -> None:
+    """Give a network the state that it had before a run was taken up that is another's."""
+    if net.training_task is not None:
+        net.forget_task(net.training_task)
+    with contextlib.suppress(RuntimeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that finished tasks are not any more
+        net.load_state_dict(state)  # refused by one that has grown: it stays the run's
 
 
 def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunCheckpoint | None:
@@ -95,7 +119,7 @@ def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunC
 
     Args:
         path: of the file; None for a run that is not saved.
-        config: what the run depends on, which has to be the checkpoint's.
+        config: what the run depends on, which has to be the checkpoint's, but for ``MADE``.
         resume: whether an existing checkpoint is gone on from.
 
     Raises:
@@ -106,7 +130,10 @@ def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunC
         return None
     if not resume:
         raise FileExistsError(f"{path} exists; fit(resume=True) goes on from it")
-    return RunCheckpoint(path, load_checkpoint(path, config))
+    saved = RunCheckpoint(path, load_checkpoint(path))
+    found = {key: value for key, value in saved.content.config.items() if key not in MADE}
+    check_config(path, found, config)
+    return saved
 
 
 def save_run(
@@ -116,20 +143,20 @@ def save_run(
     net: nn.Module,
     result: Result,
     device: torch.device,
-    state: Any,
-    optimizer: Optimizer,
+    run: Running,
+    scaler: Any = None,
 ) -> None:
     """Write a run's checkpoint in one step that either happens or does not.
 
     Args:
         path: of the file; its folder is made.
-        config: as for `open_run`.
+        config: as for `open_run`, and what ``RunCheckpoint.check_made`` checks.
         position: (task, epoch) to go on with, and the network's task that task 0 is.
         net: the network.
         result: what was measured so far.
         device: as for ``RunCheckpoint.restore``.
-        state: the method's; saved inside a task.
-        optimizer: likewise.
+        run: the task in training; saved inside it.
+        scaler: of the loss.
 
     Raises:
         OSError: the disk is full, ...; the checkpoint before is intact then.
@@ -137,12 +164,18 @@ def save_run(
     task, epoch, first = position
     tensors = {f"network.{k}": v for k, v in net.state_dict().items()}
     rng, rng_facts = rng_state(device)
-    tensors |= {f"rng.{k}": v for k, v in rng.items()}
     facts = {"result": result.to_dict(), "rng": rng_facts}
+    parts = {"rng": rng}
     if epoch > 0:
-        moments, facts["optimizer"] = optimizer_state(optimizer)
-        tensors |= {f"optimizer.{k}": v for k, v in moments.items()}
-        facts["method"] = state.state_dict()
+        parts["optimizer"], facts["optimizer"] = optimizer_state(run.optimizer)
+        facts["method"] = run.state.state_dict()
+        if run.schedule is not None:
+            parts["scheduler"], facts["scheduler"] = run.schedule.state_dict()
+        if run.best is not None:
+            parts["best"], facts["best"] = run.best.state_dict()
+    if scaler is not None and scaler.is_enabled():
+        facts["scaler"] = scaler.state_dict()
+    tensors |= {f"{part}.{k}": v for part, found in parts.items() for k, v in found.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     place = {"task": task, "epoch": epoch, "first_task": first}
     save_checkpoint(path, Checkpoint(config, place, tensors, facts))

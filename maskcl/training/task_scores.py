@@ -29,6 +29,8 @@ class TaskScores:
         fabric: for device and precision.
         samples: of training, which inference may measure.
         later: whether the method can say something of tasks that were not trained.
+        evaluate: which rows are whole: ``all``; ``last``, of the last task; every Nth and the last.
+            The others have what was trained last alone.
         is_inferred: nobody tells the task of a sample.
 
     Attributes:
@@ -44,12 +46,14 @@ class TaskScores:
         fabric: Fabric,
         samples: Samples,
         later: bool,
+        evaluate: str | int = "all",
         *,
         is_inferred: bool,
     ) -> None:
         self.net, self.problem, self.scenario, self.fabric = net, problem, scenario, fabric
         self.first = 0
         self.latest: int | None = None
+        self.evaluate = evaluate
         self._later = scenario.setting.later_tasks_defined and later
         self._samples = samples
         self._inferred: InferredScores | None = None
@@ -77,14 +81,25 @@ class TaskScores:
     def row(self, trained: int, into: InferenceScores | None = None) -> list[float]:
         """Scores on all tasks after one: NaN where a score on them would say nothing.
 
+        NaN too where it was not asked for.
+
         Args:
             trained: the task trained last, -1 for none.
             into: gets what else is measured.
         """
+        is_whole = self._is_whole(trained)
         return [
-            self.of(task, trained, into) if task <= trained or is_done or self._later else math.nan
+            self.of(task, trained, into)
+            if (is_whole or task == trained) and (task <= trained or is_done or self._later)
+            else math.nan
             for task, is_done in enumerate(self.finished())
         ]
+
+    def _is_whole(self, trained: int) -> bool:
+        """Whether all tasks are scored after one, as they are before the first and at the end."""
+        if trained in (-1, self.scenario.num_tasks - 1) or self.evaluate == "all":
+            return True
+        return isinstance(self.evaluate, int) and (trained + 1) % self.evaluate == 0
 
     def of(self, task: int, trained: int = 0, into: InferenceScores | None = None) -> float:
         """Score on one task."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import os
@@ -12,27 +11,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from maskcl.callback import Callback
-from maskcl.checkpoint import describe_optimizer
+from maskcl.checkpoint import CheckpointError
 from maskcl.methods import Method, derive_seed
-from maskcl.methods.loss_scaling import NOT_SCALED
 from maskcl.nn.inference.task_inference import TaskInference
-from maskcl.ops import task_progress
 from maskcl.problems import Problem
 from maskcl.randomness import seeded
 from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
-from maskcl.training.checks import check_arguments, check_precision
+from maskcl.training.checks import (
+    check_arguments,
+    check_kinds,
+    check_numbers,
+    check_plan,
+    check_precision,
+)
 from maskcl.training.continuing import first_task_of
+from maskcl.training.epoch import record_epoch, train_epoch
 from maskcl.training.inferring import attach, own_labels
+from maskcl.training.plan import Plan, Running
 from maskcl.training.result import Result
-from maskcl.training.run_checkpoint import RunCheckpoint, open_run, save_run
+from maskcl.training.run_checkpoint import RunCheckpoint, open_run, put_back, save_run
+from maskcl.training.run_config import describe
 from maskcl.training.samples import Samples
+from maskcl.training.schedules import SchedulerFn
 from maskcl.training.task_scores import TaskScores
+from maskcl.training.validation import Validation
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -41,18 +48,6 @@ if TYPE_CHECKING:
     from maskcl.scenarios.base import Scenario
 
 CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclasses.dataclass
-class _Running:
-    """The task in training."""
-
-    task: int
-    dataset: Any
-    state: Any
-    module: nn.Module  # the network as Fabric wraps it, where Fabric has something to do
-    optimizer: Optimizer  # likewise
-    guard: Any
 
 
 class Trainer:
@@ -67,11 +62,11 @@ class Trainer:
             ``torch.optim`` with the arguments it lacks. A group's own ``weight_decay`` (0 for
             what decides about masks) and ``lr`` come before the optimizer's.
         epochs: per task.
-        batch_size: samples a step (of this process).
+        batch_size: samples a batch (of this process).
         seed: of shuffling, embeddings and dropout. The order of an epoch depends on
             (seed, task, epoch) alone.
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
-        precision: ``32`` or ``bf16`` (autocast).
+        precision: ``32``, ``bf16`` (autocast) or, on CUDA, ``16`` (float16 with a scaled loss).
         directory: where the checkpoint goes at every epoch's end; None: nowhere.
         callback: progress.
         inference: tells tasks apart at test, in the class, domain and time settings; it becomes
@@ -80,8 +75,21 @@ class Trainer:
             precision are then its.
         first_task: the network's task that the scenario's task 0 is. Finished tasks are not trained
             again. None: what `first_task_of` finds, or raises where it could be two.
+        scheduler_fn: (optimizer, how often it will be stepped in the task) -> a new scheduler of
+            ``torch.optim.lr_scheduler``; called once a task, after the optimizer.
+        schedule_by: ``epoch`` or ``step``, after which the scheduler is stepped. A
+            ``ReduceLROnPlateau`` gets the loss of validation, else of training; with
+            ``mode="max"`` the score.
+        validation: holds samples out of each task's training, a `Validation` or its share: the task
+            ends with its best epoch, and early where there is a patience.
+        evaluate: which tasks are tested after each: ``all`` up to it; ``last``, it alone, and all
+            after the last; a number N, all after every N tasks and after the last. What is not
+            tested is NaN in the matrix.
+        accumulate: batches a step, whose gradients are those of one batch of all their samples
+            (but for BatchNorm, which sees each batch by itself).
 
     Raises:
+        TypeError: an argument is of another kind: a class for an object, an object for a function.
         ValueError: an argument is out of range, or the method refuses the setting.
     """
 
@@ -103,27 +111,39 @@ class Trainer:
         inference: TaskInference | None = None,
         fabric: Fabric | None = None,
         first_task: int | None = None,
+        scheduler_fn: SchedulerFn | None = None,
+        schedule_by: str = "epoch",
+        validation: Validation | float | None = None,
+        evaluate: str | int = "all",
+        accumulate: int = 1,
     ) -> None:
+        check_kinds(net, method, problem, scenario, optimizer_fn, scheduler_fn)
+        check_numbers(epochs=epochs, batch_size=batch_size, accumulate=accumulate)
         self.setting = get_setting(scenario.setting)
-        is_inferred = check_arguments(
-            net, method, problem, scenario, self.setting, inference, epochs, batch_size
-        )
+        is_inferred = check_arguments(net, method, problem, scenario, self.setting, inference)
         self.net, self.method, self.problem, self.scenario = net, method, problem, scenario
         self.optimizer_fn, self.epochs, self.batch_size = optimizer_fn, epochs, batch_size
+        self.scheduler_fn, self.schedule_by = scheduler_fn, schedule_by
+        self.validation = Validation.of(validation)
+        self.accumulate = accumulate
         self.seed, self.callback = seed, callback or Callback()
         self.directory = None if directory is None else Path(directory)
         self.fabric = fabric or make_fabric(device, precision)
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
         self._is_wrapped = fabric is not None or precision != "32"
+        check_plan(schedule_by, self.validation, evaluate, scenario, self.fabric.world_size)
         check_precision(self.fabric, problem)
         attach(net, problem, inference)
         labels = own_labels(net, scenario) if is_inferred else None
         self.samples = Samples(problem, self.fabric, batch_size, seed, labels)
         self._tests = TaskScores(
             net, problem, scenario, self.fabric, self.samples, method.later_tasks_defined,
-            is_inferred=is_inferred,
+            evaluate, is_inferred=is_inferred,
         )  # fmt: skip
         self.first_task = first_task
+        self._made: dict[str, Any] = {}
+        # The run that is gone on with and the network before it, until the first optimizer is made.
+        self._resumed: tuple[RunCheckpoint, dict[str, Tensor]] | None = None
         self._tests.first = first_task or 0
 
     @property
@@ -151,7 +171,7 @@ class Trainer:
             RuntimeError: the loss is not finite, or all tasks are finished.
             ValueError: it is not clear which of the network's tasks the scenario's are.
         """
-        saved = open_run(self.checkpoint_path, self.config, resume=resume)
+        saved = open_run(self.checkpoint_path, self._given, resume=resume)
         with seeded(self.fabric.device, derive_seed("run", self.seed, self.fabric.global_rank)):
             self.fabric.to_device(self.net)
             first = self._start(saved)
@@ -177,9 +197,10 @@ class Trainer:
             return 0
         saved.check_first_task(self.first_task)
         self._tests.first = saved.first_task
+        self._resumed = saved, {name: t.clone() for name, t in self.net.state_dict().items()}
         if saved.epoch > 0:  # what exists only while a task trains is in the checkpoint
             self.method.begin_task(self.net, self._first + saved.task, seed=self.seed)
-        saved.restore(self.net, self.fabric.device)
+        saved.restore(self.net, self.fabric.device, scaler=self._plan.scaler)
         empty = self._tests.start()
         self.result = saved.result
         if self.result.inference is None:  # a run that goes on from another begins with a blank
@@ -200,89 +221,56 @@ class Trainer:
         for epoch in range(first_epoch, self.epochs):
             start = time.perf_counter()
             self._train_epoch(running, epoch)
-            last = epoch + 1 == self.epochs
+            last = self._plan.is_last(running, epoch)
             if last:
                 self._end_task(running)
             self.result.seconds[task] += time.perf_counter() - start
             self._save(running, (task + 1, 0) if last else (task, epoch + 1))
+            if last:
+                break
         self.callback.on_task_end(task, self.result.matrix[task].copy())
 
-    def _begin_task(self, task: int, saved: RunCheckpoint | None) -> _Running:
-        dataset: Any = self.scenario.train_set(task)
-        state = self.method.begin_task(self.net, self._first + task, seed=self.seed)
-        optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, self._first + task))
-        if saved is None:
-            steps = self.epochs * self.samples.steps(dataset)
-            self.method.check_plan(self.net, state, optimizer, steps)
-        else:
-            # begin_task has renewed what the interrupted task had already trained.
-            saved.restore(self.net, self.fabric.device, state, optimizer)
-        guard = self.method.protect(optimizer, self.net, state)
-        if not self._is_wrapped:
-            return _Running(task, dataset, state, self.net, optimizer, guard)
-        module, wrapped = self.fabric.setup(self.net, optimizer)
-        return _Running(task, dataset, state, module, wrapped, guard)
+    def _begin_task(self, task: int, saved: RunCheckpoint | None) -> Running:
+        plan, dataset = self._plan, self.scenario.train_set(task)
+        run = plan.begin(task, self._first + task, dataset, is_new=saved is None)
+        self._check_made(run.made)
+        if saved is not None:
+            # What has begun is as new, and the interrupted task was not.
+            saved.restore(self.net, self.fabric.device, run, plan.scaler)
+        plan.protect(run)
+        return run
 
-    def _train_epoch(self, run: _Running, epoch: int) -> None:
-        net, method, problem = self.net, self.method, self.problem
-        batches, scaler = self.samples.steps(run.dataset), self._scaler
-        device, count = self.fabric.device, 0
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        correct = torch.zeros((), dtype=torch.float64, device=device)
-        self.callback.on_epoch_start(run.task, epoch, batches)
-        net.train()
-        for i, batch in enumerate(self.samples.epoch(run.task, epoch, run.dataset)):
-            progress = task_progress(epoch, self.epochs, i, batches)
-            method.before_step(net, run.state, progress)
-            run.optimizer.zero_grad()
-            with net.task(self._first + run.task, run.state.scale):
-                logits, target, weight = problem.forward(run.module, batch)
-                loss = problem.loss(logits, target, weight)
-                term = method.loss_term(net, run.state)
-                loss = loss + term if isinstance(term, Tensor) else loss
-                if self._is_wrapped:
-                    self.fabric.backward(loss)
-                else:
-                    loss.backward()
-            method.after_backward(net, run.state, scaler=scaler)
-            run.optimizer.step()
-            method.after_step(net, run.state)
-            loss = loss.detach()
-            loss_sum.add_(loss, alpha=target.shape[0])
-            correct += problem.correct(logits.detach(), target)
-            count += target.shape[0]
-            self.callback.on_step(run.task, epoch, i, loss)
-        totals = torch.stack([loss_sum, correct, torch.full_like(loss_sum, count)])
-        self._end_epoch(run, epoch, totals)
+    def _check_made(self, made: dict[str, Any]) -> None:
+        """Refuse a run that was trained with another optimizer; the network is as it came then."""
+        self._made = self._made or made
+        if self._resumed is not None:
+            (saved, before), self._resumed = self._resumed, None
+            try:
+                saved.check_made(made)
+            except CheckpointError:
+                put_back(self.net, before)
+                raise
 
-    @property
-    def _scaler(self) -> Any:
-        """The GradScaler of a Fabric with float16, one that does nothing for any other."""
-        return getattr(self.fabric.strategy.precision, "scaler", None) or NOT_SCALED
-
-    def _end_epoch(self, run: _Running, epoch: int, totals: Tensor) -> None:
-        task = run.task
-        # The epoch's only wait for the device.
-        summed: Any = self.fabric.all_reduce(totals, reduce_op="sum")
-        loss_sum, correct, count = summed.tolist()
-        loss, accuracy = loss_sum / count, correct / count
+    def _train_epoch(self, run: Running, epoch: int) -> None:
+        loss, accuracy = train_epoch(self._plan, run, epoch, self.callback)
         if not math.isfinite(loss):
             raise RuntimeError(
-                f"Trainer: the loss is {loss} in task {task}, epoch {epoch};"
+                f"Trainer: the loss is {loss} in task {run.task}, epoch {epoch};"
                 " try a smaller learning rate"
                 f"{self.method.explain_divergence(self.net, run.optimizer)}"
             )
-        self.result.losses[task].append(loss)
-        self.result.accuracies[task].append(accuracy)
-        outlook = self.method.outlook(self.net, self._first + task)
-        self.callback.on_epoch_end(task, epoch, loss, accuracy, outlook)
+        record_epoch(self._plan, run, epoch, loss, accuracy, self.result)
+        outlook = self.method.outlook(self.net, run.index)
+        self.callback.on_epoch_end(run.task, epoch, loss, accuracy, outlook)
 
-    def _end_task(self, run: _Running) -> None:
+    def _end_task(self, run: Running) -> None:
+        if run.best is not None:
+            run.best.restore()
         self.method.end_task(self.net, run.state, self.samples.task_data(run.task, run.dataset))
         if run.guard is not None:
             run.guard.remove()
         self.result.matrix[run.task] = self._tests.row(run.task, self.result.inference)
-        self.result.measures.append(self.method.measure(self.net, self._first + run.task))
+        self.result.measures.append(self.method.measure(self.net, run.index))
 
     def evaluate(self, task: int) -> float:
         """Score on a task's test data, at most 1, with its hard mask.
@@ -294,32 +282,29 @@ class Trainer:
         """
         return self._tests.of(task)
 
-    def _save(self, run: _Running, position: tuple[int, int]) -> None:
+    def _save(self, run: Running, position: tuple[int, int]) -> None:
         if (path := self.checkpoint_path) is not None and self.fabric.is_global_zero:
-            device = self.fabric.device
             save_run(
-                path, self.config, (*position, self._first), self.net, self.result, device,
-                run.state, run.optimizer,
+                path, self.config, (*position, self._first), self.net, self.result,
+                self.fabric.device, run, self._plan.scaler,
             )  # fmt: skip
 
+    @property
+    def _plan(self) -> Plan:
+        return Plan(
+            self.net, self.method, self.problem, self.samples, self.optimizer_fn,
+            self.scheduler_fn, self.schedule_by, self.validation, self.epochs, self.accumulate,
+            is_wrapped=self._is_wrapped, is_saved=self.directory is not None,
+        )  # fmt: skip
+
     @functools.cached_property
+    def _given(self) -> dict[str, Any]:
+        return describe(self._plan, self.scenario, self._tests.evaluate)
+
+    @property
     def config(self) -> dict[str, Any]:
-        """All that the result depends on, as a JSON object."""
-        method: Any = self.method
-        optimizer = self.optimizer_fn(self.method.parameter_groups(self.net, 0))
-        groups = describe_optimizer(optimizer)
-        inference = self.net.inference
-        beside = {} if inference is None else {"inference": inference.arguments()}
-        return {
-            **beside,
-            "method": {"name": type(method).__name__, **dataclasses.asdict(method)},
-            "problem": self.problem.describe(),
-            "setting": self.setting.name,
-            "scenario": self.scenario.describe(),
-            "optimizer": {"name": type(optimizer).__name__, "groups": groups},
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "precision": type(self.fabric.strategy.precision).__name__,
-            "processes": self.fabric.world_size,
-        }
+        """All that the result depends on, as a JSON object.
+
+        ``optimizer`` and ``scheduler`` are in it once a task has begun, which makes them.
+        """
+        return {**self._given, **self._made}

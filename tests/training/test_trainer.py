@@ -551,7 +551,7 @@ def test_the_result_goes_through_json():
         ({"epochs": 1.5}, "epochs is 1.5"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"device": "tpu"}, "device is 'tpu', wanted one of auto, cpu, cuda"),
-        ({"precision": "16"}, "precision is '16', wanted one of 32, bf16"),
+        ({"precision": "16"}, "precision is '16', float16 with a scaled loss"),
         ({"scenario": tiny.scenario(4)}, "net has 3 tasks, the scenario 4"),
         ({"scenario": tiny.scenario(2, setting="class")}, "which the class setting does not tell"),
         (

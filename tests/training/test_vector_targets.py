@@ -112,7 +112,8 @@ def test_training_accuracy_is_that_of_labels_and_none_of_values():
     result = make(HAT(), "multilabel", epochs=2).fit()
     assert all(0 < value <= 1 for part in result.accuracies for value in part)
     result = make(HAT(), "values", epochs=2).fit()
-    assert all(math.isnan(value) for part in result.accuracies for value in part)
+    assert result.accuracies == [[], [], []]
+    assert [len(part) for part in result.losses] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("targets", KINDS)
@@ -195,7 +196,15 @@ def test_a_problem_of_another_kind_is_refused(targets, problem, text):
 
 def test_regression_is_refused_on_classes():
     with pytest.raises(ValueError, match="which learns values, and the scenario's targets are cl"):
-        Trainer(tiny.network(), HAT(), Regression(), tiny.scenario(), None, epochs=1, batch_size=1)
+        Trainer(
+            tiny.network(),
+            HAT(),
+            Regression(),
+            tiny.scenario(),
+            tiny.OPTIMIZERS["sgd"],
+            epochs=1,
+            batch_size=1,
+        )
 
 
 def test_inference_of_tasks_needs_classes():
@@ -214,3 +223,42 @@ def test_heads_of_another_size_are_told_before_training():
     wrong = to_hat(model, 3, torch.zeros(2, 2), classes=[2, 2, 3])
     with pytest.raises(ValueError, match="head of task 1 has 2 outputs, wanted 1"):
         make(HAT(), "values", net=wrong).fit()
+
+
+@pytest.mark.parametrize("targets", KINDS)
+def test_the_best_epoch_is_found_and_restored(targets, tmp_path):
+    """By the share of labels that are right; values have none, and go by the loss."""
+    options = {"validation": 0.25, "epochs": 6}
+    trainer = make(HAT(), targets, **options)
+    result = trainer.fit()
+    for task, found in enumerate(result.validation):
+        assert len(found) == 6
+        assert all(math.isfinite(value) for value in found)
+        assert found[result.best_epochs[task]] == max(found)
+        assert found[-1] > found[0]
+
+    class Stop(maskcl.callback.Callback):
+        def on_epoch_start(self, task, epoch, batches):
+            if (task, epoch) == (1, 3):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(HAT(), targets, directory=tmp_path, callback=Stop(), **options).fit()
+    resumed = make(HAT(), targets, directory=tmp_path, **options).fit(resume=True)
+    assert resumed.best_epochs == result.best_epochs
+    np.testing.assert_array_equal(resumed.matrix, result.matrix)
+
+
+def test_a_plateau_of_the_score_is_one_of_the_loss():
+    seen = []
+
+    class Plateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
+        def step(self, metrics, epoch=None):
+            seen.append(metrics)
+            super().step(metrics, epoch)
+
+    make(
+        HAT(), "values", epochs=2, scheduler_fn=lambda optimizer, _: Plateau(optimizer, mode="max")
+    ).fit()
+    assert len(seen) == 6
+    assert all(value < 0 for value in seen)
