@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file whose metadata holds the JSON, so that the two cannot differ.
 
 Nothing is unpickled. A file is written beside its name, flushed to the disk and renamed, so that at
-every moment the name stands for a whole checkpoint, the old one or the new one.
+every moment the name stands for a whole checkpoint, the old one or the new one. From version 2 on
+it holds a SHA-256 of all its bytes, which is verified when it is read.
 """
 
 from __future__ import annotations
@@ -16,10 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl.files import replacing
+from maskcl.reading import ReadError, parse_json
+from maskcl.tensor_file import has_digest, read_tensors, write_tensors
+from maskcl.text import printable
+from maskcl.validation import ContentError, check
 
 FORMAT = "maskcl-checkpoint"
-VERSION = 1
+VERSION = 2
+_KNOWN = ("1", "2")  # those of version 1 have no SHA-256
+
+_FORMS = {"config": {str: Any}, "position": {str: int}, "facts": {str: Any}}
 
 
 class CheckpointError(ValueError):
@@ -49,8 +56,6 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     Raises:
         OSError: the disk is full, the directory absent, ...; the old file is intact then.
     """
-    from safetensors.torch import save_file
-
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -58,13 +63,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         "position": json.dumps(checkpoint.position),
         "facts": json.dumps(checkpoint.facts),
     }
-    # Copies, as safetensors refuses tensors that share memory.
-    tensors = {
-        name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, t in checkpoint.tensors.items()
-    }
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    write_tensors(path, checkpoint.tensors, metadata)
 
 
 def load_checkpoint(
@@ -77,33 +76,36 @@ def load_checkpoint(
         config: what this run depends on; where given it must be the checkpoint's.
 
     Raises:
-        CheckpointError: there is no such file, it is truncated, it is something else, or it is of
-            a run with another configuration.
+        CheckpointError: there is no such file, it is truncated, altered or something else, or it is
+            of a run with another configuration.
     """
-    from safetensors import SafetensorError, safe_open
-
+    name = printable(os.fspath(path))
     try:
-        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            _check_format(path, metadata)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-        parts = {key: json.loads(metadata[key]) for key in ("config", "position", "facts")}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint of maskcl ({error})") from None
+        metadata, tensors = read_tensors(path, "checkpoint of maskcl")
+        _check_format(name, metadata)
+        parts = {}
+        for key, form in _FORMS.items():
+            if key not in metadata:
+                raise ReadError(f"{name} is damaged or no checkpoint of maskcl: it has no {key}")
+            parts[key] = parse_json(metadata[key], f"{name}: {key}", nan=True)
+            check(parts[key], form, name, key)
+    except (ReadError, ContentError) as error:
+        raise CheckpointError(str(error)) from None
     checkpoint = Checkpoint(parts["config"], parts["position"], tensors, parts["facts"])
     if config is not None:
-        check_config(path, checkpoint.config, config)
+        check_config(name, checkpoint.config, config)
     return checkpoint
 
 
-def _check_format(path: Any, metadata: dict[str, str]) -> None:
+def _check_format(name: str, metadata: dict[str, str]) -> None:
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is a safetensors file but no checkpoint of maskcl")
-    if metadata.get("version") != str(VERSION):
-        found = metadata.get("version")
-        raise CheckpointError(f"{path} has format version {found}, this maskcl reads {VERSION}")
+        raise CheckpointError(f"{name} is a safetensors file but no checkpoint of maskcl")
+    version = metadata.get("version")
+    if version not in _KNOWN:
+        found, known = printable(version), " and ".join(_KNOWN)
+        raise CheckpointError(f"{name} has format version {found}, this maskcl reads {known}")
+    if version != "1" and not has_digest(metadata):
+        raise CheckpointError(f"{name} is damaged: its SHA-256 is missing")
 
 
 def check_config(path: Any, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -112,7 +114,8 @@ def check_config(path: Any, found: dict[str, Any], wanted: dict[str, Any]) -> No
     for key in sorted(found.keys() | wanted.keys()):
         old, new = json.dumps(found.get(key)), json.dumps(wanted.get(key))
         if old != new:
-            raise CheckpointError(f"{path} is of a run with {key} {old}, this run has {new}")
+            what = f"{printable(key)} {printable(old)}"
+            raise CheckpointError(f"{path} is of a run with {what}, this run has {printable(new)}")
 
 
 def load_network(net: nn.Module, tensors: dict[str, Tensor], path: Any = "the checkpoint") -> None:

@@ -60,7 +60,7 @@ def test_a_truncated_file_is_refused(tmp_path, keep):
     ckpt.save_checkpoint(path, example())
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data)) if isinstance(keep, float) else keep])
-    with pytest.raises(ckpt.CheckpointError, match="is damaged or no checkpoint") as e:
+    with pytest.raises(ckpt.CheckpointError, match="is damaged") as e:
         ckpt.load_checkpoint(path)
     assert "\n" not in str(e.value)
 
@@ -75,7 +75,7 @@ def test_foreign_files_are_refused_and_not_unpickled(tmp_path):
     with pytest.raises(ckpt.CheckpointError, match="safetensors file but no checkpoint"):
         ckpt.load_checkpoint(path)
     save_file({"a": torch.zeros(1)}, path, {"format": ckpt.FORMAT, "version": "99"})
-    with pytest.raises(ckpt.CheckpointError, match="format version 99, this maskcl reads 1"):
+    with pytest.raises(ckpt.CheckpointError, match="format version 99, this maskcl reads 1 and 2"):
         ckpt.load_checkpoint(path)
     save_file({"a": torch.zeros(1)}, path, {"format": ckpt.FORMAT, "version": "1"})
     with pytest.raises(ckpt.CheckpointError, match="damaged"):
@@ -85,7 +85,7 @@ def test_foreign_files_are_refused_and_not_unpickled(tmp_path):
         ckpt.load_checkpoint(path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(ckpt.CheckpointError, match="damaged or no checkpoint"):
+    with pytest.raises(ckpt.CheckpointError, match="cannot be read: is a directory"):
         ckpt.load_checkpoint(path)
 
 
@@ -148,7 +148,9 @@ def test_file_and_directory_are_flushed_before_and_after_the_rename(tmp_path, mo
         pytest.skip("needs /proc")
     path = tmp_path / "c.safetensors"
     ckpt.save_checkpoint(path, example())
-    assert events == [str(path) + ".tmp", "rename", str(tmp_path)]
+    temporary, *rest = events
+    assert Path(temporary).parent == tmp_path
+    assert rest == ["rename", str(tmp_path)]
 
 
 @pytest.mark.parametrize("name", list(tiny.OPTIMIZERS))

@@ -13,8 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up: a file imports from its own layer and from those before it.
 LAYERS = [
-    ["callback", "files", "graph", "metrics", "randomness", "settings"],
-    ["_extension", "checkpoint", "reference", "schemas"],
+    ["callback", "graph", "metrics", "randomness", "settings", "text"],
+    ["files", "reading", "validation"],
+    ["lock"],
+    ["_extension", "checkpoint", "loggers", "progress", "reference", "schemas", "tensor_file"],
     ["backends", "triton"],
     ["ops"],
     ["nn.inference"],
@@ -29,6 +31,7 @@ LAYERS = [
     [""],  # maskcl itself, the face of all that is below
     ["report"],
     ["cli", "compat", "info", "reproduce"],
+    ["__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -14,6 +14,7 @@ PUBLIC = {
     " masks nn ops optim",
     "maskcl.backends": "BACKENDS BackendError not_supported_reasons select use_backend",
     "maskcl.callback": "Callback",
+    "maskcl.loggers": "CSVLogger TensorBoardLogger",
     "maskcl.checkpoint": "Checkpoint CheckpointError load_checkpoint save_checkpoint",
     "maskcl.export": "Cost Report compact report save",
     "maskcl.graph": "Graph",
@@ -43,9 +44,9 @@ PUBLIC = {
     "maskcl.problems": "Graphs Link MultiLabel Node Problem Regression Vision",
     "maskcl.report": "ReportError compare decode_masks encode_masks facts read_result write_report"
     " write_result",
-    "maskcl.scenarios": "NAMES Pretraining Scenario ScenarioError Task default_setting"
+    "maskcl.scenarios": "ItemError NAMES Pretraining Scenario ScenarioError Task default_setting"
     " from_datasets from_pyg images_of load load_pretraining problem_of reads_data settings_of"
-    " summary variants_of",
+    " split_datasets summary variants_of",
     "maskcl.settings": "Setting get_setting",
     "maskcl.compat.begin.algorithms.hat.graphs": "GCTaskILHATTrainer",
     "maskcl.compat.begin.algorithms.hat.links": "LCTaskILHATTrainer",

@@ -2,7 +2,9 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from maskcl import ops
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
 LATER_TASKS = (ROOT / "docs" / "later-tasks.md").read_text()
+CALLBACKS = (ROOT / "docs" / "callbacks.md").read_text()
 TASK_INFERENCE = (ROOT / "docs" / "task-inference.md").read_text()
 
 VECTOR_TARGETS = (ROOT / "docs" / "regression-and-multilabel.md").read_text()
@@ -219,6 +222,35 @@ def test_the_page_of_task_inference_runs():
     exec(compile(example, "task-inference.md", "exec"), names)
     assert names["result"].matrix[-1].mean() > 0.9
     assert names["found"].task.shape == (3,)
+
+
+def test_the_page_of_callbacks_runs(tmp_path, monkeypatch, capsys):
+    """Weights & Biases by a stand-in that keeps what it is told."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
+    logged, over = [], []
+    run = SimpleNamespace(log=logged.append, finish=lambda: over.append(True))
+    stand_in = SimpleNamespace(init=lambda project, config: run)
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    monkeypatch.chdir(tmp_path)
+    first, second = blocks("python", CALLBACKS)
+    names = {}
+    exec(compile(first, "callbacks.md", "exec"), names)
+    assert "task 1: " in capsys.readouterr().out
+    assert (tmp_path / "run.csv").read_text().count("loss") == 4
+    exec(compile(second, "callbacks.md", "exec"), names)
+    net = maskcl.nn.to_hat(
+        maskcl.models.mlp((1, 8, 8), classes=5), 2, torch.zeros(2, 1, 8, 8), classes=[5, 5]
+    )
+    names["maskcl"].Trainer(
+        net, maskcl.HAT(), names["problems"].Vision(), names["digits"],
+        names["trainer"].optimizer_fn, epochs=1, batch_size=64, callback=names["WandB"](),
+    ).fit()  # fmt: skip
+    assert [sorted(line) for line in logged] == [
+        ["accuracy", "epoch", "loss", "task"], ["test of task 0"],
+        ["accuracy", "epoch", "loss", "task"], ["test of task 0", "test of task 1"],
+    ]  # fmt: skip
+    assert over == [True]
 
 
 def test_its_commands_run(tmp_path, monkeypatch):

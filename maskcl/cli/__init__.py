@@ -8,6 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+# They import torch and read data before they have something to say.
+_LONG = ("train", "pretrain", "reproduce")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -18,6 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 (a run failed), 2 (bad input), 130 (interrupted).
     """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    is_long = len(given) > 1 and given[0] in _LONG and not {"-h", "--help"} & set(given)
+    if is_long and "torch" not in sys.modules:
+        print("maskcl: starting", file=sys.stderr, flush=True)
     try:
         from maskcl.cli.app import run
     except ModuleNotFoundError as error:
@@ -30,4 +37,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:  # torch takes seconds to import
         return 130
-    return run(sys.argv[1:] if arguments is None else list(arguments))
+    return run(given)

@@ -13,10 +13,13 @@ from torch import nn
 from maskcl import models, scenarios
 from maskcl.cli.options import CommandError, Options, option
 from maskcl.methods import derive_seed
+from maskcl.scenarios.graphs.names import GRAPHS
+from maskcl.scenarios.image_names import IMAGES, in_words
 from maskcl.training.pretrain import state_hash
 
-# Used where no --batch-size is given: 64 is HAT's paper's; a task of 290 digits needs more steps.
-BATCH_SIZES = {"digits": 16, "mnist": 64}
+# Used where no --batch-size is given; of images what their table says. 64 is HAT's paper's; a task
+# of 290 digits needs more steps.
+_BATCH_SIZES_SHOWN = "64, digits 16"
 GRAPH_BATCH_SIZES = {"node": 256, "link": 256, "graph": 16}
 
 _OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -33,15 +36,24 @@ class RunOptions(Options):
 
     MAY_CHANGE: ClassVar[tuple[str, ...]] = ("out", "data", "device")
 
-    scenario: str = option(f"What to learn: {', '.join(scenarios.NAMES)}.", choices=scenarios.NAMES)
+    scenario: str = option(
+        f"What to learn: {in_words()}; of graphs {', '.join(GRAPHS)}.", choices=scenarios.NAMES
+    )
     out: str = option("New folder for all that is written.")
     data: str | None = option(
-        "Folder with MNIST's idx files or a graph's raw files (never written to).", None
+        "Folder with the scenario's raw files; nothing is downloaded or written there.", None
+    )
+    size: int | None = option(
+        "Of images and sequence: pixels of a side.",
+        None,
+        shown="the first image's, at most 64; 32",
+        at_least=1,
+        below=4097,
     )
     batch_size: int | None = option(
         "Examples a step.",
         None,
-        shown=f"{table(BATCH_SIZES)}; of graphs {table(GRAPH_BATCH_SIZES)}",
+        shown=f"{_BATCH_SIZES_SHOWN}; of graphs {table(GRAPH_BATCH_SIZES)}",
         at_least=1,
     )
     optimizer: str = option(f"{', '.join(_OPTIMIZERS)}.", "adam", choices=_OPTIMIZERS)
@@ -51,9 +63,10 @@ class RunOptions(Options):
     device: str = option("auto, cpu, cuda.", "auto", choices=("auto", "cpu", "cuda"))
 
     def __post_init__(self) -> None:
-        images = BATCH_SIZES.get(self.scenario.split("-")[-1])
+        images = IMAGES.get(self.scenario)
         problem = str(scenarios.problem_of(self.scenario))
-        self._complete("batch_size", GRAPH_BATCH_SIZES.get(problem, images))
+        own = GRAPH_BATCH_SIZES.get(problem) if images is None else images.batch_size
+        self._complete("batch_size", own)
         super().__post_init__()
         if self.momentum and self.optimizer != "sgd":
             raise CommandError(f"momentum belongs to sgd, {self.optimizer} has its own")

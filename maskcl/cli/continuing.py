@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 # What a run on another scenario takes from that scenario, not from the run before.
 _OF_SCENARIO = (
-    "scenario", "out", "data", "tasks", "setting", "variant", "metric", "shuffle", "groups",
-    "fanouts", "references",
+    "scenario", "out", "data", "size", "datasets", "tasks", "setting", "variant", "metric",
+    "shuffle", "groups", "fanouts", "references",
 )  # fmt: skip
 # What the network is made by. Of the seed's split a test image may have been trained on.
 _OF_NETWORK = ("base", "norms", "levels", "seed")

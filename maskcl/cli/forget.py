@@ -16,8 +16,8 @@ from maskcl.cli.folders import FORGOTTEN, read_config_of
 from maskcl.cli.hat import free_counts, protected_share
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError
+from maskcl.files import write_atomic
 from maskcl.nn import Forgotten, HATNetwork
-from maskcl.report.files import write_atomic
 from maskcl.training.trainer import CHECKPOINT
 
 

@@ -14,6 +14,7 @@ from maskcl import models, scenarios
 from maskcl.cli.common import RunOptions, table
 from maskcl.cli.options import CommandError, option
 from maskcl.nn.inference.task_inference import TaskInference
+from maskcl.scenarios.image_names import IMAGES
 from maskcl.settings import SETTINGS
 
 if TYPE_CHECKING:
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from maskcl.scenarios import Scenario
     from maskcl.training.result import Result
 
-# Used where no --epochs is given. A step of a node problem is an epoch, unless neighbours are
-# sampled: then it has as many epochs as images.
-EPOCHS = {"vision": 10, "node": 100, "link": 20, "graph": 20}
-MODELS = {"vision": "mlp", "node": "gcn", "link": "gcn", "graph": "gcn"}
+# Used where no --epochs is given; image scenarios have their own. A step of a node problem is an
+# epoch, unless neighbours are sampled.
+EPOCHS = {"node": 100, "link": 20, "graph": 20}
+SAMPLED_EPOCHS = 10
+GRAPH_MODEL = "gcn"
 GRAPH_WIDTHS = (64, 64)
 
 _model = functools.partial(option, panel="Model")
@@ -43,6 +45,7 @@ class TrainOptions(RunOptions):
     NEEDS_TASK: ClassVar[bool] = True
 
     tasks: int | None = option("Number of tasks.", None, shown="the scenario's", at_least=1)
+    datasets: str | None = option("Of sequence: sets that are a task each, as mnist,usps.", None)
     setting: str | None = option(
         "task, domain, class, time.",
         None,
@@ -56,12 +59,19 @@ class TrainOptions(RunOptions):
         choices=("shared", "masked", "base", "none"),
     )
     variant: str | None = option("Of planetoid: cora, citeseer.", None)
-    shuffle: bool = option("Classes (domains of graphs) in an order that the seed draws.", False)
+    shuffle: bool = option(
+        "Classes (or data sets, domains) in an order that the seed draws.", False
+    )
     groups: str | None = option(
         "Classes of each task, as 0,1/2,3.", None, shown="an even cut in ascending order"
     )
     metric: str | None = option("accuracy, auroc, hits@K.", None, shown="the scenario's")
-    epochs: int | None = option("For each task.", None, shown=table(EPOCHS), at_least=1)
+    epochs: int | None = option(
+        "For each task.",
+        None,
+        shown=f"10, of colour images 20; of graphs {table(EPOCHS)}",
+        at_least=1,
+    )
     lr: float | None = option("Learning rate.", None, above=0)
     precision: str = option("32, bf16.", "32", choices=("32", "bf16"))
     references: bool = option("Train plain networks too, for INT, FTS and rho.", False)
@@ -69,7 +79,7 @@ class TrainOptions(RunOptions):
     model: str | None = _model(
         f"{', '.join(models.NAMES)}; of graphs {', '.join(models.ENCODERS)}.",
         None,
-        shown="mlp; of graphs gcn",
+        shown="mlp; conv where colours are in place, resnet18 for tiny-imagenet; of graphs gcn",
         choices=(*models.NAMES, *models.ENCODERS),
     )
     hidden: tuple[int, ...] | None = _model(
@@ -86,8 +96,9 @@ class TrainOptions(RunOptions):
     )
 
     def __post_init__(self) -> None:
-        problem = self.problem
-        self._complete("epochs", EPOCHS.get("vision" if self.fanouts else str(problem)))
+        problem, images = self.problem, IMAGES.get(self.scenario)
+        of_graphs = SAMPLED_EPOCHS if self.fanouts else EPOCHS.get(str(problem))
+        self._complete("epochs", of_graphs if images is None else images.epochs)
         self._complete_model()
         self._complete("infer", "shared" if self._has_to_infer() else "none")
         super().__post_init__()
@@ -135,7 +146,8 @@ class TrainOptions(RunOptions):
         return self.METHOD(**{name: getattr(self, name) for name in names})
 
     def _complete_model(self) -> None:
-        self._complete("model", MODELS.get(str(self.problem)))
+        images = IMAGES.get(self.scenario)
+        self._complete("model", GRAPH_MODEL if images is None else images.model)
 
 
 def _check_model(options: TrainOptions, problem: str) -> None:

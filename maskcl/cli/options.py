@@ -229,6 +229,11 @@ def parse_groups(text: str | None) -> list[list[int]] | None:
         raise CommandError(f"groups must be classes such as 0,1/2,3, got {text!r}") from None
 
 
+def parse_names(text: str | None) -> list[str] | None:
+    """Names from "mnist,usps"; None for None."""
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
 def parse_widths(value: Any) -> tuple[int, ...]:
     """Widths from "200,200", 200 or a list."""
     if isinstance(value, str):

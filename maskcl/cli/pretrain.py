@@ -19,6 +19,7 @@ from maskcl.cli.common import (
 from maskcl.cli.environment import environment
 from maskcl.cli.folders import check_new
 from maskcl.cli.options import CommandError, option
+from maskcl.scenarios.image_names import IMAGES
 from maskcl.scenarios.pretraining import SOURCES
 from maskcl.training.pretrain import train_backbone, write_base
 
@@ -31,7 +32,7 @@ LEARNING_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
 
 # Used where no --epochs is given: MNIST's images in three positions are 162,000 examples, the
 # digits 1,400 to 3,900.
-EPOCHS = {"mnist": 2, "digits": 20}
+EPOCHS = {"digits": 20, "others": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,13 +47,15 @@ class PretrainOptions(RunOptions):
         "rotated",
         choices=SOURCES,
     )
-    model: str = option(f"{', '.join(models.NAMES)}.", "mlp", choices=models.NAMES)
+    model: str | None = option(
+        f"{', '.join(models.NAMES)}.", None, shown="as maskcl train's", choices=models.NAMES
+    )
     hidden: tuple[int, ...] | None = option("Widths of the mlp.", None, shown="200,200")
     dropout: float | None = option("Of the mlp.", None, shown="0", at_least=0, below=1)
     epochs: int | None = option(
         "Over the source.",
         None,
-        shown=f"{EPOCHS['digits']}; MNIST, rotated {EPOCHS['mnist']}",
+        shown=f"of digits {EPOCHS['digits']}, of others {EPOCHS['others']}",
         at_least=1,
     )
     lr: float | None = option("Learning rate.", None, shown=table(LEARNING_RATES), above=0)
@@ -65,8 +68,10 @@ class PretrainOptions(RunOptions):
                 "`maskcl train piggyback` takes a random base for graphs"
             )
         self._complete("lr", LEARNING_RATES.get(self.optimizer))
-        of_mnist = self.source == "rotated" and self.scenario.endswith("mnist")
-        self._complete("epochs", EPOCHS["mnist" if of_mnist else "digits"])
+        of_digits = self.source == "digits" or scenarios.images_of(self.scenario) == "digits"
+        self._complete("epochs", EPOCHS["digits" if of_digits else "others"])
+        images = IMAGES.get(self.scenario)
+        self._complete("model", None if images is None else images.model)
         super().__post_init__()
 
 
@@ -82,7 +87,7 @@ def pretrain(options: PretrainOptions, console: Console) -> dict[str, Any]:
     data = _load(options)
     with seeded_weights(options.seed):
         model = build_model(
-            options.model,
+            str(options.model),
             data.input_shape,
             data.classes,
             hidden=options.hidden,
@@ -145,7 +150,11 @@ def _architecture(options: PretrainOptions, data: Pretraining) -> dict[str, Any]
 def _load(options: PretrainOptions) -> Pretraining:
     try:
         return scenarios.load_pretraining(
-            options.scenario, options.source, data=options.data, seed=options.seed
+            options.scenario,
+            options.source,
+            data=options.data,
+            seed=options.seed,
+            size=options.size,
         )
     except scenarios.ScenarioError as error:
         raise CommandError(str(error)) from None

@@ -38,12 +38,11 @@ from maskcl.cli.folders import (
 )
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
-from maskcl.cli.options import CommandError, combine, parse_groups
-from maskcl.cli.progress import display
+from maskcl.cli.options import CommandError, combine, parse_groups, parse_names
 from maskcl.cli.result_content import result_content
 from maskcl.cli.saved_network import CONTINUES, network_as_made
-from maskcl.files import new_folder
-from maskcl.report.files import write_atomic
+from maskcl.files import new_folder, write_atomic
+from maskcl.progress import display
 from maskcl.training.references import References, references
 from maskcl.training.trainer import CHECKPOINT, Trainer
 
@@ -120,15 +119,14 @@ def train(
         raise CommandError(f"task {gone[0]} of {directory} is forgotten: the run is over")
     assert options.epochs is not None  # TrainOptions puts the problem's own
     problem = problem_for(options, scenario)
-    callback = display(console, scenario.num_tasks, options.epochs, scenario.metric)
-    trainer = _trainer(options, net, problem, scenario, callback, directory)
+    trainer = _trainer(options, net, problem, scenario, display(console), directory)
     if not resume:
         config = config_of(options.NAME, options.to_json(), made_from)
         first = None if run is None else start_of(run, net, trainer.config, scenario, more=more)
         _make_directory(directory, config, first)
     console.print(scenarios.summary(scenario.describe()), soft_wrap=True, highlight=False)
     try:
-        with _warnings_as_sentences(), callback:
+        with _warnings_as_sentences():
             result = trainer.fit(resume=resume or run is not None)
     except CheckpointError as error:
         raise CommandError(str(error)) from None
@@ -192,6 +190,7 @@ def _trainer(
             precision=options.precision,
             directory=directory,
             callback=callback,
+            progress=False,
             inference=options.inference(),
         )
     except ValueError as error:
@@ -217,7 +216,8 @@ def _references(
             return with_heads(command.plain(options, scenario, made_from), scenario)
 
     def say(name: str, task: int, score: float) -> None:
-        line = f"reference {name} {task + 1}/{scenario.num_tasks} {scenario.metric} {score:.4f}"
+        place = f"task {task} ({task + 1} of {scenario.num_tasks})"
+        line = f"reference {name} {place} {scenario.metric} {score:.4f}"
         console.print(line, soft_wrap=True, highlight=False)
         console.file.flush()
 
@@ -243,6 +243,8 @@ def _load_scenario(options: TrainOptions) -> Scenario:
             seed=options.seed,
             tasks=options.tasks,
             setting=options.setting,
+            size=options.size,
+            datasets=parse_names(options.datasets),
             variant=options.variant,
             metric=options.metric,
             shuffle=options.shuffle,

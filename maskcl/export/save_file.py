@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from maskcl.files import replacing
+from maskcl.files import write_atomic
 
 
 def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> int:
@@ -47,8 +47,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any) ->
     arguments = tuple(example_inputs) if isinstance(example_inputs, (tuple, list)) else None
     content = _WRITERS[Path(path).suffix](model, arguments or (example_inputs,))
     check_path(path)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_atomic(path, content)
     return len(content)
 
 

@@ -3,33 +3,37 @@
 ``words.<layer>`` is int32 [ceil(n / 32)], for ternary levels [2, ceil(n / 32)]: bit i % 32 of word
 i // 32 belongs to weight i of the row-major weight; the second plane says which are -1.
 ``own.<name>`` is what else the task has to itself: its head and norms; ``inference.<name>``, where
-the network infers tasks, the statistics of this one. The metadata holds levels,
-task, shapes, facts, a SHA-256 of the network under the masks, and one of the file itself with zeros
-in that one's place, so that no altered byte passes. Nothing is unpickled.
+the network infers tasks, the statistics of this one. The metadata holds levels, task, shapes,
+facts, a SHA-256 of the network under the masks, and one of the file itself, so that no altered
+byte passes (`maskcl.tensor_file`). Nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskcl import ops
-from maskcl.files import replacing
+from maskcl.reading import ReadError, parse_json
+from maskcl.tensor_file import has_digest, read_tensors, write_tensors
+from maskcl.text import printable
+from maskcl.validation import ContentError, check
 
 FORMAT = "maskcl-masks"
 VERSION = 1
 PLANES = {"binary": 1, "topk": 1, "ternary": 2, "ternary_symmetric": 2}
 
-_DIGEST = "content_sha256"
-_NO_DIGEST = "0" * 64
+_WHAT = "file of masks"
+_FORM = {
+    "format": str, "version": str, "levels": str, "task": str, "shapes": str, "base_sha256": str,
+    "facts": str,
+}  # fmt: skip
 
 
 class MaskFileError(ValueError):
@@ -87,8 +91,6 @@ def write_masks(path: str | os.PathLike[str], content: MaskFile) -> int:
         OSError: it cannot be written; what was there is intact then.
         TypeError, ValueError: the facts are no JSON object.
     """
-    from safetensors.torch import save
-
     metadata = {
         "format": FORMAT,
         "version": str(VERSION),
@@ -96,24 +98,12 @@ def write_masks(path: str | os.PathLike[str], content: MaskFile) -> int:
         "task": str(content.task),
         "shapes": json.dumps(content.shapes),
         "base_sha256": content.base,
-        _DIGEST: _NO_DIGEST,
         "facts": json.dumps(content.facts, allow_nan=False),
     }
     named = {f"words.{name}": words for name, words in content.words.items()}
     named |= {f"own.{name}": tensor for name, tensor in content.own.items()}
     named |= {f"inference.{name}": tensor for name, tensor in content.statistics.items()}
-    # Copies, as safetensors refuses tensors that share memory.
-    tensors = {
-        name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, t in named.items()
-    }
-    data = save(tensors, metadata)
-    at = _digest_place(data, _NO_DIGEST)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(data)
-        file.seek(at)
-        file.write(_digest(data, at).encode())
-    return len(data)
+    return write_tensors(path, named, metadata)
 
 
 def read_masks(path: str | os.PathLike[str]) -> MaskFile:
@@ -122,79 +112,41 @@ def read_masks(path: str | os.PathLike[str]) -> MaskFile:
     Raises:
         MaskFileError: there is no such file, or it is truncated, altered or something else.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
+    name = printable(os.fspath(path))
     try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise MaskFileError(f"{path} does not exist") from None
-    except OSError as error:
-        raise MaskFileError(f"{path} cannot be read ({error.strerror})") from None
-    metadata = _metadata(path, data)
-    try:
-        tensors = load(data)
-        shapes = {n: tuple(map(int, s)) for n, s in json.loads(metadata["shapes"]).items()}
-        found = MaskFile(
-            metadata["levels"],
-            int(metadata["task"]),
-            shapes,
-            metadata["base_sha256"],
-            _part(tensors, "words."),
-            _part(tensors, "own."),
-            json.loads(metadata["facts"]),
-            _part(tensors, "inference."),
-        )
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise MaskFileError(f"{path} is damaged or no file of masks ({error})") from None
-    _check_words(path, found)
+        metadata, tensors = read_tensors(path, _WHAT)
+        _check_format(name, metadata)
+        check(metadata, _FORM, name)
+        shapes = parse_json(metadata["shapes"], f"{name}: shapes")
+        check(shapes, {str: [int]}, name, "shapes")
+        facts = parse_json(metadata["facts"], f"{name}: facts")
+        check(facts, {str: Any}, name, "facts")
+        task = parse_json(metadata["task"], f"{name}: task")
+        check(task, int, name, "task")
+    except (ReadError, ContentError) as error:
+        raise MaskFileError(str(error)) from None
+    found = MaskFile(
+        metadata["levels"],
+        task,
+        {layer: tuple(shape) for layer, shape in shapes.items()},
+        metadata["base_sha256"],
+        _part(tensors, "words."),
+        _part(tensors, "own."),
+        facts,
+        _part(tensors, "inference."),
+    )
+    _check_words(name, found)
     return found
 
 
-def _metadata(path: Any, data: bytes) -> dict[str, str]:
-    """The metadata of a file whose every byte is as it was written."""
-    try:
-        size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-        if metadata["format"] != FORMAT:
-            raise MaskFileError(f"{path} is a safetensors file but no file of masks")
-        if metadata["version"] != str(VERSION):
-            raise MaskFileError(
-                f"{path} has format version {metadata['version']}, this maskcl reads {VERSION}"
-            )
-        at = _digest_place(data, metadata[_DIGEST])
-    except MaskFileError:
-        raise
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise MaskFileError(f"{path} is damaged or no file of masks") from None
-    if _digest(data, at) != metadata[_DIGEST]:
-        raise MaskFileError(
-            f"{path} is damaged: its content is not what its SHA-256 says (truncated or altered)"
-        )
-    return metadata
-
-
-def _digest_place(data: bytes, digest: str) -> int:
-    """Where in the file the digits of its own digest are; inside other strings quotes are escaped.
-
-    Raises:
-        ValueError: nowhere.
-    """
-    marker = f'"{_DIGEST}":"'.encode()
-    end = 8 + int.from_bytes(data[:8], "little")
-    at = data.index(marker + digest.encode() + b'"', 8, end) + len(marker)
-    if len(digest) != len(_NO_DIGEST):
-        raise ValueError("not a SHA-256")
-    return at
-
-
-def _digest(data: bytes, at: int) -> str:
-    """SHA-256 of the file with zeros for the digits of the digest itself."""
-    view = memoryview(data)
-    digest = hashlib.sha256(view[:at])
-    digest.update(_NO_DIGEST.encode())
-    digest.update(view[at + len(_NO_DIGEST) :])
-    return digest.hexdigest()
+def _check_format(name: str, metadata: dict[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise MaskFileError(f"{name} is a safetensors file but no {_WHAT}")
+    if (version := metadata.get("version")) != str(VERSION):
+        found = printable(version)
+        raise MaskFileError(f"{name} has format version {found}, this maskcl reads {VERSION}")
+    if not has_digest(metadata):
+        raise MaskFileError(f"{name} is damaged: its SHA-256 is missing")
 
 
 def _check_words(path: Any, found: MaskFile) -> None:
@@ -203,8 +155,8 @@ def _check_words(path: Any, found: MaskFile) -> None:
         raise MaskFileError(
             f"{path}: levels is {found.levels!r}, wanted one of {', '.join(PLANES)}"
         )
-    if found.task < 0 or not isinstance(found.facts, dict):
-        raise MaskFileError(f"{path} is damaged: task {found.task}, facts {found.facts!r}")
+    if found.task < 0:
+        raise MaskFileError(f"{path} is damaged: task {found.task}")
     if found.shapes.keys() != found.words.keys():
         odd = sorted(found.shapes.keys() ^ found.words.keys())[0]
         raise MaskFileError(f"{path}: layer {odd} has a shape or words, wanted both")

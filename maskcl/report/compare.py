@@ -7,7 +7,7 @@ import os
 import statistics
 from collections.abc import Iterable, Sequence
 
-from maskcl.report.files import ReportError, read_result
+from maskcl.report.files import ReportError, read_result, whole
 from maskcl.report.layout import Content
 from maskcl.report.methods import LAYOUTS, layout_of
 from maskcl.report.scores import metric_of
@@ -44,7 +44,10 @@ def compare(directories: Iterable[str | os.PathLike[str]]) -> list[dict[str, str
     """
     runs = [(os.fspath(directory), read_result(directory)) for directory in directories]
     _check_metrics(runs)
-    rows = [_row(name, result) for name, result in runs]
+    rows = []
+    for name, result in runs:
+        with whole(name):
+            rows.append(_row(name, result))
     groups: dict[str, list[Content]] = {}
     for _, result in runs:
         groups.setdefault(_key(result), []).append(result)

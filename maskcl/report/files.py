@@ -1,11 +1,20 @@
-"""Files that are there as a whole or not at all."""
+"""A run's result.json, written and read."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from maskcl.files import write_atomic, write_json
+from maskcl.reading import MissingError, ReadError, read_json
+from maskcl.report.result_form import check_result
+from maskcl.text import printable, sentence_of
+from maskcl.validation import ContentError
+
+__all__ = ["ReportError", "read_result", "whole", "write_atomic", "write_result"]
 
 RESULT = "result.json"
 
@@ -14,27 +23,15 @@ class ReportError(ValueError):
     """A run that cannot be read; the message is one sentence for the person who asked."""
 
 
-def write_atomic(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename: no reader sees half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def write_result(result: dict[str, Any], directory: str | os.PathLike[str]) -> Path:
     """Write result.json. NaN is refused (ValueError): undefined values are None and a reason."""
     path = Path(directory) / RESULT
-    text = json.dumps(result, indent=1, allow_nan=False)
-    write_atomic(path, (text + "\n").encode())
+    write_json(path, result)
     return path
 
 
 def read_result(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    """The result.json of a run's directory.
+    """The result.json of a run's directory, every key that a report uses checked.
 
     Raises:
         ReportError: there is none, or it is not one of maskcl's.
@@ -42,13 +39,29 @@ def read_result(directory: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(directory)
     path = path if path.suffix == ".json" else path / RESULT
     try:
-        result = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise ReportError(f"{path} does not exist: is the run finished?") from None
-    except NotADirectoryError:
-        raise ReportError(f"{Path(directory)} is not a run's directory") from None
-    except (OSError, ValueError) as error:
-        raise ReportError(f"{path} cannot be read: {error}") from None
-    if not isinstance(result, dict) or result.get("format") != "maskcl-result":
-        raise ReportError(f"{path} is not a result of maskcl")
+        result: dict[str, Any] = read_json(path)
+        check_result(result, printable(path))
+    except MissingError as error:
+        if path.parent.exists() and not path.parent.is_dir():
+            raise ReportError(f"{printable(path.parent)} is not a run's directory") from None
+        raise ReportError(f"{error}: is the run finished?") from None
+    except (ReadError, ContentError) as error:
+        raise ReportError(str(error)) from None
     return result
+
+
+@contextlib.contextmanager
+def whole(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, a result of this directory is shown: if its figures contradict, a sentence says so.
+
+    Raises:
+        ReportError: they do.
+    """
+    try:
+        yield
+    except ReportError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        said = f"{type(error).__name__}: {sentence_of(error)}"
+        where = printable(Path(directory) / RESULT)
+        raise ReportError(f"{where} does not hold together ({said})") from None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from maskcl.text import printable
+
 
 def number(value: float | None, digits: int) -> str:
     """A figure for a person; n/a where there is none. -0.0 reads 0."""
@@ -37,7 +39,11 @@ def scientific(value: float | None) -> str:
 
 
 def grid(rows: Sequence[Sequence[str]], *, words: int = 1) -> str:
-    """Columns of equal width; the first ``words`` are flush left, the others right."""
+    """Columns of equal width; the first ``words`` are flush left, the others right.
+
+    Names in it may come from files: every cell is `printable`.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

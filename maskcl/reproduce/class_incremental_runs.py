@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcl.report.files import write_atomic
+from maskcl.files import write_atomic
 from maskcl.report.text import seconds
 from maskcl.reproduce.class_incremental import Cell, Figures, markdown
 from maskcl.reproduce.kept_runs import read_runs, write_runs

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcl.report.files import write_atomic
+from maskcl.files import write_atomic
 from maskcl.report.text import seconds
 from maskcl.reproduce.graphs import METHODS, PROBLEMS, Cell, Figures, refused
 from maskcl.reproduce.kept_runs import read_runs, write_runs

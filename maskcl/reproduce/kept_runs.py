@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from maskcl.report.files import write_atomic
-from maskcl.reproduce.runs import ReproduceError
+from maskcl.files import write_json
+from maskcl.reading import ReadError, read_json
+from maskcl.reproduce.runs import ReproduceError, is_foreign
+from maskcl.validation import ContentError, check
 
 RESULTS = "results.json"
 Figures = TypeVar("Figures")
@@ -36,11 +38,12 @@ def read_runs(
     """
     path = directory / RESULTS
     if not path.exists():
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if is_foreign(directory):
             raise ReproduceError(f"{directory} exists already and holds no {RESULTS}")
         return {"options": dict(options)}, {}
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
+        check(content, {"runs": {str: {str: _form_of(figures)}}, "options": {str: Any}}, str(path))
         runs = {
             key: {int(seed): figures(**found) for seed, found in of_cell.items()}
             for key, of_cell in content["runs"].items()
@@ -48,7 +51,9 @@ def read_runs(
         known = content["options"] = dict(content["options"])
         for name in needed:
             content[name]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ReadError, ContentError) as error:
+        raise ReproduceError(str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReproduceError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     for key, own in options.items():
         if known.setdefault(key, own) != own:
@@ -56,6 +61,12 @@ def read_runs(
                 f"{path} holds results of {key} with other options; choose a new folder"
             )
     return content, runs
+
+
+def _form_of(figures: type[Any]) -> dict[str, Any]:
+    """What a run has to be in the file: numbers where the dataclass has numbers."""
+    forms = {float: float, float | None: (float, None), list[float]: [float]}
+    return {name: forms.get(kind, Any) for name, kind in typing.get_type_hints(figures).items()}
 
 
 def write_runs(
@@ -73,5 +84,4 @@ def write_runs(
         },
         **beside,
     }
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_atomic(directory / RESULTS, f"{text}\n".encode())
+    write_json(directory / RESULTS, content)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcl.report.files import write_atomic
+from maskcl.files import write_atomic, write_json
+from maskcl.lock import LOCK
+from maskcl.reading import ReadError, read_json
 from maskcl.report.text import grid, scientific, seconds
 from maskcl.reproduce.table import Published, Row, Run, mean_and_spread
 
@@ -77,22 +78,31 @@ def read(table: Published, directory: Path) -> Runs:
     """
     path = directory / RESULTS
     if not path.exists():
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if is_foreign(directory):
             raise ReproduceError(f"{directory} exists already and holds no {RESULTS}")
         return {row.key: {} for row in table.rows}
     try:
-        saved = json.loads(path.read_text())
+        saved = read_json(path)
         found = {part["row"]: part["runs"] for part in saved["rows"]}
         runs = {
             key: {int(run["seed"]): Run(**{f: run[f] for f in _RUN}) for run in of_row}
             for key, of_row in found.items()
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except ReadError as error:
+        raise ReproduceError(str(error)) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReproduceError(f"{path} cannot be read: {type(error).__name__}: {error}") from None
     same = saved.get("table") == table.name and saved.get("protocol") == table.protocol
     if not same or [_about(row) for row in table.rows] != [_kept(part) for part in saved["rows"]]:
         raise ReproduceError(f"{path} holds results of another protocol; choose a new folder")
     return runs
+
+
+def is_foreign(directory: Path) -> bool:
+    """Whether something is there that results cannot be kept in."""
+    if not directory.exists():
+        return False
+    return not directory.is_dir() or any(path.name != LOCK for path in directory.iterdir())
 
 
 _RUN = [field.name for field in dataclasses.fields(Run)]
@@ -121,8 +131,7 @@ def write(
         "rows": rows,
         "environment": facts or {},
     }
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_atomic(directory / RESULTS, f"{text}\n".encode())
+    write_json(directory / RESULTS, content)
 
 
 def _about(row: Row) -> dict[str, Any]:

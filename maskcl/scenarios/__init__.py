@@ -1,7 +1,7 @@
 """Sequences of tasks by name, from any list of datasets, or from any torch_geometric dataset.
 
-``load("split-digits")`` and ``load("nodes-digits")`` need no download; the scenarios that
-``reads_data`` names read files from a folder.
+``load("split-digits")`` and ``load("nodes-digits")`` need no files; the scenarios that
+``reads_data`` names read them from a folder, and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from maskcl.scenarios import pretraining, sources, vision
+from maskcl.scenarios import image_names, pretraining
 from maskcl.scenarios.base import Scenario, ScenarioError, Task
-from maskcl.scenarios.datasets import find_setting, from_datasets
+from maskcl.scenarios.datasets import find_setting, from_datasets, split_datasets
 from maskcl.scenarios.describing import summary
 from maskcl.scenarios.graphs.cut import Request
 from maskcl.scenarios.graphs.names import GRAPHS, load_graph
 from maskcl.scenarios.graphs.pyg import from_pyg
+from maskcl.scenarios.image_names import IMAGES, Wanted
+from maskcl.scenarios.images import Channels
+from maskcl.scenarios.items import ItemError
 from maskcl.scenarios.pretraining import Pretraining
-from maskcl.scenarios.sources import Images
 from maskcl.settings import Setting
 
 __all__ = [
     "NAMES",
+    "ItemError",
     "Pretraining",
     "Scenario",
     "ScenarioError",
@@ -37,19 +40,12 @@ __all__ = [
     "problem_of",
     "reads_data",
     "settings_of",
+    "split_datasets",
     "summary",
     "variants_of",
 ]
 
-# name: (how it is cut, where the images come from, default number of tasks, default setting)
-_TABLE = {
-    "split-digits": (vision.split, "digits", 5, "task"),
-    "permuted-digits": (vision.permuted, "digits", 10, "domain"),
-    "split-mnist": (vision.split, "mnist", 5, "task"),
-    "permuted-mnist": (vision.permuted, "mnist", 10, "domain"),
-}
-
-NAMES = (*_TABLE, *GRAPHS)
+NAMES = (*IMAGES, *GRAPHS)
 
 MAX_TASKS = 1000
 
@@ -62,7 +58,9 @@ def load(
     tasks: int | None = None,
     setting: str | Setting | None = None,
     padding: int = 0,
-    normalise: tuple[float, float] | None = None,
+    normalise: tuple[Channels, Channels] | None = None,
+    size: int | None = None,
+    datasets: Sequence[str] | None = None,
     variant: str | None = None,
     metric: str | None = None,
     shuffle: bool = False,
@@ -80,10 +78,14 @@ def load(
             own (split: task, permuted: domain).
         padding: images: black pixels added on every side.
         normalise: images: (mean, std) of pixels between 0 and 1, frame included, to take out of
-            each pixel; None leaves them between 0 and 1.
+            each pixel, numbers or one for each channel; (0, 1) leaves them between 0 and 1. None
+            for the scenario's own: (0, 1) of digits and MNIST, of others the training images'.
+        size: of ``images`` and ``sequence``: pixels of a side; None for the first image's, at most
+            64, and 32.
+        datasets: of ``sequence``: names of image sets, each a task.
         variant: graphs: one of ``variants_of(name)``; None for the first.
         metric: graphs: "accuracy", "auroc" or "hits@K"; None for the scenario's own.
-        shuffle: classes, or domains of graphs, in an order that the seed draws.
+        shuffle: classes, data sets, or domains of graphs, in an order that the seed draws.
         groups: the classes of each task, instead of an even cut; classes in none are left out.
 
     Raises:
@@ -94,36 +96,37 @@ def load(
     _check_seed(seed)
     own = default_setting(name)
     assert own is not None
-    count = _TABLE[name][2] if tasks is None and name in _TABLE else tasks
-    if count is not None and not 1 <= count <= MAX_TASKS:
-        raise ScenarioError(f"the number of tasks must be 1 to {MAX_TASKS}, got {count}")
-    wanted = own if setting is None else setting
+    if tasks is not None and not 1 <= tasks <= MAX_TASKS:
+        raise ScenarioError(f"the number of tasks must be 1 to {MAX_TASKS}, got {tasks}")
+    asked = own if setting is None else setting
+    folder = None if data is None else Path(data)
     if name in GRAPHS:
-        if padding or normalise is not None:
-            raise ScenarioError(f"{name} is made of graphs: padding and normalise are for images")
-        request = Request(name, wanted, seed, count, shuffle, groups, metric)
-        return load_graph(request, None if data is None else Path(data), variant)
+        _check_graphs(name, padding, normalise, size, datasets)
+        request = Request(name, asked, seed, tasks, shuffle, groups, metric)
+        return load_graph(request, folder, variant)
     if variant is not None or metric is not None:
         raise ScenarioError(f"{name} is made of images: variant and metric are for graphs")
-    if groups is not None:
-        count = tasks  # the groups say how many
-    chosen = find_setting(wanted, settings_of(name), name)
-    images = sources.prepared(_images(name, data, seed), padding, normalise)
-    cut: Any = _TABLE[name][0]
-    made: Scenario = cut(name, images, chosen, seed, count, shuffle=shuffle, groups=groups)
-    return made
+    return image_names.load_images(
+        Wanted(name, folder, seed, size, datasets),
+        find_setting(asked, settings_of(name), name),
+        tasks,
+        padding=padding,
+        normalise=normalise,
+        shuffle=shuffle,
+        groups=groups,
+    )
 
 
 def default_setting(name: str) -> str | None:
     """The setting of a scenario where none is asked for; None where no scenario has the name."""
     if name in GRAPHS:
         return GRAPHS[name].default_setting
-    return _TABLE[name][3] if name in _TABLE else None
+    return IMAGES[name].setting if name in IMAGES else None
 
 
 def settings_of(name: str) -> tuple[str, ...]:
     """The settings that a scenario has."""
-    return tuple(GRAPHS[name].tasks) if name in GRAPHS else ("task", "domain", "class")
+    return tuple(GRAPHS[name].tasks) if name in GRAPHS else image_names.SETTINGS
 
 
 def problem_of(name: str) -> str:
@@ -133,7 +136,7 @@ def problem_of(name: str) -> str:
 
 def reads_data(name: str) -> bool:
     """Whether a scenario is made of files in a folder, ``data``."""
-    return GRAPHS[name].embedded is None if name in GRAPHS else images_of(name) == "mnist"
+    return GRAPHS[name].embedded is None if name in GRAPHS else IMAGES[name].reads_data
 
 
 def variants_of(name: str) -> tuple[str, ...]:
@@ -143,8 +146,11 @@ def variants_of(name: str) -> tuple[str, ...]:
 
 
 def images_of(name: str) -> str | None:
-    """Whose images a scenario is made of: "digits" or "mnist"; None where it is of graphs."""
-    return _TABLE[name][1] if name in _TABLE else None
+    """Whose images a scenario is made of, such as "mnist"; None where they are a folder's.
+
+    None too where there are several sets, and of graphs.
+    """
+    return IMAGES[name].source if name in IMAGES else None
 
 
 def load_pretraining(
@@ -153,6 +159,7 @@ def load_pretraining(
     *,
     data: str | os.PathLike[str] | None = None,
     seed: int = 0,
+    size: int | None = None,
 ) -> Pretraining:
     """Images that a backbone for a scenario may learn from before the tasks; no test image is seen.
 
@@ -164,6 +171,7 @@ def load_pretraining(
             a folder it is 28x28.
         seed: fixes what is held out; of the digits scenarios the test images too, so that their
             runs must have the same seed.
+        size: as for ``load``.
 
     Raises:
         ScenarioError: with one sentence, whatever is wrong.
@@ -177,27 +185,31 @@ def load_pretraining(
         known = ", ".join(pretraining.SOURCES)
         raise ScenarioError(f"unknown source {chosen!r}: known are {known}")
     _check_seed(seed)
+    if name == "sequence":
+        raise ScenarioError(
+            "sequence is of several data sets: a base for it learns from one of the same size, such"
+            " as split-cifar10, or is random"
+        )
+    wanted = Wanted(name, None if data is None else Path(data), seed, size)
     if chosen == "rotated":
-        return pretraining.rotated(name, _images(name, data, seed), seed)
+        return pretraining.rotated(name, image_names.read_images(wanted), seed)
     if images_of(name) == "digits":
         raise ScenarioError(
             f"{name} is made of the digits themselves, test images included: its source is rotated"
         )
-    size = (28, 28)
-    if data is not None:
-        height, width = _images(name, data, seed).pixels.shape[2:]
-        size = (height, width)
-    return pretraining.digits(size, seed)
+    if images_of(name) != "mnist":
+        raise ScenarioError(f"the source digits is for the MNIST scenarios, not for {name}")
+    height, width = (28, 28) if data is None else image_names.read_images(wanted).shape[1:]
+    return pretraining.digits((height, width), seed)
+
+
+def _check_graphs(name: str, padding: int, *of_images: Any) -> None:
+    if padding or any(value is not None for value in of_images):
+        raise ScenarioError(
+            f"{name} is made of graphs: size, datasets, padding and normalise are for images"
+        )
 
 
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**32:
         raise ScenarioError(f"seed must be 0 to {2**32 - 1}, got {seed}")
-
-
-def _images(name: str, data: str | os.PathLike[str] | None, seed: int) -> Images:
-    if images_of(name) == "mnist":
-        return sources.mnist(None if data is None else Path(data))
-    if data is not None:
-        raise ScenarioError(f"{name} comes with scikit-learn and reads no --data")
-    return sources.digits(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,6 +45,8 @@ def class_groups(
         order = "classes as given" + (f"; in no task {' '.join(map(str, left))}" if left else "")
     else:
         tasks = max(1, len(known) // 2) if tasks is None else tasks
+        if isinstance(tasks, bool) or not isinstance(tasks, int) or tasks < 1:
+            raise ScenarioError(f"{name}: tasks is {tasks!r}, wanted a whole number from 1 on")
         if tasks > len(known):
             raise ScenarioError(
                 f"{name} has {len(known)} classes, which cannot be cut into {tasks} tasks"
@@ -51,6 +54,8 @@ def class_groups(
         ordered = np.array(known)
         order = "classes in ascending order"
         if shuffle:
+            if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+                raise ScenarioError(f"{name}: seed is {seed!r}, wanted 0 to {2**32 - 1}")
             ordered = np.random.RandomState([seed, ORDER]).permutation(ordered)
             order = f"classes in the seed's order {' '.join(map(str, ordered))}"
         found = [part.tolist() for part in np.array_split(ordered, tasks)]
@@ -62,6 +67,17 @@ def class_groups(
     return found, order
 
 
+def check_equal_domains(
+    name: str, setting: Setting, classes: Sequence[Sequence[int]], known: int
+) -> None:
+    """Raise ScenarioError where domains, which share their labels, differ in number of classes."""
+    if setting.name == "domain" and len({len(part) for part in classes}) > 1:
+        raise ScenarioError(
+            f"{name}: the domain setting needs equally many classes in every task, "
+            f"{known} classes do not divide into {len(classes)} tasks"
+        )
+
+
 def _given(
     name: str,
     known: list[int],
@@ -69,7 +85,12 @@ def _given(
     tasks: int | None,
     shuffle: bool,
 ) -> list[list[int]]:
-    found = [[int(label) for label in group] for group in groups]
+    try:
+        found = [[operator.index(label) for label in group] for group in groups]
+    except TypeError:
+        raise ScenarioError(
+            f"{name}: groups must be lists of classes, one a task, got {groups!r}"
+        ) from None
     given = [label for group in found for label in group]
     if shuffle or tasks not in (None, len(found)):
         raise ScenarioError(

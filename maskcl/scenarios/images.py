@@ -1,16 +1,35 @@
-"""Images in memory, seen by a task through indices and, if asked, a permutation of the pixels."""
+"""Images seen by a task through indices and, if asked, a permutation of the pixels."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+# Of all channels alike, or of each.
+Channels = float | Sequence[float]
 
-class ImageSet(Dataset):
-    """Some rows of a shared array of images, with or without labels.
 
-    The array stays as it was read (uint8 for idx files), once for all tasks: ten permuted tasks
+class Pixels(Protocol):
+    """All images of a source: a tensor, or files that are decoded when they are asked for."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)."""
+        ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Images [B, C, H, W] of int64[B] rows."""
+        ...
+
+
+class ImageItems(Dataset):
+    """Some rows of a source's images, with or without labels.
+
+    The images stay as they were read (uint8 for files), once for all tasks: ten permuted tasks
     of 70,000 images would be 2.2 GB as float32.
 
     Args:
@@ -25,21 +44,22 @@ class ImageSet(Dataset):
 
     def __init__(
         self,
-        images: Tensor,
+        images: Pixels,
         full_scale: float,
         rows: Tensor,
         labels: Tensor | None = None,
         permutation: Tensor | None = None,
         *,
-        mean: float = 0.0,
-        std: float = 1.0,
+        mean: Channels = 0.0,
+        std: Channels = 1.0,
     ) -> None:
         self._images = images
         self._full_scale = full_scale
         self._rows = rows
         self.labels = labels
         self._permutation = permutation
-        self._mean, self._std = mean, std
+        self._is_normalised = (mean, std) != (0.0, 1.0)
+        self._mean, self._std = _by_channel(mean), _by_channel(std)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -47,14 +67,29 @@ class ImageSet(Dataset):
     def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} images")
-        found = self.take(torch.tensor([index]))
+        found = self.read(torch.tensor([index]))
         return found[0] if isinstance(found, Tensor) else (found[0][0], found[1][0])
 
-    def take(self, indices: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """A whole batch with one indexing: x float32[B, C, H, W], and y int64[B] where labelled."""
+    def read(self, indices: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """A whole batch: x float32[B, C, H, W], and y int64[B] where labelled."""
         pixels = self._images[self._rows[indices]].to(torch.float32) / self._full_scale
-        if (self._mean, self._std) != (0.0, 1.0):
+        if self._is_normalised:
             pixels = (pixels - self._mean) / self._std
         if self._permutation is not None:
             pixels = pixels.flatten(2)[:, :, self._permutation].reshape(pixels.shape)
         return pixels if self.labels is None else (pixels, self.labels[indices])
+
+
+class ImageSet(ImageItems):
+    """The same of images in memory: a batch is one indexing. Items of files are worth workers."""
+
+    def take(self, indices: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """A whole batch with one indexing: x float32[B, C, H, W], and y int64[B] where labelled."""
+        return self.read(indices)
+
+
+def _by_channel(value: Channels) -> Any:
+    """A number as it is, those of channels as float32[C, 1, 1]."""
+    if isinstance(value, (int, float)):
+        return value
+    return torch.tensor(value, dtype=torch.float32).reshape(-1, 1, 1)

@@ -48,7 +48,7 @@ def rotated(name: str, images: Images, seed: int) -> Pretraining:
     Raises:
         ScenarioError: the images are not square, or too few to hold some out.
     """
-    height, width = images.pixels.shape[2:]
+    _, height, width = images.shape
     if height != width:
         raise ScenarioError(f"{name}: to be turned, images must be square, found {height}x{width}")
     labels, classes = _positions(images.labels)
@@ -59,8 +59,7 @@ def rotated(name: str, images: Images, seed: int) -> Pretraining:
         )
     learned, measured = (Turned(images, images.train[rows], labels) for rows in (train, held_out))
     words = f"training images of {name} turned by 90, 180 or 270 degrees, never upright"
-    shape = tuple(images.pixels.shape[1:])
-    return Pretraining("rotated", words, learned, measured, classes, shape)
+    return Pretraining("rotated", words, learned, measured, classes, images.shape)
 
 
 def digits(size: tuple[int, int], seed: int) -> Pretraining:
@@ -91,16 +90,10 @@ class Turned(Dataset):
     """
 
     def __init__(self, images: Images, rows: Tensor, labels: Tensor) -> None:
-        size = images.pixels.shape[-1]
+        size = images.shape[-1]
         upright = torch.arange(size * size).reshape(size, size)
         self._sets = [
-            ImageSet(
-                images.pixels,
-                images.full_scale,
-                rows,
-                labels[rows],
-                torch.rot90(upright, turn).flatten(),
-            )
+            images.view(rows, labels[rows], torch.rot90(upright, turn).flatten())
             for turn in (1, 2, 3)
         ]
 
@@ -116,7 +109,7 @@ class Turned(Dataset):
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """A whole batch: x float32[B, C, S, S], y int64[B]."""
         rows, turns = indices // 3, indices % 3
-        parts = [images.take(rows) for images in self._sets]
+        parts = [images.read(rows) for images in self._sets]
         x = torch.stack([x for x, _ in parts])
         return x[turns, torch.arange(len(indices))], parts[0][1]
 

@@ -1,14 +1,11 @@
-"""Where images come from: scikit-learn's digits, or MNIST's idx files in a folder."""
+"""Images that are already split, whatever they come from; scikit-learn's digits."""
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import math
-import tempfile
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskcl.scenarios.base import ScenarioError
+from maskcl.scenarios.images import Channels, ImageItems, ImageSet
 
 TEST_SHARE = 0.2
+# Training images that the statistics of files are taken from, which are decoded for it.
+SAMPLED = 2000
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Images:
     """All images of a source, already split.
 
     Attributes:
-        pixels: [N, 1, H, W], as read.
+        pixels: [N, C, H, W], as read: a tensor, or other `Pixels`.
         labels: int64[N].
         train: int64 rows of the training set.
         test: int64 rows of the test set.
@@ -33,16 +33,30 @@ class Images:
         source: in words, for the report.
         mean: taken from every pixel after scaling.
         std: what the rest is divided by.
+        names: of the classes 0, 1, ...; empty where they are numbers.
     """
 
-    pixels: Tensor
+    pixels: Any
     labels: Tensor
     train: Tensor
     test: Tensor
     full_scale: float
     source: str
-    mean: float = 0.0
-    std: float = 1.0
+    mean: Channels = 0.0
+    std: Channels = 1.0
+    names: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return tuple(self.pixels.shape[1:])
+
+    def view(
+        self, rows: Tensor, labels: Tensor | None = None, order: Tensor | None = None
+    ) -> ImageItems:
+        """Some of them as a data set, see `ImageItems`."""
+        kind = ImageSet if isinstance(self.pixels, Tensor) else ImageItems
+        return kind(self.pixels, self.full_scale, rows, labels, order, mean=self.mean, std=self.std)
 
 
 def digits(seed: int) -> Images:
@@ -69,31 +83,70 @@ def digits(seed: int) -> Images:
     )
 
 
+def joined(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], source: str) -> Images:
+    """uint8 images [n, C, H, W] and labels [n] of a training and a test set, as they are."""
+    count = len(train[1])
+    return Images(
+        pixels=torch.cat([train[0], test[0]]),
+        labels=torch.cat([train[1], test[1]]),
+        train=torch.arange(count),
+        test=torch.arange(count, count + len(test[1])),
+        full_scale=255.0,
+        source=source,
+    )
+
+
 def prepared(
-    images: Images, padding: int = 0, normalise: tuple[float, float] | None = None
+    images: Images, padding: int = 0, normalise: tuple[Channels, Channels] | None = None
 ) -> Images:
     """The same images with a black frame, and with a mean and a standard deviation to take out.
 
     Args:
         images: kept as they are.
         padding: pixels of value 0 added on every side.
-        normalise: (mean, std) of pixels between 0 and 1: (x - mean) / std of the framed image.
+        normalise: (mean, std) of pixels between 0 and 1, numbers or one for each channel:
+            (x - mean) / std of the framed image.
 
     Raises:
-        ScenarioError: a negative padding, or no positive std.
+        ScenarioError: a negative padding, no positive std, or another number of channels.
     """
     if padding < 0:
         raise ScenarioError(f"padding must be at least 0, got {padding}")
     mean, std = (0.0, 1.0) if normalise is None else normalise
-    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
-        raise ScenarioError(f"normalise wants a mean and a positive std, got {mean} and {std}")
+    _check_statistics(mean, std, images.shape[0])
     source, pixels = images.source, images.pixels
     if padding:
-        pixels = F.pad(pixels, (padding,) * 4)
+        is_tensor = isinstance(pixels, Tensor)  # others are framed when they are decoded
+        pixels = F.pad(pixels, (padding,) * 4) if is_tensor else pixels.framed(padding)
         source += f", framed to {pixels.shape[2]}x{pixels.shape[3]}"
-    if normalise is not None:
-        source += f", mean {mean:g} and standard deviation {std:g} taken out"
+    if normalise is not None and (mean, std) != (0.0, 1.0):
+        source += f", mean {_words(mean)} and standard deviation {_words(std)} taken out"
     return dataclasses.replace(images, pixels=pixels, source=source, mean=mean, std=std)
+
+
+def statistics(images: Images) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of each channel over the training images, to 4 decimals.
+
+    Of pixels between 0 and 1, counted: no rounding depends on the machine. Of images that are not
+    in memory every n-th is looked at, about ``SAMPLED`` in all.
+    """
+    rows = images.train
+    if not isinstance(images.pixels, Tensor):
+        rows = rows[:: math.ceil(len(rows) / SAMPLED)]
+    count = images.shape[0]
+    found = torch.zeros(count, 256, dtype=torch.int64)
+    scale = 255 / images.full_scale
+    for part in rows.split(1024):
+        levels = (images.pixels[part].to(torch.float32) * scale).round().to(torch.uint8)
+        for channel in range(count):
+            found[channel] += levels[:, channel].flatten().bincount(minlength=256)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    shares = found.double() / found.sum(dim=1, keepdim=True)
+    mean = (shares * values).sum(dim=1)
+    std = (shares * (values - mean[:, None]).square()).sum(dim=1).sqrt()
+    # Nothing can be divided by the spread of images of one colour.
+    spread = [round(value, 4) or 1.0 for value in std.tolist()]
+    return tuple(round(value, 4) for value in mean.tolist()), tuple(spread)
 
 
 def stratified_split(labels: Tensor, test_share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -113,102 +166,20 @@ def stratified_split(labels: Tensor, test_share: float, seed: int) -> tuple[Tens
     return torch.nonzero(~held_out).flatten(), chosen
 
 
-def mnist(data: Path | None) -> Images:
-    """MNIST's 60,000 + 10,000 digits of 28x28 pixels, or any four files in its format.
-
-    Args:
-        data: a folder with the idx files, plain or .gz, in it, in ``raw`` or in ``MNIST/raw``.
-            It is only read.
-
-    Raises:
-        ScenarioError: a file is missing, damaged or not what its name says.
-    """
-    if data is None:
-        raise ScenarioError(
-            "the MNIST scenarios read idx files: say where they are with --data DIR"
-        )
-    folder = _folder(Path(data))
-    parts = {name: _read_pair(folder, name) for name in ("train", "t10k")}
-    shapes = {name: tuple(images.shape[1:]) for name, (images, _) in parts.items()}
-    if shapes["train"] != shapes["t10k"]:
-        raise ScenarioError(
-            f"{folder}: training images are {shapes['train']}, test images {shapes['t10k']}"
-        )
-    count = len(parts["train"][1])
-    return Images(
-        pixels=torch.cat([parts["train"][0], parts["t10k"][0]]).unsqueeze(1),
-        labels=torch.cat([parts["train"][1], parts["t10k"][1]]),
-        train=torch.arange(count),
-        test=torch.arange(count, count + len(parts["t10k"][1])),
-        full_scale=255.0,
-        source="MNIST idx files, the training and test files as they are",
-    )
+def _check_statistics(mean: Channels, std: Channels, channels: int) -> None:
+    for value in (mean, std):
+        if not isinstance(value, (int, float)) and len(value) not in (1, channels):
+            raise ScenarioError(
+                f"normalise has {len(value)} numbers, the images have {channels} channels"
+            )
+    means, stds = _numbers(mean), _numbers(std)
+    if not (all(map(math.isfinite, means + stds)) and min(stds) > 0):
+        raise ScenarioError(f"normalise wants a mean and a positive std, got {mean} and {std}")
 
 
-def _folder(data: Path) -> Path:
-    """The folder under ``data`` that holds the idx files."""
-    if not data.is_dir():
-        raise ScenarioError(f"--data {data} is not a folder")
-    first = "train-images-idx3-ubyte"
-    for folder in (data / "MNIST" / "raw", data / "raw", data):
-        if (folder / first).is_file() or (folder / f"{first}.gz").is_file():
-            return folder
-    raise ScenarioError(f"no MNIST file found: wanted {data / 'MNIST' / 'raw' / first}.gz")
+def _numbers(value: Channels) -> list[float]:
+    return [value] if isinstance(value, (int, float)) else list(value)
 
 
-def _read_pair(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    images = _read_idx(folder, f"{part}-images-idx3-ubyte", dims=3)
-    labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", dims=1)
-    if len(images) != len(labels):
-        raise ScenarioError(f"{folder}: {part} has {len(images)} images but {len(labels)} labels")
-    if len(labels) == 0:
-        raise ScenarioError(f"{folder}: {part} has no images")
-    if int(labels.max()) > 9:
-        raise ScenarioError(f"{folder}: {part} has label {int(labels.max())}, wanted 0 to 9")
-    return images, labels
-
-
-def _read_idx(folder: Path, name: str, dims: int) -> Tensor:
-    """One idx file through torchvision's reader, after a look at its header.
-
-    torchvision trusts the header with asserts and bare view(); checking first gives a sentence
-    that names the file.
-    """
-    path = folder / name
-    if not path.is_file():
-        path = folder / f"{name}.gz"
-    if not path.is_file():
-        raise ScenarioError(f"missing file: wanted {path}")
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ScenarioError(f"{path} cannot be read, it is cut off or damaged: {error}") from error
-    _check_header(path, content, dims)
-    return _parse(content, dims)
-
-
-def _check_header(path: Path, content: bytes, dims: int) -> None:
-    header = 4 * (1 + dims)
-    if len(content) < header or content[:4] != bytes([0, 0, 8, dims]):
-        raise ScenarioError(f"{path} is not an idx file of bytes with {dims} dimensions")
-    sizes = np.frombuffer(content[4:header], dtype=">u4").astype(np.int64).tolist()
-    wanted = header + int(np.prod(sizes))
-    if len(content) != wanted:
-        raise ScenarioError(
-            f"{path} holds {len(content)} bytes where its header promises {wanted}: "
-            "it is cut off or damaged"
-        )
-
-
-def _parse(content: bytes, dims: int) -> Tensor:
-    try:
-        from torchvision.datasets.mnist import read_image_file, read_label_file
-    except ImportError as error:
-        raise ScenarioError(
-            "the MNIST scenarios need torchvision: pip install 'maskcl[vision]'"
-        ) from error
-    # The reader wants a path, and the data folder may be read-only or compressed.
-    with tempfile.TemporaryDirectory(prefix="maskcl-idx-") as temporary:
-        path = Path(temporary) / "idx"
-        path.write_bytes(content)
-        return read_image_file(str(path)) if dims == 3 else read_label_file(str(path))
+def _words(value: Channels) -> str:
+    return " ".join(f"{number:g}" for number in _numbers(value))

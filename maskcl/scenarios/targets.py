@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from maskcl.scenarios.base import ScenarioError
+from maskcl.scenarios.items import Given
 
 _WANTED = {
     "values": "[n] or [n, d], a number or d numbers for each example",
@@ -12,47 +15,53 @@ _WANTED = {
 }
 
 
-def check_targets(found: Tensor, targets: str, where: str) -> Tensor:
-    """A set's targets as the scenario holds them: values floating [n, d], labels int64 [n, L].
+def check_pair(train: Given, test: Given, targets: str) -> tuple[Tensor, Tensor]:
+    """A task's training and test targets as the scenario holds them.
 
-    Whole numbers are values like any other, float32. Labels may be of any dtype that holds 0 and 1.
+    Values are float32 (float64) [n, d], whole numbers among them. Labels are int64 [n, L], from any
+    dtype that holds 0 and 1. Both are copies.
 
     Args:
-        found: of all examples.
+        train: training items.
+        test: test items.
         targets: "values" or "multilabel".
-        where: begins messages, such as "datasets: task 0's training".
 
     Raises:
-        ScenarioError: another shape, complex numbers, a value that is not finite, a label that is
-            neither 0 nor 1; the first such example is named.
+        ScenarioError: another shape, no real numbers, a value that is not finite, a label that is
+            neither 0 nor 1, of which the first is named; a test set with other numbers of them.
     """
-    shape = list(found.shape)
+    found, scored = (_checked(given, targets) for given in (train, test))
+    if found.shape[1] != scored.shape[1]:
+        raise ScenarioError(
+            f"{test.where} has {scored.shape[1]} numbers as the target of an item, and its training"
+            f" set {found.shape[1]}, wanted as many"
+        )
+    return found, scored
+
+
+def _checked(given: Given, targets: str) -> Tensor:
+    values, where = given.targets, given.where
+    if values.dtype.kind not in "fiub":
+        shown = "other things" if values.dtype.kind == "O" else str(values.dtype)
+        raise ScenarioError(
+            f"{where}: targets are {shown}, wanted {_WANTED[targets]}, and as many for each item"
+        )
+    shape = list(values.shape)
+    is_wide = values.dtype.kind == "f" and values.dtype.itemsize > 4
+    found = torch.from_numpy(np.array(values, np.float64 if is_wide else np.float32, order="C"))
     if targets == "values" and found.dim() == 1:
         found = found.unsqueeze(1)
     if found.dim() != 2 or found.shape[1] == 0:
-        raise ScenarioError(f"{where} targets have shape {shape}, wanted {_WANTED[targets]}")
-    if found.is_complex():
-        raise ScenarioError(f"{where} targets are {found.dtype}, wanted real numbers")
-    found = found.detach().cpu()
+        raise ScenarioError(f"{where}: targets have the shape {shape}, wanted {_WANTED[targets]}")
     if targets == "values":
-        values = found if found.is_floating_point() else found.float()
-        _refuse(~values.isfinite(), values, where, "a finite number")
-        return values if values.element_size() >= 4 else values.float()
+        _refuse(~found.isfinite(), found, where, "a finite number")
+        return found
     _refuse((found != 0) & (found != 1), found, where, "0 or 1")
     return found.long()
-
-
-def check_widths(train: Tensor, test: Tensor, where: str) -> None:
-    """Raise ScenarioError unless a task's training and test targets have as many numbers."""
-    if train.shape[1] != test.shape[1]:
-        raise ScenarioError(
-            f"{where} training targets have {train.shape[1]} numbers and its test targets"
-            f" {test.shape[1]}, wanted as many"
-        )
 
 
 def _refuse(wrong: Tensor, found: Tensor, where: str, wanted: str) -> None:
     if bool(wrong.any()):
         example, column = wrong.nonzero()[0].tolist()
         value = found[example, column].item()
-        raise ScenarioError(f"{where} target {example} holds {value:g}, wanted {wanted}")
+        raise ScenarioError(f"{where}: item {example} has {value:g} in its target, wanted {wanted}")

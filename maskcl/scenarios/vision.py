@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from maskcl.scenarios.base import Scenario, ScenarioError, Task
-from maskcl.scenarios.class_order import class_groups
-from maskcl.scenarios.images import ImageSet
+from maskcl.scenarios.class_order import check_equal_domains, class_groups
 from maskcl.scenarios.labels import local_labels
 from maskcl.scenarios.sources import Images
 from maskcl.settings import Setting
@@ -39,12 +39,7 @@ def split(
     classes, order = class_groups(
         name, labels, setting, seed, tasks=num_tasks, shuffle=shuffle, groups=groups
     )
-    num_tasks = len(classes)
-    if setting.name == "domain" and len({len(part) for part in classes}) > 1:
-        raise ScenarioError(
-            f"{name}: the domain setting needs equally many classes in every task, "
-            f"{len(labels)} classes do not divide into {num_tasks} tasks"
-        )
+    check_equal_domains(name, setting, classes, len(labels))
     tables = local_labels(classes, setting)
     tasks = []
     for part, table in zip(classes, tables, strict=True):
@@ -52,9 +47,8 @@ def split(
         train = images.train[wanted[images.train]]
         test = images.test[wanted[images.test]]
         tasks.append(_task(images, part, table, train, test))
-    detail = {"order": order} if shuffle or groups is not None else None
-    shape = tuple(images.pixels.shape[1:])
-    return Scenario(name, setting, seed, tasks, shape, images.source, detail=detail)
+    detail: dict[str, Any] = {"order": order} if shuffle or groups is not None else {}
+    return _scenario(name, setting, seed, tasks, images, detail)
 
 
 def permuted(
@@ -88,12 +82,26 @@ def permuted(
         local = {label: table[label + offsets[index]] for label in labels}
         order = None if index == 0 else permutation(seed, index, pixels)
         tasks.append(_task(images, part, local, images.train, images.test, order))
-    return Scenario(name, setting, seed, tasks, tuple(images.pixels.shape[1:]), images.source)
+    return _scenario(name, setting, seed, tasks, images, {})
 
 
 def permutation(seed: int, task: int, pixels: int) -> Tensor:
     """int64[pixels]: a function of (seed, task) alone, frozen with numpy's RandomState."""
     return torch.from_numpy(np.random.RandomState([seed, task]).permutation(pixels))
+
+
+def _scenario(
+    name: str,
+    setting: Setting,
+    seed: int,
+    tasks: list[Task],
+    images: Images,
+    detail: dict[str, Any],
+) -> Scenario:
+    """Of tasks cut from one source; its detail has the classes' names, where they have any."""
+    if images.names:
+        detail = {**detail, "class_names": list(images.names)}
+    return Scenario(name, setting, seed, tasks, images.shape, images.source, detail=detail)
 
 
 def _task(
@@ -110,14 +118,9 @@ def _task(
         if label < len(lookup):
             lookup[label] = local
     labels = lookup[images.labels]
-
-    def part(rows: Tensor, of: Tensor | None) -> ImageSet:
-        scale, mean, std = images.full_scale, images.mean, images.std
-        return ImageSet(images.pixels, scale, rows, of, order, mean=mean, std=std)
-
     return Task(
         classes=classes,
-        train=part(train, labels[train]),
-        inputs=part(test, None),
+        train=images.view(train, labels[train], order),
+        inputs=images.view(test, None, order),
         labels=labels[test],
     )

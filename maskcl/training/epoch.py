@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskcl.callback import Callback
+from maskcl.callback import Callbacks
 from maskcl.ops import task_progress
 from maskcl.training.plan import Plan, Running
 from maskcl.training.result import Result
 from maskcl.training.validation import larger_for_better, score_held_out
 
 
-def train_epoch(plan: Plan, run: Running, epoch: int, callback: Callback) -> tuple[float, float]:
+def train_epoch(plan: Plan, run: Running, epoch: int, told: Callbacks) -> tuple[float, float]:
     """All steps of an epoch; the mean loss and training accuracy over its samples."""
     net, method, fabric = plan.net, plan.method, plan.fabric
     steps, scaler, device = plan.steps(run.dataset), plan.scaler, fabric.device
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     correct, count = torch.zeros((), dtype=torch.float64, device=device), 0
-    callback.on_epoch_start(run.task, epoch, steps)
+    told.tell("on_epoch_start", run.task, epoch, steps)
     net.train()
     batches = iter(plan.samples.epoch(run.task, epoch, run.dataset))
     for i, shares in enumerate(_shares(plan, run.dataset)):
@@ -38,7 +38,7 @@ def train_epoch(plan: Plan, run: Running, epoch: int, callback: Callback) -> tup
         loss_sum.add_(loss, alpha=samples)
         correct += right
         count += samples
-        callback.on_step(run.task, epoch, i, loss)
+        told.tell("on_step", run.task, epoch, i, loss)
     if next(batches, None) is not None:
         raise _other_number(plan, "more")
     totals = torch.stack([loss_sum, correct, torch.full_like(loss_sum, count)])

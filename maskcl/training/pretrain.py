@@ -7,7 +7,6 @@ and what it was trained on. Nothing in it is unpickled.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Callable
@@ -21,19 +20,27 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from maskcl import models
-from maskcl.files import new_folder
+from maskcl.files import new_folder, write_json
 from maskcl.methods import derive_seed
 from maskcl.problems import Vision
 from maskcl.randomness import seeded
+from maskcl.reading import MissingError, ReadError, read_json
 from maskcl.scenarios import Pretraining
 from maskcl.scenarios.base import length
+from maskcl.tensor_file import read_tensors, write_tensors
+from maskcl.text import printable
+from maskcl.validation import ContentError, check
 
 FORMAT = "maskcl-base"
 VERSION = 1
 WEIGHTS = "base.safetensors"
 CONFIG = "config.json"
 
-_NEEDED = {"model": str, "input_shape": list, "outputs": int, "source": str, "sha256": str}
+_FORM = {
+    "model": str, "input_shape": [int], "outputs": int, "source": str, "sha256": str,
+    "hidden?": ([int], None), "dropout?": (float, None), "trained_on?": str,
+    "accuracy?": (float, None), "images?": (str, None), "seed?": int,
+}  # fmt: skip
 
 
 class BaseError(ValueError):
@@ -138,17 +145,12 @@ def write_base(
     Raises:
         OSError: the folder exists, the disk is full, ...
     """
-    from safetensors.torch import save_file
-
-    tensors = {
-        name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, t in model.state_dict().items()
-    }
+    tensors = model.state_dict()
     own = {"format": FORMAT, "version": VERSION, "sha256": state_hash(tensors)}
     content = {**own, **facts}
     with new_folder(directory) as folder:
-        save_file(tensors, folder / WEIGHTS, {"format": FORMAT, "version": str(VERSION)})
-        (folder / CONFIG).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_tensors(folder / WEIGHTS, tensors, {"format": FORMAT, "version": str(VERSION)})
+        write_json(folder / CONFIG, content)
     return content
 
 
@@ -158,17 +160,12 @@ def read_base(directory: str | os.PathLike[str]) -> Base:
     Raises:
         BaseError: there is none, a file is damaged, or the two do not belong together.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     folder = Path(directory)
     facts = _read_facts(folder)
     try:
-        tensors = load_file(folder / WEIGHTS)
-    except FileNotFoundError:
-        raise BaseError(f"{folder / WEIGHTS} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise BaseError(f"{folder / WEIGHTS} is damaged ({error})") from None
+        _, tensors = read_tensors(folder / WEIGHTS, "base of maskcl")
+    except ReadError as error:
+        raise BaseError(str(error)) from None
     found = state_hash(tensors)
     if found != facts["sha256"]:
         raise BaseError(
@@ -216,16 +213,18 @@ def state_hash(tensors: dict[str, Tensor]) -> str:
 def _read_facts(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        facts = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise BaseError(f"{folder} holds no base: {path} does not exist") from None
-    except (OSError, ValueError) as error:
-        raise BaseError(f"{path} cannot be read: {error}") from None
+        facts = read_json(path)
+    except MissingError as error:
+        raise BaseError(f"{folder} holds no base: {error}") from None
+    except ReadError as error:
+        raise BaseError(str(error)) from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise BaseError(f"{folder} holds no base: {path} is something else")
     if facts.get("version") != VERSION:
-        raise BaseError(f"{path} has version {facts.get('version')}, this maskcl reads {VERSION}")
-    for name, kind in _NEEDED.items():
-        if not isinstance(facts.get(name), kind):
-            raise BaseError(f"{path} has {name} {facts.get(name)!r}, wanted {kind.__name__}")
-    return facts
+        version = printable(facts.get("version"))
+        raise BaseError(f"{path} has version {version}, this maskcl reads {VERSION}")
+    try:
+        check(facts, _FORM, str(path))
+    except ContentError as error:
+        raise BaseError(str(error)) from None
+    return dict(facts)

@@ -74,8 +74,9 @@ class RunCheckpoint:
 
     def check_made(self, made: dict[str, Any]) -> None:
         """Raise CheckpointError unless this describes what the run's tasks were trained with."""
-        config = self.content.config
-        check_config(self.path, {key: config[key] for key in MADE if key in config}, made)
+        known = [key for key in MADE if key in self.content.config]  # none before the first task
+        found = {key: self.content.config[key] for key in known}
+        check_config(self.path, found, {key: made.get(key) for key in known})
 
     def restore(
         self, net: nn.Module, device: torch.device, run: Running | None = None, scaler: Any = None

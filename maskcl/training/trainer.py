@@ -6,7 +6,7 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,13 @@ import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
-from maskcl.callback import Callback
+from maskcl.callback import Callback, Callbacks
 from maskcl.checkpoint import CheckpointError
+from maskcl.lock import locked
 from maskcl.methods import Method, derive_seed
 from maskcl.nn.inference.task_inference import TaskInference
 from maskcl.problems import Problem
+from maskcl.progress import display
 from maskcl.randomness import seeded
 from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
@@ -68,7 +70,8 @@ class Trainer:
         device: ``auto`` (CUDA where there is one), ``cpu`` or ``cuda``.
         precision: ``32``, ``bf16`` (autocast) or, on CUDA, ``16`` (float16 with a scaled loss).
         directory: where the checkpoint goes at every epoch's end; None: nowhere.
-        callback: progress.
+        callback: one or several; they get this trainer.
+        progress: show on standard error how far it is: a bar on a terminal, else lines.
         inference: tells tasks apart at test, in the class, domain and time settings; it becomes
             ``net.inference``. The matrix then has scores where the task is inferred.
         fabric: a launched Fabric of your own, for example with ``strategy="ddp"``; device and
@@ -107,7 +110,8 @@ class Trainer:
         device: str = "auto",
         precision: str = "32",
         directory: str | os.PathLike[str] | None = None,
-        callback: Callback | None = None,
+        callback: Callback | Sequence[Callback] | None = None,
+        progress: bool = True,
         inference: TaskInference | None = None,
         fabric: Fabric | None = None,
         first_task: int | None = None,
@@ -126,7 +130,8 @@ class Trainer:
         self.scheduler_fn, self.schedule_by = scheduler_fn, schedule_by
         self.validation = Validation.of(validation)
         self.accumulate = accumulate
-        self.seed, self.callback = seed, callback or Callback()
+        self.seed, self.callback, self.progress = seed, callback or Callback(), progress
+        self._told = Callbacks(self._callbacks())
         self.directory = None if directory is None else Path(directory)
         self.fabric = fabric or make_fabric(device, precision)
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
@@ -170,9 +175,18 @@ class Trainer:
             FileExistsError: there is a checkpoint and ``resume`` is False.
             RuntimeError: the loss is not finite, or all tasks are finished.
             ValueError: it is not clear which of the network's tasks the scenario's are.
+            LockedError: another process or thread trains in the directory.
         """
+        with locked(self.directory if self.fabric.is_global_zero else None):
+            return self._fit(resume)
+
+    def _fit(self, resume: bool) -> Result:
         saved = open_run(self.checkpoint_path, self._given, resume=resume)
-        with seeded(self.fabric.device, derive_seed("run", self.seed, self.fabric.global_rank)):
+        shown = [display()] if self.progress and self.fabric.is_global_zero else []
+        self._told = Callbacks([*self._callbacks(), *shown], self)
+        chance = derive_seed("run", self.seed, self.fabric.global_rank)
+        with self._told, seeded(self.fabric.device, chance):
+            self._told.tell("on_fit_start", resume)
             self.fabric.to_device(self.net)
             first = self._start(saved)
             for task in range(first, self.scenario.num_tasks):
@@ -181,7 +195,12 @@ class Trainer:
                     self._pass_over(task)
                 else:
                     self._train_task(task, saved if inside else None)
+            self._told.tell("on_fit_end", self.result)
         return self.result
+
+    def _callbacks(self) -> list[Callback]:
+        """Those given, as a list; ``callback`` may be set anew before fit."""
+        return [self.callback] if isinstance(self.callback, Callback) else list(self.callback)
 
     def _start(self, saved: RunCheckpoint | None) -> int:
         """The task to begin with, everything that was saved taken up."""
@@ -217,7 +236,7 @@ class Trainer:
         running = self._begin_task(task, saved)
         first_epoch = 0 if saved is None else saved.epoch
         self._tests.latest = task
-        self.callback.on_task_start(task, self.epochs, first_epoch)
+        self._told.tell("on_task_start", task, self.epochs, first_epoch)
         for epoch in range(first_epoch, self.epochs):
             start = time.perf_counter()
             self._train_epoch(running, epoch)
@@ -228,7 +247,7 @@ class Trainer:
             self._save(running, (task + 1, 0) if last else (task, epoch + 1))
             if last:
                 break
-        self.callback.on_task_end(task, self.result.matrix[task].copy())
+        self._told.tell("on_task_end", task, self.result.matrix[task].copy())
 
     def _begin_task(self, task: int, saved: RunCheckpoint | None) -> Running:
         plan, dataset = self._plan, self.scenario.train_set(task)
@@ -252,7 +271,7 @@ class Trainer:
                 raise
 
     def _train_epoch(self, run: Running, epoch: int) -> None:
-        loss, accuracy = train_epoch(self._plan, run, epoch, self.callback)
+        loss, accuracy = train_epoch(self._plan, run, epoch, self._told)
         if not math.isfinite(loss):
             raise RuntimeError(
                 f"Trainer: the loss is {loss} in task {run.task}, epoch {epoch};"
@@ -261,7 +280,7 @@ class Trainer:
             )
         record_epoch(self._plan, run, epoch, loss, accuracy, self.result)
         outlook = self.method.outlook(self.net, run.index)
-        self.callback.on_epoch_end(run.task, epoch, loss, accuracy, outlook)
+        self._told.tell("on_epoch_end", run.task, epoch, loss, accuracy, outlook)
 
     def _end_task(self, run: Running) -> None:
         if run.best is not None:

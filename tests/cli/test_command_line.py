@@ -1,12 +1,10 @@
 """The command line as a person uses it: exit codes, sentences, files, kill and resume."""
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -82,7 +80,7 @@ def test_a_run_says_what_its_figures_are_of(tmp_path, capsys):
     assert train(*SMALL, "--out", tmp_path / "run", "--seed", 3) == 0
     out = capsys.readouterr().out
     assert "split-digits, task setting, seed 3: 2 tasks, classes 0-4 | 5-9, " in out
-    assert "task 2/2 epoch 2/2 loss " in out
+    assert "task 1 (2 of 2) epoch 2/2 loss " in out
     assert "after task 2" in out
     assert "BWT 0.0000" in out
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
@@ -267,7 +265,7 @@ def start(directory, *more):
     command = [
         sys.executable,
         "-m",
-        "maskcl.cli",
+        "maskcl",
         "train",
         "hat",
         *SMALL,
@@ -301,7 +299,7 @@ SAME = ("accuracy", "losses", "capacity", "protected", "masks", "weights_sha256"
 def test_killed_resumes_to_the_identical_result(tmp_path, finished):
     """At one moment: test_checkpoint has the others."""
     process = start(tmp_path / "run")
-    wait_for(process, "task 1/2 epoch 2/2")
+    wait_for(process, "task 0 (1 of 2) epoch 2/2")
     process.send_signal(signal.SIGKILL)
     assert process.wait(timeout=60) == -signal.SIGKILL
     assert not (tmp_path / "run" / "result.json").exists()
@@ -313,7 +311,7 @@ def test_killed_resumes_to_the_identical_result(tmp_path, finished):
 
 def test_interrupt_exits_130_and_says_how_to_go_on(tmp_path, finished):
     process = start(tmp_path / "run")
-    wait_for(process, "task 1/2 epoch 1/2")
+    wait_for(process, "task 0 (1 of 2) epoch 1/2")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -403,24 +401,3 @@ def test_without_typer_one_sentence_says_what_to_install(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "maskcl: the command line needs typer: pip install 'maskcl[train]'\n"
     )
-
-
-def test_bars_on_a_terminal_show_task_epoch_and_figures():
-    from rich.console import Console
-
-    from maskcl.cli.progress import Bars, display
-
-    console = Console(force_terminal=True, width=120, record=True, file=io.StringIO())
-    with display(console, 2, 3) as bars:
-        assert isinstance(bars, Bars)
-        bars.on_task_start(1, 3, 0)
-        bars.on_epoch_start(1, 2, 4)
-        time.sleep(0.01)
-        bars.on_step(1, 2, 0, torch.tensor(0.5))
-        bars.on_epoch_end(1, 2, 0.25, 0.875, "free 50 %")
-        bars.on_task_end(1, np.array([0.75, 0.5]))
-    shown = console.export_text()
-    assert "task 2/2" in shown
-    assert "epoch 3/3" in shown
-    assert "loss 0.2500  accuracy 0.875  free 50 %" in shown
-    assert "after task 2/2: test accuracy 0.750 0.500" in shown

@@ -105,7 +105,7 @@ def test_methods_problems_settings_and_models_go_together(
 ):
     assert train(method, *arguments, *SMALL, "--epochs", 1, "--out", tmp_path / "run") == 0
     said = capsys.readouterr().out
-    assert f"after task 2/2: test {metric} " in said
+    assert f"after task 1 (2 of 2): test {metric} " in said
     result = result_of(tmp_path / "run")
     assert result["metric"] == metric
     assert result["accuracy"][1][1] is not None

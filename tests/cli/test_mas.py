@@ -109,7 +109,7 @@ def test_held_heads_can_be_turned_off(tmp_path):
 
 
 def test_the_same_run_again_and_an_interrupted_one_end_alike(finished, tmp_path, monkeypatch):
-    from maskcl.cli.progress import Lines
+    from maskcl.progress import Lines
 
     def stop(self, task, epoch, loss, accuracy, outlook):
         # Importances of the first task are in the checkpoint, the second is half trained.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from maskcl import cli
-from maskcl.cli.progress import Lines
+from maskcl.progress import Lines
 
 pytest.importorskip("typer", reason="the command line needs maskcl[train]")
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -200,7 +200,7 @@ def test_a_run_says_what_its_figures_are_of(tmp_path, base, capsys):
     assert train(*SMALL, "--base", base, "--out", tmp_path / "run") == 0
     out = capsys.readouterr().out
     assert "split-digits, task setting, seed 0: 2 tasks, classes 0-4 | 5-9, " in out
-    assert "task 2/2 epoch 2/2 loss " in out
+    assert "task 1 (2 of 2) epoch 2/2 loss " in out
     assert " off " in out
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
 

@@ -113,13 +113,16 @@ CONSTANT = torch.ones(6)
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((BAD,), "task 0's training target 4 holds nan, wanted a finite number"),
-        ((F, BAD), "task 0's test target 4 holds nan"),
-        ((torch.tensor([0, 1, 2, 3, 4, -torch.inf]),), "training target 5 holds -inf"),
-        ((torch.complex(F, F),), "complex64, wanted real numbers"),
-        ((torch.rand(6, 2, 2),), r"shape \[6, 2, 2\], wanted \[n\] or \[n, d\]"),
+        ((BAD,), "task 0's training set: item 4 has nan in its target, wanted a finite number"),
+        ((F, BAD), "task 0's test set: item 4 has nan"),
+        ((torch.tensor([0, 1, 2, 3, 4, -torch.inf]),), "training set: item 5 has -inf"),
+        ((torch.complex(F, F),), "targets are complex64, wanted"),
+        ((torch.rand(6, 2, 2),), r"the shape \[6, 2, 2\], wanted \[n\] or \[n, d\]"),
         ((torch.rand(6, 0),), r"shape \[6, 0\]"),
-        ((torch.rand(6, 2), torch.rand(6, 3)), "2 numbers and its test targets 3"),
+        (
+            (torch.rand(6, 2), torch.rand(6, 3)),
+            "test set has 3 numbers as the target of an item, and its training set 2",
+        ),
         ((F, CONSTANT), "task 0: r2 compares with how test targets vary, and value 0 is 1"),
     ],
 )
@@ -131,8 +134,8 @@ def test_bad_values_are_told_at_construction(arguments, text):
 @pytest.mark.parametrize(
     ("labels", "text"),
     [
-        (LABELS * 2, "target 0 holds 2, wanted 0 or 1"),
-        (LABELS * 0.5, "target 0 holds 0.5, wanted 0 or 1"),
+        (LABELS * 2, "item 0 has 2 in its target, wanted 0 or 1"),
+        (LABELS * 0.5, "item 0 has 0.5 in its target"),
         (LABELS / 0.0, "wanted 0 or 1"),
         (LABELS[:, 0], r"shape \[6\], wanted \[n, L\]"),
         (LABELS * 0, "map needs a label that a test example has, and there is none"),

@@ -126,10 +126,10 @@ def test_facts_that_are_no_json_leave_nothing_behind(tmp_path):
     [
         ({"format": "other"}, "is something else"),
         ({"version": 2}, "has version 2, this maskcl reads 1"),
-        ({"model": None}, "has model None, wanted str"),
+        ({"model": None}, "model is None, wanted text"),
         ({"model": "vgg"}, "describes no network: unknown model 'vgg'"),
-        ({"input_shape": [1, "x"]}, "describes no network"),
-        ({"outputs": "2"}, "has outputs '2', wanted int"),
+        ({"input_shape": [1, "x"]}, "input_shape[1] is 'x', wanted a whole number"),
+        ({"outputs": "2"}, "outputs is '2', wanted a whole number"),
         ({"outputs": 3}, "does not fit its config.json"),
         ({"hidden": [4]}, "does not fit its config.json"),
         ({"sha256": "0"}, "has SHA-256"),

@@ -24,6 +24,7 @@ from maskcl.nn.tasks.heads import TaskHeads, head_like
 from maskcl.nn.tasks.replace_modules import replace_modules
 from maskcl.nn.tasks.state import Masked
 from maskcl.nn.tasks.task_parameters import loosen
+from maskcl.nn.tasks.unconverted import check_unconverted
 
 
 def to_hat(
@@ -66,6 +67,7 @@ def to_hat(
         raise ValueError(
             f"to_hat: classes has {len(classes)} entries, wanted {num_tasks}, one a task"
         )
+    check_unconverted("to_hat", model)
     model = copy.deepcopy(model)
     if type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential):
         model = nn.Sequential(model)

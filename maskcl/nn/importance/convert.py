@@ -15,6 +15,7 @@ from maskcl.nn.tasks.errors import ConversionError, ConversionWarning
 from maskcl.nn.tasks.graph_checks import refuse_cached
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads, find_output, head_like
 from maskcl.nn.tasks.replace_modules import replace_modules
+from maskcl.nn.tasks.unconverted import check_unconverted
 
 NORMS = ("task", "frozen", "shared")
 
@@ -53,6 +54,7 @@ def to_importance(
         ConversionError: the model has no such layer, or parameters that this cannot work with.
         ValueError: an argument is not as above.
     """
+    check_unconverted("to_importance", model)
     _check_arguments(model, num_tasks, classes, growing)
     own_heads = classes is not None and not growing
     norms = norms or ("task" if own_heads else "frozen")

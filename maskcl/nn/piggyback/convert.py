@@ -27,6 +27,7 @@ from maskcl.nn.tasks.errors import ConversionError, ConversionWarning
 from maskcl.nn.tasks.graph_checks import is_graph_linear, refuse_cached, refuse_reading
 from maskcl.nn.tasks.heads import TaskHeads, find_output, head_like
 from maskcl.nn.tasks.replace_modules import conv_options, replace_modules, with_hooks
+from maskcl.nn.tasks.unconverted import check_unconverted
 
 NORMS = ("frozen", "task")
 LEAST_SHARE = 0.9
@@ -73,6 +74,7 @@ def to_piggyback(
         ConversionError: the model has nothing to mask, or a module that would change itself.
         ValueError: an argument is not as above.
     """
+    check_unconverted("to_piggyback", model)
     _check_arguments(model, num_tasks, classes, head, levels, norms)
     holder = nn.ModuleList([copy.deepcopy(model)])
     last = None if classes is None else find_output("to_piggyback", holder[0], head)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.files import replacing
+from maskcl.files import write_json
 from maskcl.nn.tasks.task_parameters import TaskParameter
 from maskcl.randomness import derive_seed
 
@@ -61,8 +60,7 @@ class Forgotten:
         Raises:
             OSError: the disk is full, the folder absent, ...
         """
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        write_json(path, self.to_json())
 
     def __str__(self) -> str:
         numbers = sum(removed.numbers for removed in self.tensors.values())

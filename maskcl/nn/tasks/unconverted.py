@@ -1,0 +1,31 @@
+"""Whether a model is an ordinary one, which can be converted."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from maskcl.nn.tasks.errors import ConversionError
+from maskcl.nn.tasks.network import TaskNetwork
+from maskcl.nn.tasks.state import TaskAware
+
+
+def check_unconverted(caller: str, model: nn.Module) -> None:
+    """Raise ConversionError where a model is a network of tasks, or was taken out of one.
+
+    Args:
+        caller: for the message.
+        model: what is to be converted.
+    """
+    for name, module in model.named_modules():
+        where = f"module {name!r}" if name else "the model"
+        if isinstance(module, TaskNetwork):
+            found = f"is a network of class {type(module).__name__}"
+        elif isinstance(module, TaskAware) and module._state is not None:
+            found = f"({type(module).__name__}) is part of a network"
+        else:
+            continue
+        raise ConversionError(
+            f"{caller}: {where} {found} that has its tasks already, wanted an ordinary module:"
+            " maskcl.nn.to_plain(net, task) makes one of a finished task, and net.add_tasks(n)"
+            " gives the network more tasks"
+        )

@@ -1,0 +1,179 @@
+"""Safetensors files that know their own SHA-256, so that no altered byte passes.
+
+The metadata holds ``content_sha256``: of the whole file, header and tensors, with zeros in that
+one's place. SHA-256 takes about 0.06 s for 100 MB where the processor has instructions for it, and
+0.3 s where not, beside what writing and the disk take. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from maskcl.files import replacing
+from maskcl.reading import MissingError, ReadError, parse_json
+from maskcl.text import printable, sentence_of, shown
+
+_DIGEST = "content_sha256"
+_NO_DIGEST = "0" * 64
+_CHUNK = 1 << 20
+_LONGEST_HEADER = 100_000_000  # safetensors' own
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> int:
+    """Write a file as a whole or not at all; returns its size in bytes.
+
+    Args:
+        path: the file; one that exists is replaced in one step.
+        tensors: by name, on any device, of any layout.
+        metadata: text by name.
+
+    Raises:
+        OSError: it cannot be written; what was there is intact then.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    # Copies, as safetensors refuses tensors that share memory.
+    copies = {
+        name: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, t in tensors.items()
+    }
+    with replacing(path) as temporary:
+        try:
+            save_file(copies, temporary, {**metadata, _DIGEST: _NO_DIGEST})
+        except SafetensorError as error:  # the disk's reason is in its text alone
+            found = re.search(r"os error (\d+)", str(error))
+            code = int(found[1]) if found else errno.EIO
+            raise OSError(code, os.strerror(code), os.fspath(path)) from error
+        with open(temporary, "r+b") as file:
+            at = _digest_place(_header(file), _NO_DIGEST)
+            digest = _digest(file, at)
+            file.seek(at)
+            file.write(digest.encode())
+        return temporary.stat().st_size
+
+
+def read_tensors(
+    path: str | os.PathLike[str], what: str
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a file, on the CPU, its SHA-256 verified where it has one.
+
+    Args:
+        path: the file.
+        what: for errors, as "checkpoint of maskcl".
+
+    Raises:
+        ReadError: there is no such file, or it is truncated, altered or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    name = printable(os.fspath(path))
+    with _sentences(name, what):
+        while True:
+            with open(path, "rb") as file:
+                metadata = _metadata(file, name, what)
+                try:
+                    with safe_open(os.fspath(path), framework="pt", device="cpu") as content:
+                        tensors = {n: content.get_tensor(n) for n in content.keys()}  # noqa: SIM118
+                except SafetensorError as error:
+                    raise ReadError(_damaged(name, what, sentence_of(error))) from None
+                # Between the two another process may have put a new file there.
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    return metadata, tensors
+
+
+def has_digest(metadata: dict[str, str]) -> bool:
+    """Whether the file that `read_tensors` read was verified."""
+    return _DIGEST in metadata
+
+
+@contextlib.contextmanager
+def _sentences(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingError(f"{name} does not exist") from None
+    except ReadError:
+        raise
+    except OSError as error:
+        reason = (error.strerror or sentence_of(error)).lower()
+        raise ReadError(f"{name} cannot be read: {reason}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError):
+        raise ReadError(_damaged(name, what)) from None
+
+
+def _damaged(name: str, what: str, reason: str = "") -> str:
+    return f"{name} is damaged or no {what}" + (f" ({reason})" if reason else "")
+
+
+def _metadata(file: BinaryIO, name: str, what: str) -> dict[str, str]:
+    """The metadata of a file whose every byte is as it was written, where it says what that is."""
+    header = _header(file)
+    try:
+        content = parse_json(header[8:], name)
+    except ReadError as error:
+        reason = str(error).partition(" cannot be read: ")[2]
+        raise ReadError(_damaged(name, what, reason)) from None
+    metadata = content.get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ReadError(_damaged(name, what, f"its metadata is {shown(metadata)}"))
+    if _DIGEST in metadata:
+        found = _digest(file, _digest_place(header, metadata[_DIGEST]))
+        if found != metadata[_DIGEST]:
+            raise ReadError(
+                f"{name} is damaged: its content is not what its SHA-256 says (truncated or"
+                " altered)"
+            )
+    return metadata
+
+
+def _header(file: BinaryIO) -> bytes:
+    """The header with the eight bytes of its length before it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    file.seek(0)
+    start = file.read(8)
+    size = int.from_bytes(start, "little")
+    if len(start) < 8 or size > _LONGEST_HEADER:
+        raise ValueError("no header")
+    rest = file.read(size)
+    if len(rest) < size:
+        raise ValueError("half a header")
+    return start + rest
+
+
+def _digest_place(header: bytes, digest: str) -> int:
+    """Where in the file the digits of its own digest are; inside other strings quotes are escaped.
+
+    Raises:
+        ValueError: nowhere.
+    """
+    if len(digest) != len(_NO_DIGEST):
+        raise ValueError("not a SHA-256")
+    marker = f'"{_DIGEST}":"'.encode()
+    return header.index(marker + digest.encode() + b'"', 8) + len(marker)
+
+
+def _digest(file: BinaryIO, at: int) -> str:
+    """SHA-256 of the file with zeros for the digits of the digest itself."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    digest.update(file.read(at))
+    digest.update(_NO_DIGEST.encode())
+    file.seek(at + len(_NO_DIGEST))
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
