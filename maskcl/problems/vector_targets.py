@@ -40,6 +40,11 @@ class VectorTargets:
         return str(self.data.name)
 
     @property
+    def reads_items(self) -> bool:
+        """Whether batches are the dataset's items put together, so that workers may read them."""
+        return bool(getattr(self.data, "reads_items", False))
+
+    @property
     def adjacency(self) -> str | None:
         """The kind of edges that the network takes; None where samples are no graphs."""
         return getattr(self.data, "adjacency", None)
