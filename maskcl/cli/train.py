@@ -192,6 +192,7 @@ def _trainer(
             callback=callback,
             progress=False,
             inference=options.inference(),
+            workers=options.workers,
         )
     except ValueError as error:
         raise CommandError(str(error).replace("Trainer: ", "")) from None

@@ -31,14 +31,25 @@ class Problem(Protocol):
         """Of targets given the outputs, as `importance.estimate` names it."""
         ...
 
+    @property
+    def reads_items(self) -> bool:
+        """Whether batches are the dataset's items put together (`loading.batches`).
+
+        Then worker processes may read them. A problem without this attribute reads on its own.
+        """
+        ...
+
     def train_batches(
         self,
         dataset: Any,
-        order: list[int],
+        order: Tensor,
         batch_size: int,
         generator: torch.Generator | None = None,
     ) -> Iterator[Any]:
-        """Batches of ``dataset``'s samples in the given order; chance comes from ``generator``."""
+        """Batches of ``dataset``'s samples in the given order, int64 [n].
+
+        Chance comes from ``generator``.
+        """
         ...
 
     def num_batches(self, num_samples: int, batch_size: int) -> int:

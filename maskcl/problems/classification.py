@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +29,7 @@ class Classification:
     name: str
     targets: ClassVar[str] = "classes"
     likelihood: ClassVar[str] = "categorical"
+    reads_items = False
 
     def __init__(self, output: str = "label") -> None:
         if output not in OUTPUTS:
@@ -94,7 +95,7 @@ class Classification:
         """All that a result depends on, as a JSON object."""
         return {"name": self.name, **vars(self)}
 
-    def _parts(self, order: Any, batch_size: int) -> Iterator[Tensor]:
+    def _parts(self, order: Tensor | Sequence[int], batch_size: int) -> Iterator[Tensor]:
         """``order`` cut into batches, int64 [<= batch_size + 1].
 
         A single sample that would be left over joins the batch before it: batch statistics of

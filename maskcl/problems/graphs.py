@@ -52,7 +52,7 @@ class Graphs(Classification):
     def train_batches(
         self,
         dataset: GraphSet,
-        order: Sequence[int],
+        order: Tensor | Sequence[int],
         batch_size: int,
         generator: torch.Generator | None = None,
     ) -> Iterator[GraphBatch]:

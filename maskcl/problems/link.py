@@ -57,7 +57,7 @@ class Link(Classification):
     def train_batches(
         self,
         dataset: LinkSet,
-        order: Sequence[int],
+        order: Tensor | Sequence[int],
         batch_size: int,
         generator: torch.Generator | None = None,
     ) -> Iterator[LinkBatch]:

@@ -67,7 +67,7 @@ class Node(Classification):
     def train_batches(
         self,
         dataset: NodeSet,
-        order: Sequence[int],
+        order: Tensor | Sequence[int],
         batch_size: int,
         generator: torch.Generator | None = None,
     ) -> Iterator[NodeBatch]:

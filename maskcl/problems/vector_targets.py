@@ -57,7 +57,7 @@ class VectorTargets:
     def train_batches(
         self,
         dataset: Any,
-        order: Sequence[int],
+        order: Tensor | Sequence[int],
         batch_size: int,
         generator: torch.Generator | None = None,
     ) -> Iterator[Any]:

@@ -7,48 +7,39 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import Dataset
 
 from maskcl.problems.classification import Classification
+from maskcl.problems.loading import batches
 
 
 class Vision(Classification):
     """Cross-entropy classification of samples ``(x, y)``, y the label inside its task."""
 
     name = "vision"
+    reads_items = True
 
     def train_batches(
         self,
         dataset: Dataset[Any],
-        order: Sequence[int],
+        order: Tensor | Sequence[int],
         batch_size: int,
         generator: torch.Generator | None = None,
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches ``(x[B, ...], y[B])`` of the samples in the given order."""
-        for rows in self._parts(order, batch_size):
-            yield _collect(dataset, rows)
+        """Batches ``(x[B, ...], y[B])`` of the samples in the given order.
+
+        Where samples are read one by one, each batch's have a seed from ``generator`` for what they
+        draw, whatever the workers.
+        """
+        return batches(dataset, self._parts(order, batch_size), generator)
 
     def test_batches(self, inputs: Dataset[Any] | Tensor, batch_size: int) -> Iterator[Tensor]:
-        """Batches ``x[B, ...]`` in order."""
-        count = len(inputs)  # type: ignore[arg-type]
-        for first in range(0, count, batch_size):
-            batch = _collect(inputs, torch.arange(first, min(first + batch_size, count)))
+        """Batches ``x[B, ...]`` in order; what samples draw as they are read is always the same."""
+        rows = torch.arange(len(inputs))  # type: ignore[arg-type]
+        draws = torch.Generator().manual_seed(0)
+        for batch in batches(inputs, rows.split(batch_size), draws):
             yield batch[0] if isinstance(batch, (tuple, list)) else batch
 
     def predict(self, net: nn.Module, batch: Tensor) -> Tensor:
         """Predicted labels int64[B] of inputs ``x[B, ...]``."""
         return super().predict(net, (batch, None))
-
-
-def _collect(dataset: Any, indices: Tensor) -> Any:
-    """The samples at ``indices``, int64 [n], as one batch.
-
-    Data in memory are indexed all at once: tensors, and data sets with ``take(indices)``.
-    """
-    if isinstance(dataset, Tensor):
-        return dataset[indices]
-    if hasattr(dataset, "take"):
-        return dataset.take(indices)
-    if type(dataset) is TensorDataset:
-        return tuple(t[indices] for t in dataset.tensors)
-    return default_collate([dataset[i] for i in indices.tolist()])

@@ -72,12 +72,20 @@ class ImageItems(Dataset):
 
     def read(self, indices: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """A whole batch: x float32[B, C, H, W], and y int64[B] where labelled."""
-        pixels = self._images[self._rows[indices]].to(torch.float32) / self._full_scale
+        pixels = self._pixels(self._rows.index_select(0, indices))
+        if self._permutation is not None:  # while a pixel is a byte
+            flat = pixels.flatten(2)
+            order = self._permutation.expand(flat.shape)  # gather: half of index_select's time
+            pixels = flat.gather(2, order).reshape(pixels.shape)
+        pixels = pixels.to(torch.float32, copy=True).div_(self._full_scale)
         if self._is_normalised:
-            pixels = (pixels - self._mean) / self._std
-        if self._permutation is not None:
-            pixels = pixels.flatten(2)[:, :, self._permutation].reshape(pixels.shape)
-        return pixels if self.labels is None else (pixels, self.labels[indices])
+            pixels.sub_(self._mean).div_(self._std)
+        return pixels if self.labels is None else (pixels, self.labels.index_select(0, indices))
+
+    def _pixels(self, rows: Tensor) -> Tensor:
+        images = self._images
+        # Of a tensor a third of the time that images[rows] takes.
+        return images.index_select(0, rows) if isinstance(images, Tensor) else images[rows]
 
 
 class ImageSet(ImageItems):

@@ -32,7 +32,7 @@ class Given:
         dataset: as given.
         where: what messages call it.
         shape: of every x.
-        targets: [N, ...] of the items, as `targets.column` gives them.
+        targets: [N, ...] of the items, as `stored_targets.column` gives them.
         take: a whole batch (x, y, ...) at once, where the dataset is in memory.
     """
 
@@ -166,9 +166,7 @@ class Items(Dataset):
     """
 
     def __init__(self, given: Given, rows: Tensor | None, targets: Tensor | None) -> None:
-        self._given = given
-        self._rows = rows
-        self.labels = targets
+        self._given, self._rows, self.labels = given, rows, targets
         self._length = len(given.targets) if rows is None else len(rows)
 
     def __len__(self) -> int:

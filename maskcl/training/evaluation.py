@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from maskcl.problems import Problem
+from maskcl.problems.loading import Loader
 from maskcl.training.class_labels import ClassLabels
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def score_task(
     active: int,
     batch_size: int,
     labels: ClassLabels | None = None,
+    loader: Loader | None = None,
 ) -> float:
     """Score on a task's test data, in evaluation; the network's mode is what it was after it.
 
@@ -42,11 +44,12 @@ def score_task(
         active: the network's task that it acts for.
         batch_size: of training; test batches are of at least ``LEAST_BATCH``.
         labels: where that task's head has its own classes alone.
+        loader: reads test samples that are not in memory.
     """
     was_training = net.training
     net.eval()
     with net.task(active), fabric.autocast():
-        inputs = scenario.test_inputs(task)
+        inputs = (loader or Loader()).of(scenario.test_inputs(task))
         predictions = [
             problem.predict(net, fabric.to_device(batch))
             for batch in problem.test_batches(inputs, max(batch_size, LEAST_BATCH))

@@ -15,6 +15,7 @@ from maskcl.problems import Problem
 from maskcl.training.class_labels import ClassLabels
 from maskcl.training.evaluation import LEAST_BATCH, score_task
 from maskcl.training.inference_scores import InferenceScores
+from maskcl.training.samples import Samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +33,9 @@ class InferredScores:
         problem: makes batches.
         scenario: scores predictions.
         fabric: for device and precision.
-        labels: where each task's head has its own classes alone.
+        samples: of training: their batch size, how they are read, and labels where each task's
+            head has its own classes alone.
         data: task -> its training samples, for the scores without a network.
-        batch_size: of training.
     """
 
     def __init__(
@@ -43,12 +44,12 @@ class InferredScores:
         problem: Problem,
         scenario: Scenario,
         fabric: Fabric,
-        labels: ClassLabels | None,
+        samples: Samples,
         data: Callable[[int], TaskData],
-        batch_size: int,
     ) -> None:
         self.net, self.problem, self.scenario, self.fabric = net, problem, scenario, fabric
-        self.labels, self.data, self.batch_size = labels, data, batch_size
+        self.labels, self.data, self.batch_size = samples.labels, data, samples.batch_size
+        self.loader = samples.loader
         assert net.inference is not None
         self._first = 0
         is_shared = net.inference.space == "shared"
@@ -80,7 +81,7 @@ class InferredScores:
         self._measure_alone()
         labels, alone, tasks = [], [], []
         with self.fabric.autocast():
-            inputs = self.scenario.test_inputs(task)
+            inputs = self.loader.of(self.scenario.test_inputs(task))
             for raw in self.problem.test_batches(inputs, max(self.batch_size, LEAST_BATCH)):
                 batch = self.fabric.to_device(raw)
                 args = (batch,) if isinstance(batch, Tensor) else tuple(batch[:-1])
@@ -100,6 +101,7 @@ class InferredScores:
         into.told[trained, task] = score_task(
             net, self.problem, self.scenario, self.fabric, task,
             active=self._first + task, batch_size=self.batch_size, labels=self.labels,
+            loader=self.loader,
         )  # fmt: skip
         return float(self.scenario.score(task, torch.cat(labels)))
 

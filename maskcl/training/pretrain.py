@@ -97,7 +97,7 @@ def train_backbone(
             model.train()
             totals = torch.zeros(3, dtype=torch.float64, device=where)
             shuffle = torch.Generator().manual_seed(derive_seed("pretrain", seed, epoch))
-            order = torch.randperm(length(data.train), generator=shuffle).tolist()
+            order = torch.randperm(length(data.train), generator=shuffle)
             for x, y in problem.train_batches(data.train, order, batch_size):
                 logits, target = model(x.to(where)), y.to(where)
                 loss = problem.loss(logits, target)
@@ -123,7 +123,7 @@ def accuracy(model: nn.Module, dataset: Dataset, device: torch.device) -> float:
     """Share of labelled examples that a classifier gets right; leaves it in evaluation mode."""
     problem, count, right = Vision(), length(dataset), 0
     model.eval()
-    for x, y in problem.train_batches(dataset, range(count), 512):
+    for x, y in problem.train_batches(dataset, torch.arange(count), 512):
         right += int((problem.predict(model, x.to(device)).cpu() == y).sum())
     return right / count
 

@@ -177,7 +177,7 @@ def _batches(plan: _Plan, tasks: list[int], epoch: int) -> Iterator[tuple[int, A
         dataset: Any = plan.scenario.train_set(task)
         order = torch.randperm(len(dataset), generator=chance(plan.seed, "shuffle", task, epoch))
         draws = chance(plan.seed, "batches", task, epoch)
-        loaders[task] = plan.problem.train_batches(dataset, order.tolist(), plan.batch_size, draws)
+        loaders[task] = plan.problem.train_batches(dataset, order, plan.batch_size, draws)
         turns += [task] * plan.problem.num_batches(len(dataset), plan.batch_size)
     mixed = torch.randperm(len(turns), generator=chance(plan.seed, "turns", tasks[-1], epoch))
     for turn in mixed.tolist():

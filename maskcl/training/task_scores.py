@@ -58,9 +58,7 @@ class TaskScores:
         self._samples = samples
         self._inferred: InferredScores | None = None
         if is_inferred:
-            self._inferred = InferredScores(
-                net, problem, scenario, fabric, samples.labels, self._data, samples.batch_size
-            )
+            self._inferred = InferredScores(net, problem, scenario, fabric, samples, self._data)
 
     def start(self) -> InferenceScores | None:
         """Once ``first`` is known: what inferred scores go into; None where tasks are told.
@@ -110,7 +108,7 @@ class TaskScores:
         return score_task(
             self.net, self.problem, self.scenario, self.fabric, task,
             active=self.first + seen, batch_size=self._samples.batch_size,
-            labels=self._samples.labels,
+            labels=self._samples.labels, loader=self._samples.loader,
         )  # fmt: skip
 
     def _active(self) -> int:

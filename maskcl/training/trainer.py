@@ -38,7 +38,7 @@ from maskcl.training.plan import Plan, Running
 from maskcl.training.result import Result
 from maskcl.training.run_checkpoint import RunCheckpoint, open_run, put_back, save_run
 from maskcl.training.run_config import describe
-from maskcl.training.samples import Samples
+from maskcl.training.samples import Samples, loader_of
 from maskcl.training.schedules import SchedulerFn
 from maskcl.training.task_scores import TaskScores
 from maskcl.training.validation import Validation
@@ -90,6 +90,8 @@ class Trainer:
             tested is NaN in the matrix.
         accumulate: batches a step, whose gradients are those of one batch of all their samples
             (but for BatchNorm, which sees each batch by itself).
+        workers: processes that read samples while the network trains, where samples are read one by
+            one (files); 0 reads them in between. The result is the same for any number.
 
     Raises:
         TypeError: an argument is of another kind: a class for an object, an object for a function.
@@ -120,6 +122,7 @@ class Trainer:
         validation: Validation | float | None = None,
         evaluate: str | int = "all",
         accumulate: int = 1,
+        workers: int = 0,
     ) -> None:
         check_kinds(net, method, problem, scenario, optimizer_fn, scheduler_fn)
         check_numbers(epochs=epochs, batch_size=batch_size, accumulate=accumulate)
@@ -140,7 +143,8 @@ class Trainer:
         check_precision(self.fabric, problem)
         attach(net, problem, inference)
         labels = own_labels(net, scenario) if is_inferred else None
-        self.samples = Samples(problem, self.fabric, batch_size, seed, labels)
+        loader = loader_of(problem, scenario, self.fabric, workers)
+        self.samples = Samples(problem, self.fabric, batch_size, seed, labels, loader)
         self._tests = TaskScores(
             net, problem, scenario, self.fabric, self.samples, method.later_tasks_defined,
             evaluate, is_inferred=is_inferred,
@@ -185,7 +189,7 @@ class Trainer:
         shown = [display()] if self.progress and self.fabric.is_global_zero else []
         self._told = Callbacks([*self._callbacks(), *shown], self)
         chance = derive_seed("run", self.seed, self.fabric.global_rank)
-        with self._told, seeded(self.fabric.device, chance):
+        with self._told, self.samples.loader, seeded(self.fabric.device, chance):
             self._told.tell("on_fit_start", resume)
             self.fabric.to_device(self.net)
             first = self._start(saved)
@@ -299,7 +303,8 @@ class Trainer:
         among all classes so far. Before ``fit`` the scenario's task 0 is the network's
         ``first_task``, or 0.
         """
-        return self._tests.of(task)
+        with self.samples.loader:
+            return self._tests.of(task)
 
     def _save(self, run: Running, position: tuple[int, int]) -> None:
         if (path := self.checkpoint_path) is not None and self.fabric.is_global_zero:

@@ -82,6 +82,11 @@ def test_what_a_run_records():
     }  # fmt: skip
 
 
+def test_workers_may_read_what_the_data_let_them():
+    assert Regression().reads_items
+    assert not MultiLabel(Graphs()).reads_items
+
+
 def test_bad_arguments_get_a_sentence():
     with pytest.raises(ValueError, match="loss is 'rmse', wanted one of mse, l1, huber"):
         Regression(loss="rmse")

@@ -445,10 +445,11 @@ def test_shuffling_depends_on_seed_task_and_epoch_alone():
     trainer, other = make(), make(seed=1)
     order = trainer.samples.order(1, 2, 24)
     torch.rand(3)
-    assert trainer.samples.order(1, 2, 24) == order
-    assert sorted(order) == list(range(24))
-    assert order not in [trainer.samples.order(1, 1, 24), trainer.samples.order(2, 2, 24)]
-    assert order != other.samples.order(1, 2, 24)
+    assert order.dtype == torch.int64
+    assert torch.equal(trainer.samples.order(1, 2, 24), order)
+    assert sorted(order.tolist()) == list(range(24))
+    for samples, task, epoch in ((trainer, 1, 1), (trainer, 2, 2), (other, 1, 2)):
+        assert not torch.equal(samples.samples.order(task, epoch, 24), order)
 
 
 @pytest.mark.parametrize(
