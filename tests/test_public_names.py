@@ -41,7 +41,7 @@ PUBLIC = {
     " piggyback_linear piggyback_weight popcount protected_fraction restore_protected_ sgd_update_"
     " soft_mask task_progress ternarize topk_mask unpack_mask unprotected_norm xor_words",
     "maskcl.optim": "Adam AdamW FusedStep Guard SGD fuse guard protect",
-    "maskcl.problems": "Graphs Link Node Problem Vision",
+    "maskcl.problems": "Graphs Link MultiLabel Node Problem Regression Vision",
     "maskcl.report": "ReportError compare decode_masks encode_masks facts read_result write_report"
     " write_result",
     "maskcl.scenarios": "ItemError NAMES Pretraining Scenario ScenarioError Task default_setting"

@@ -83,6 +83,7 @@ class Samples:
             lambda: self._batches(task, dataset, mine, chance(self.seed, "measuring", task)),
             forward,
             getattr(self.problem, "segments", None),
+            self.problem.likelihood,
         )
 
     def _batches(
