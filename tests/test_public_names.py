@@ -10,8 +10,8 @@ import importlib
 import pytest
 
 PUBLIC = {
-    "maskcl": "EWC HAT MAS Piggyback TaskInference Trainer __version__ backends export importance"
-    " masks nn ops optim",
+    "maskcl": "EWC HAT MAS Piggyback TaskInference Trainer Validation __version__ backends"
+    " export importance masks nn ops optim",
     "maskcl.backends": "BACKENDS BackendError not_supported_reasons select use_backend",
     "maskcl.callback": "Callback",
     "maskcl.checkpoint": "Checkpoint CheckpointError load_checkpoint save_checkpoint",
@@ -47,6 +47,7 @@ PUBLIC = {
     " from_datasets from_pyg images_of load load_pretraining problem_of reads_data settings_of"
     " split_datasets summary variants_of",
     "maskcl.settings": "Setting get_setting",
+    "maskcl.training.schedules": "named_schedule",
     "maskcl.compat.begin.algorithms.hat.graphs": "GCTaskILHATTrainer",
     "maskcl.compat.begin.algorithms.hat.links": "LCTaskILHATTrainer",
     "maskcl.compat.begin.algorithms.hat.nodes": "NCTaskILHATTrainer",

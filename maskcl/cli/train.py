@@ -185,6 +185,7 @@ def _trainer(
     assert options.lr is not None
     if options.NAME == "joint":
         problem, scenario = together(problem, scenario)
+    scheduler_fn, schedule_by = options.rates()
     try:
         return TRAINERS.get(options.NAME, Trainer)(
             net,
@@ -200,6 +201,11 @@ def _trainer(
             directory=directory,
             callback=callback,
             inference=options.inference(),
+            scheduler_fn=scheduler_fn,
+            schedule_by=schedule_by,
+            validation=options.held_out(),
+            evaluate=options.tested(),
+            accumulate=options.accumulate,
         )
     except ValueError as error:
         raise CommandError(str(error).replace("Trainer: ", "")) from None
