@@ -140,8 +140,18 @@ def test_a_finetuned_run_goes_on_with_more_tasks(tmp_path):
     assert matrix_of(tmp_path / "run").shape == (3, 3)
 
 
+def test_independent_networks_take_the_trainers_options(tmp_path):
+    own = ["--validation", 0.2, "--patience", 1, "--lr-schedule", "cosine", "--evaluate", "last"]
+    assert train("independent", *SMALL, *own, "--out", tmp_path / "run") == 0
+    matrix = matrix_of(tmp_path / "run")
+    assert np.isfinite(np.tril(matrix)).all()
+    assert (matrix[2, :2] == matrix.diagonal()[:2]).all()
+
+
 BAD = [
     ("joint", ["--infer", "shared", "--setting", "domain"], "infer does not go with joint"),
+    ("joint", ["--validation", "0.1"], "validation does not go with joint"),
+    ("joint", ["--accumulate", "2"], "accumulate does not go with joint"),
     ("joint", ["--references"], "references does not go with joint"),
     ("independent", ["--references"], "references does not go with independent"),
     ("independent", ["--setting", "class"], "the class setting does not tell the task at test"),
