@@ -20,8 +20,8 @@ PUBLIC = {
     "maskcl.graph": "Graph",
     "maskcl.importance": "estimate",
     "maskcl.masks": "MaskFile MaskFileError export_masks import_masks read_masks",
-    "maskcl.methods": "EWC HAT HATState MAS Method Piggyback PiggybackState PlanWarning"
-    " QuadraticState TaskData derive_seed",
+    "maskcl.methods": "EWC Finetune HAT HATState Independent Joint MAS Method Piggyback"
+    " PiggybackState PlanWarning QuadraticState TaskData derive_seed",
     "maskcl.metrics": "Metric all_metrics average_accuracy_curve average_forgetting"
     " average_incremental average_performance backward_transfer forgetting forgetting_ratio"
     " forward_transfer intransigence transfer_from_scratch",

@@ -12,7 +12,7 @@ import typer
 
 from maskcl import info as info_module
 from maskcl import report
-from maskcl.cli import export, forget, hat, mas, masks, piggyback
+from maskcl.cli import baselines, export, forget, hat, mas, masks, piggyback
 from maskcl.cli.flags import Start, command
 from maskcl.cli.folders import CONFIG
 from maskcl.cli.method import MethodCommand
@@ -38,12 +38,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Masks for continual learning: pretrain a base, train a sequence of tasks, compare runs.",
 )
-train_app = typer.Typer(no_args_is_help=True, help="Train a sequence of tasks with a method.")
+train_app = typer.Typer(
+    no_args_is_help=True,
+    help="Train a sequence of tasks with a method, or with a baseline to compare it with.",
+)
 app.add_typer(train_app, name="train")
 masks_app = typer.Typer(no_args_is_help=True, help="Piggyback's masks as files.")
 app.add_typer(masks_app, name="masks")
 
-_COMMANDS = (hat.COMMAND, piggyback.COMMAND, mas.MAS_COMMAND, mas.EWC_COMMAND)
+_COMMANDS = (hat.COMMAND, piggyback.COMMAND, mas.MAS_COMMAND, mas.EWC_COMMAND, *baselines.COMMANDS)
 reproduce_app = typer.Typer(
     no_args_is_help=True, help="Run a published table again, or one of our own."
 )

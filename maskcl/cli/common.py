@@ -23,6 +23,8 @@ _BATCH_SIZES_SHOWN = "64, digits 16"
 GRAPH_BATCH_SIZES = {"node": 256, "link": 256, "graph": 16}
 
 _OPTIMIZERS = ("sgd", "adam", "adamw")
+# Where the scenario's own model is a conv net, and no --lr is given.
+DEEP_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
 
 
 def table(values: Mapping[str, float]) -> str:

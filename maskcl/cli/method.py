@@ -47,6 +47,8 @@ class TrainOptions(RunOptions):
     METHOD: ClassVar[Any]
     # Whether its outputs depend on the task of a sample.
     NEEDS_TASK: ClassVar[bool] = True
+    # Whether a finished run can go on with more tasks.
+    GOES_ON: ClassVar[bool] = True
 
     tasks: int | None = option("Number of tasks.", None, shown="the scenario's", at_least=1)
     datasets: str | None = option("Of sequence: sets that are a task each, as mnist,usps.", None)
@@ -179,6 +181,12 @@ class TrainOptions(RunOptions):
     def problem(self) -> str | None:
         """Of the scenario: vision, node, link or graph; None where no scenario has the name."""
         return scenarios.problem_of(self.scenario)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the scenario's own model is deeper than the mlp, and wants smaller steps."""
+        images = IMAGES.get(self.scenario)
+        return images is not None and images.model != "mlp"
 
     @property
     def reference_rate(self) -> float:

@@ -44,6 +44,7 @@ from maskcl.cli.saved_network import CONTINUES, network_as_made, of_run
 from maskcl.files import new_folder, write_json
 from maskcl.lock import locked
 from maskcl.progress import display
+from maskcl.training.baselines import TRAINERS, together
 from maskcl.training.references import References, references
 from maskcl.training.trainer import CHECKPOINT, Trainer
 
@@ -67,6 +68,10 @@ def begin(
     out = Path(flags["out"])
     if start.resume + (start.add_tasks is not None) + (start.source is not None) > 1:
         raise CommandError("--resume, --add-tasks and --from exclude each other")
+    if not kind.GOES_ON and (start.add_tasks is not None or start.source is not None):
+        raise CommandError(
+            f"{kind.NAME} trains a fresh network for each task: there is none to go on with"
+        )
     for folder in (out, Path(start.source or out)):
         finish_taking_over(folder)
     if start.add_tasks is not None:
@@ -184,9 +189,11 @@ def _trainer(
     assert options.batch_size is not None
     assert options.epochs is not None
     assert options.lr is not None
+    if options.NAME == "joint":
+        problem, scenario = together(problem, scenario)
     scheduler_fn, schedule_by = options.rates()
     try:
-        return Trainer(
+        return TRAINERS.get(options.NAME, Trainer)(
             net,
             options.method(),
             problem,
