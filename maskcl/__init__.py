@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from maskcl import backends, masks, nn, ops
+from maskcl._version import __version__
 
 if TYPE_CHECKING:
     from maskcl import export, importance, optim
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from maskcl.nn.inference.task_inference import TaskInference
     from maskcl.training.trainer import Trainer
 
-__version__ = "0.1.0"
 __all__ = [
     "EWC",
     "HAT",
@@ -29,6 +29,7 @@ __all__ = [
     "Piggyback",
     "TaskInference",
     "Trainer",
+    "__version__",
     "backends",
     "export",
     "importance",

@@ -98,6 +98,28 @@ def load_checkpoint(
     return checkpoint
 
 
+def load_facts(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, int], dict[str, Any]]:
+    """A checkpoint's config, position and facts; its tensors are not read.
+
+    Raises:
+        CheckpointError: there is no such file, or it is something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+        _check_format(path, metadata)
+        config, position, facts = (json.loads(metadata[k]) for k in ("config", "position", "facts"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint of maskcl ({error})") from None
+    return config, position, facts
+
+
 def _check_format(path: Any, metadata: dict[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         raise CheckpointError(f"{path} is a safetensors file but no checkpoint of maskcl")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up: a file imports from its own layer and from those before it.
 LAYERS = [
-    ["callback", "files", "graph", "metrics", "randomness", "settings"],
+    ["_version", "callback", "files", "graph", "metrics", "randomness", "settings", "text"],
     ["_extension", "checkpoint", "reference", "schemas"],
     ["backends", "triton"],
     ["ops"],
@@ -25,9 +25,9 @@ LAYERS = [
     ["export", "importance", "masks", "methods", "optim"],
     ["models", "scenarios"],
     ["problems"],
+    ["report"],
     ["training"],
     [""],  # maskcl itself, the face of all that is below
-    ["report"],
     ["cli", "compat", "info", "reproduce"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -13,11 +13,11 @@ from maskcl.checkpoint import Checkpoint, save_checkpoint
 from maskcl.cli.common import fingerprint
 from maskcl.cli.export import open_network
 from maskcl.cli.folders import FORGOTTEN, read_config_of
-from maskcl.cli.hat import free_counts, protected_share
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError
 from maskcl.nn import Forgotten, HATNetwork
 from maskcl.report.files import write_atomic
+from maskcl.training.method_content import free_counts, protected_share
 from maskcl.training.trainer import CHECKPOINT
 
 

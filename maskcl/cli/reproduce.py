@@ -13,10 +13,10 @@ import torch
 
 from maskcl import scenarios
 from maskcl.cli.common import optimizer_factory
-from maskcl.cli.environment import environment
 from maskcl.cli.method import MethodCommand, TrainOptions
 from maskcl.cli.network import problem_for
 from maskcl.cli.options import CommandError, Options, combine, option
+from maskcl.training.environment import environment
 from maskcl.training.trainer import Trainer
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from maskcl.randomness import seeded
 from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
 from maskcl.training.checks import check_arguments, check_precision
+from maskcl.training.content import result_content
 from maskcl.training.continuing import first_task_of
 from maskcl.training.inferring import attach, own_labels
 from maskcl.training.result import Result
@@ -161,7 +162,8 @@ class Trainer:
                     self._pass_over(task)
                 else:
                     self._train_task(task, saved if inside else None)
-        return self.result
+        result = self.result
+        return result.described_by(lambda: result_content(self, result))
 
     def _start(self, saved: RunCheckpoint | None) -> int:
         """The task to begin with, everything that was saved taken up."""
