@@ -123,7 +123,7 @@ class _Mixed:
         rows, first, batches, turns = torch.as_tensor(order), 0, [], []
         for index, part in enumerate(dataset.sets):
             last = first + dataset.sizes[index]
-            own = (rows[(rows >= first) & (rows < last)] - first).tolist()
+            own = rows[(rows >= first) & (rows < last)] - first
             seed = int(torch.randint(2**62, (), generator=generator))
             draws = torch.Generator().manual_seed(seed)
             batches.append(iter(self._problem.train_batches(part, own, batch_size, draws)))
