@@ -181,6 +181,7 @@ class Trainer:
                     self._pass_over(task)
                 else:
                     self._train_task(task, saved if inside else None)
+        self._resumed = None
         return self.result
 
     def _start(self, saved: RunCheckpoint | None) -> int:

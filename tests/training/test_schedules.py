@@ -14,6 +14,7 @@ from torch.optim import lr_scheduler as lrs
 from maskcl.callback import Callback
 from maskcl.checkpoint import CheckpointError
 from maskcl.methods import EWC, HAT, Piggyback
+from maskcl.optim import fuse
 from maskcl.training.schedules import NAMED, Schedule, make_schedule, named_schedule
 from maskcl.training.trainer import Trainer
 from tests import tiny
@@ -153,6 +154,25 @@ def test_a_rate_of_zero_reaches_the_step_that_stands_in_for_the_optimizers(metho
     assert not all(map(torch.equal, before, first))
     assert all(map(torch.equal, first, second))
     assert all(map(torch.equal, first, third))
+
+
+@pytest.mark.parametrize("kind", [Adam, functools.partial(SGD, momentum=0.9)])
+def test_moments_factors_that_a_schedule_moves_reach_the_fused_step(kind):
+    """OneCycleLR cycles momentum, or Adam's betas, beside the rate."""
+    found = []
+    for is_fused in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        parameter = nn.Parameter(torch.randn(9, generator=generator))
+        own = kind([parameter], lr=0.01)
+        schedule = Schedule(lrs.OneCycleLR(own, 0.1, total_steps=12), "step")
+        if is_fused:
+            assert fuse(own) is not None
+        for _ in range(12):
+            parameter.grad = torch.randn(9, generator=generator)
+            own.step()
+            schedule.after_step()
+        found.append(parameter.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 def test_the_count_is_told_to_functions_that_need_it():
