@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
 LATER_TASKS = (ROOT / "docs" / "later-tasks.md").read_text()
 CALLBACKS = (ROOT / "docs" / "callbacks.md").read_text()
+TRAINING = (ROOT / "docs" / "training.md").read_text()
 TASK_INFERENCE = (ROOT / "docs" / "task-inference.md").read_text()
 
 VECTOR_TARGETS = (ROOT / "docs" / "regression-and-multilabel.md").read_text()
@@ -66,6 +67,20 @@ def test_the_importance_example_goes_on_from_both():
     exec(compile(third, "README.md", "exec"), names)
     assert names["result"].matrix[-1].mean() > 0.8
     assert names["importances"].keys() == dict(names["base"].named_parameters()).keys()
+
+
+def test_the_page_on_training_runs():
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
+    names = {}
+    for block in blocks("python", TRAINING):
+        exec(compile(block, "training.md", "exec"), names)
+    result = names["result"]
+    assert result.matrix[-1].mean() > 0.9
+    for scores, best in zip(result.validation, result.best_epochs, strict=True):
+        assert scores[best] == max(scores)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    assert names["one_cycle"](torch.optim.Adam([parameter]), 5).total_steps == 5
 
 
 README_RUN = {"optimizer_fn": lambda p: torch.optim.Adam(p, lr=0.005), "batch_size": 16}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import inspect
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -14,7 +12,7 @@ from maskcl.nn.inference.task_inference import TaskInference
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.network import TaskNetwork
 from maskcl.settings import Setting
-from maskcl.training.schedules import PERIODS
+from maskcl.training.schedules import PERIODS, takes
 from maskcl.training.validation import Validation
 
 if TYPE_CHECKING:
@@ -49,24 +47,16 @@ def check_kinds(
         )
     if scheduler_fn is None:
         return
-    problem_found = None if callable(scheduler_fn) else _shown(scheduler_fn)
-    with contextlib.suppress(ValueError):  # a function of C has no signature
-        if problem_found is None and not _takes_two(scheduler_fn):
-            problem_found = f"{_shown(scheduler_fn)} that takes no two arguments"
-    if problem_found is not None:
-        raise TypeError(
-            f"Trainer: scheduler_fn is {problem_found}, wanted a function of an optimizer and of"
-            " how often the scheduler will be stepped, as each task has its own:"
-            " lambda optimizer, count: CosineAnnealingLR(optimizer, count)"
-        )
-
-
-def _takes_two(function: Any) -> bool:
-    try:
-        inspect.signature(function).bind(None, 1)
-    except TypeError:
-        return False
-    return True
+    found = _shown(scheduler_fn)
+    if callable(scheduler_fn):
+        if takes(scheduler_fn, 1) or takes(scheduler_fn, 2):
+            return
+        found += " that takes neither one argument nor two"
+    raise TypeError(
+        f"Trainer: scheduler_fn is {found}, wanted a function of an optimizer (and of how often the"
+        " scheduler will be stepped), as each task has its own:"
+        " lambda optimizer, count: CosineAnnealingLR(optimizer, count)"
+    )
 
 
 def _shown(value: Any) -> str:

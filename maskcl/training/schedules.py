@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLR
 from maskcl.checkpoint import CheckpointError
 from maskcl.training.plain_state import pack, unpack
 
-SchedulerFn = Callable[[Optimizer, int], LRScheduler]
+SchedulerFn = Callable[[Optimizer], LRScheduler] | Callable[[Optimizer, int], LRScheduler]
 
 NAMED = ("constant", "cosine", "step", "plateau", "onecycle")
 PERIODS = ("epoch", "step")
@@ -87,7 +88,7 @@ def make_schedule(
         scheduler_fn: as the trainer's.
         optimizer: of the task.
         by: ``epoch`` or ``step``.
-        count: of them.
+        count: of them; given to a function that cannot do without.
         is_saved: whether its state has to fit into a checkpoint.
 
     Raises:
@@ -95,7 +96,8 @@ def make_schedule(
             no checkpoint can hold.
         ValueError: it waits for an epoch's figure, and is to be stepped more often.
     """
-    scheduler: Any = scheduler_fn(optimizer, count)
+    make: Any = scheduler_fn
+    scheduler: Any = make(optimizer) if takes(make, 1) else make(optimizer, count)
     if not isinstance(scheduler, LRScheduler):
         raise TypeError(
             f"Trainer: scheduler_fn returned {_shown(scheduler)}, wanted a scheduler of"
@@ -120,6 +122,17 @@ def make_schedule(
                 f"Trainer: scheduler_fn's {type(scheduler).__name__}: {error}"
             ) from None
     return schedule
+
+
+def takes(function: Any, count: int) -> bool:
+    """Whether a function can be called with so many arguments, and no others."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # one of C, which says nothing
+        return True
+    return True
 
 
 def named_schedule(name: str, warmup: float = 0.0) -> tuple[SchedulerFn | None, str]:

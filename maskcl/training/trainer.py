@@ -79,8 +79,8 @@ class Trainer:
             precision are then its.
         first_task: the network's task that the scenario's task 0 is. Finished tasks are not trained
             again. None: what `first_task_of` finds, or raises where it could be two.
-        scheduler_fn: (optimizer, how often it will be stepped in the task) -> a new scheduler of
-            ``torch.optim.lr_scheduler``; called once a task, after the optimizer.
+        scheduler_fn: optimizer -> a new scheduler of ``torch.optim.lr_scheduler``; called once a
+            task. With two arguments it is told how often the scheduler will be stepped, too.
         schedule_by: ``epoch`` or ``step``, after which the scheduler is stepped. A
             ``ReduceLROnPlateau`` gets the loss of validation, else of training; with
             ``mode="max"`` the score.
@@ -201,6 +201,7 @@ class Trainer:
                 else:
                     self._train_task(task, saved if inside else None)
             result = self.result.described_by(lambda: result_content(self, self.result))
+            self._resumed = None
             self._told.tell("on_fit_end", result)
         return result
 

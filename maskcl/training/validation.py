@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -183,8 +184,9 @@ def score_held_out(
     net.train(was_training)
     summed: Any = fabric.all_reduce(totals, reduce_op="sum")
     loss_sum, right_sum, count = summed.tolist()
-    loss_mean = loss_sum / count if math.isfinite(loss_sum) else math.inf
-    return larger_for_better(right_sum / count, loss_mean), loss_mean
+    # A loss that is not finite is the worst that a checkpoint's JSON can hold.
+    mean = loss_sum / count if math.isfinite(loss_sum) else sys.float_info.max
+    return larger_for_better(right_sum / count, mean), mean
 
 
 def larger_for_better(share: float, loss: float) -> float:

@@ -150,7 +150,18 @@ BAD = [
     (["--model", "vgg"], "unknown model 'vgg': known are mlp, conv, resnet18"),
     (["--model", "conv"], "hidden belongs to the mlp, conv has none"),
     (["--hidden", "16,x"], "hidden must be widths such as 200,200, got '16,x'"),
-    (["--precision", "16"], "unknown precision '16': known are 32, bf16"),
+    (["--precision", "8"], "unknown precision '8': known are 32, bf16, 16"),
+    (["--precision", "16", "--device", "cpu"], "precision is '16', float16 with a scaled loss"),
+    (["--lr-schedule", "linear"], "unknown lr-schedule 'linear': known are constant, cosine"),
+    (["--warmup", "1"], "warmup must be at least 0 and below 1, got 1.0"),
+    (["--warmup", "0.1", "--lr-schedule", "plateau"], "the schedule plateau has none"),
+    (["--validation", "1"], "validation must be above 0 and below 1, got 1.0"),
+    (["--patience", "2"], "patience goes with --validation"),
+    (["--keep-last"], "keep-last goes with --validation"),
+    (["--validation", "0.1", "--patience", "0"], "patience must be at least 1, got 0"),
+    (["--evaluate", "first"], "evaluate must be all, last or a whole number of at least 1"),
+    (["--evaluate", "0"], "evaluate must be all, last or a whole number of at least 1"),
+    (["--accumulate", "0"], "accumulate must be at least 1, got 0"),
     (["--device", "tpu"], "unknown device 'tpu': known are auto, cpu, cuda"),
     (["--setting", "class", "--infer", "none"], "which the class setting does not tell at test"),
     (["--infer", "shared"], "infer is shared, and the task setting tells the task at test"),
@@ -336,6 +347,24 @@ def test_resuming_a_finished_run_writes_the_same_result(finished):
     assert {name: after[name] for name in (*SAME, "seconds")} == {
         name: before[name] for name in (*SAME, "seconds")
     }
+
+
+def test_a_run_with_held_out_samples_a_schedule_and_rare_tests(tmp_path):
+    out = tmp_path / "run"
+    more = ["--groups", "0,1/2,3/4,5", "--validation", "0.2", "--patience", "1", "--epochs", "4"]
+    more += ["--lr-schedule", "cosine", "--warmup", "0.2", "--accumulate", "2"]
+    assert train(*SMALL[:2], "--hidden", "16", *more, "--evaluate", "last", "--out", out) == 0
+    result = result_of(out)
+    assert result["accuracy"][1][0] is None
+    assert None not in result["accuracy"][2]
+    assert result["metrics"]["ACC"]["value"] is not None
+    assert "not measured" in result["metrics"]["AIA"]["reason"]
+    scores, best = result["validation_scores"], result["best_epochs"]
+    assert all(task[at] == max(task) for task, at in zip(scores, best, strict=True))
+    assert [len(task) for task in result["free_by_epoch"]] == [len(task) for task in scores]
+    before = result["weights_sha256"]
+    assert train("--out", out, "--resume") == 0
+    assert result_of(out)["weights_sha256"] == before
 
 
 def test_resume_refuses_other_options_and_names_the_first(finished, capsys):

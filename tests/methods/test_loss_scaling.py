@@ -14,6 +14,7 @@ from torch.amp import GradScaler
 
 import maskcl
 from maskcl import problems
+from maskcl.callback import Callback
 from tests import tiny
 
 METHODS = {
@@ -143,3 +144,34 @@ def test_a_scaler_that_nobody_holds_any_more_refuses_nothing(name: str) -> None:
         method.after_backward(net, state)
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_in_float16_resumes_with_its_scale(name: str, tmp_path: Any) -> None:
+    """The scale grows with every third step, and is as large after the interruption."""
+
+    class Stop(Callback):
+        def on_step(self, task: int, epoch: int, batch: int, loss: Tensor) -> None:
+            if (task, epoch, batch) == (1, 1, 1):
+                raise KeyboardInterrupt
+
+    def trainer(directory: Any, callback: Any = None) -> Any:
+        scaler = GradScaler("cpu", init_scale=2.0**4, growth_interval=3)
+        half = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+        net: Any = tiny.network("mlp", 2) if name == "hat" else tiny.importance("mlp", 2)
+        made = maskcl.Trainer(
+            net, METHODS[name], problems.Vision(), tiny.scenario(2),
+            lambda p: torch.optim.Adam(p, lr=0.02), epochs=2, batch_size=8, callback=callback,
+            directory=directory, fabric=Fabric(accelerator="cpu", devices=1, plugins=[half]),
+        )  # fmt: skip
+        return made, scaler
+
+    whole, scaler = trainer(None)
+    whole.fit()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, Stop())[0].fit()
+    second, again = trainer(tmp_path)
+    second.fit(resume=True)
+    assert again.get_scale() == scaler.get_scale() == 2.0**8
+    state = second.net.state_dict()
+    assert all(torch.equal(t, state[key]) for key, t in whole.net.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -13,7 +14,8 @@ from torch.optim import lr_scheduler as lrs
 from maskcl.callback import Callback
 from maskcl.checkpoint import CheckpointError
 from maskcl.methods import EWC, HAT, Piggyback
-from maskcl.training.schedules import NAMED, Schedule, named_schedule
+from maskcl.optim import fuse
+from maskcl.training.schedules import NAMED, Schedule, make_schedule, named_schedule
 from maskcl.training.trainer import Trainer
 from tests import tiny
 from tests.training.test_trainer import TASKS, make
@@ -154,6 +156,36 @@ def test_a_rate_of_zero_reaches_the_step_that_stands_in_for_the_optimizers(metho
     assert all(map(torch.equal, first, third))
 
 
+@pytest.mark.parametrize("kind", [Adam, functools.partial(SGD, momentum=0.9)])
+def test_moments_factors_that_a_schedule_moves_reach_the_fused_step(kind):
+    """OneCycleLR cycles momentum, or Adam's betas, beside the rate."""
+    found = []
+    for is_fused in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        parameter = nn.Parameter(torch.randn(9, generator=generator))
+        own = kind([parameter], lr=0.01)
+        schedule = Schedule(lrs.OneCycleLR(own, 0.1, total_steps=12), "step")
+        if is_fused:
+            assert fuse(own) is not None
+        for _ in range(12):
+            parameter.grad = torch.randn(9, generator=generator)
+            own.step()
+            schedule.after_step()
+        found.append(parameter.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_the_count_is_told_to_functions_that_need_it():
+    def with_default(optimizer, gamma=0.5):
+        return lrs.ExponentialLR(optimizer, gamma)
+
+    for make_one in (with_default, functools.partial(lrs.ExponentialLR, gamma=0.5)):
+        schedule = make_schedule(make_one, optimizer(), "epoch", 7, is_saved=True)
+        assert schedule.scheduler.gamma == 0.5
+    schedule = make_schedule(lrs.CosineAnnealingLR, optimizer(), "epoch", 7, is_saved=True)
+    assert schedule.scheduler.T_max == 7
+
+
 def test_a_plateau_watches_the_mode_that_it_has():
     for mode, kind in (("min", "loss"), ("max", "score")):
         schedule = Schedule(lrs.ReduceLROnPlateau(optimizer(), mode=mode, patience=0), "epoch")
@@ -167,7 +199,8 @@ def test_a_plateau_watches_the_mode_that_it_has():
     ("changed", "error", "message"),
     [
         ({"scheduler_fn": lrs.StepLR(optimizer(), 2)}, TypeError, "scheduler_fn is a StepLR"),
-        ({"scheduler_fn": lambda o: lrs.StepLR(o, 2)}, TypeError, "takes no two arguments"),
+        ({"scheduler_fn": lambda: None}, TypeError, "takes neither one argument nor two"),
+        ({"scheduler_fn": lambda a, b, c: None}, TypeError, "takes neither one argument nor two"),
         ({"schedule_by": "batch"}, ValueError, "schedule_by is 'batch', wanted one of epoch, step"),
     ],
 )
