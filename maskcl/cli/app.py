@@ -135,9 +135,10 @@ def run(arguments: list[str]) -> int:
     """Run a command; returns the exit code."""
     try:
         return finish(_run(arguments))
-    except BrokenPipeError:
-        finish(CLOSED)
-        return CLOSED
+    except SystemExit as error:  # typer's own end where a pipe is closed
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return finish(CLOSED)
 
 
 def _run(arguments: list[str]) -> int:
@@ -145,8 +146,6 @@ def _run(arguments: list[str]) -> int:
         code = app(arguments, prog_name="maskcl", standalone_mode=False)
     except (CommandError, report.ReportError, LockedError) as error:
         return _fail(str(error))
-    except BrokenPipeError:
-        raise
     except OSError as error:
         if is_no_room(error):
             return _failed(error)

@@ -41,6 +41,8 @@ def say(sentence: Any) -> None:
 
 def finish(code: int) -> int:
     """The exit code, once all that was said has gone out; so that nothing fails after this."""
+    if code == CLOSED:
+        _silence(sys.stdout)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -62,6 +64,7 @@ def finish(code: int) -> int:
 def _silence(stream: Any) -> None:
     """Send the rest nowhere: the interpreter flushes at its end too, and complains."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
+        place = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
+        os.dup2(nowhere, place)
         os.close(nowhere)
