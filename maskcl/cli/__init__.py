@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for ``sys.argv``.
 
     Returns:
-        The exit code: 0, 1 (a run failed), 2 (bad input), 130 (interrupted).
+        The exit code: 0, 1 (a run failed), 2 (bad input), 130 (interrupted), 141 (nobody reads the
+        output).
     """
     try:
         from maskcl.cli.app import run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from maskcl import info as info_module
 from maskcl import report
 from maskcl.cli import export, forget, hat, mas, masks, piggyback
 from maskcl.cli.flags import Start, command
-from maskcl.cli.folders import CONFIG
+from maskcl.cli.folders import CONFIG, refusing
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError, check_values, combine, read_config
 from maskcl.cli.output import CLOSED, Output, finish, say, show
@@ -185,8 +186,10 @@ def _train(method: MethodCommand, given: dict[str, Any], config: str | None, sta
     # A new run's folder is locked from when it is there.
     held = Path(out) if (start.resume or start.add_tasks is not None) else None
     try:
-        with locked(held if held is None or held.is_dir() else None):
-            options, run = begin(kind, flags, values, start)
+        with contextlib.ExitStack() as stack:
+            with refusing():
+                stack.enter_context(locked(held if held is None or held.is_dir() else None))
+                options, run = begin(kind, flags, values, start)
             result = train(method, options, Output(), resume=start.resume, run=run)
     except (KeyboardInterrupt, BrokenPipeError) as error:
         raise typer.Exit(_interrupted(error, Path(out), kind.NAME)) from None
@@ -234,7 +237,9 @@ def _table(
     options = combine(kind, flags, values, None)
     out = None if options.out is None or Path(options.out).is_file() else options.out
     try:
-        with locked(out):
+        with contextlib.ExitStack() as stack:
+            with refusing():
+                stack.enter_context(locked(out))
             show(f"\n{make(options)}")
     except (KeyboardInterrupt, BrokenPipeError) as error:
         kept = "" if options.out is None else "; the same command goes on after the last whole run"

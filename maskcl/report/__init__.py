@@ -38,5 +38,5 @@ def write_report(result: dict[str, Any], directory: str | os.PathLike[str]) -> P
     for name, png in figures.items():
         write_atomic(folder / f"{name}.png", png)
     path = folder / "report.html"
-    write_atomic(path, page(result, figures).encode())
+    write_atomic(path, page(result, figures).encode(errors="backslashreplace"))
     return path
