@@ -46,8 +46,10 @@ def write_tensors(
 
     Raises:
         OSError: it cannot be written; what was there is intact then.
-        TypeError: the format has no name for a tensor's dtype.
+        TypeError: the format has no name for a tensor's dtype, or metadata is no text.
     """
+    if wrong := [key for key, value in metadata.items() if not isinstance(value, str)]:
+        raise TypeError(f"metadata {wrong[0]} is {shown(metadata[wrong[0]])}, wanted text")
     # By hand: safetensors' own writer makes a file of its own, which only its owner can read, or
     # holds all tensors twice.
     held = {name: t.detach().cpu().contiguous().flatten() for name, t in tensors.items()}

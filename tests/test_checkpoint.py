@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
@@ -17,6 +18,7 @@ from torch import nn
 
 from maskcl import checkpoint as ckpt
 from maskcl.callback import Callback
+from maskcl.lock import LockedError
 from maskcl.methods import HAT, Piggyback
 from maskcl.problems import Vision
 from maskcl.randomness import rng_state, set_rng_state
@@ -63,6 +65,67 @@ def test_a_truncated_file_is_refused(tmp_path, keep):
     with pytest.raises(ckpt.CheckpointError, match="is damaged") as e:
         ckpt.load_checkpoint(path)
     assert "\n" not in str(e.value)
+
+
+def test_every_flipped_bit_is_noticed(tmp_path):
+    path, rng = tmp_path / "c.safetensors", random.Random(0)
+    ckpt.save_checkpoint(path, example())
+    data = path.read_bytes()
+    for at in rng.sample(range(len(data)), 200):
+        changed = bytearray(data)
+        changed[at] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        with pytest.raises(ckpt.CheckpointError) as error:
+            ckpt.load_checkpoint(path)
+        assert str(error.value).isprintable()
+    path.write_bytes(data)
+    ckpt.load_checkpoint(path)
+
+
+def test_a_checkpoint_of_version_1_has_no_digest_and_still_loads(tmp_path):
+    from safetensors.torch import save_file
+
+    path, saved = tmp_path / "c.safetensors", example()
+    metadata = {"format": ckpt.FORMAT, "version": "1"}
+    metadata |= {key: json.dumps(getattr(saved, key)) for key in ("config", "position", "facts")}
+    tensors = {name: t.contiguous().clone() for name, t in saved.tensors.items()}
+    save_file(tensors, path, metadata)
+    found = ckpt.load_checkpoint(path, CONFIG)
+    assert found.position == saved.position
+    assert all(torch.equal(found.tensors[name], t) for name, t in tensors.items())
+    # The digest is no matter of choice: a file of today without it is damaged.
+    save_file(tensors, path, metadata | {"version": "2"})
+    with pytest.raises(ckpt.CheckpointError, match="its SHA-256 is missing"):
+        ckpt.load_checkpoint(path)
+
+
+def test_any_program_reads_the_file(tmp_path):
+    from safetensors.torch import load_file
+
+    path, saved = tmp_path / "c.safetensors", example()
+    kinds = (torch.float16, torch.int8, torch.uint8, torch.int16, torch.int32, torch.complex64)
+    saved.tensors |= {str(kind): torch.ones(3, dtype=kind) for kind in kinds}
+    ckpt.save_checkpoint(path, saved)
+    found = load_file(path)
+    assert found.keys() == saved.tensors.keys()
+    for name, tensor in saved.tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
+def test_a_trainer_is_refused_a_folder_that_another_process_trains_in(tmp_path):
+    code = "import sys\nfrom maskcl.lock import locked\nwith locked(sys.argv[1]):\n"
+    code += " print('held', flush=True)\n sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(LockedError, match=f"is in use by process {process.pid} on "):
+            trainer(tmp_path).fit()
+        process.communicate()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tmp_path, Stop(0, 1)).fit()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 
 def test_foreign_files_are_refused_and_not_unpickled(tmp_path):

@@ -19,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for ``sys.argv``.
 
     Returns:
-        The exit code: 0, 1 (a run failed), 2 (bad input), 130 (interrupted).
+        The exit code: 0, 1 (a run failed), 2 (bad input), 130 (interrupted), 141 (nobody reads the
+        output).
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     is_long = len(given) > 1 and given[0] in _LONG and not {"-h", "--help"} & set(given)

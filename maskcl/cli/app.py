@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +15,20 @@ from maskcl import report
 from maskcl.cli import baselines, export, forget, hat, mas, masks, piggyback
 from maskcl.cli.compare import compare_runs
 from maskcl.cli.flags import Start, command
-from maskcl.cli.folders import CONFIG
+from maskcl.cli.folders import refusing
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError, check_values, combine, read_config
-from maskcl.cli.output import CLOSED, Output, finish, say, show
+from maskcl.cli.output import (
+    CLOSED,
+    Output,
+    failed,
+    finish,
+    interrupted,
+    refuse,
+    say,
+    show,
+    stopped,
+)
 from maskcl.cli.pretrain import PretrainOptions, pretrain
 from maskcl.cli.reproduce import (
     ClassesOptions,
@@ -156,22 +166,21 @@ def run(arguments: list[str]) -> int:
     """Run a command; returns the exit code."""
     try:
         return finish(_run(arguments))
-    except BrokenPipeError:
-        finish(CLOSED)
-        return CLOSED
+    except SystemExit as error:  # typer's own end where a pipe is closed
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return finish(CLOSED)
 
 
 def _run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="maskcl", standalone_mode=False)
     except (CommandError, report.ReportError, LockedError) as error:
-        return _fail(str(error))
-    except BrokenPipeError:
-        raise
+        return refuse(str(error))
     except OSError as error:
         if is_no_room(error):
-            return _failed(error)
-        return _fail(sentence_of(error))
+            return failed(error)
+        return refuse(sentence_of(error))
     except (typer.Abort, KeyboardInterrupt):
         say("interrupted before anything was written")
         return 130
@@ -179,7 +188,7 @@ def _run(arguments: list[str]) -> int:
         # typer's usage errors, whichever package its click is (inside typer from 0.16 on).
         if not any(kind.__name__ == "ClickException" for kind in type(error).__mro__):
             raise
-        return _fail(error.format_message()) if str(error) else 2  # type: ignore[attr-defined]
+        return refuse(error.format_message()) if str(error) else 2  # type: ignore[attr-defined]
     return code if isinstance(code, int) else 0
 
 
@@ -207,15 +216,17 @@ def _train(method: MethodCommand, given: dict[str, Any], config: str | None, sta
     # A new run's folder is locked from when it is there.
     held = Path(out) if (start.resume or start.add_tasks is not None) else None
     try:
-        with locked(held if held is None or held.is_dir() else None):
-            options, run = begin(kind, flags, values, start)
+        with contextlib.ExitStack() as stack:
+            with refusing():
+                stack.enter_context(locked(held if held is None or held.is_dir() else None))
+                options, run = begin(kind, flags, values, start)
             result = train(method, options, Output(), resume=start.resume, run=run)
     except (KeyboardInterrupt, BrokenPipeError) as error:
-        raise typer.Exit(_interrupted(error, Path(out), kind.NAME)) from None
+        raise typer.Exit(interrupted(error, Path(out), kind.NAME)) from None
     except LockedError:
         raise
     except (RuntimeError, OSError, MemoryError) as error:
-        raise typer.Exit(_failed(error, "Trainer: ", "references: ")) from None
+        raise typer.Exit(failed(error, "Trainer: ", "references: ")) from None
     show(f"\n{accuracy_table(result)}\n\nreport: {os.path.join(out, 'report.html')}")
 
 
@@ -226,9 +237,9 @@ def _pretrain(given: dict[str, Any], config: str | None, start: Start) -> None:
     try:
         facts = pretrain(options, Output())
     except (KeyboardInterrupt, BrokenPipeError) as error:
-        raise typer.Exit(_interrupted(error, Path(options.out))) from None
+        raise typer.Exit(interrupted(error, Path(options.out))) from None
     except (RuntimeError, OSError, MemoryError) as error:
-        raise typer.Exit(_failed(error, "train_backbone: ")) from None
+        raise typer.Exit(failed(error, "train_backbone: ")) from None
     show(
         f"held-out accuracy {facts['accuracy']:.4f}, SHA-256 {facts['sha256']}\nbase: {options.out}"
     )
@@ -256,52 +267,17 @@ def _table(
     options = combine(kind, flags, values, None)
     out = None if options.out is None or Path(options.out).is_file() else options.out
     try:
-        with locked(out):
+        with contextlib.ExitStack() as stack:
+            with refusing():
+                stack.enter_context(locked(out))
             show(f"\n{make(options)}")
     except (KeyboardInterrupt, BrokenPipeError) as error:
         kept = "" if options.out is None else "; the same command goes on after the last whole run"
-        raise typer.Exit(_stopped(error, kept)) from None
+        raise typer.Exit(stopped(error, kept)) from None
     except LockedError:
         raise
     except (RuntimeError, OSError, MemoryError) as error:
-        raise typer.Exit(_failed(error, "Trainer: ")) from None
-
-
-def _failed(error: Exception, *whose: str) -> int:
-    """Diverged, or disk or memory is full: a sentence. The rest is a defect: a traceback."""
-    text = str(error)
-    if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
-        say(f"the run failed: there is not enough memory ({sentence_of(error)[:200]})")
-        return 1
-    if isinstance(error, RuntimeError) and not text.startswith(whose):
-        raise error
-    sentence = sentence_of(error)
-    for name in whose:
-        sentence = sentence.removeprefix(name)
-    say(f"the run failed: {sentence}")
-    return 1
-
-
-def _interrupted(error: BaseException, directory: Path, method: str | None = None) -> int:
-    """Say how to go on with a run of the method."""
-    if method is not None and (directory / CONFIG).is_file():
-        line = f"maskcl train {method} --out {shlex.quote(str(directory))} --resume"
-        return _stopped(error, f"; to go on from the last whole epoch: {line}")
-    return _stopped(error, " before anything was written")
-
-
-def _stopped(error: BaseException, rest: str) -> int:
-    """Say that a person has ended the command, or what read its output: as shells count it."""
-    if isinstance(error, BrokenPipeError):
-        say(f"nobody reads the output any more: ended{rest}")
-        return CLOSED
-    say(f"interrupted{rest}")
-    return 130
-
-
-def _fail(sentence: str) -> int:
-    say(sentence)
-    return 2
+        raise typer.Exit(failed(error, "Trainer: ")) from None
 
 
 for _method in METHODS.values():

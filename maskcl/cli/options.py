@@ -194,7 +194,9 @@ def combine(
         asked = {**saved, **asked}
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING and field.name not in asked:
-            raise CommandError(f"--{flag_name(field.name)} is missing")
+            name = flag_name(field.name)
+            missing = f"--{name} is missing" if saved is None else f"{where} has no {name}"
+            raise CommandError(missing)
     return kind(**asked)
 
 
@@ -206,11 +208,10 @@ def check_saved(kind: type[Options], saved: dict[str, Any], where: str) -> dict[
     """
     hint = ", which this maskcl does not have: was the run made by a newer one?"
     checked = check_values(kind, saved, where, hint)
-    for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING and field.name not in checked:
-            raise CommandError(f"{where} has no {flag_name(field.name)}")
+    needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
     try:
-        kind(**checked)
+        if needed <= checked.keys():
+            kind(**checked)
     except CommandError as error:
         raise CommandError(f"{where}: {error}") from None
     return checked

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from maskcl.cli.folders import CONFIG
 from maskcl.text import printable, sentence_of
 
 CLOSED = 141
@@ -41,6 +44,8 @@ def say(sentence: Any) -> None:
 
 def finish(code: int) -> int:
     """The exit code, once all that was said has gone out; so that nothing fails after this."""
+    if code == CLOSED:
+        _silence(sys.stdout)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -62,6 +67,45 @@ def finish(code: int) -> int:
 def _silence(stream: Any) -> None:
     """Send the rest nowhere: the interpreter flushes at its end too, and complains."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
+        place = stream.fileno()
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
+        os.dup2(nowhere, place)
         os.close(nowhere)
+
+
+def failed(error: Exception, *whose: str) -> int:
+    """Diverged, or disk or memory is full: a sentence. The rest is a defect: a traceback."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
+        say(f"the run failed: there is not enough memory ({sentence_of(error)[:200]})")
+        return 1
+    if isinstance(error, RuntimeError) and not text.startswith(whose):
+        raise error
+    sentence = sentence_of(error)
+    for name in whose:
+        sentence = sentence.removeprefix(name)
+    say(f"the run failed: {sentence}")
+    return 1
+
+
+def interrupted(error: BaseException, directory: Path, method: str | None = None) -> int:
+    """Say how to go on with a run of the method."""
+    if method is not None and (directory / CONFIG).is_file():
+        line = f"maskcl train {method} --out {shlex.quote(str(directory))} --resume"
+        return stopped(error, f"; to go on from the last whole epoch: {line}")
+    return stopped(error, " before anything was written")
+
+
+def stopped(error: BaseException, rest: str) -> int:
+    """Say that a person has ended the command, or what read its output: as shells count it."""
+    if isinstance(error, BrokenPipeError):
+        say(f"nobody reads the output any more: ended{rest}")
+        return CLOSED
+    say(f"interrupted{rest}")
+    return 130
+
+
+def refuse(sentence: str) -> int:
+    """Say what was wrong with what a person asked for; the exit code."""
+    say(sentence)
+    return 2

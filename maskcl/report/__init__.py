@@ -66,7 +66,9 @@ def write_page(
     from maskcl.report.page import page
 
     figures = draw_all(result)
-    write_atomic(path, page(result, figures, note=note, reload=reload).encode())
+    write_atomic(
+        path, page(result, figures, note=note, reload=reload).encode(errors="backslashreplace")
+    )
     return figures
 
 
