@@ -29,6 +29,7 @@ from maskcl.cli.reproduce import (
     reproduce_graphs,
 )
 from maskcl.cli.tables import accuracy_table, comparison
+from maskcl.scenarios import ItemError
 
 app = typer.Typer(
     add_completion=False,
@@ -225,8 +226,9 @@ def _table(
 
 
 def _failed(error: Exception, *whose: str) -> int:
-    """Diverged, or the disk is full: a sentence. Anything else is a defect: its traceback."""
-    if isinstance(error, RuntimeError) and not str(error).startswith(whose):
+    """Diverged, a bad sample, a full disk: a sentence. Anything else is a defect: its traceback."""
+    is_told = isinstance(error, ItemError) or str(error).startswith(whose)
+    if isinstance(error, RuntimeError) and not is_told:
         raise error
     sentence = str(error)
     for name in whose:

@@ -36,7 +36,7 @@ _model = functools.partial(option, panel="Model")
 class TrainOptions(RunOptions):
     """What ``maskcl train`` takes whatever the method."""
 
-    MAY_CHANGE = (*RunOptions.MAY_CHANGE, "references")
+    MAY_CHANGE = (*RunOptions.MAY_CHANGE, "references", "workers")
 
     # The method's name on the command line, and its class.
     NAME: ClassVar[str]
@@ -74,6 +74,7 @@ class TrainOptions(RunOptions):
     )
     lr: float | None = option("Learning rate.", None, above=0)
     precision: str = option("32, bf16.", "32", choices=("32", "bf16"))
+    workers: int = option("Processes that read images from files ahead of training.", 0, at_least=0)
     references: bool = option("Train plain networks too, for INT, FTS and rho.", False)
 
     model: str | None = _model(

@@ -17,6 +17,9 @@ from maskcl.scenarios.base import length
 from maskcl.scenarios.items import ItemError
 from maskcl.scenarios.memory import taker
 
+# Torch's warning of more workers than CPUs, two lines long; how many is the caller's to choose.
+_MANY = "This DataLoader will create"
+
 
 def batches(
     dataset: Any, parts: Iterable[Tensor], generator: torch.Generator | None = None
@@ -129,8 +132,8 @@ class Loader:
             except RuntimeError as error:
                 self.close()
                 raise RuntimeError(
-                    f"a worker process that reads samples ended ({_line(error)}): is there memory"
-                    f" (of /dev/shm too) for {self.workers} workers? workers=0 needs none"
+                    f"Trainer: a worker process that reads samples ended ({_line(error)}): is there"
+                    f" memory (of /dev/shm too) for {self.workers} workers? workers=0 needs none"
                 ) from error
             if isinstance(batch, Failure):
                 raise ItemError(batch.sentence) from batch.cause
@@ -144,31 +147,37 @@ class Loader:
             known = [len(self._datasets)]
             self._datasets.append(dataset)
         if self._loader is None:
-            self._loader = DataLoader(
-                Reader(self._datasets),
-                batch_size=None,
-                sampler=self._jobs,  # type: ignore[arg-type]
-                collate_fn=as_it_is,
-                num_workers=self.workers,
-                pin_memory=self._pin,
-                persistent_workers=True,
-                worker_init_fn=ignore_interrupts,
-                multiprocessing_context=self._context,
-                generator=torch.Generator(),  # else it draws from the process's
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", _MANY)
+                self._loader = self._made()
         return self._loader, known[0]
+
+    def _made(self) -> DataLoader[Any]:
+        return DataLoader(
+            Reader(self._datasets),
+            batch_size=None,
+            sampler=self._jobs,  # type: ignore[arg-type]
+            collate_fn=as_it_is,
+            num_workers=self.workers,
+            pin_memory=self._pin,
+            persistent_workers=True,
+            worker_init_fn=ignore_interrupts,
+            multiprocessing_context=self._context,
+            generator=torch.Generator(),  # else it draws from the process's
+        )
 
     def _first(self, loader: DataLoader[Any]) -> Iterator[Any]:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Got pickle error")  # it is told below
+                warnings.filterwarnings("ignore", _MANY)
                 return iter(loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             self.close()
             raise RuntimeError(
-                f"samples cannot be read by {self.workers} workers, as a dataset cannot be sent to"
-                f" a process ({_line(error)}): wanted functions and classes at the top level of a"
-                " module, or workers=0"
+                f"Trainer: workers is {self.workers}, and a dataset cannot be sent to a process"
+                f" ({_line(error)}): wanted functions and classes at the top level of a module, or"
+                " workers=0"
             ) from error
 
 
