@@ -37,7 +37,10 @@ class Callback:
     def on_epoch_end(
         self, task: int, epoch: int, loss: float, accuracy: float, outlook: str
     ) -> None:
-        """Means over the epoch's samples, and the method's few words about its masks."""
+        """Means over the epoch's samples, and the method's few words about its masks.
+
+        Accuracy is NaN where no sample is right or wrong, as in regression.
+        """
 
     def on_task_end(self, task: int, scores: np.ndarray) -> None:
         """``scores`` is the row of the matrix of scores after this task, [T], NaN where unknown."""

@@ -20,6 +20,8 @@ LATER_TASKS = (ROOT / "docs" / "later-tasks.md").read_text()
 CALLBACKS = (ROOT / "docs" / "callbacks.md").read_text()
 TASK_INFERENCE = (ROOT / "docs" / "task-inference.md").read_text()
 
+VECTOR_TARGETS = (ROOT / "docs" / "regression-and-multilabel.md").read_text()
+
 
 def blocks(language, text=TEXT):
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
@@ -67,6 +69,19 @@ def test_the_importance_example_goes_on_from_both():
 
 
 README_RUN = {"optimizer_fn": lambda p: torch.optim.Adam(p, lr=0.005), "batch_size": 16}
+
+
+def test_the_example_of_values_and_of_labels():
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
+    values, labels = blocks("python", VECTOR_TARGETS)
+    names = {}
+    exec(compile(values, "regression-and-multilabel.md", "exec"), names)
+    matrix = names["result"].matrix
+    assert (matrix.diagonal() == matrix[-1]).all()
+    assert matrix[-1].min() > 0.5
+    exec(compile(labels, "regression-and-multilabel.md", "exec"), names)
+    assert names["labels"].matrix[-1].min() > 0.8
 
 
 def test_the_loop_of_your_own_runs():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maskcl.importance.checking import check as compare_alone
 from maskcl.importance.checking import check_groups, refuse_mixing
 from maskcl.importance.exact import Exact
+from maskcl.importance.likelihoods import LIKELIHOODS
 from maskcl.importance.objective import Objective
 from maskcl.importance.per_sample import gradients_of
 from maskcl.importance.quiet import quiet, requiring
@@ -22,6 +23,7 @@ _CHOICES = {
     "labels": ("data", "predicted", "sampled"),
     "reduction": ("sample", "batch"),
     "norm": ("sum", "mean"),
+    "likelihood": tuple(LIKELIHOODS),
 }
 
 
@@ -31,6 +33,7 @@ def estimate(
     *,
     kind: str = "mas",
     labels: str = "data",
+    likelihood: str = "categorical",
     reduction: str = "sample",
     norm: str = "sum",
     forward: Forward | None = None,
@@ -58,16 +61,19 @@ def estimate(
             dimension can be taken apart; what cannot costs one backward a sample where a layer is
             not known, and is not checked.
         kind: "mas": F is the squared norm of the outputs (Aljundi et al. 2018, eq. 2 and 4).
-            "fisher": F is log p(y|x) of the outputs' softmax (Kirkpatrick et al. 2017).
-        labels: y of "fisher": the data's, the model's "predicted" class, or "sampled" from the
-            model's softmax, which is the Fisher information proper.
+            "fisher": F is log p(y|x) (Kirkpatrick et al. 2017).
+        labels: y of "fisher": the data's, the likeliest that the model has "predicted", or
+            "sampled" from the model's p, which is the Fisher information proper.
+        likelihood: p of "fisher", by the outputs: "categorical", their softmax over classes;
+            "gaussian", of unit variance around them (of which "predicted" is 0, and refused);
+            "bernoulli", a sigmoid of each, of labels that are 0 or 1 each on its own.
         reduction: "sample", or "batch": the number of samples times |the gradient of a batch's mean
             F| (its square), for models whose rows mix. It depends on the batches and is smaller.
         norm: of "mas", the "sum" or the "mean" of the squared outputs of a sample.
         forward: model, batch -> (outputs [N, ...], targets [N] or None). By default a batch is x or
-            (x, y) and the outputs are model(x). Fisher: logits [N, C, ...] (one alone is that of a
-            sigmoid), targets [N, ...]. Outputs whose square is infinite (masked logits) are left
-            out.
+            (x, y) and the outputs are model(x). Categorical: logits [N, C, ...] (one alone is that
+            of a sigmoid), targets [N, ...]. Others: targets of the outputs' shape. Outputs whose
+            square is infinite (masked logits) are left out.
         segments: batch -> int64 [rows], the sample (row of the outputs) that each row of the
             network's input belongs to, where samples are groups of rows that may exchange messages
             inside, such as the nodes of a batch of graphs. Without effect on reduction "batch".
@@ -84,7 +90,10 @@ def estimate(
         RuntimeError: the samples of a batch mix, so that exact importances do not exist; an
             importance is not finite; a layer's input was changed in place after it was read.
     """
-    given = {"kind": kind, "labels": labels, "reduction": reduction, "norm": norm}
+    given = {
+        "kind": kind, "labels": labels, "likelihood": likelihood, "reduction": reduction,
+        "norm": norm,
+    }  # fmt: skip
     _check_choices(given)
     if memory <= 0:
         raise ValueError(f"estimate: memory is {memory}, wanted more than 0 bytes")
@@ -98,7 +107,7 @@ def estimate(
     subject = Subject(
         model,
         forward or plain_forward,
-        Objective(kind, labels, norm, generator),
+        Objective(kind, labels, norm, generator, likelihood),
         names,
         {p: _zeros(p) for p in names},
         memory,
@@ -175,7 +184,7 @@ def _check_choices(given: dict[str, str]) -> None:
         if value not in _CHOICES[name]:
             wanted = " or ".join(repr(choice) for choice in _CHOICES[name])
             raise ValueError(f"estimate: {name} is {value!r}, wanted {wanted}")
-    only = {"labels": "fisher", "norm": "mas"}
+    only = {"labels": "fisher", "likelihood": "fisher", "norm": "mas"}
     for name, kind in only.items():
         if given["kind"] != kind and given[name] != _CHOICES[name][0]:
             raise ValueError(

@@ -38,15 +38,17 @@ class TaskData:
 
     Attributes:
         batches: each call goes through all samples of this process once, on the network's device.
-        forward: (network, batch) -> outputs [N, ...] and their targets [N], or None for targets; by
-            default a batch is the network's arguments and the targets.
+        forward: (network, batch) -> outputs [N, ...] and their targets, [N] or [N, d], or None for
+            targets; by default a batch is the network's arguments and the targets.
         segments: batch -> int64 [rows], the sample of each row of what goes into the network, where
             samples are groups of rows (the nodes of graphs); None where they are not.
+        likelihood: of targets given outputs, for EWC; see `importance.estimate`.
     """
 
     batches: Callable[[], Iterable[Any]]
     forward: Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]] = _forward
     segments: Callable[[Any], Tensor] | None = None
+    likelihood: str = "categorical"
 
 
 class Method(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from maskcl.methods.base import TaskData, derive_seed
 from maskcl.methods.mas import REDUCTIONS
 from maskcl.methods.quadratic import Quadratic, QuadraticState
 from maskcl.nn.tasks.heads import sees_one_class
+from maskcl.settings import Setting
 
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork
@@ -25,7 +26,9 @@ class EWC(Quadratic):
 
     After each task, the importance of a parameter is its Fisher information F, the mean over the
     task's training samples of (d log p/dW)^2. Each step of later tasks is charged
-    strength * sum_t sum F_t (W - W_t)^2, W_t being the parameters after task t (eq. 3).
+    strength * sum_t sum F_t (W - W_t)^2, W_t being the parameters after task t (eq. 3). p is the
+    problem's: of classes the outputs' softmax, of values (`problems.Regression`) a Gaussian of unit
+    variance around the outputs, of multi-label targets each label's own.
 
     Online EWC (Schwarz et al. 2018) is ``decay`` below 1 with ``anchors="last"``.
 
@@ -36,8 +39,8 @@ class EWC(Quadratic):
         reduction: ``sample``, the mean of squared gradients, whatever the batch size; ``batch``,
             the squared mean gradient of each batch, as some implementations compute it.
         labels: whose probability p is: ``data``, the training labels; ``predicted``, the likeliest
-            class; ``sampled``, drawn from the network's own distribution, which alone gives the
-            Fisher information itself.
+            (not of values: there the gradient is 0); ``sampled``, drawn from the network's own
+            distribution, which alone gives the Fisher information itself.
         decay: factor of earlier tasks' importances when a task's are added.
         anchors: ``each``: every task pulls to where the parameters were after it, in one anchor
             that has the same gradient; ``last``: all pull to where they were after the last task.
@@ -59,6 +62,16 @@ class EWC(Quadratic):
         labels = ("data", "predicted", "sampled")
         self._check(reduction=REDUCTIONS, labels=labels, anchors=("each", "last"))
 
+    def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
+        """As of all; and the likeliest values, at which nothing has a gradient."""
+        reasons = super().not_supported_reasons(problem, setting)
+        if self.labels == "predicted" and problem.likelihood == "gaussian":
+            reasons.append(
+                'EWC: labels="predicted" measures nothing in regression, as the gradient of the'
+                ' likelihood is 0 at the likeliest value; wanted labels="data" or "sampled"'
+            )
+        return reasons
+
     @property
     def _anchors(self) -> str:
         return "mean" if self.anchors == "each" else "last"
@@ -79,6 +92,7 @@ class EWC(Quadratic):
             data.batches(),
             kind="fisher",
             labels=self.labels,
+            likelihood=data.likelihood,
             reduction=self.reduction,
             forward=data.forward,
             segments=data.segments,

@@ -14,15 +14,30 @@ class Problem(Protocol):
 
     Training batches are whatever `forward` understands; the trainer only moves their tensors to
     the device. Test batches hold inputs alone: the labels stay in the scenario.
-
-    Attributes:
-        name: of the kind of data.
-        reads_items: whether batches are the dataset's items put together (`loading.batches`), so
-            that worker processes may read them. A problem without this attribute reads on its own.
     """
 
-    name: str
-    reads_items: bool
+    @property
+    def name(self) -> str:
+        """What the samples are: "vision", "node", "link" or "graph"."""
+        ...
+
+    @property
+    def targets(self) -> str:
+        """What is learned of them, as `Scenario` has it: "classes", "values" or "multilabel"."""
+        ...
+
+    @property
+    def likelihood(self) -> str:
+        """Of targets given the outputs, as `importance.estimate` names it."""
+        ...
+
+    @property
+    def reads_items(self) -> bool:
+        """Whether batches are the dataset's items put together (`loading.batches`).
+
+        Then worker processes may read them. A problem without this attribute reads on its own.
+        """
+        ...
 
     def train_batches(
         self,
@@ -61,6 +76,16 @@ class Problem(Protocol):
         """The labels that these logits stand for."""
         ...
 
+    def correct(self, logits: Tensor, target: Tensor) -> Tensor:
+        """How many samples of a training batch are right, 0-d; NaN where none can be."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """All that a result depends on, as a JSON object."""
         ...
+
+
+def weighted_mean(losses: Tensor, weight: Tensor) -> Tensor:
+    """Of the samples' losses [n] by their weights [n], 0-d; 0 without weight."""
+    total = weight.sum()
+    return (losses * weight).sum() / torch.where(total == 0, 1, total)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskcl.nn.tasks.heads import sees_one_class
+from maskcl.problems.base import weighted_mean
 
 OUTPUTS = ("label", "score")
 
@@ -26,6 +27,8 @@ class Classification:
     """
 
     name: str
+    targets: ClassVar[str] = "classes"
+    likelihood: ClassVar[str] = "categorical"
     reads_items = False
 
     def __init__(self, output: str = "label") -> None:
@@ -55,10 +58,7 @@ class Classification:
             return F.cross_entropy(logits, target)
         else:
             losses = F.cross_entropy(logits, target, reduction="none")
-        if weight is None:
-            return losses.mean()
-        total = weight.sum()
-        return (losses * weight).sum() / torch.where(total == 0, 1, total)
+        return losses.mean() if weight is None else weighted_mean(losses, weight)
 
     def predict(self, net: nn.Module, batch: Any) -> Tensor:
         """Labels or scores, [n], for a test batch, whose target is None.
@@ -81,6 +81,10 @@ class Classification:
     def predictions(self, logits: Tensor) -> Tensor:
         """The class with the largest logit; with one logit, whether it is above 0. int64 [n]."""
         return (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+
+    def correct(self, logits: Tensor, target: Tensor) -> Tensor:
+        """How many samples have their own class predicted, int64, 0-d."""
+        return (self.predictions(logits) == target).count_nonzero()
 
     def num_batches(self, num_samples: int, batch_size: int) -> int:
         """How many batches `train_batches` yields for that many samples."""

@@ -74,15 +74,17 @@ class Loader:
             raise ValueError(f"workers is {workers!r}, wanted an integer of at least 0")
         self.workers = workers
         self._pin, self._context = pin, context
-        self._datasets = [dataset for dataset in datasets if taker(dataset) is None]
+        self._datasets = [part for part in datasets if self.of(part) is not part]
         self._loader: DataLoader[Any] | None = None
         self._jobs = Jobs()
         self._is_busy = False
         self._depth = 0
 
     def of(self, dataset: Any) -> Any:
-        """The dataset itself where it is in memory or there are no workers, else a `Loaded`."""
-        return dataset if self.workers == 0 or taker(dataset) else Loaded(dataset, self)
+        """A `Loaded` where there are workers for it, else the dataset itself."""
+        if self.workers == 0 or not hasattr(dataset, "__getitem__") or taker(dataset):
+            return dataset
+        return Loaded(dataset, self)
 
     def __enter__(self) -> Loader:
         self._depth += 1

@@ -13,7 +13,7 @@ from maskcl.report.layout import Card, Content, Layout, Picture, Table
 from maskcl.report.methods import layout_of
 from maskcl.report.scores import REFERENCES, metric_rows, score_name
 from maskcl.report.text import number, seconds
-from maskcl.scenarios.base import summary
+from maskcl.scenarios.describing import summary
 
 _STYLE = """
 :root{--ink:#1e293b;--muted:#64748b;--line:#e2e8f0;--blue:#2563eb}

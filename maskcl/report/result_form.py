@@ -20,8 +20,8 @@ _ANY_METHOD = {
     "scenario": {
         "name": str, "setting": str, "seed": (int, None), "source": str, "num_tasks": int,
         "classes": [[int]], "outputs": [int], "train_sizes": [int], "test_sizes": [int],
-        "input_shape": [int], "problem?": str, "metric?": str, "prediction?": Any,
-        "detail?": {str: Any},
+        "input_shape": [int], "problem?": str, "metric?": str, "targets?": str,
+        "prediction?": Any, "detail?": {str: Any},
     },
     "summary?": str,
     "configuration": {

@@ -24,6 +24,16 @@ DEFINITIONS = {
     "rho": "forgetting ratio (HAT): mean over all T tasks; 0 is joint training, -1 is chance",
 }
 
+# Of metrics that a person knows by another name.
+_NAMES = {
+    "auroc": "AUROC",
+    "map": "mAP",
+    "f1": "F1",
+    "r2": "R2",
+    "explained_variance": "explained variance",
+    "pearson": "Pearson correlation",
+}
+
 
 def metric_of(result: Content) -> str:
     """What the scores of a result are: accuracy where it says nothing."""
@@ -33,7 +43,7 @@ def metric_of(result: Content) -> str:
 def score_name(result: Content) -> str:
     """The same for a person: accuracy, AUROC, Hits@50."""
     metric = metric_of(result)
-    return {"auroc": "AUROC"}.get(metric, metric.replace("hits", "Hits"))
+    return _NAMES.get(metric, metric.replace("hits", "Hits"))
 
 
 def metric_rows(result: Content) -> list[tuple[str, float | None, str, str | None]]:

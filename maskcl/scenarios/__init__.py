@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from maskcl.scenarios import image_names, pretraining
-from maskcl.scenarios.base import Scenario, ScenarioError, Task, summary
+from maskcl.scenarios.base import Scenario, ScenarioError, Task
 from maskcl.scenarios.datasets import find_setting, from_datasets, split_datasets
+from maskcl.scenarios.describing import summary
 from maskcl.scenarios.graphs.cut import Request
 from maskcl.scenarios.graphs.names import GRAPHS, load_graph
 from maskcl.scenarios.graphs.pyg import from_pyg

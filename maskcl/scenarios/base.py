@@ -9,10 +9,17 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskcl.scenarios import scores
+from maskcl.scenarios import multilabel_scores, scores, value_scores
+from maskcl.scenarios.describing import summary
 from maskcl.settings import Setting
 
 PROBLEMS = ("vision", "node", "link", "graph")
+# By kind of target, what scores predictions; the first of its metrics is the default.
+SCORES: dict[str, Any] = {
+    "classes": scores,
+    "values": value_scores,
+    "multilabel": multilabel_scores,
+}
 
 
 class ScenarioError(ValueError):
@@ -30,10 +37,12 @@ class Task:
 
     Attributes:
         classes: the original class ids of this task, in the order of the local labels. Of link
-            prediction: 0, no link, and 1, a link.
-        train: items (x float32, y int64 local label), or a NodeSet, LinkSet or GraphSet.
+            prediction: 0, no link, and 1, a link. Of d values or d labels: 0 to d - 1.
+        train: items (x float32, y int64 local label), or a NodeSet, LinkSet or GraphSet. Of d
+            values y is floating [d], of d labels it is int64 [d] of 0 and 1.
         inputs: the test set's items, x alone, or a set without labels.
-        labels: int64[N], the local labels of ``inputs``; only the scenario reads them.
+        labels: int64[N], the local labels of ``inputs`` ([N, d] values or labels, as y); only the
+            scenario reads them.
     """
 
     classes: list[int]
@@ -56,15 +65,18 @@ class Scenario:
         input_shape: shape of one x, such as (1, 28, 28); of graphs the features of a node, (64,).
         source: where the data came from, in words.
         problem: "vision", "node", "link" or "graph".
-        metric: what ``score`` gives: "accuracy", of labels; or of scores of class 1 "auroc" or
-            "hits@K".
+        metric: what ``score`` gives. Of classes "accuracy", of labels; or of scores of class 1
+            "auroc" or "hits@K". Of values "r2", "explained_variance" or "pearson". Of multi-label
+            targets "map", "f1" or "auroc". None: the first of its kind of target.
         outputs: those a model needs at each task; None for one a class. 1 is a logit whose sign
             tells two classes apart.
         prediction: link prediction: the training pairs are links and have no labels.
         detail: what else a figure depends on, in words and numbers: edges kept, split.
+        targets: "classes"; "values", of regression; or "multilabel".
 
     Raises:
-        ScenarioError: a task without examples, a metric that its test labels do not allow.
+        ScenarioError: a task without examples, a metric that its test labels do not allow, the
+            class setting without classes, tasks that share outputs and differ in their number.
     """
 
     def __init__(
@@ -77,13 +89,17 @@ class Scenario:
         source: str = "",
         *,
         problem: str = "vision",
-        metric: str = "accuracy",
+        metric: str | None = None,
         outputs: Sequence[int] | None = None,
         prediction: bool = False,
         detail: Mapping[str, Any] | None = None,
+        targets: str = "classes",
     ) -> None:
         if problem not in PROBLEMS:
             raise ScenarioError(f"{name}: problem is {problem!r}, wanted {', '.join(PROBLEMS)}")
+        if targets not in SCORES:
+            raise ScenarioError(f"{name}: targets is {targets!r}, wanted {', '.join(SCORES)}")
+        metric = SCORES[targets].DEFAULT if metric is None else metric
         if not tasks:
             raise ScenarioError(f"{name}: a scenario needs at least one task, got none")
         for index, task in enumerate(tasks):
@@ -95,11 +111,13 @@ class Scenario:
                     f"{name}: task {index} has {length(task.inputs)} test inputs but "
                     f"{len(task.labels)} test labels"
                 )
-            reason = scores.metric_reasons(metric, task.labels)
+            reason = SCORES[targets].metric_reasons(metric, task.labels)
             if reason is not None:
                 raise ScenarioError(f"{name}: task {index}: {reason}")
         if outputs is not None and len(outputs) != len(tasks):
             raise ScenarioError(f"{name}: {len(tasks)} tasks, but outputs of {len(outputs)}")
+        if targets != "classes":
+            _check_widths(name, setting, targets, [len(task.classes) for task in tasks])
         self.name = name
         self.setting = setting
         self.seed = seed
@@ -107,7 +125,8 @@ class Scenario:
         self.input_shape = tuple(input_shape)
         self.source = source
         self.problem = problem
-        self.metric = metric
+        self.metric: str = metric
+        self.targets = targets
         self.prediction = prediction
         self.detail = dict(detail or {})
         self._outputs = None if outputs is None else list(outputs)
@@ -117,7 +136,7 @@ class Scenario:
 
     @property
     def classes_per_task(self) -> list[int]:
-        """Classes that a prediction chooses among at each task.
+        """Classes that a prediction chooses among at each task; values or labels that it has.
 
         Task setting: the task's own. Domain, time: those that all tasks share. Class: all seen so
         far.
@@ -146,7 +165,7 @@ class Scenario:
         """What guessing scores on each task."""
         counts = self.classes_per_task
         return [
-            scores.chance(self.metric, task.labels, count)
+            float(SCORES[self.targets].chance(self.metric, task.labels, count))
             for task, count in zip(self._tasks, counts, strict=True)
         ]
 
@@ -162,21 +181,24 @@ class Scenario:
         return self._tasks[self._index(task)].inputs
 
     def score(self, task: int, predictions: Tensor) -> float:
-        """The scenario's metric on a task's test examples, in [0, 1].
+        """The scenario's metric on a task's test examples, larger for better, at most 1.
 
         Accuracy: the share predicted right. AUROC: the share of (positive, negative) pairs in the
-        right order. Hits@K: the share of positives above the K-th best negative.
+        right order. Hits@K: the share of positives above the K-th best negative. Those of values
+        and of multi-label targets are in `value_scores` and `multilabel_scores`; the former may be
+        below 0.
 
         Args:
             task: index of the task.
             predictions: [N] in the order of ``test_inputs(task)``: integer local labels for
-                accuracy, else floating scores, larger for what is more likely of class 1.
+                accuracy, else floating scores, larger for what is more likely of class 1. Floating
+                [N, d], the outputs, for d values or labels.
 
         Raises:
             ValueError: wrong number, shape or dtype, or a score that is NaN.
         """
         labels = self._tasks[self._index(task)].labels
-        return scores.score(self.metric, task, predictions, labels)
+        return float(SCORES[self.targets].score(self.metric, task, predictions, labels))
 
     def describe(self) -> dict[str, Any]:
         """What a figure of this scenario means, ready for JSON."""
@@ -195,6 +217,8 @@ class Scenario:
             "metric": self.metric,
             "prediction": self.prediction,
             "detail": dict(self.detail),
+            # Descriptions of classes are as they always were.
+            **({} if self.targets == "classes" else {"targets": self.targets}),
         }
 
     def __str__(self) -> str:
@@ -217,40 +241,15 @@ def head_sizes(setting: str, outputs: Sequence[int], classes: Sequence[Sequence[
     return [len(part) for part in classes] if setting == "class" else list(outputs)
 
 
-# What the examples of a problem are called.
-_EXAMPLES = {"vision": "examples", "node": "nodes", "link": "links", "graph": "graphs"}
-
-
-def summary(description: dict[str, Any]) -> str:
-    """One line for a person from ``Scenario.describe()``: printed beside every figure."""
-    classes = [_span(part) for part in description["classes"]]
-    if len(set(classes)) == 1:
-        shown = classes[0] + (" each" if len(classes) > 1 else "")
-    else:
-        shown = " | ".join(classes if len(classes) <= 12 else [*classes[:10], "...", classes[-1]])
-    tasks = "1 task" if len(classes) == 1 else f"{len(classes)} tasks"
-    # A description written before there were graphs says no problem.
-    problem = description.get("problem", "vision")
-    line = (
-        f"{description['name']}, {description['setting']} setting, seed {description['seed']}: "
-        f"{tasks}, {'link or none' if description.get('prediction') else f'classes {shown}'}, "
-        f"{_range(description['train_sizes'])} training and "
-        f"{_range(description['test_sizes'])} test {_EXAMPLES[problem]} a task"
-    )
-    if problem == "vision":
-        return line
-    edges = description["detail"].get("edges")
-    line += f", {problem} problem, {description['metric']}"
-    return line if edges is None else f"{line}, edges: {edges}"
-
-
-def _span(classes: list[int]) -> str:
-    """[0, 1, 2] as 0-2, [3, 7] as 3 7."""
-    if len(classes) > 2 and classes == list(range(classes[0], classes[-1] + 1)):
-        return f"{classes[0]}-{classes[-1]}"
-    return " ".join(str(label) for label in classes)
-
-
-def _range(sizes: list[int]) -> str:
-    low, high = min(sizes), max(sizes)
-    return f"{low}" if low == high else f"{low} to {high}"
+def _check_widths(name: str, setting: Setting, targets: str, widths: list[int]) -> None:
+    """Raise ScenarioError where tasks without classes do not fit the setting."""
+    if setting.name == "class":
+        raise ScenarioError(
+            f"{name}: {targets} have no classes, by which the class setting divides tasks; wanted"
+            " the task or the domain setting"
+        )
+    if setting.head == "shared" and len(set(widths)) > 1:
+        raise ScenarioError(
+            f"{name}: tasks have {', '.join(map(str, widths))} {targets}, wanted one number in the"
+            f" {setting.name} setting, whose tasks share all outputs"
+        )

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maskcl.scenarios.base import Scenario, ScenarioError, Task
+from maskcl.scenarios.base import SCORES, Scenario, ScenarioError, Task
 from maskcl.scenarios.class_order import check_equal_domains, class_groups
 from maskcl.scenarios.items import Given, items, look_at
 from maskcl.scenarios.labels import local_labels
 from maskcl.scenarios.stored_targets import whole_numbers
+from maskcl.scenarios.targets import check_pair
 from maskcl.settings import Setting, get_setting
 
 SETTINGS = ("task", "domain", "class")
@@ -27,12 +28,14 @@ def from_datasets(
     name: str = "datasets",
     seed: int = 0,
     source: str = SOURCE,
+    targets: str = "classes",
+    metric: str | None = None,
 ) -> Scenario:
-    """Make a scenario of map-style datasets whose items are (x float tensor, y whole number).
+    """Make a scenario of map-style datasets whose items are (x float tensor, y).
 
-    Labels may be any whole numbers, floats such as 2.0 among them. Task setting: each task's labels
-    are numbered on their own. Domain: the labels of all tasks together are the shared classes.
-    Class: they are class ids.
+    y is a whole number, the label, or what ``targets`` says. Labels may be any whole numbers,
+    floats such as 2.0 among them. Task setting: each task's labels are numbered on their own.
+    Domain: the labels of all tasks together are the shared classes. Class: they are class ids.
 
     Labels are read once, now, without the inputs: from ``targets``, ``labels`` or ``samples`` of a
     dataset, also below Subset, ConcatDataset and other wrappers, through ``target_transform``. Of
@@ -47,19 +50,42 @@ def from_datasets(
         name: printed with every figure.
         seed: recorded only; nothing is drawn here.
         source: where the data came from, in words.
+        targets: "classes"; "values", of `problems.Regression`, y a number or [d] numbers; or
+            "multilabel", of `problems.MultiLabel`, y [L] times 0 or 1. How many may differ between
+            tasks in the task setting; the class setting needs classes.
+        metric: how predictions are scored, see `Scenario`; None for accuracy, "r2" of values,
+            "map" (mean average precision) of multi-label targets.
 
     Raises:
         ScenarioError: with one sentence, whatever is wrong: no pair of map-style datasets, an empty
             set, inputs that are not finite floats of one shape, a label that is no whole number, a
-            test label that the task's training set lacks, one class where nothing is learned.
+            test label that the task's training set lacks, one class where nothing is learned;
+            targets or a metric that are not as above.
     """
     chosen = find_setting(setting, SETTINGS, name)
+    if targets not in SCORES:
+        raise ScenarioError(f"{name}: targets is {targets!r}, wanted {', '.join(SCORES)}")
     pairs = [
         (look_at(train, f"{name}: task {index}'s training set"),
          look_at(test, f"{name}: task {index}'s test set"))
         for index, (train, test) in enumerate(_pairs(tasks, name))
     ]  # fmt: skip
     shape = _one_shape([given for pair in pairs for given in pair], name)
+    if targets == "classes":
+        made = _of_classes(pairs, chosen, name)
+    else:
+        made = [_without_classes(train, test, targets) for train, test in pairs]
+    return Scenario(name, chosen, seed, made, shape, source, metric=metric, targets=targets)
+
+
+def _without_classes(train: Given, test: Given, targets: str) -> Task:
+    """A task of values or of multi-label targets."""
+    wanted, scored = check_pair(train, test, targets)
+    columns = list(range(wanted.shape[1]))
+    return Task(columns, items(train, targets=wanted), items(test), scored)
+
+
+def _of_classes(pairs: Sequence[tuple[Given, Given]], chosen: Setting, name: str) -> list[Task]:
     labels = [(_labels(train), _labels(test)) for train, test in pairs]
     classes = [train.unique().tolist() for train, _ in labels]
     for index, (_, test) in enumerate(labels):
@@ -75,7 +101,7 @@ def from_datasets(
     if chosen.name == "domain":
         classes = [union for _ in classes]
     tables = local_labels(classes, chosen)
-    made = [
+    return [
         Task(
             classes=part,
             train=items(train, targets=_local(train_labels, table)),
@@ -86,7 +112,6 @@ def from_datasets(
             pairs, labels, classes, tables, strict=True
         )
     ]
-    return Scenario(name, chosen, seed, made, shape, source)
 
 
 def split_datasets(

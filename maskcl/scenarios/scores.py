@@ -8,6 +8,8 @@ import re
 import torch
 from torch import Tensor
 
+DEFAULT = "accuracy"
+
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
 
 

@@ -125,7 +125,7 @@ def whole_numbers(values: NDArray[Any], where: str) -> Tensor:
     if values.ndim != 1:
         raise ScenarioError(
             f"{where}: labels have the shape {values.shape[1:]} at each item, wanted one whole"
-            " number; rows of 0 and 1 are for problems.MultiLabel"
+            ' number; targets="multilabel" takes rows of 0 and 1, for problems.MultiLabel'
         )
     kind = values.dtype.kind
     if kind == "O":
@@ -164,4 +164,4 @@ def _sentence(value: Any, index: int, where: str) -> str:
         return wanted
     if isinstance(value, int) or value.is_integer():
         return f"{wanted} that fits into int64"
-    return f"{wanted}; targets that are no classes are for problems.Regression"
+    return f'{wanted}; targets="values" takes such numbers, for problems.Regression'

@@ -140,6 +140,7 @@ def check_arguments(
     Raises:
         ValueError: they do not; the message says what was found and what was wanted.
     """
+    _check_targets(net, problem, scenario, inference)
     if inference is not None and setting.name == "task":
         raise ValueError(
             "Trainer: inference is given, and the task setting tells the task at test; wanted the"
@@ -167,10 +168,37 @@ def check_arguments(
     return is_inferred
 
 
+_LEARN = {
+    "classes": "Vision, Node, Link or Graphs",
+    "values": "Regression",
+    "multilabel": "MultiLabel",
+}
+
+
+def _check_targets(
+    net: TaskNetwork, problem: Any, scenario: Scenario, inference: TaskInference | None
+) -> None:
+    """Raise ValueError where problem, scenario and inference are of different kinds of target."""
+    if problem.targets != scenario.targets:
+        raise ValueError(
+            f"Trainer: problem is {type(problem).__name__}, which learns {problem.targets}, and the"
+            f" scenario's targets are {scenario.targets}; wanted {_LEARN[scenario.targets]}"
+        )
+    if problem.name != scenario.problem:
+        raise ValueError(
+            f"Trainer: problem is of {problem.name} data, and the scenario's are {scenario.problem}"
+        )
+    if problem.targets != "classes" and (inference or net.inference) is not None:
+        raise ValueError(
+            "Trainer: inference tells tasks apart by their classes, and the scenario's targets are"
+            f" {scenario.targets}; wanted none"
+        )
+
+
 def check_precision(fabric: Fabric, problem: Any) -> None:
     """Raise ValueError where a precision has no kernels for what a problem needs."""
     half = "bf16" in str(fabric.strategy.precision.precision)
-    if half and hasattr(problem, "adjacency") and fabric.device.type == "cpu":
+    if half and getattr(problem, "adjacency", None) and fabric.device.type == "cpu":
         raise ValueError(
             "Trainer: precision is bf16, which torch's sparse products on the CPU have not and"
             f" {problem.name} problems need; wanted 32"

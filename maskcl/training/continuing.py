@@ -41,7 +41,7 @@ def first_task_of(
         )
     if all(done[first : first + scenario.num_tasks]):
         raise RuntimeError(f"Trainer: the scenario's tasks are finished; {way_on(done)}")
-    if first > 0 or any(done) or own_classes:
+    if first > 0 or any(done) or own_classes or scenario.targets != "classes":
         _check_heads(net, scenario, first, own_classes)
     return first
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -13,7 +14,7 @@ from maskcl.callback import Callbacks
 from maskcl.ops import task_progress
 from maskcl.training.plan import Plan, Running
 from maskcl.training.result import Result
-from maskcl.training.validation import score_held_out
+from maskcl.training.validation import larger_for_better, score_held_out
 
 
 def train_epoch(plan: Plan, run: Running, epoch: int, told: Callbacks) -> tuple[float, float]:
@@ -21,7 +22,7 @@ def train_epoch(plan: Plan, run: Running, epoch: int, told: Callbacks) -> tuple[
     net, method, fabric = plan.net, plan.method, plan.fabric
     steps, scaler, device = plan.steps(run.dataset), plan.scaler, fabric.device
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    correct, count = torch.zeros((), dtype=torch.int64, device=device), 0
+    correct, count = torch.zeros((), dtype=torch.float64, device=device), 0
     told.tell("on_epoch_start", run.task, epoch, steps)
     net.train()
     batches = iter(plan.samples.epoch(run.task, epoch, run.dataset))
@@ -40,7 +41,7 @@ def train_epoch(plan: Plan, run: Running, epoch: int, told: Callbacks) -> tuple[
         told.tell("on_step", run.task, epoch, i, loss)
     if next(batches, None) is not None:
         raise _other_number(plan, "more")
-    totals = torch.stack([loss_sum, correct.double(), torch.full_like(loss_sum, count)])
+    totals = torch.stack([loss_sum, correct, torch.full_like(loss_sum, count)])
     # The epoch's only wait for the device.
     summed: Any = fabric.all_reduce(totals, reduce_op="sum")
     loss_sum, correct, count = summed.tolist()
@@ -52,10 +53,11 @@ def record_epoch(
 ) -> None:
     """Measure what there is after an epoch, step the schedule and put all into the result."""
     result.losses[run.task].append(loss)
-    result.accuracies[run.task].append(accuracy)
+    if not math.isnan(accuracy):
+        result.accuracies[run.task].append(accuracy)
     if (free := plan.method.free_capacity(plan.net, run.index)) is not None:
         result.free[run.task].append(free)
-    score = accuracy
+    score = larger_for_better(accuracy, loss)
     if run.best is not None:
         score, loss = score_held_out(
             plan.net, plan.problem, plan.samples, run.held, run.task, run.index
@@ -93,7 +95,7 @@ def _backward(
                 plan.fabric.backward(loss)
             else:
                 loss.backward()
-        right = (problem.predictions(logits.detach()) == target).count_nonzero()
+        right = problem.correct(logits.detach(), target)
         parts.append((loss.detach(), right, target.shape[0]))
     if last == 0:
         return parts[0]

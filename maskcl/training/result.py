@@ -20,13 +20,14 @@ class Result:
             and so was task i + 1.
         untrained: [T], scores of the network before training; NaN likewise.
         losses: for each task, the mean loss of each epoch.
-        accuracies: for each task, the training accuracy of each epoch (soft masks, in [0, 1]).
+        accuracies: for each task, the training accuracy of each epoch (soft masks, in [0, 1]); of
+            multi-label targets the share of labels that are right; [] of regression.
         seconds: for each task, time in training and evaluation.
         inference: what a run that infers tasks measured beside; None for others.
         free: for each task, the share of its capacity that is free after each epoch (HAT); [] where
             the method has none.
-        validation: for each task, the score on its held-out samples after each epoch, in [0, 1]; []
-            where none are held out.
+        validation: for each task, the score on its held-out samples after each epoch, in [0, 1] (of
+            regression minus the loss); [] where none are held out.
         best_epochs: for each task the epoch with the best of these, from 0; None likewise.
         measures: after each task trained here, what the method measures: name -> part of the
             network -> number.

@@ -296,7 +296,7 @@ class Trainer:
         self.result.measures.append(self.method.measure(self.net, run.index))
 
     def evaluate(self, task: int) -> float:
-        """Score on a task's test data in [0, 1], with its hard mask.
+        """Score on a task's test data, at most 1, with its hard mask.
 
         Where the setting hides the task at test, it is inferred, if the network has an inference
         and a finished task; else the network is as the latest task sees it: a growing head chooses

@@ -28,12 +28,14 @@ class Validation:
 
     Which samples is a function of the seed and the task alone; as many of each class as its share,
     to within one, where a data set has its labels at hand. Nothing is trained or measured on them.
-    They are scored as test data are, with the task's hard mask: the share predicted right, and of
-    epochs with equal shares the one with the lower loss is the better.
+    They are scored with the task's hard mask, as test data are: by the share predicted right, and
+    of epochs with equal shares the one with the lower loss is the better. Multi-label targets are
+    scored by the share of labels, values by the loss alone.
 
     Args:
         share: of the samples, above 0 and below 1; at least one sample.
-        patience: so many epochs without a better one end the task; None: every epoch is trained.
+        patience: the task ends after so many epochs in which the score has not risen; None: every
+            epoch is trained.
         restore: whether the task ends with the network of its best epoch, gates and all.
 
     Raises:
@@ -152,13 +154,13 @@ def _split_links(dataset: LinkSet, rest: Tensor, held: Tensor) -> tuple[LinkSet,
 def score_held_out(
     net: TaskNetwork, problem: Problem, samples: Samples, held: Any, task: int, index: int
 ) -> tuple[float, float]:
-    """The share predicted right and the mean loss on held-out samples, in evaluation.
+    """The share predicted right (minus the loss, of values) and the mean loss on held-out samples.
 
-    No generator moves, and the network's mode is what it was.
+    In evaluation; no generator moves, and the network's mode is what it was.
 
     Args:
         net: on the fabric's device.
-        problem: forward, loss and predictions.
+        problem: forward, loss and what is right.
         samples: batches of this process, and the fabric.
         held: a task's part from `split`.
         task: of the scenario.
@@ -176,9 +178,15 @@ def score_held_out(
         for batch in samples.task_data(task, held).batches() if has_any else ():
             logits, target, weight = problem.forward(net, batch)
             loss, count = problem.loss(logits, target, weight), target.shape[0]
-            right = (problem.predictions(logits) == target).count_nonzero()
+            right = problem.correct(logits, target)
             totals += torch.stack([loss.double() * count, right.double(), totals.new_tensor(count)])
     net.train(was_training)
     summed: Any = fabric.all_reduce(totals, reduce_op="sum")
     loss_sum, right_sum, count = summed.tolist()
-    return right_sum / count, loss_sum / count if math.isfinite(loss_sum) else math.inf
+    loss_mean = loss_sum / count if math.isfinite(loss_sum) else math.inf
+    return larger_for_better(right_sum / count, loss_mean), loss_mean
+
+
+def larger_for_better(share: float, loss: float) -> float:
+    """The share predicted right; where none can be, as of regression's values, minus the loss."""
+    return -loss if math.isnan(share) else share

@@ -17,7 +17,8 @@ class NodeSet(Dataset):
     Args:
         graph: with all nodes.
         nodes: int64 [n].
-        labels: int64 [n]; None where they are not to be known.
+        labels: int64 [n], or [n, d] values or multi-label targets; None where they are not to be
+            known.
     """
 
     def __init__(self, graph: Graph, nodes: Tensor, labels: Tensor | None = None) -> None:
@@ -38,7 +39,7 @@ class LinkSet(Dataset):
     Args:
         graph: the edges that messages use.
         pairs: int64 [n, 2].
-        labels: int64 [n]; None where they are not to be known, and in the training of link
+        labels: as of a NodeSet; None where they are not to be known, and in the training of link
             prediction, where every pair is a link and others are drawn.
         known: int64 [2, K]: all links that must not be drawn as negatives; None: ``graph``'s edges.
     """
@@ -67,7 +68,8 @@ class GraphSet(Dataset):
 
     Args:
         graphs: at least one, all with the same features.
-        labels: int64 [n]; None where they are not to be known.
+        labels: int64 [n], or [n, d] values or multi-label targets; None where they are not to be
+            known.
     """
 
     def __init__(self, graphs: Sequence[Graph], labels: Tensor | None = None) -> None:
@@ -97,5 +99,8 @@ def _check(owner: str, name: str, value: Tensor, shape: tuple[int, ...], high: i
 
 
 def _check_labels(owner: str, labels: Tensor | None, count: int) -> None:
-    if labels is not None and tuple(labels.shape) != (count,):
-        raise ValueError(f"{owner}: labels has shape {list(labels.shape)}, wanted [{count}]")
+    # Values and multi-label targets have several numbers for each.
+    if labels is not None and (labels.shape[:1] != (count,) or labels.dim() > 2):
+        raise ValueError(
+            f"{owner}: labels has shape {list(labels.shape)}, wanted [{count}] or [{count}, d]"
+        )
