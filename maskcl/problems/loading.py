@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from maskcl.problems.reading import read
 from maskcl.problems.worker import Failure, Jobs, Reader, as_it_is, ignore_interrupts
 from maskcl.scenarios.base import length
 from maskcl.scenarios.items import ItemError
-from maskcl.scenarios.memory import taker
+from maskcl.scenarios.memory import subset_rows, taker
 
 # Torch's warning of more workers than CPUs, two lines long; how many is the caller's to choose.
 _MANY = "This DataLoader will create"
@@ -90,10 +90,14 @@ class Loader:
         self._depth += 1
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._depth -= 1
-        if self._depth == 0:
-            self.close()
+        if self._depth > 0:
+            return
+        self.close()
+        # Torch raises it as soon as a worker is killed, whatever is run at that moment.
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            raise RuntimeError(self._ended(error)) from error
 
     def close(self) -> None:
         """End the worker processes; they are started again when needed."""
@@ -121,7 +125,7 @@ class Loader:
         self, dataset: Any, parts: Iterable[Tensor], generator: torch.Generator | None
     ) -> Iterator[Any]:
         while type(dataset) is Subset:  # the workers have what it is of
-            parts = _within(dataset.indices, parts)
+            parts = _within(subset_rows(dataset), parts)
             dataset = dataset.dataset
         loader, which = self._started(dataset)
         self._jobs.jobs = ((which, _seed(generator), rows.tolist()) for rows in parts)
@@ -131,15 +135,18 @@ class Loader:
                 batch = next(found)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except Exception as error:  # what a sample does comes as a Failure
                 self.close()
-                raise RuntimeError(
-                    f"Trainer: a worker process that reads samples ended ({_line(error)}): is there"
-                    f" memory (of /dev/shm too) for {self.workers} workers? workers=0 needs none"
-                ) from error
+                raise RuntimeError(self._ended(error)) from error
             if isinstance(batch, Failure):
                 raise ItemError(batch.sentence) from batch.cause
             yield batch
+
+    def _ended(self, error: Exception) -> str:
+        return (
+            f"Trainer: a worker process that reads samples ended ({_line(error)}): is there memory"
+            f" (of /dev/shm too) for {self.workers} workers? workers=0 needs none"
+        )
 
     def _started(self, dataset: Any) -> tuple[DataLoader[Any], int]:
         """The workers, and the dataset's number among theirs."""
@@ -196,8 +203,7 @@ class Loaded(Dataset):
         return self.dataset[index]
 
 
-def _within(indices: Sequence[int], parts: Iterable[Tensor]) -> Iterator[Tensor]:
-    chosen = torch.as_tensor(indices)
+def _within(chosen: Tensor, parts: Iterable[Tensor]) -> Iterator[Tensor]:
     return (chosen[rows] for rows in parts)
 
 

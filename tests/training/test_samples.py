@@ -154,6 +154,17 @@ def test_a_run_goes_on_with_other_workers_after_ctrl_c(tmp_path):
     assert equal(bits(trained(0, tmp_path, resume=True)), bits(trained(0)))
 
 
+def test_a_worker_that_is_killed_is_told():
+    class Killing(Callback):
+        def on_step(self, *_):
+            for child in children():
+                child.kill()
+
+    with pytest.raises(RuntimeError, match=r"Trainer: a worker process .* 1 workers\?"):
+        trained(1, callback=Killing())
+    assert not children()
+
+
 def test_a_worker_says_which_sample_cannot_be_read():
     made = scenario(Unlucky)
     source = samples(made, workers=1)
