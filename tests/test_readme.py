@@ -19,6 +19,7 @@ TEXT = (ROOT / "README.md").read_text()
 LATER_TASKS = (ROOT / "docs" / "later-tasks.md").read_text()
 CALLBACKS = (ROOT / "docs" / "callbacks.md").read_text()
 TRAINING = (ROOT / "docs" / "training.md").read_text()
+YOUR_DATA = (ROOT / "docs" / "your-data.md").read_text()
 TASK_INFERENCE = (ROOT / "docs" / "task-inference.md").read_text()
 
 VECTOR_TARGETS = (ROOT / "docs" / "regression-and-multilabel.md").read_text()
@@ -266,6 +267,17 @@ def test_the_page_of_callbacks_runs(tmp_path, monkeypatch, capsys):
         ["accuracy", "epoch", "loss", "task"], ["test of task 0", "test of task 1"],
     ]  # fmt: skip
     assert over == [True]
+
+
+def test_the_page_of_your_own_data_runs(capsys):
+    pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
+    first, second = blocks("python", YOUR_DATA)
+    names = {}
+    exec(compile(first, "your-data.md", "exec"), names)
+    assert capsys.readouterr().out in YOUR_DATA
+    exec(compile(second, "your-data.md", "exec"), names)
+    matrix = names["result"].matrix
+    assert matrix[1, 0] == matrix[0, 0] > 0.6
 
 
 def test_its_commands_run(tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def table(values: Mapping[str, float]) -> str:
 class RunOptions(Options):
     """What every training takes; None means the scenario's, the model's or the optimizer's own."""
 
-    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("out", "data", "device", "workers")
+    MAY_CHANGE: ClassVar[tuple[str, ...]] = ("out", "data", "device")
 
     scenario: str = option(
         f"What to learn: {in_words()}; of graphs {', '.join(GRAPHS)}.", choices=scenarios.NAMES
@@ -62,7 +62,6 @@ class RunOptions(Options):
     momentum: float = option("Of sgd.", 0.0, at_least=0, below=1)
     weight_decay: float = option("Not on what decides about masks.", 0.0, at_least=0)
     seed: int = option("Of the data split, weights and order.", 0, at_least=0, below=2**32)
-    workers: int = option("Processes that read images from files ahead of training.", 0, at_least=0)
     device: str = option("auto, cpu, cuda.", "auto", choices=("auto", "cpu", "cuda"))
 
     def __post_init__(self) -> None:

@@ -40,7 +40,7 @@ _model = functools.partial(option, panel="Model")
 class TrainOptions(RunOptions):
     """What ``maskcl train`` takes whatever the method."""
 
-    MAY_CHANGE = (*RunOptions.MAY_CHANGE, "references")
+    MAY_CHANGE = (*RunOptions.MAY_CHANGE, "references", "workers")
 
     # The method's name on the command line, and its class.
     NAME: ClassVar[str]
@@ -101,6 +101,7 @@ class TrainOptions(RunOptions):
     evaluate: str = option(
         "Tested after a task: all up to it; last, it alone; N, all after every N.", "all"
     )
+    workers: int = option("Processes that read images from files ahead of training.", 0, at_least=0)
     references: bool = option("Train plain networks too, for INT, FTS and rho.", False)
 
     model: str | None = _model(

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from maskcl.cli.folders import CONFIG
+from maskcl.scenarios import ItemError
 from maskcl.text import printable, sentence_of
 
 CLOSED = 141
@@ -74,12 +75,13 @@ def _silence(stream: Any) -> None:
 
 
 def failed(error: Exception, *whose: str) -> int:
-    """Diverged, or disk or memory is full: a sentence. The rest is a defect: a traceback."""
+    """Diverged, a bad sample, a full disk or memory: a sentence. The rest: a traceback."""
     text = str(error)
     if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
         say(f"the run failed: there is not enough memory ({sentence_of(error)[:200]})")
         return 1
-    if isinstance(error, RuntimeError) and not text.startswith(whose):
+    is_told = isinstance(error, ItemError) or text.startswith(whose)
+    if isinstance(error, RuntimeError) and not is_told:
         raise error
     sentence = sentence_of(error)
     for name in whose:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,10 @@ from maskcl.problems.reading import read
 from maskcl.problems.worker import Failure, Jobs, Reader, as_it_is, ignore_interrupts
 from maskcl.scenarios.base import length
 from maskcl.scenarios.items import ItemError
-from maskcl.scenarios.memory import taker
+from maskcl.scenarios.memory import subset_rows, taker
+
+# Torch's warning of more workers than CPUs, two lines long; how many is the caller's to choose.
+_MANY = "This DataLoader will create"
 
 
 def batches(
@@ -71,24 +74,30 @@ class Loader:
             raise ValueError(f"workers is {workers!r}, wanted an integer of at least 0")
         self.workers = workers
         self._pin, self._context = pin, context
-        self._datasets = [dataset for dataset in datasets if taker(dataset) is None]
+        self._datasets = [part for part in datasets if self.of(part) is not part]
         self._loader: DataLoader[Any] | None = None
         self._jobs = Jobs()
         self._is_busy = False
         self._depth = 0
 
     def of(self, dataset: Any) -> Any:
-        """The dataset itself where it is in memory or there are no workers, else a `Loaded`."""
-        return dataset if self.workers == 0 or taker(dataset) else Loaded(dataset, self)
+        """A `Loaded` where there are workers for it, else the dataset itself."""
+        if self.workers == 0 or not hasattr(dataset, "__getitem__") or taker(dataset):
+            return dataset
+        return Loaded(dataset, self)
 
     def __enter__(self) -> Loader:
         self._depth += 1
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._depth -= 1
-        if self._depth == 0:
-            self.close()
+        if self._depth > 0:
+            return
+        self.close()
+        # Torch raises it as soon as a worker is killed, whatever is run at that moment.
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            raise RuntimeError(self._ended(error)) from error
 
     def close(self) -> None:
         """End the worker processes; they are started again when needed."""
@@ -116,7 +125,7 @@ class Loader:
         self, dataset: Any, parts: Iterable[Tensor], generator: torch.Generator | None
     ) -> Iterator[Any]:
         while type(dataset) is Subset:  # the workers have what it is of
-            parts = _within(dataset.indices, parts)
+            parts = _within(subset_rows(dataset), parts)
             dataset = dataset.dataset
         loader, which = self._started(dataset)
         self._jobs.jobs = ((which, _seed(generator), rows.tolist()) for rows in parts)
@@ -126,15 +135,18 @@ class Loader:
                 batch = next(found)
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except Exception as error:  # what a sample does comes as a Failure
                 self.close()
-                raise RuntimeError(
-                    f"a worker process that reads samples ended ({_line(error)}): is there memory"
-                    f" (of /dev/shm too) for {self.workers} workers? workers=0 needs none"
-                ) from error
+                raise RuntimeError(self._ended(error)) from error
             if isinstance(batch, Failure):
                 raise ItemError(batch.sentence) from batch.cause
             yield batch
+
+    def _ended(self, error: Exception) -> str:
+        return (
+            f"Trainer: a worker process that reads samples ended ({_line(error)}): is there memory"
+            f" (of /dev/shm too) for {self.workers} workers? workers=0 needs none"
+        )
 
     def _started(self, dataset: Any) -> tuple[DataLoader[Any], int]:
         """The workers, and the dataset's number among theirs."""
@@ -144,31 +156,37 @@ class Loader:
             known = [len(self._datasets)]
             self._datasets.append(dataset)
         if self._loader is None:
-            self._loader = DataLoader(
-                Reader(self._datasets),
-                batch_size=None,
-                sampler=self._jobs,  # type: ignore[arg-type]
-                collate_fn=as_it_is,
-                num_workers=self.workers,
-                pin_memory=self._pin,
-                persistent_workers=True,
-                worker_init_fn=ignore_interrupts,
-                multiprocessing_context=self._context,
-                generator=torch.Generator(),  # else it draws from the process's
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", _MANY)
+                self._loader = self._made()
         return self._loader, known[0]
+
+    def _made(self) -> DataLoader[Any]:
+        return DataLoader(
+            Reader(self._datasets),
+            batch_size=None,
+            sampler=self._jobs,  # type: ignore[arg-type]
+            collate_fn=as_it_is,
+            num_workers=self.workers,
+            pin_memory=self._pin,
+            persistent_workers=True,
+            worker_init_fn=ignore_interrupts,
+            multiprocessing_context=self._context,
+            generator=torch.Generator(),  # else it draws from the process's
+        )
 
     def _first(self, loader: DataLoader[Any]) -> Iterator[Any]:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Got pickle error")  # it is told below
+                warnings.filterwarnings("ignore", _MANY)
                 return iter(loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             self.close()
             raise RuntimeError(
-                f"samples cannot be read by {self.workers} workers, as a dataset cannot be sent to"
-                f" a process ({_line(error)}): wanted functions and classes at the top level of a"
-                " module, or workers=0"
+                f"Trainer: workers is {self.workers}, and a dataset cannot be sent to a process"
+                f" ({_line(error)}): wanted functions and classes at the top level of a module, or"
+                " workers=0"
             ) from error
 
 
@@ -185,8 +203,7 @@ class Loaded(Dataset):
         return self.dataset[index]
 
 
-def _within(indices: Sequence[int], parts: Iterable[Tensor]) -> Iterator[Tensor]:
-    chosen = torch.as_tensor(indices)
+def _within(chosen: Tensor, parts: Iterable[Tensor]) -> Iterator[Tensor]:
     return (chosen[rows] for rows in parts)
 
 

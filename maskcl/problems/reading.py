@@ -13,6 +13,7 @@ from numpy.random import mtrand
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from maskcl.scenarios.base import ScenarioError
 from maskcl.scenarios.items import ItemError
 
 _DRAWS = np.random.MT19937(0)
@@ -61,6 +62,8 @@ def _item(dataset: Any, index: int) -> Any:
         return dataset[index]
     except ItemError:
         raise
+    except ScenarioError as error:  # a sentence of our own
+        raise ItemError(str(error)) from error
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         name = type(dataset).__name__

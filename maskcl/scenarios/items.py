@@ -134,7 +134,13 @@ def _taker(dataset: Any, x: Tensor) -> Take | None:
 
 def _check_all(take: Take, count: int, where: str) -> None:
     for first in range(0, count, _CHUNK):
-        _check_finite(take(torch.arange(first, min(first + _CHUNK, count)))[0], where, first)
+        try:
+            x = take(torch.arange(first, min(first + _CHUNK, count)))[0]
+        except Exception as error:
+            last = min(first + _CHUNK, count) - 1
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ItemError(f"{where}: items {first} to {last} cannot be read: {reason}") from error
+        _check_finite(x, where, first)
 
 
 def _check_finite(x: Tensor, where: str, first: int) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, TensorDataset
 
+from maskcl.scenarios.base import length
+
 Take = Callable[[Tensor], Any]
 
 
@@ -29,12 +31,18 @@ def taker(dataset: Any) -> Take | None:
         return _side_by_side([_rows_of(tensor) for tensor in dataset.tensors])
     if kind is Subset:
         inner = taker(dataset.dataset)
-        return None if inner is None else _within(inner, torch.as_tensor(dataset.indices))
+        return None if inner is None else _within(inner, subset_rows(dataset))
     if kind is ConcatDataset:
         return _after_each_other(_all(dataset.datasets), dataset.cumulative_sizes)
     if kind is StackDataset and isinstance(dataset.datasets, tuple):
         return _side_by_side(_all(dataset.datasets))
     return None
+
+
+def subset_rows(subset: Subset[Any]) -> Tensor:
+    """int64 [n]: where in its dataset a Subset's items are, counted from the front."""
+    rows = torch.as_tensor(subset.indices, dtype=torch.int64)
+    return torch.where(rows < 0, rows + length(subset.dataset), rows)
 
 
 def _all(datasets: Any) -> list[Take] | None:

@@ -101,7 +101,7 @@ def loader_of(problem: Problem, scenario: Scenario, fabric: Fabric, workers: int
     Raises:
         ValueError: no such number of workers.
     """
-    tasks = range(scenario.num_tasks)
+    tasks = range(scenario.num_tasks) if workers else ()
     datasets = [part for t in tasks for part in (scenario.train_set(t), scenario.test_inputs(t))]
     try:
         loader = Loader(workers, datasets, pin=fabric.device.type == "cuda")

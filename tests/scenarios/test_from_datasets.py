@@ -156,7 +156,7 @@ def test_tensors_in_parts_are_taken_by_the_batch():
     rows = torch.tensor([2, 0, 3])
     for dataset, order in [
         (whole, range(6)),
-        (Subset(whole, [5, 2, 1, 0]), [5, 2, 1, 0]),
+        (Subset(whole, [-1, 2, 1, 0]), [5, 2, 1, 0]),
         (ConcatDataset([Subset(whole, [1, 0]), stacked]), [1, 0, *range(6)]),
         (Subset(ConcatDataset([whole, whole]), np.array([7, 11, 4, 2])), [1, 5, 4, 2]),
     ]:
@@ -266,6 +266,8 @@ def mixed(count=3):
         ([({"x": 1}, OK)], "task 0's training set is of type dict"),
         ([(filled(torch.nan), OK)], "training set: item 2 has nan among its inputs"),
         ([(OK, Subset(filled(-torch.inf), [3, 2]))], "test set: item 1 has -inf among its inputs"),
+        ([(OK, Subset(OK, [1, 9]))], "test set: items 0 to 1 cannot be read: IndexError"),
+        ([(OK, Subset(Listed([0, 1]), [1, 9]))], "test set: item 1 cannot be read: IndexError"),
         ([(mixed(), OK)], r"training set: item 2 has the shape \(3,\), item 0 \(2,\)"),
         ([([("an image", 0), ("an image", 1)], OK)], "got str at item 0; .* ToTensor"),
     ],

@@ -68,7 +68,7 @@ def samples(made, workers=0):
     return Samples(Vision(), fabric, 5, 3, loader=loader_of(Vision(), made, fabric, workers))
 
 
-def trained(workers, directory=None, callback=None, resume=False):
+def trained(workers, directory=None, callback=None, resume=False, validation=None):
     torch.manual_seed(0)
     made = scenario(Small)
     plain = models.build("mlp", made.input_shape, 2, hidden=(6,), dropout=0.3)
@@ -76,6 +76,7 @@ def trained(workers, directory=None, callback=None, resume=False):
     trainer = maskcl.Trainer(
         net, maskcl.MAS(), Vision(), made, lambda p: torch.optim.SGD(p, lr=0.1), epochs=2,
         batch_size=5, device="cpu", workers=workers, directory=directory, callback=callback,
+        validation=validation,
     )  # fmt: skip
     trainer.fit(resume=resume)
     return trainer
@@ -123,14 +124,14 @@ def test_what_samples_draw_is_the_seeds_and_the_epochs():
 
 
 def test_workers_change_no_bit_and_end_with_the_run(tmp_path):
-    wanted = trained(0)
+    wanted = trained(0, validation=0.25)
     seen = set()
 
     class Looking(Callback):
         def on_epoch_end(self, *_):
             seen.add(frozenset(child.pid for child in children()))
 
-    found = trained(2, tmp_path, Looking())
+    found = trained(2, tmp_path, Looking(), validation=0.25)
     assert len(seen) == 1  # the same two for all epochs and both tasks
     assert len(seen.pop()) == 2
     assert not children()
@@ -151,6 +152,17 @@ def test_a_run_goes_on_with_other_workers_after_ctrl_c(tmp_path):
         trained(1, tmp_path, Stopping())
     assert not children()
     assert equal(bits(trained(0, tmp_path, resume=True)), bits(trained(0)))
+
+
+def test_a_worker_that_is_killed_is_told():
+    class Killing(Callback):
+        def on_step(self, *_):
+            for child in children():
+                child.kill()
+
+    with pytest.raises(RuntimeError, match=r"Trainer: a worker process .* 1 workers\?"):
+        trained(1, callback=Killing())
+    assert not children()
 
 
 def test_a_worker_says_which_sample_cannot_be_read():

@@ -12,7 +12,9 @@ from maskcl import problems
 from maskcl.callback import Callback
 from maskcl.graph import Graph
 from maskcl.methods import EWC, HAT, MAS, Piggyback
+from maskcl.scenarios import Scenario, Task
 from maskcl.scenarios.graphs.sets import GraphSet, LinkSet, NodeSet
+from maskcl.settings import get_setting
 from maskcl.training.best_epoch import BestEpoch
 from maskcl.training.validation import Validation, labels_of, split
 from tests import tiny
@@ -108,8 +110,8 @@ def test_wrong_arguments_are_named(changed, message):
 
 def test_a_task_with_too_few_samples_is_told_before_training():
     x, y = tiny.samples(0, 1)
-    one = (TensorDataset(x, y), TensorDataset(x, y))
-    small = tiny.from_datasets([one], setting="task")
+    one = Task([0, 1], TensorDataset(x, y), TensorDataset(x), y)
+    small = Scenario("small", get_setting("task"), 0, [one], tuple(x.shape[1:]))
     with pytest.raises(ValueError, match=r"task 0 has 1 in all; wanted at least 2"):
         make(tiny.network("mlp", 1), small, validation=0.5)
     with pytest.raises(TypeError, match="validation is 'yes', wanted a share"):
