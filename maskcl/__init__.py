@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from maskcl.methods.piggyback import Piggyback
     from maskcl.nn.inference.task_inference import TaskInference
     from maskcl.training.trainer import Trainer
+    from maskcl.training.validation import Validation
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Piggyback",
     "TaskInference",
     "Trainer",
+    "Validation",
     "backends",
     "export",
     "importance",
@@ -45,6 +47,7 @@ _LATE = {
     "Piggyback": "maskcl.methods.piggyback",
     "TaskInference": "maskcl.nn.inference.task_inference",
     "Trainer": "maskcl.training.trainer",
+    "Validation": "maskcl.training.validation",
 }
 
 

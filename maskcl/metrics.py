@@ -83,7 +83,7 @@ def forward_transfer(matrix: ArrayLike, untrained: ArrayLike | None) -> Metric:
         return Metric(math.nan, "the untrained model was not scored")
     before = _vector(untrained, len(m), "untrained")
     if any(math.isnan(m[j - 1, j]) for j in range(1, len(m))):
-        return Metric(math.nan, NOT_BEFORE)
+        return _known(m, _lower(m)) or Metric(math.nan, NOT_BEFORE)
     if np.isnan(before[1:]).any():
         return Metric(math.nan, "the untrained model was not scored on every task")
     return _metric(np.mean([m[j - 1, j] - before[j] for j in range(1, len(m))]))

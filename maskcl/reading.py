@@ -71,7 +71,7 @@ def parse_json(text: str | bytes, where: str, *, nan: bool = False) -> Any:
     """
     try:
         return json.loads(
-            text, object_pairs_hook=_unique, parse_constant=float if nan else _refuse_constant
+            text, object_pairs_hook=_unique, parse_constant=None if nan else _refuse_constant
         )
     except RecursionError:
         raise ReadError(f"{where} cannot be read: it is nested too deeply") from None

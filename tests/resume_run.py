@@ -21,14 +21,17 @@ import signal
 import sys
 import tempfile
 import threading
+from typing import Any
 
 import numpy as np
 import torch
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from maskcl.methods import HAT, MAS, Piggyback
 from maskcl.nn.tasks.network import TaskNetwork
 from maskcl.problems import Vision
 from maskcl.training.trainer import Callback, Result, Trainer
+from maskcl.training.validation import Validation
 from tests import tiny
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -40,6 +43,24 @@ CASES = {
     "piggyback": (Piggyback(lr=1e-2, head_lr=2e-2), "conv", "adamw"),
     "scores": (Piggyback(levels="ternary", spread="uniform", lr=0.5), "dropout", "momentum"),
     "mas": (MAS(strength=0.1, decay=0.9), "dropout", "adamw"),
+    "onecycle": (HAT(sparsity=0.3), "conv", "adamw"),
+    "plateau": (Piggyback(lr=0.3, head_lr=2e-2), "dropout", "momentum"),
+}
+# What some train with beside: batches that give as many steps an epoch as the others have.
+MORE: dict[str, dict[str, Any]] = {
+    "onecycle": {
+        "scheduler_fn": lambda optimizer, steps: OneCycleLR(optimizer, 0.03, total_steps=steps),
+        "schedule_by": "step",
+        "validation": Validation(0.25, patience=2),
+        "evaluate": 2,
+        "batch_size": 2,
+        "accumulate": 2,
+    },
+    "plateau": {
+        "scheduler_fn": lambda optimizer, _: ReduceLROnPlateau(optimizer, patience=0),
+        "validation": Validation(0.25),
+        "evaluate": "last",
+    },
 }
 
 
@@ -89,12 +110,11 @@ def train(directory: str, case: str, *, callback: Callback | None = None) -> tup
         Vision(),
         tiny.scenario(3),
         tiny.OPTIMIZERS[optimizer],
-        epochs=3,
-        batch_size=5,
         seed=11,
         device="cpu",
         directory=directory,
         callback=callback,
+        **{"epochs": 3, "batch_size": 5, **MORE.get(case, {})},
     )
     result = trainer.fit(resume=True)
     return net.state_dict(), result
@@ -114,7 +134,10 @@ def child(directory: str, case: str, how: str) -> None:
     state, result = train(directory, case, callback=callback)
     torch.save(state, os.path.join(directory, "net.pt"))
     np.savez(
-        os.path.join(directory, "result.npz"), matrix=result.matrix, losses=np.array(result.losses)
+        os.path.join(directory, "result.npz"),
+        matrix=result.matrix,
+        losses=np.concatenate(result.losses),
+        validation=np.concatenate(result.validation),
     )
     os._exit(0)
 

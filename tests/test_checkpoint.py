@@ -261,7 +261,8 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_same_run(case, killed, tm
     for name, tensor in state.items():
         assert torch.equal(found[name], tensor), name
     np.testing.assert_array_equal(measured["matrix"], result.matrix)
-    np.testing.assert_array_equal(measured["losses"], np.array(result.losses))
+    np.testing.assert_array_equal(measured["losses"], np.concatenate(result.losses))
+    np.testing.assert_array_equal(measured["validation"], np.concatenate(result.validation))
 
 
 class Stop(Callback):

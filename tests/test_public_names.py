@@ -10,8 +10,8 @@ import importlib
 import pytest
 
 PUBLIC = {
-    "maskcl": "EWC HAT MAS Piggyback TaskInference Trainer __version__ backends export importance"
-    " masks nn ops optim",
+    "maskcl": "EWC HAT MAS Piggyback TaskInference Trainer Validation __version__ backends"
+    " export importance masks nn ops optim",
     "maskcl.backends": "BACKENDS BackendError not_supported_reasons select use_backend",
     "maskcl.callback": "Callback",
     "maskcl.loggers": "CSVLogger TensorBoardLogger",
@@ -20,8 +20,8 @@ PUBLIC = {
     "maskcl.graph": "Graph",
     "maskcl.importance": "estimate",
     "maskcl.masks": "MaskFile MaskFileError export_masks import_masks read_masks",
-    "maskcl.methods": "EWC HAT HATState MAS Method Piggyback PiggybackState PlanWarning"
-    " QuadraticState TaskData derive_seed",
+    "maskcl.methods": "EWC Finetune HAT HATState Independent Joint MAS Method Piggyback"
+    " PiggybackState PlanWarning QuadraticState TaskData derive_seed",
     "maskcl.metrics": "Metric all_metrics average_accuracy_curve average_forgetting"
     " average_incremental average_performance backward_transfer forgetting forgetting_ratio"
     " forward_transfer intransigence transfer_from_scratch",
@@ -48,6 +48,7 @@ PUBLIC = {
     " from_datasets from_pyg images_of load load_pretraining problem_of reads_data settings_of"
     " split_datasets summary variants_of",
     "maskcl.settings": "Setting get_setting",
+    "maskcl.training.schedules": "named_schedule",
     "maskcl.compat.begin.algorithms.hat.graphs": "GCTaskILHATTrainer",
     "maskcl.compat.begin.algorithms.hat.links": "LCTaskILHATTrainer",
     "maskcl.compat.begin.algorithms.hat.nodes": "NCTaskILHATTrainer",

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from maskcl import info as info_module
 from maskcl import report
-from maskcl.cli import export, forget, hat, mas, masks, piggyback
+from maskcl.cli import baselines, export, forget, hat, mas, masks, piggyback
 from maskcl.cli.flags import Start, command
 from maskcl.cli.folders import CONFIG
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError, check_values, combine, read_config
+from maskcl.cli.output import CLOSED, Output, finish, say, show
 from maskcl.cli.pretrain import PretrainOptions, pretrain
 from maskcl.cli.reproduce import (
     ClassesOptions,
@@ -29,6 +28,9 @@ from maskcl.cli.reproduce import (
     reproduce_graphs,
 )
 from maskcl.cli.tables import accuracy_table, comparison
+from maskcl.files import is_no_room
+from maskcl.lock import LockedError, locked
+from maskcl.text import sentence_of
 
 app = typer.Typer(
     add_completion=False,
@@ -36,12 +38,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Masks for continual learning: pretrain a base, train a sequence of tasks, compare runs.",
 )
-train_app = typer.Typer(no_args_is_help=True, help="Train a sequence of tasks with a method.")
+train_app = typer.Typer(
+    no_args_is_help=True,
+    help="Train a sequence of tasks with a method, or with a baseline to compare it with.",
+)
 app.add_typer(train_app, name="train")
 masks_app = typer.Typer(no_args_is_help=True, help="Piggyback's masks as files.")
 app.add_typer(masks_app, name="masks")
 
-_COMMANDS = (hat.COMMAND, piggyback.COMMAND, mas.MAS_COMMAND, mas.EWC_COMMAND)
+_COMMANDS = (hat.COMMAND, piggyback.COMMAND, mas.MAS_COMMAND, mas.EWC_COMMAND, *baselines.COMMANDS)
 reproduce_app = typer.Typer(
     no_args_is_help=True, help="Run a published table again, or one of our own."
 )
@@ -61,7 +66,7 @@ def compare(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=False)],
 ) -> None:
     """Compare finished runs in one table, with the mean over seeds."""
-    print(comparison(report.compare(directories)))
+    show(comparison(report.compare(directories)))
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False)]
@@ -83,7 +88,7 @@ def export_task(
     ] = 64,
 ) -> None:
     """Write a run's finished task as a small ordinary network, and say what that saves."""
-    print(export.export(run, task, out, batch_size, METHODS))
+    show(export.export(run, task, out, batch_size, METHODS))
 
 
 @app.command("forget")
@@ -94,9 +99,9 @@ def forget_task(
 ) -> None:
     """Unlearn a task of a finished run of hat or piggyback, exactly; the others keep their bits."""
     try:
-        print(forget.forget(run, task, seed, METHODS))
+        show(forget.forget(run, task, seed, METHODS))
     except KeyboardInterrupt:
-        _say("interrupted; the same command does or finishes it")
+        say("interrupted; the same command does or finishes it")
         raise typer.Exit(130) from None
 
 
@@ -107,7 +112,7 @@ def export_masks(
     out: Annotated[Path, typer.Option("--out", "-o", help="New file.", show_default=False)],
 ) -> None:
     """Write the masks, head and norms of a run's finished task to a file."""
-    print(masks.export(run, task, out))
+    show(masks.export(run, task, out))
 
 
 @masks_app.command("import")
@@ -120,23 +125,37 @@ def import_masks(
     replace: Annotated[bool, typer.Option("--replace", help="The task loses what it had.")] = False,
 ) -> None:
     """Put a file's masks into a finished run's checkpoint; its base must be the same."""
-    print(masks.import_(file, run, task, replace=replace))
+    show(masks.import_(file, run, task, replace=replace))
 
 
 @masks_app.command("inspect")
 def inspect_masks(file: File) -> None:
     """Say what a file of masks holds."""
-    print(masks.inspect(file))
+    show(masks.inspect(file))
 
 
 def run(arguments: list[str]) -> int:
     """Run a command; returns the exit code."""
     try:
+        return finish(_run(arguments))
+    except BrokenPipeError:
+        finish(CLOSED)
+        return CLOSED
+
+
+def _run(arguments: list[str]) -> int:
+    try:
         code = app(arguments, prog_name="maskcl", standalone_mode=False)
-    except (CommandError, report.ReportError) as error:
+    except (CommandError, report.ReportError, LockedError) as error:
         return _fail(str(error))
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if is_no_room(error):
+            return _failed(error)
+        return _fail(sentence_of(error))
     except (typer.Abort, KeyboardInterrupt):
-        _say("interrupted before anything was written")
+        say("interrupted before anything was written")
         return 130
     except Exception as error:
         # typer's usage errors, whichever package its click is (inside typer from 0.16 on).
@@ -167,14 +186,19 @@ def _train(method: MethodCommand, given: dict[str, Any], config: str | None, sta
     if out is None:
         raise CommandError("--out is missing")
     flags["out"] = out
+    # A new run's folder is locked from when it is there.
+    held = Path(out) if (start.resume or start.add_tasks is not None) else None
     try:
-        options, run = begin(kind, flags, values, start)
-        result = train(method, options, Console(), resume=start.resume, run=run)
-    except KeyboardInterrupt:
-        raise typer.Exit(_interrupted(Path(out), kind.NAME)) from None
-    except (RuntimeError, OSError) as error:
+        with locked(held if held is None or held.is_dir() else None):
+            options, run = begin(kind, flags, values, start)
+            result = train(method, options, Output(), resume=start.resume, run=run)
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        raise typer.Exit(_interrupted(error, Path(out), kind.NAME)) from None
+    except LockedError:
+        raise
+    except (RuntimeError, OSError, MemoryError) as error:
         raise typer.Exit(_failed(error, "Trainer: ", "references: ")) from None
-    print(f"\n{accuracy_table(result)}\n\nreport: {os.path.join(out, 'report.html')}")
+    show(f"\n{accuracy_table(result)}\n\nreport: {os.path.join(out, 'report.html')}")
 
 
 def _pretrain(given: dict[str, Any], config: str | None, start: Start) -> None:
@@ -182,12 +206,12 @@ def _pretrain(given: dict[str, Any], config: str | None, start: Start) -> None:
     values = read_config(PretrainOptions, Path(config)) if config is not None else {}
     options = combine(PretrainOptions, flags, values, None)
     try:
-        facts = pretrain(options, Console())
-    except KeyboardInterrupt:
-        raise typer.Exit(_interrupted(Path(options.out))) from None
-    except (RuntimeError, OSError) as error:
+        facts = pretrain(options, Output())
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        raise typer.Exit(_interrupted(error, Path(options.out))) from None
+    except (RuntimeError, OSError, MemoryError) as error:
         raise typer.Exit(_failed(error, "train_backbone: ")) from None
-    print(
+    show(
         f"held-out accuracy {facts['accuracy']:.4f}, SHA-256 {facts['sha256']}\nbase: {options.out}"
     )
 
@@ -195,17 +219,15 @@ def _pretrain(given: dict[str, Any], config: str | None, start: Start) -> None:
 def _reproduce(given: dict[str, Any], config: str | None, start: Start) -> None:
     from maskcl.reproduce.mas_split_mnist import TABLE
 
-    _table(ReproduceOptions, given, config, lambda asked: reproduce(TABLE, asked, Console()))
+    _table(ReproduceOptions, given, config, lambda asked: reproduce(TABLE, asked, Output()))
 
 
 def _reproduce_graphs(given: dict[str, Any], config: str | None, start: Start) -> None:
-    _table(GraphsOptions, given, config, lambda asked: reproduce_graphs(METHODS, asked, Console()))
+    _table(GraphsOptions, given, config, lambda asked: reproduce_graphs(METHODS, asked, Output()))
 
 
 def _reproduce_classes(given: dict[str, Any], config: str | None, start: Start) -> None:
-    _table(
-        ClassesOptions, given, config, lambda asked: reproduce_classes(METHODS, asked, Console())
-    )
+    _table(ClassesOptions, given, config, lambda asked: reproduce_classes(METHODS, asked, Output()))
 
 
 def _table(
@@ -214,44 +236,54 @@ def _table(
     flags = check_values(kind, given, "the command line")
     values = read_config(kind, Path(config)) if config is not None else {}
     options = combine(kind, flags, values, None)
+    out = None if options.out is None or Path(options.out).is_file() else options.out
     try:
-        print(f"\n{make(options)}")
-    except KeyboardInterrupt:
+        with locked(out):
+            show(f"\n{make(options)}")
+    except (KeyboardInterrupt, BrokenPipeError) as error:
         kept = "" if options.out is None else "; the same command goes on after the last whole run"
-        _say(f"interrupted{kept}")
-        raise typer.Exit(130) from None
-    except (RuntimeError, OSError) as error:
+        raise typer.Exit(_stopped(error, kept)) from None
+    except LockedError:
+        raise
+    except (RuntimeError, OSError, MemoryError) as error:
         raise typer.Exit(_failed(error, "Trainer: ")) from None
 
 
 def _failed(error: Exception, *whose: str) -> int:
-    """Diverged, or the disk is full: a sentence. Anything else is a defect: its traceback."""
-    if isinstance(error, RuntimeError) and not str(error).startswith(whose):
+    """Diverged, or disk or memory is full: a sentence. The rest is a defect: a traceback."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:
+        say(f"the run failed: there is not enough memory ({sentence_of(error)[:200]})")
+        return 1
+    if isinstance(error, RuntimeError) and not text.startswith(whose):
         raise error
-    sentence = str(error)
+    sentence = sentence_of(error)
     for name in whose:
         sentence = sentence.removeprefix(name)
-    _say(f"the run failed: {sentence}")
+    say(f"the run failed: {sentence}")
     return 1
 
 
-def _interrupted(directory: Path, method: str | None = None) -> int:
-    """Say how to go on with a run of the method; 130 as shells count an interrupt."""
+def _interrupted(error: BaseException, directory: Path, method: str | None = None) -> int:
+    """Say how to go on with a run of the method."""
     if method is not None and (directory / CONFIG).is_file():
         line = f"maskcl train {method} --out {shlex.quote(str(directory))} --resume"
-        _say(f"interrupted; to go on from the last whole epoch: {line}")
-    else:
-        _say("interrupted before anything was written")
+        return _stopped(error, f"; to go on from the last whole epoch: {line}")
+    return _stopped(error, " before anything was written")
+
+
+def _stopped(error: BaseException, rest: str) -> int:
+    """Say that a person has ended the command, or what read its output: as shells count it."""
+    if isinstance(error, BrokenPipeError):
+        say(f"nobody reads the output any more: ended{rest}")
+        return CLOSED
+    say(f"interrupted{rest}")
     return 130
 
 
 def _fail(sentence: str) -> int:
-    _say(" ".join(sentence.split()))
+    say(sentence)
     return 2
-
-
-def _say(sentence: str) -> None:
-    print(f"maskcl: {sentence}", file=sys.stderr)
 
 
 for _method in METHODS.values():

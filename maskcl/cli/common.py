@@ -23,6 +23,8 @@ _BATCH_SIZES_SHOWN = "64, digits 16"
 GRAPH_BATCH_SIZES = {"node": 256, "link": 256, "graph": 16}
 
 _OPTIMIZERS = ("sgd", "adam", "adamw")
+# Where the scenario's own model is a conv net, and no --lr is given.
+DEEP_RATES = {"sgd": 0.05, "adam": 0.001, "adamw": 0.001}
 
 
 def table(values: Mapping[str, float]) -> str:
@@ -76,6 +78,17 @@ class RunOptions(Options):
         """Where an option is None, put what that stands for."""
         if getattr(self, name) is None and value is not None:
             object.__setattr__(self, name, value)
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a name stands for; asked for before any data are read.
+
+    Raises:
+        CommandError: this machine has none such.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise CommandError("device is 'cuda', and torch finds no CUDA device here")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @contextlib.contextmanager

@@ -8,10 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskcl.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_network
-from maskcl.cli.folders import config_of, read_saved
+from maskcl.cli.folders import CONFIG, config_of, read_saved
 from maskcl.cli.method import MethodCommand, TrainOptions
-from maskcl.cli.options import CommandError, combine, flag_name, parse_groups
-from maskcl.cli.saved_network import CONTINUES, Described, add_tasks, network_as_made
+from maskcl.cli.options import CommandError, check_saved, combine, flag_name, parse_groups
+from maskcl.cli.saved_network import (
+    CONTINUES,
+    Described,
+    add_tasks,
+    network_as_made,
+    of_run,
+)
 from maskcl.training.result import Result
 from maskcl.training.run_checkpoint import MADE
 from maskcl.training.trainer import CHECKPOINT
@@ -81,14 +87,11 @@ def read_finished(folder: Path, method: str) -> FinishedRun:
         CommandError: there is none in the folder.
     """
     options, made_from = read_saved(folder, method)
-    try:
+    with of_run(folder):
         checkpoint = load_checkpoint(folder / CHECKPOINT)
         run = FinishedRun(folder, method, options, made_from, checkpoint)
+        Described.of(run.cut, str(folder / CHECKPOINT))
         is_finished = checkpoint.position["task"] == run.cut["num_tasks"]
-    except CheckpointError as error:
-        raise CommandError(str(error)) from None
-    except (KeyError, TypeError) as error:
-        raise CommandError(f"{folder / CHECKPOINT} does not fit {folder}: {error}") from None
     if not is_finished:
         raise CommandError(
             f"the run in {folder} is not finished: `maskcl train {method} --out {folder} --resume`"
@@ -115,6 +118,7 @@ def options_of_more(
         raise CommandError("--add-tasks says how many tasks there will be: leave --tasks out")
     total = int(run.cut["num_tasks"]) + count
     saved = {**run.options, "tasks": total}
+    check_saved(kind, run.options, str(run.folder / CONFIG))
     before = parse_groups(run.options.get("groups"))
     if before is not None:
         groups = parse_groups(asked.get("groups"))
@@ -125,7 +129,8 @@ def options_of_more(
             )
         saved |= {"tasks": None, "groups": asked["groups"]}
         flags, config = ({k: v for k, v in d.items() if k != "groups"} for d in (flags, config))
-    return combine(kind, flags, config, saved, how="--add-tasks")
+    where = str(run.folder / CONFIG)
+    return combine(kind, flags, config, saved, how="--add-tasks", where=where)
 
 
 def options_of_another(
@@ -137,17 +142,17 @@ def options_of_another(
         CommandError: something is given that the run's network has otherwise.
     """
     asked = {**config, **flags}
+    saved = check_saved(kind, run.options, str(run.folder / CONFIG))
     model = {f.name for f in fields(kind) if f.metadata["about"].panel == "Model"}
     for name in sorted(asked.keys() & (model | set(_OF_NETWORK)) - set(_OF_SCENARIO)):
-        was = run.options.get(name)
-        if asked[name] != (tuple(was) if isinstance(was, list) else was):
+        was = saved.get(name)
+        if asked[name] != was:
             raise CommandError(
                 f"the run in {run.folder} has {flag_name(name)} {was}, which --from cannot change"
                 f" to {asked[name]}"
             )
-    kept = {k: v for k, v in run.options.items() if k not in _OF_SCENARIO}
-    known = {field.name for field in fields(kind)}
-    return combine(kind, flags, {**{k: v for k, v in kept.items() if k in known}, **config}, None)
+    kept = {k: v for k, v in saved.items() if k not in _OF_SCENARIO}
+    return combine(kind, flags, {**kept, **config}, None)
 
 
 def network_of_more(
@@ -158,6 +163,13 @@ def network_of_more(
     Raises:
         CommandError: the scenario's first tasks are not the run's.
     """
+    with of_run(run.folder):
+        return _with_more(command, options, scenario, run)
+
+
+def _with_more(
+    command: MethodCommand, options: TrainOptions, scenario: Scenario, run: FinishedRun
+) -> tuple[Any, dict[str, Any]]:
     old, new = run.cut, json.loads(json.dumps(scenario.describe()))
     count = old["num_tasks"]
     listed = ("classes", "outputs", "train_sizes", "test_sizes")
@@ -207,8 +219,9 @@ def network_of_another(
             "--from: in the class setting one head tells the classes of all tasks apart, and"
             f" those of {scenario.name} begin at 0 again; --add-tasks goes on in one scenario"
         )
-    net = network_as_made(command, run.options, run.made_from, run.cut)
-    run.load_into(net)
+    with of_run(run.folder):
+        net = network_as_made(command, run.options, run.made_from, run.cut)
+        run.load_into(net)
     add_tasks(net, scenario, options.seed)
     before = {
         "run": str(run.folder.absolute()),
@@ -247,8 +260,10 @@ def start_of(
             if now[key] != run.checkpoint.config.get(key):
                 was = run.checkpoint.config.get(key)
                 raise CommandError(f"the run in {run.folder} had {key} {was}, this has {now[key]}")
-        result = Result.from_dict(facts["result"]).with_room(scenario.num_tasks)
+        with of_run(run.folder):
+            result = Result.from_dict(facts["result"]).with_room(scenario.num_tasks)
         place = run.cut["num_tasks"], run.first_task
     position = {"task": place[0], "epoch": 0, "first_task": place[1]}
-    content = {"result": result.to_dict(), "rng": facts["rng"]}
+    with of_run(run.folder):
+        content = {"result": result.to_dict(), "rng": facts["rng"]}
     return Checkpoint(config, position, tensors, content)

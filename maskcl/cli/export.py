@@ -9,16 +9,17 @@ import torch
 
 import maskcl
 from maskcl import models
-from maskcl.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_network
-from maskcl.cli.folders import read_config_of
+from maskcl.checkpoint import Checkpoint, load_checkpoint, load_network
+from maskcl.cli.folders import CONFIG, check_out, check_task, read_config_of
 from maskcl.cli.masks import open_run
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError, combine
-from maskcl.cli.saved_network import Described, network_as_made
+from maskcl.cli.saved_network import Described, network_as_made, of_run
 from maskcl.export import compact, save
 from maskcl.export.compact_network import Network
 from maskcl.export.flops_and_latency import compare
 from maskcl.export.save_file import check_path
+from maskcl.files import is_no_room
 from maskcl.graph import Graph
 from maskcl.training.trainer import CHECKPOINT
 
@@ -43,12 +44,10 @@ def export(run: Path, task: int, out: Path, samples: int, methods: dict[str, Met
     if samples < 2:
         raise CommandError(f"batch-size must be at least 2, got {samples}")
     try:
-        check_path(out)
-        if not out.absolute().parent.is_dir():
-            raise CommandError(f"{out} cannot be made: there is no such folder")
         options, checkpoint, net = open_network(run, methods)
-        if not 0 <= task < net.num_tasks:
-            raise CommandError(f"the run in {run} has tasks 0 to {net.num_tasks - 1}, got {task}")
+        check_task(run, task, net.num_tasks)
+        check_path(out)
+        check_out(out)
         if not bool(net.finished[task]):
             raise CommandError(f"task {task} of {run} is not finished")
         described = Described.of(checkpoint.config["scenario"])
@@ -61,6 +60,8 @@ def export(run: Path, task: int, out: Path, samples: int, methods: dict[str, Met
             raise
         raise CommandError(str(error).removeprefix("save: ")) from None
     except OSError as error:
+        if is_no_room(error):
+            raise
         raise CommandError(f"{out} cannot be written: {error.strerror or error}") from None
     return f"{found}\n{out}: {size:,} bytes, task {task} of {run}"
 
@@ -79,15 +80,12 @@ def open_network(
         return {**saved, "model": made_from["model"]}, checkpoint, masked.eval()
     if method not in methods:
         raise CommandError(f"{run} holds a run of {method!r}, which this maskcl does not know")
-    try:
+    with of_run(run):
         checkpoint = load_checkpoint(run / CHECKPOINT)
-        options = combine(methods[method].options, {}, {}, saved)
+        where = str(run / CONFIG)
+        options = combine(methods[method].options, {}, {}, saved, where=where)
         net = network_as_made(methods[method], saved, made_from, checkpoint.config["scenario"])
         load_network(net, checkpoint.tensors, run / CHECKPOINT)
-    except CheckpointError as error:
-        raise CommandError(str(error)) from None
-    except (KeyError, TypeError) as error:
-        raise CommandError(f"{run / CHECKPOINT} does not fit {run}: {error}") from None
     return {**saved, "model": options.model}, checkpoint, cast("Network", net.eval())
 
 

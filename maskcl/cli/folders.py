@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from maskcl.checkpoint import CheckpointError, load_checkpoint
 from maskcl.cli.options import CommandError
+from maskcl.files import is_no_room
+from maskcl.lock import LOCK, locked
+from maskcl.reading import MissingError, ReadError, read_json
+from maskcl.text import printable, sentence_of
 from maskcl.training.trainer import CHECKPOINT
+from maskcl.validation import ContentError, check
 
 CONFIG = "config.json"
 # Below a run's folder: one with more tasks while it trains, and one whose files become the run's.
 ADDING, ADDED = "adding", "added"
 # In the checkpoint's facts: what was removed, by task that was forgotten.
 FORGOTTEN = "forgotten"
+
+# What it is checked for here; the options are checked by their own table.
+_CONFIG = {"scenario": str, "method?": str, "made_from?": {str: Any}}
 
 # What config.json holds beside the options: the method, and what its network was made from.
 _BESIDE = ("method", "made_from")
@@ -28,14 +37,57 @@ def check_new(directory: Path) -> None:
     Raises:
         CommandError: it exists, or there is no place for it.
     """
-    if directory.exists() or directory.is_symlink():
+    if os.path.lexists(directory):
         hint = " (--resume goes on with it)" if (directory / CONFIG).is_file() else ""
         raise CommandError(f"{directory} exists already{hint}")
-    above = directory.absolute().parent
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise CommandError(f"{directory} cannot be made: {above} is not a folder to write in")
+    with refusing():
+        full = directory.absolute()
+        above = next(path for path in full.parents if os.path.lexists(path))
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise CommandError(f"{directory} cannot be made: {above} is not a folder to write in")
+        longest = os.pathconf(above, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        for name in full.relative_to(above).parts:
+            if len(os.fsencode(name)) > longest:
+                raise CommandError(f"{directory} cannot be made: its name is too long")
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Inside, nothing of a run is written yet: the system refuses what a person asked for.
+
+    Raises:
+        CommandError: a file or a place is wrong.
+        OSError: the disk is full, or nobody reads what is said.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_no_room(error) or isinstance(error, BrokenPipeError):
+            raise
+        raise CommandError(sentence_of(error)) from None
+
+
+def check_out(path: Path) -> None:
+    """Whether a new file of that name can be made; writes nothing.
+
+    Raises:
+        CommandError: it exists, or there is no place for it.
+    """
+    if os.path.lexists(path):
+        raise CommandError(f"{path} exists already")
+    above = path.absolute().parent
+    if not above.is_dir():
+        raise CommandError(f"{path} cannot be made: there is no such folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise CommandError(f"{path} cannot be made: {above} is not a folder to write in")
+    with refusing(), contextlib.suppress(FileNotFoundError):
+        path.lstat()  # a name too long
+
+
+def check_task(run: Path, task: int, num_tasks: int) -> None:
+    """Raise CommandError unless the network of a run has the task."""
+    if not 0 <= task < num_tasks:
+        raise CommandError(f"the run in {run} has tasks 0 to {num_tasks - 1}, got {task}")
 
 
 def config_of(method: str, options: dict[str, Any], made_from: dict[str, Any]) -> dict[str, Any]:
@@ -50,14 +102,15 @@ def read_config_of(directory: Path) -> tuple[str, dict[str, Any], dict[str, Any]
         CommandError: the folder holds no run, or its config.json cannot be read.
     """
     path = directory / CONFIG
-    if not path.is_file():
-        raise CommandError(f"{directory} holds no run: {path} does not exist")
     try:
-        saved = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CommandError(f"{path} cannot be read: {error}") from None
-    if not isinstance(saved, dict) or "scenario" not in saved or "format" in saved:
-        raise CommandError(f"{path} is not a run's configuration")
+        saved = read_json(path)
+        if not isinstance(saved, dict) or "scenario" not in saved or "format" in saved:
+            raise CommandError(f"{path} is not a run's configuration")
+        check(saved, _CONFIG, printable(path))
+    except MissingError as error:
+        raise CommandError(f"{directory} holds no run: {error}") from None
+    except (ReadError, ContentError) as error:
+        raise CommandError(str(error)) from None
     return parts_of(saved)
 
 
@@ -107,18 +160,20 @@ def finish_taking_over(out: Path) -> None:
     added = out / ADDED
     if not added.is_dir():
         return
-    for path in sorted(added.rglob("*")):
-        target = out / path.relative_to(added)
-        if path.is_dir():
-            target.mkdir(exist_ok=True)
-        else:
-            path.replace(target)
-    shutil.rmtree(added)
+    with locked(out):
+        for path in sorted(added.rglob("*")):
+            target = out / path.relative_to(added)
+            if path.is_dir():
+                target.mkdir(exist_ok=True)
+            elif path.name != LOCK:
+                path.replace(target)
+        shutil.rmtree(added)
 
 
 def forgotten_in(run: Path) -> list[int]:
     """Tasks of a run that were forgotten, as its checkpoint says; [] where there is none."""
     try:
-        return sorted(int(k) for k in load_checkpoint(run / CHECKPOINT).facts.get(FORGOTTEN, {}))
-    except CheckpointError:
+        found = load_checkpoint(run / CHECKPOINT).facts.get(FORGOTTEN, {})
+        return sorted(int(task) for task in found)
+    except (CheckpointError, ValueError, TypeError):
         return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,15 @@ from maskcl import report
 from maskcl.checkpoint import Checkpoint, save_checkpoint
 from maskcl.cli.common import fingerprint
 from maskcl.cli.export import open_network
-from maskcl.cli.folders import FORGOTTEN, read_config_of
+from maskcl.cli.folders import FORGOTTEN, check_task, read_config_of
 from maskcl.cli.hat import free_counts, protected_share
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError
-from maskcl.files import write_atomic
+from maskcl.cli.saved_network import of_run
+from maskcl.files import write_json
+from maskcl.lock import locked
 from maskcl.nn import Forgotten, HATNetwork
+from maskcl.report.files import RESULT, whole
 from maskcl.training.trainer import CHECKPOINT
 
 
@@ -43,18 +45,22 @@ def forget(run: Path, task: int, seed: int, methods: dict[str, MethodCommand]) -
             f"{run} holds a run of {method}, whose tasks all move the same weights, so that none"
             " can be unlearned: train the other tasks anew"
         )
-    try:
-        _, checkpoint, net = open_network(run, methods)
-        result = report.read_result(run)
-    except report.ReportError:
-        raise _unfinished(run, method) from None
-    known = dict(checkpoint.facts.get(FORGOTTEN, {}))
+    with locked(run):
+        return _forget(run, task, seed, methods, method)
+
+
+def _forget(run: Path, task: int, seed: int, methods: dict[str, MethodCommand], method: str) -> str:
+    _, checkpoint, net = open_network(run, methods)
+    check_task(run, task, net.num_tasks)
+    if not (run / RESULT).exists():
+        raise _unfinished(run, method)
+    result = report.read_result(run)
+    with of_run(run):
+        known = {str(int(k)): v for k, v in checkpoint.facts.get(FORGOTTEN, {}).items()}
     if checkpoint.position["task"] != checkpoint.config["scenario"]["num_tasks"]:
         raise _unfinished(run, method)
     # Those of the runs before that it goes on from are not among ``known``.
     gone = set(torch.nonzero(~net.finished).flatten().tolist())
-    if not 0 <= task < net.num_tasks:
-        raise CommandError(f"the run in {run} has tasks 0 to {net.num_tasks - 1}, got {task}")
     if task in gone and str(task) not in known:
         raise CommandError(f"task {task} of {run} was forgotten before the run began")
     if task in gone:
@@ -65,11 +71,11 @@ def forget(run: Path, task: int, seed: int, methods: dict[str, MethodCommand]) -
         _save(run / CHECKPOINT, checkpoint, net, known)
         said = f"{run / CHECKPOINT}: {record}"
     for name, facts in known.items():
-        text = json.dumps(facts, indent=1) + "\n"
-        write_atomic(run / f"forgotten-{name}.json", text.encode())
+        write_json(run / f"forgotten-{name}.json", facts)
     content = result | _changed(net, result, sorted({*gone, task}))
     report.write_result(content, run)
-    report.write_report(content, run)
+    with whole(run):
+        report.write_report(content, run)
     return "\n".join(
         [said, f"{run / f'forgotten-{task}.json'}: what was removed", *_left(run, task)]
     )
@@ -94,10 +100,7 @@ def _save(path: Path, checkpoint: Checkpoint, net: Any, known: dict[str, Any]) -
     tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
     checkpoint.tensors = {**others, **tensors}
     checkpoint.facts = {**checkpoint.facts, FORGOTTEN: known}
-    try:
-        save_checkpoint(path, checkpoint)
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written: {error.strerror or error}") from None
+    save_checkpoint(path, checkpoint)
 
 
 def _changed(net: Any, result: dict[str, Any], gone: list[int]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import torch
 
 import maskcl
 from maskcl import report
-from maskcl.cli.common import seeded_weights, table
+from maskcl.cli.common import DEEP_RATES, seeded_weights, table
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import example_of, plain_model
-from maskcl.cli.options import option
+from maskcl.cli.options import CommandError, option
 from maskcl.methods import HAT
 from maskcl.training.mask_metrics import mask_bytes
 
@@ -38,7 +38,12 @@ class HATOptions(TrainOptions):
     NAME = "hat"
     METHOD = HAT
 
-    lr: float | None = option("Learning rate.", None, shown=table(LEARNING_RATES), above=0)
+    lr: float | None = option(
+        "Learning rate.",
+        None,
+        shown=f"{table(LEARNING_RATES)}; where conv or resnet18 is the default {table(DEEP_RATES)}",
+        above=0,
+    )
     s_max: float = _hat("Largest scale of the gates.", _HAT.s_max)
     sparsity: float = _hat("Weight c of the sparsity term.", _HAT.sparsity)
     schedule: str = _hat("linear, cosine, exponential, constant.", _HAT.schedule)
@@ -52,7 +57,16 @@ class HATOptions(TrainOptions):
     clip: float | None = _hat("Largest norm of the gradient.", _HAT.clip, shown="none")
 
     def __post_init__(self) -> None:
-        self._complete("lr", LEARNING_RATES.get(self.optimizer))
+        rates = DEEP_RATES if self.is_deep else LEARNING_RATES
+        self._complete("lr", rates.get(self.optimizer))
+        with_value = self.rule in ("const", "adahat")
+        if self.rule_value is not None and not with_value:
+            raise CommandError(
+                f"rule-value belongs to the rules const and adahat, rule is {self.rule}: give"
+                " --rule too, or leave --rule-value out"
+            )
+        if self.rule_value is None and with_value:
+            raise CommandError(f"rule {self.rule} needs a number: --rule-value is missing")
         super().__post_init__()
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from maskcl.cli.common import seeded_weights, table
+from maskcl.cli.common import DEEP_RATES, seeded_weights, table
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import plain_model, with_heads
 from maskcl.cli.options import option
@@ -49,7 +49,12 @@ _EWC_STRENGTHS_SHOWN = f"{table(EWC_STRENGTHS)}; with sgd {table(EWC_SGD_STRENGT
 
 
 def _rates(rates: dict[str, float]) -> str:
-    return f"{table(rates)}; of graph problems {table(GRAPH_RATES)}"
+    deep = (
+        ""
+        if rates == DEEP_RATES
+        else f"; where conv or resnet18 is the default {table(DEEP_RATES)}"
+    )
+    return f"{table(rates)}{deep}; of graph problems {table(GRAPH_RATES)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,8 @@ class QuadraticOptions(TrainOptions):
     SGD_STRENGTHS: ClassVar[dict[str, float]]
 
     def __post_init__(self) -> None:
-        rates = GRAPH_RATES if self.problem == "graph" else self.RATES
+        rates = DEEP_RATES if self.is_deep else self.RATES
+        rates = GRAPH_RATES if self.problem == "graph" else rates
         self._complete("lr", rates.get(self.optimizer))
         strengths = self.SGD_STRENGTHS if self.optimizer == "sgd" else self.STRENGTHS
         self._complete("strength", strengths.get(str(self.problem)))
@@ -110,9 +116,7 @@ class EWCOptions(QuadraticOptions):
     heads: bool | None = _ewc(_HEADS, None, shown=_HEADS_SHOWN)
 
 
-def prepare(
-    options: QuadraticOptions, scenario: Scenario
-) -> tuple[ImportanceNetwork, dict[str, Any]]:
+def prepare(options: TrainOptions, scenario: Scenario) -> tuple[ImportanceNetwork, dict[str, Any]]:
     """The model with the scenario's heads: one a task, a growing one, or its own.
 
     Raises:

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Any
 from maskcl import ops
 from maskcl.checkpoint import (
     Checkpoint,
-    CheckpointError,
     load_checkpoint,
     load_network,
     save_checkpoint,
 )
 from maskcl.cli import piggyback
-from maskcl.cli.folders import forgotten_in, read_config_of
+from maskcl.cli.folders import check_out, check_task, forgotten_in, read_config_of
 from maskcl.cli.options import CommandError
-from maskcl.cli.saved_network import cut_of, network_as_made
+from maskcl.cli.saved_network import cut_of, network_as_made, of_run
+from maskcl.lock import locked
 from maskcl.masks import MaskFile, MaskFileError, export_masks, import_masks, read_masks
 from maskcl.report.text import grid
-from maskcl.training.pretrain import BaseError
+from maskcl.text import printable
 from maskcl.training.trainer import CHECKPOINT
 
 if TYPE_CHECKING:
@@ -36,15 +36,14 @@ def export(run: Path, task: int, out: Path) -> str:
         CommandError: no such run or task, or the file exists; nothing is written then.
     """
     checkpoint, net = open_run(run)
-    _check_task(run, net, task)
+    check_task(run, task, net.num_tasks)
     if not bool(net.finished[task]):
         raise CommandError(f"task {task} of {run} is not finished")
-    if out.exists() or not out.absolute().parent.is_dir():
-        reason = "exists already" if out.exists() else "cannot be made: there is no such folder"
-        raise CommandError(f"{out} {reason}")
+    check_out(out)
     made_from = read_config_of(run)[2]
-    cut, index = cut_of(made_from, checkpoint.config["scenario"], task)
-    facts = piggyback.mask_facts(cut, index, made_from)
+    with of_run(run):
+        cut, index = cut_of(made_from, checkpoint.config["scenario"], task)
+        facts = piggyback.mask_facts(cut, index, made_from)
     size = export_masks(net, task, out, facts=facts)
     return f"{out}: {size:,} bytes, task {task} of {run}"
 
@@ -55,6 +54,18 @@ def import_(file: Path, run: Path, task: int | None, *, replace: bool) -> str:
     Raises:
         CommandError: the file does not fit, or the run is not finished; nothing is written then.
     """
+    if not run.is_dir():
+        raise CommandError(f"{run} holds no run: it is not a folder")
+    with locked(run):
+        target = _put_in(file, run, task, replace)
+    return (
+        f"{run / CHECKPOINT}: task {target} has the masks of {file}; result.json and report are "
+        "still of the training"
+    )
+
+
+def _put_in(file: Path, run: Path, task: int | None, replace: bool) -> int:
+    """The task that has the file's masks now."""
     checkpoint, net = open_run(run)
     if gone := forgotten_in(run):
         raise CommandError(f"task {gone[0]} of {run} is forgotten: the run is over")
@@ -63,7 +74,7 @@ def import_(file: Path, run: Path, task: int | None, *, replace: bool) -> str:
             f"the run in {run} is not finished: `maskcl train piggyback --out {run} --resume`"
         )
     if task is not None:
-        _check_task(run, net, task)
+        check_task(run, task, net.num_tasks)
     try:
         found = import_masks(net, file, task, replace=replace)
     except (MaskFileError, OSError) as error:
@@ -74,10 +85,7 @@ def import_(file: Path, run: Path, task: int | None, *, replace: bool) -> str:
     tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
     checkpoint.tensors = {**others, **tensors}
     save_checkpoint(run / CHECKPOINT, checkpoint)
-    return (
-        f"{run / CHECKPOINT}: task {target} has the masks of {file}; result.json and report are "
-        "still of the training"
-    )
+    return target
 
 
 def inspect(file: Path) -> str:
@@ -93,9 +101,12 @@ def inspect(file: Path) -> str:
     rows = [["layer", "shape", "weights", "on", "bytes"]]
     rows += [_row(found, name) for name in found.shapes]
     lines = [
-        f"task {found.task}, {found.levels} masks",
-        *(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in found.facts.items()),
-        f"base SHA-256: {found.base}",
+        f"task {found.task}, {printable(found.levels)} masks",
+        *(
+            f"{printable(name).replace('_', ' ')}: {_plain(value)}"
+            for name, value in found.facts.items()
+        ),
+        f"base SHA-256: {printable(found.base)}",
         "",
         grid(rows),
         "",
@@ -114,7 +125,7 @@ def open_run(run: Path) -> tuple[Checkpoint, PiggybackNetwork]:
     method, options, made_from = read_config_of(run)
     if method != "piggyback":
         raise CommandError(f"{run} holds a run of {method}: only piggyback's masks are files")
-    try:
+    with of_run(run):
         checkpoint = load_checkpoint(run / CHECKPOINT)
         net: Any = network_as_made(
             piggyback.COMMAND, options, made_from, checkpoint.config["scenario"]
@@ -123,16 +134,7 @@ def open_run(run: Path) -> tuple[Checkpoint, PiggybackNetwork]:
             position = checkpoint.position
             net.begin_task(position.get("first_task", 0) + position["task"])
         load_network(net, checkpoint.tensors, run / CHECKPOINT)
-    except (CheckpointError, BaseError) as error:
-        raise CommandError(str(error)) from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise CommandError(f"{run / CHECKPOINT} does not fit {run}: {error}") from None
     return checkpoint, net
-
-
-def _check_task(run: Path, net: PiggybackNetwork, task: int) -> None:
-    if not 0 <= task < net.num_tasks:
-        raise CommandError(f"the run in {run} has tasks 0 to {net.num_tasks - 1}, got {task}")
 
 
 def _row(found: MaskFile, name: str) -> list[str]:
@@ -156,4 +158,4 @@ def _share_on(words: Tensor, weights: int) -> str:
 
 
 def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return printable(" ".join(map(str, value)) if isinstance(value, list) else value)

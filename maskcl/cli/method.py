@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +17,9 @@ from maskcl.cli.options import CommandError, option
 from maskcl.nn.inference.task_inference import TaskInference
 from maskcl.scenarios.image_names import IMAGES
 from maskcl.settings import SETTINGS
+from maskcl.training.checks import EVALUATE
+from maskcl.training.schedules import NAMED, SchedulerFn, named_schedule
+from maskcl.training.validation import Validation
 
 if TYPE_CHECKING:
     from maskcl.nn.tasks.network import TaskNetwork
@@ -43,6 +47,8 @@ class TrainOptions(RunOptions):
     METHOD: ClassVar[Any]
     # Whether its outputs depend on the task of a sample.
     NEEDS_TASK: ClassVar[bool] = True
+    # Whether a finished run can go on with more tasks.
+    GOES_ON: ClassVar[bool] = True
 
     tasks: int | None = option("Number of tasks.", None, shown="the scenario's", at_least=1)
     datasets: str | None = option("Of sequence: sets that are a task each, as mnist,usps.", None)
@@ -73,7 +79,28 @@ class TrainOptions(RunOptions):
         at_least=1,
     )
     lr: float | None = option("Learning rate.", None, above=0)
-    precision: str = option("32, bf16.", "32", choices=("32", "bf16"))
+    lr_schedule: str = option(
+        f"Of the rate over a task: {', '.join(NAMED)}.", "constant", choices=NAMED
+    )
+    warmup: float = option(
+        "Share of a task's steps over which the rate rises first.", 0.0, at_least=0, below=1
+    )
+    accumulate: int = option("Batches a step.", 1, at_least=1)
+    precision: str = option("32, bf16, 16 (CUDA).", "32", choices=("32", "bf16", "16"))
+    validation: float | None = option(
+        "Share of each task's training samples held out: a task ends with its best epoch.",
+        None,
+        shown="none",
+        above=0,
+        below=1,
+    )
+    patience: int | None = option(
+        "Epochs without a better validation score that end a task.", None, shown="none", at_least=1
+    )
+    keep_last: bool = option("End a task with its last epoch, whatever validation says.", False)
+    evaluate: str = option(
+        "Tested after a task: all up to it; last, it alone; N, all after every N.", "all"
+    )
     references: bool = option("Train plain networks too, for INT, FTS and rho.", False)
 
     model: str | None = _model(
@@ -107,7 +134,15 @@ class TrainOptions(RunOptions):
                 f"infer is {self.infer}, and the task setting tells the task at test"
             )
         _check_model(self, str(problem))
+        if self.validation is None and (self.patience is not None or self.keep_last):
+            name = "keep-last" if self.patience is None else "patience"
+            raise CommandError(f"{name} goes with --validation, the share that is held out")
+        if self.evaluate not in EVALUATE and not re.fullmatch("[1-9][0-9]{0,8}", self.evaluate):
+            raise CommandError(
+                f"evaluate must be all, last or a whole number of at least 1, got {self.evaluate!r}"
+            )
         try:
+            self.rates()
             self.method()
         except (ValueError, TypeError) as error:
             raise CommandError(str(error).replace(f"{self.METHOD.__name__}: ", "")) from None
@@ -128,10 +163,30 @@ class TrainOptions(RunOptions):
             None if self.infer in (None, "none") else TaskInference(str(self.infer), seed=self.seed)
         )
 
+    def rates(self) -> tuple[SchedulerFn | None, str]:
+        """The trainer's ``scheduler_fn`` and ``schedule_by``."""
+        return named_schedule(self.lr_schedule, self.warmup)
+
+    def held_out(self) -> Validation | None:
+        """The trainer's ``validation``."""
+        if self.validation is None:
+            return None
+        return Validation(self.validation, self.patience, restore=not self.keep_last)
+
+    def tested(self) -> str | int:
+        """The trainer's ``evaluate``."""
+        return self.evaluate if self.evaluate in EVALUATE else int(self.evaluate)
+
     @property
     def problem(self) -> str | None:
         """Of the scenario: vision, node, link or graph; None where no scenario has the name."""
         return scenarios.problem_of(self.scenario)
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the scenario's own model is deeper than the mlp, and wants smaller steps."""
+        images = IMAGES.get(self.scenario)
+        return images is not None and images.model != "mlp"
 
     @property
     def reference_rate(self) -> float:

@@ -14,6 +14,9 @@ import typing
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from maskcl.reading import ReadError, read_yaml
+from maskcl.text import shown
+
 
 class CommandError(ValueError):
     """Something the person asked for cannot be; the message is one sentence."""
@@ -75,7 +78,8 @@ class Options:
             choices, value = field.metadata["about"].choices, getattr(self, field.name)
             if choices is not None and value is not None and value not in choices:
                 raise CommandError(
-                    f"unknown {flag_name(field.name)} {value!r}: known are {', '.join(choices)}"
+                    f"unknown {flag_name(field.name)} {shown(value)}: known are"
+                    f" {', '.join(choices)}"
                 )
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -98,7 +102,8 @@ def _check_range(name: str, value: float, about: About) -> None:
         return
     above = "above" if about.strict else "at least"
     below = f" and below {about.high:g}" if math.isfinite(about.high) else ""
-    raise CommandError(f"{flag_name(name)} must be {above} {about.low:g}{below}, got {value}")
+    wanted = "be" if math.isfinite(value) else "be a finite number"
+    raise CommandError(f"{flag_name(name)} must {wanted} {above} {about.low:g}{below}, got {value}")
 
 
 def flag_name(name: str) -> str:
@@ -120,17 +125,10 @@ def types_of(kind: type[Options]) -> dict[str, tuple[Any, bool]]:
 
 def read_config(kind: type[Options], path: Path) -> dict[str, Any]:
     """The values of a YAML file, by the flags' names with - or _."""
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise CommandError(f"--config {path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"--config {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise CommandError(f"--config {path} is not YAML: {reason}") from None
+        content = read_yaml(path)
+    except ReadError as error:
+        raise CommandError(f"--config {error}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -138,8 +136,16 @@ def read_config(kind: type[Options], path: Path) -> dict[str, Any]:
     return check_values(kind, {str(name): value for name, value in content.items()}, str(path))
 
 
-def check_values(kind: type[Options], values: dict[str, Any], where: str) -> dict[str, Any]:
+def check_values(
+    kind: type[Options], values: dict[str, Any], where: str, hint: str = ""
+) -> dict[str, Any]:
     """The same values with _ in their names and of the right types.
+
+    Args:
+        kind: the command's table.
+        values: by name.
+        where: they are from, for errors.
+        hint: on an unknown name.
 
     Raises:
         CommandError: an unknown name or a value of another type; ``where`` is named.
@@ -149,7 +155,7 @@ def check_values(kind: type[Options], values: dict[str, Any], where: str) -> dic
     for given, value in values.items():
         name = given.replace("-", "_")
         if name not in known:
-            raise CommandError(f"{where}: unknown key {given!r}")
+            raise CommandError(f"{where}: unknown key {shown(given)}{hint}")
         checked[name] = _convert(name, value, where, *known[name])
     return checked
 
@@ -160,6 +166,7 @@ def combine(
     config: dict[str, Any],
     saved: dict[str, Any] | None,
     how: str = "--resume",
+    where: str = "config.json",
 ) -> Kind:
     """One set of options: flags win over the file, the file over a saved run, that over defaults.
 
@@ -169,15 +176,16 @@ def combine(
         config: the file's values.
         saved: the values of the run to resume, which the others must not contradict.
         how: the flag that goes on with it, for errors.
+        where: the saved run's file, likewise.
 
     Raises:
         CommandError: something is missing, out of range, or differs from the saved run.
     """
     asked = {**config, **flags}
     if saved is not None:
+        saved = check_saved(kind, saved, where)
         for name, value in asked.items():
             was = saved.get(name)
-            was = tuple(was) if isinstance(was, list) else was
             if name not in kind.MAY_CHANGE and value != was:
                 raise CommandError(
                     f"the run in {flags['out']} has {flag_name(name)} {was}, which {how} "
@@ -187,8 +195,25 @@ def combine(
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING and field.name not in asked:
             raise CommandError(f"--{flag_name(field.name)} is missing")
-    lists = {name: tuple(value) for name, value in asked.items() if isinstance(value, list)}
-    return kind(**{**asked, **lists})
+    return kind(**asked)
+
+
+def check_saved(kind: type[Options], saved: dict[str, Any], where: str) -> dict[str, Any]:
+    """A saved run's values, checked as those of a person are.
+
+    Raises:
+        CommandError: one is not what its option takes, or belongs to no option; ``where`` is named.
+    """
+    hint = ", which this maskcl does not have: was the run made by a newer one?"
+    checked = check_values(kind, saved, where, hint)
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING and field.name not in checked:
+            raise CommandError(f"{where} has no {flag_name(field.name)}")
+    try:
+        kind(**checked)
+    except CommandError as error:
+        raise CommandError(f"{where}: {error}") from None
+    return checked
 
 
 def _convert(name: str, value: Any, where: str, wanted: Any, optional: bool) -> Any:
@@ -205,14 +230,17 @@ def _convert(name: str, value: Any, where: str, wanted: Any, optional: bool) -> 
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError
         if wanted is int:
-            if isinstance(value, float):
+            if isinstance(value, float) or abs(int(value)) >= 1 << 63:
                 raise ValueError
             return int(value)
+        if wanted is str and "\0" in str(value):
+            raise ValueError
         return float(value) if wanted is float else str(value)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         meant = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
         text = meant.get(wanted, "widths such as 200,200")
-        raise CommandError(f"{where}: {flag_name(name)} must be {text}, got {value!r}") from None
+        said = f"{flag_name(name)} must be {text}, got {shown(value)}"
+        raise CommandError(f"{where}: {said}") from None
 
 
 def parse_groups(text: str | None) -> list[list[int]] | None:
@@ -226,7 +254,7 @@ def parse_groups(text: str | None) -> list[list[int]] | None:
     try:
         return [[int(label) for label in part.split(",")] for part in text.split("/")]
     except ValueError:
-        raise CommandError(f"groups must be classes such as 0,1/2,3, got {text!r}") from None
+        raise CommandError(f"groups must be classes such as 0,1/2,3, got {shown(text)}") from None
 
 
 def parse_names(text: str | None) -> list[str] | None:
@@ -242,6 +270,6 @@ def parse_widths(value: Any) -> tuple[int, ...]:
     if any(isinstance(part, (bool, float)) for part in parts):
         raise TypeError(f"widths must be whole numbers, got {value!r}")
     widths = tuple(int(part) for part in parts)
-    if not widths or min(widths) < 1:
-        raise ValueError(f"widths must be at least 1, got {value!r}")
+    if not widths or min(widths) < 1 or max(widths) >= 1 << 31:
+        raise ValueError(f"widths must be at least 1 and below 2**31, got {value!r}")
     return widths

@@ -6,18 +6,17 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from maskcl import models, scenarios
 from maskcl.cli.common import (
     RunOptions,
     build_model,
+    device_of,
     optimizer_factory,
     seeded_weights,
     table,
 )
 from maskcl.cli.environment import environment
-from maskcl.cli.folders import check_new
+from maskcl.cli.folders import check_new, refusing
 from maskcl.cli.options import CommandError, option
 from maskcl.scenarios.image_names import IMAGES
 from maskcl.scenarios.pretraining import SOURCES
@@ -83,8 +82,9 @@ def pretrain(options: PretrainOptions, console: Console) -> dict[str, Any]:
     """
     directory = Path(options.out)
     check_new(directory)
-    device = _device(options.device)
-    data = _load(options)
+    device = device_of(options.device)
+    with refusing():
+        data = _load(options)
     with seeded_weights(options.seed):
         model = build_model(
             str(options.model),
@@ -158,11 +158,3 @@ def _load(options: PretrainOptions) -> Pretraining:
         )
     except scenarios.ScenarioError as error:
         raise CommandError(str(error)) from None
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise CommandError("device is 'cuda', and torch finds no CUDA device here")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

@@ -9,10 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from maskcl import scenarios
-from maskcl.cli.common import optimizer_factory
+from maskcl.cli.common import device_of, optimizer_factory
 from maskcl.cli.environment import environment
 from maskcl.cli.method import MethodCommand, TrainOptions
 from maskcl.cli.network import problem_for
@@ -80,7 +78,7 @@ def reproduce_classes(
     from maskcl.reproduce import class_incremental_runs
     from maskcl.reproduce.runs import ReproduceError
 
-    device = _device(options.device)
+    device = device_of(options.device)
     data = options.data
     cells = [cell for cell in table.CELLS if data is not None or "mnist" not in cell.scenario]
 
@@ -133,7 +131,7 @@ def reproduce_graphs(
     from maskcl.reproduce import graph_runs, graphs
     from maskcl.reproduce.runs import ReproduceError
 
-    device = _device(options.device)
+    device = device_of(options.device)
     asked = {"epochs": options.epochs, "tasks": options.tasks, "device": device.type, "out": ""}
     given = {name: value for name, value in asked.items() if value is not None}
 
@@ -221,12 +219,6 @@ def _today() -> dict[str, str]:
     }
 
 
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise CommandError("device is 'cuda', and torch finds no CUDA device here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
 def _sayer(console: Console) -> Callable[[str], None]:
     def say(line: str) -> None:
         console.print(line, soft_wrap=True, highlight=False)
@@ -243,7 +235,7 @@ def reproduce(table: Published, options: ReproduceOptions, console: Console) -> 
     """
     from maskcl.reproduce import runs
 
-    device = _device(options.device)
+    device = device_of(options.device)
     try:
         return runs.reproduce(
             table,

@@ -58,6 +58,9 @@ def result_content(
         "seconds": list(result.seconds),
         "losses": result.losses,
         "training_accuracies": result.accuracies,
+        "free_by_epoch": result.free,
+        "validation_scores": result.validation,
+        "best_epochs": result.best_epochs,
         **inferred,
     }
 

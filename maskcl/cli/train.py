@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from maskcl import report, scenarios
 from maskcl.callback import Callback
 from maskcl.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from maskcl.cli.common import fingerprint, optimizer_factory, seeded_weights
+from maskcl.cli.common import device_of, fingerprint, optimizer_factory, seeded_weights
 from maskcl.cli.continuing import (
     FinishedRun,
     network_of_another,
@@ -34,15 +32,19 @@ from maskcl.cli.folders import (
     folder_in_training,
     forgotten_in,
     read_saved,
+    refusing,
     take_over,
 )
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
 from maskcl.cli.options import CommandError, combine, parse_groups, parse_names
+from maskcl.cli.output import say
 from maskcl.cli.result_content import result_content
-from maskcl.cli.saved_network import CONTINUES, network_as_made
-from maskcl.files import new_folder, write_atomic
+from maskcl.cli.saved_network import CONTINUES, network_as_made, of_run
+from maskcl.files import new_folder, write_json
+from maskcl.lock import locked
 from maskcl.progress import display
+from maskcl.training.baselines import TRAINERS, together
 from maskcl.training.references import References, references
 from maskcl.training.trainer import CHECKPOINT, Trainer
 
@@ -66,6 +68,10 @@ def begin(
     out = Path(flags["out"])
     if start.resume + (start.add_tasks is not None) + (start.source is not None) > 1:
         raise CommandError("--resume, --add-tasks and --from exclude each other")
+    if not kind.GOES_ON and (start.add_tasks is not None or start.source is not None):
+        raise CommandError(
+            f"{kind.NAME} trains a fresh network for each task: there is none to go on with"
+        )
     for folder in (out, Path(start.source or out)):
         finish_taking_over(folder)
     if start.add_tasks is not None:
@@ -83,8 +89,11 @@ def begin(
                 " others to a run that has all"
             )
         return options_of_another(kind, flags, config, run), run
-    saved = read_saved(folder_in_training(out), kind.NAME)[0] if start.resume else None
-    return combine(kind, flags, config, saved), None
+    if not start.resume:
+        return combine(kind, flags, config, None), None
+    folder = folder_in_training(out)
+    saved = read_saved(folder, kind.NAME)[0]
+    return combine(kind, flags, config, saved, where=str(folder / CONFIG)), None
 
 
 def train(
@@ -106,40 +115,43 @@ def train(
     out = Path(options.out)
     more = run is not None and run.folder == out
     directory = out / ADDING if more else folder_in_training(out) if resume else out
-    if not resume:
-        check_new(directory)
-    scenario = _load_scenario(options)
-    with _warnings_as_sentences():
-        if run is not None:
-            prepare = network_of_more if more else network_of_another
-            net, made_from = prepare(command, options, scenario, run)
-        else:
-            net, made_from = _prepare(command, options, scenario, directory if resume else None)
-    if resume and (gone := forgotten_in(directory)):
-        raise CommandError(f"task {gone[0]} of {directory} is forgotten: the run is over")
-    assert options.epochs is not None  # TrainOptions puts the problem's own
-    problem = problem_for(options, scenario)
-    trainer = _trainer(options, net, problem, scenario, display(console), directory)
-    if not resume:
-        config = config_of(options.NAME, options.to_json(), made_from)
-        first = None if run is None else start_of(run, net, trainer.config, scenario, more=more)
-        _make_directory(directory, config, first)
-    console.print(scenarios.summary(scenario.describe()), soft_wrap=True, highlight=False)
-    try:
+    with refusing():
+        if not resume:
+            check_new(directory)
+        device_of(options.device)
+        scenario = _load_scenario(options)
         with _warnings_as_sentences():
-            result = trainer.fit(resume=resume or run is not None)
-    except CheckpointError as error:
-        raise CommandError(str(error)) from None
-    compared = _references(command, options, problem, scenario, made_from, console)
-    content = {
-        **result_content(options, scenario, net, result, compared),
-        "problem": problem.describe(),
-        **command.finish(Trained(options, scenario, net, result, made_from, directory)),
-        "weights_sha256": fingerprint(net),
-        "environment": environment(trainer.fabric.device),
-    }
-    report.write_result(content, directory)
-    report.write_report(content, directory)
+            if run is not None:
+                prepare = network_of_more if more else network_of_another
+                net, made_from = prepare(command, options, scenario, run)
+            else:
+                net, made_from = _prepare(command, options, scenario, directory if resume else None)
+        if resume and (gone := forgotten_in(directory)):
+            raise CommandError(f"task {gone[0]} of {directory} is forgotten: the run is over")
+        assert options.epochs is not None  # TrainOptions puts the problem's own
+        problem = problem_for(options, scenario)
+        trainer = _trainer(options, net, problem, scenario, display(console), directory)
+        if not resume:
+            config = config_of(options.NAME, options.to_json(), made_from)
+            first = None if run is None else start_of(run, net, trainer.config, scenario, more=more)
+            _make_directory(directory, config, first)
+    with locked(directory):
+        console.print(scenarios.summary(scenario.describe()), soft_wrap=True, highlight=False)
+        try:
+            with _warnings_as_sentences():
+                result = trainer.fit(resume=resume or run is not None)
+        except CheckpointError as error:
+            raise CommandError(str(error)) from None
+        compared = _references(command, options, problem, scenario, made_from, console)
+        content = {
+            **result_content(options, scenario, net, result, compared),
+            "problem": problem.describe(),
+            **command.finish(Trained(options, scenario, net, result, made_from, directory)),
+            "weights_sha256": fingerprint(net),
+            "environment": environment(trainer.fabric.device),
+        }
+        report.write_result(content, directory)
+        report.write_report(content, directory)
     if directory != out:
         take_over(out)
     return content
@@ -154,7 +166,8 @@ def _prepare(
     _, saved = read_saved(resumed, options.NAME)
     if CONTINUES in saved:
         cut = scenario.describe()
-        return network_as_made(command, options.to_json(), saved, cut), saved
+        with of_run(resumed):
+            return network_as_made(command, options.to_json(), saved, cut), saved
     net, made_from = command.prepare(options, scenario)
     was, found = saved.get("sha256"), made_from.get("sha256")
     if was != found:
@@ -176,8 +189,11 @@ def _trainer(
     assert options.batch_size is not None
     assert options.epochs is not None
     assert options.lr is not None
+    if options.NAME == "joint":
+        problem, scenario = together(problem, scenario)
+    scheduler_fn, schedule_by = options.rates()
     try:
-        return Trainer(
+        return TRAINERS.get(options.NAME, Trainer)(
             net,
             options.method(),
             problem,
@@ -192,6 +208,11 @@ def _trainer(
             callback=callback,
             progress=False,
             inference=options.inference(),
+            scheduler_fn=scheduler_fn,
+            schedule_by=schedule_by,
+            validation=options.held_out(),
+            evaluate=options.tested(),
+            accumulate=options.accumulate,
             workers=options.workers,
         )
     except ValueError as error:
@@ -263,7 +284,7 @@ def _make_directory(directory: Path, config: dict[str, Any], first: Checkpoint |
     with new_folder(directory) as folder:
         if first is not None:
             save_checkpoint(folder / CHECKPOINT, first)
-        write_atomic(folder / CONFIG, (json.dumps(config, indent=1) + "\n").encode())
+        write_json(folder / CONFIG, config)
 
 
 @contextmanager
@@ -273,7 +294,7 @@ def _warnings_as_sentences() -> Iterator[None]:
 
     def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
         if category.__module__.startswith("maskcl"):
-            print(f"maskcl: {message}", file=sys.stderr)
+            say(message)
         else:
             usual(message, category, *where, **more)
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from maskcl.models.conv import conv
 from maskcl.models.graph_options import ENCODERS, GRAPH_PROBLEMS, READOUTS, example_inputs
+from maskcl.models.memory import within_memory
 from maskcl.models.mlp import mlp
 from maskcl.models.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from maskcl.models.vit import vit_small, vit_tiny
@@ -68,13 +69,16 @@ def build(
         dropout: of the MLP; None likewise.
 
     Raises:
-        ValueError: unknown name, an image too small, or an option that the model has not.
+        ValueError: unknown name, an image too small, an option that the model has not, or an mlp
+            larger than this machine's memory.
     """
     if name not in NAMES:
         raise ValueError(f"unknown model {name!r}: known are {', '.join(NAMES)}")
     if name == "mlp":
         widths = (200, 200) if hidden is None else tuple(hidden)
-        return mlp(input_shape, classes, hidden=widths, dropout=dropout or 0.0)
+        return within_memory(
+            lambda: mlp(input_shape, classes, hidden=widths, dropout=dropout or 0.0)
+        )
     if hidden is not None or dropout is not None:
         option = "hidden" if hidden is not None else "dropout"
         raise ValueError(f"{option} belongs to the mlp, {name} has none")
@@ -113,20 +117,22 @@ def build_graph(
         readout: of ``graph``: ``mean``, ``sum`` or ``max``.
 
     Raises:
-        ValueError: an argument is not as above.
+        ValueError: an argument is not as above, or the model larger than this machine's memory.
         ImportError: torch_geometric is not installed.
     """
     # torch_geometric, which this needs, is not installed everywhere.
     from maskcl.models.graph import build as build_model
 
-    return build_model(
-        problem,
-        encoder,
-        features,
-        classes,
-        hidden=hidden,
-        dropout=dropout,
-        norm=norm,
-        heads=heads,
-        readout=readout,
+    return within_memory(
+        lambda: build_model(
+            problem,
+            encoder,
+            features,
+            classes,
+            hidden=hidden,
+            dropout=dropout,
+            norm=norm,
+            heads=heads,
+            readout=readout,
+        )
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskcl.report import hat, importance, piggyback
+from maskcl.report import baselines, hat, importance, piggyback
 from maskcl.report.layout import Content, Layout
 
 LAYOUTS = {
@@ -10,6 +10,7 @@ LAYOUTS = {
     "piggyback": piggyback.LAYOUT,
     "mas": importance.MAS,
     "ewc": importance.EWC,
+    **baselines.LAYOUTS,
 }
 
 

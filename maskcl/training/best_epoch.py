@@ -24,11 +24,13 @@ class BestEpoch:
         epoch: the best one, from 0; None before the first.
         score: of it.
         loss: of it; of equal scores the lower loss is better.
+        rose: the last epoch whose score was above all before it.
     """
 
     def __init__(self, net: TaskNetwork, *, keep: bool) -> None:
         self._net, self._keep = net, keep
         self.epoch: int | None = None
+        self.rose = 0
         self.score, self.loss = float("-inf"), float("inf")
         self._kept: dict[str, Tensor] = {}
 
@@ -37,6 +39,8 @@ class BestEpoch:
         """Tell of an epoch that has just ended."""
         if self.epoch is not None and (score, -loss) <= (self.score, -self.loss):
             return
+        if score > self.score:
+            self.rose = epoch
         self.epoch, self.score, self.loss = epoch, score, loss
         if self._keep:
             for name, tensor in self._learned().items():
@@ -46,8 +50,8 @@ class BestEpoch:
                     self._kept[name] = tensor.detach().clone()
 
     def is_over(self, epoch: int, patience: int | None) -> bool:
-        """Whether ``patience`` epochs, the last of them ``epoch``, were no better."""
-        return patience is not None and self.epoch is not None and epoch - self.epoch >= patience
+        """Whether in ``patience`` epochs, the last of them ``epoch``, the score has not risen."""
+        return patience is not None and epoch - self.rose >= patience
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -59,8 +63,8 @@ class BestEpoch:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What a checkpoint inside the task needs: tensors and a JSON object."""
-        facts = {"epoch": self.epoch, "score": self.score, "loss": self.loss}
-        return dict(self._kept), facts
+        names = ("epoch", "rose", "score", "loss")
+        return dict(self._kept), {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Take over `state_dict`'s result, after the network is what it was.
@@ -73,9 +77,11 @@ class BestEpoch:
             tensors[name].shape == t.shape and tensors[name].dtype == t.dtype
             for name, t in wanted.items()
         )
-        if not fits or not isinstance(facts.get("epoch"), int):
+        numbers = [facts.get(name) for name in ("epoch", "rose", "score", "loss")]
+        if not fits or not all(isinstance(number, (int, float)) for number in numbers):
             raise CheckpointError("the checkpoint's best epoch is of another network")
-        self.epoch, self.score, self.loss = facts["epoch"], facts["score"], facts["loss"]
+        self.epoch, self.rose = facts["epoch"], facts["rose"]
+        self.score, self.loss = facts["score"], facts["loss"]
         self._kept = {name: tensors[name].to(t.device, copy=True) for name, t in wanted.items()}
 
     def _learned(self) -> dict[str, Tensor]:

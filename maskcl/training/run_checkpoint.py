@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from maskcl.checkpoint import (
     take,
 )
 from maskcl.randomness import rng_state, set_rng_state
+from maskcl.text import sentence_of
 from maskcl.training.plan import Running
 from maskcl.training.result import Result
 
@@ -69,14 +71,19 @@ class RunCheckpoint:
 
     @property
     def result(self) -> Result:
-        """What was measured so far."""
-        return Result.from_dict(self.content.facts["result"])
+        """What was measured so far.
+
+        Raises:
+            CheckpointError: the checkpoint holds something else.
+        """
+        with misfits(self.path):
+            return Result.from_dict(self.content.facts["result"])
 
     def check_made(self, made: dict[str, Any]) -> None:
         """Raise CheckpointError unless this describes what the run's tasks were trained with."""
-        known = [key for key in MADE if key in self.content.config]  # none before the first task
-        found = {key: self.content.config[key] for key in known}
-        check_config(self.path, found, {key: made.get(key) for key in known})
+        found = {key: value for key, value in self.content.config.items() if key in MADE}
+        if found:  # a run on another's network begins with no task trained
+            check_config(self.path, found, made)
 
     def restore(
         self, net: nn.Module, device: torch.device, run: Running | None = None, scaler: Any = None
@@ -94,16 +101,18 @@ class RunCheckpoint:
         """
         tensors, facts = self.content.tensors, self.content.facts
         load_network(net, tensors, self.path)
-        if run is not None:
-            run.state.load_state_dict(facts["method"])
-            load_optimizer(run.optimizer, take(tensors, "optimizer."), facts["optimizer"])
-            if run.schedule is not None:
-                run.schedule.load_state_dict(take(tensors, "scheduler."), facts.get("scheduler"))
-            if run.best is not None:
-                run.best.load_state_dict(take(tensors, "best."), facts.get("best", {}))
-        if scaler is not None and "scaler" in facts:
-            scaler.load_state_dict(facts["scaler"])
-        set_rng_state(device, take(tensors, "rng."), facts["rng"])
+        with misfits(self.path):
+            if run is not None:
+                run.state.load_state_dict(facts["method"])
+                load_optimizer(run.optimizer, take(tensors, "optimizer."), facts["optimizer"])
+                if run.schedule is not None:
+                    schedule = take(tensors, "scheduler.")
+                    run.schedule.load_state_dict(schedule, facts.get("scheduler"))
+                if run.best is not None:
+                    run.best.load_state_dict(take(tensors, "best."), facts.get("best", {}))
+            if scaler is not None and "scaler" in facts:
+                scaler.load_state_dict(facts["scaler"])
+            set_rng_state(device, take(tensors, "rng."), facts["rng"])
 
 
 def put_back(net: TaskNetwork, state: dict[str, Tensor]) -> None:
@@ -134,7 +143,27 @@ def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunC
     saved = RunCheckpoint(path, load_checkpoint(path))
     found = {key: value for key, value in saved.content.config.items() if key not in MADE}
     check_config(path, found, config)
+    place = {"first_task": 0, **saved.content.position}
+    for name in ("task", "epoch", "first_task"):
+        if place.get(name, -1) < 0:
+            raise CheckpointError(f"{path} has {name} {place.get(name)}, wanted at least 0")
     return saved
+
+
+@contextlib.contextmanager
+def misfits(path: Path) -> Iterator[None]:
+    """Inside, a checkpoint's parts are taken up: one of another form becomes a sentence.
+
+    Raises:
+        CheckpointError: there is one.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        said = f"{type(error).__name__}: {sentence_of(error)}"
+        raise CheckpointError(f"{path} does not fit the run: {said}") from None
 
 
 def save_run(

@@ -34,7 +34,8 @@ class Validation:
 
     Args:
         share: of the samples, above 0 and below 1; at least one sample.
-        patience: so many epochs without a better one end the task; None: every epoch is trained.
+        patience: the task ends after so many epochs in which the score has not risen; None: every
+            epoch is trained.
         restore: whether the task ends with the network of its best epoch, gates and all.
 
     Raises:

@@ -124,7 +124,7 @@ def test_what_an_interrupted_call_left_out_the_next_one_writes(
         assert maskcl("forget", run, "--task", 1) == 130
     assert content(run) == before
     with monkeypatch.context() as patch:
-        patch.setattr(forget, "write_atomic", killed)
+        patch.setattr(forget, "write_json", killed)
         assert maskcl("forget", run, "--task", 1) == 130
     changed = {n for n, c in content(run).items() if before.get(n) != c}
     assert changed == {"checkpoint.safetensors"}

@@ -388,6 +388,8 @@ def test_two_processes_train_and_measure_as_one(tmp_path):
     assert {"inference.statistics.1.scatter"} <= wanted.keys()
     np.testing.assert_array_equal(result["matrix"], one.result.matrix)
     np.testing.assert_allclose(result["losses"], one.result.losses, rtol=1e-5)
+    assert result["validation"] == one.result.validation
+    assert result["best_epochs"] == one.result.best_epochs
 
 
 def test_a_run_with_importances_resumes_at_a_tasks_end_too(tmp_path):

@@ -37,7 +37,9 @@ def train(fabric: Fabric | None, processes: int) -> Trainer:
         tiny.scenario(2),
         tiny.OPTIMIZERS["sgd"],
         epochs=2,
-        batch_size=BATCH // processes,
+        batch_size=BATCH // processes // 2,
+        accumulate=2,
+        validation=1 / 3,
         device="cpu",
         fabric=fabric,
     )

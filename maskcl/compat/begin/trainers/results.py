@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from maskcl import metrics
+from maskcl.files import write_atomic
 
 
 def metrics_of(matrix: Tensor, untrained: Tensor | None) -> dict[str, Any]:
@@ -57,6 +58,5 @@ def save(folder: str | os.PathLike[str], name: str, found: dict[str, Any]) -> Pa
     path = Path(folder) / f"{name}.pkl"
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: v.numpy() for name, v in found.items() if isinstance(v, Tensor)}
-    with path.open("wb") as file:
-        pickle.dump(arrays, file)
+    write_atomic(path, pickle.dumps(arrays))
     return path
