@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskcl import cli, models, report, scenarios
-from maskcl.report.drawing import INK, MUTED, SERIES, SHADES, rgb
+from maskcl.report.drawing import rgb
+from maskcl.report.theme import INK, MUTED, SERIES, SHADES
 
 EPOCHS, BATCH, RATE, SEED = 10, 16, 0.005, 0
 

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from maskcl import backends, masks, nn, ops
+from maskcl._version import __version__
 
 if TYPE_CHECKING:
     from maskcl import export, importance, optim
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from maskcl.training.trainer import Trainer
     from maskcl.training.validation import Validation
 
-__version__ = "0.1.0"
 __all__ = [
     "EWC",
     "HAT",
@@ -31,6 +31,7 @@ __all__ = [
     "TaskInference",
     "Trainer",
     "Validation",
+    "__version__",
     "backends",
     "export",
     "importance",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl.reading import ReadError, parse_json
-from maskcl.tensor_file import has_digest, read_tensors, write_tensors
+from maskcl.tensor_file import has_digest, read_metadata, read_tensors, write_tensors
 from maskcl.text import printable
 from maskcl.validation import ContentError, check
 
@@ -82,19 +82,40 @@ def load_checkpoint(
     name = printable(os.fspath(path))
     try:
         metadata, tensors = read_tensors(path, "checkpoint of maskcl")
-        _check_format(name, metadata)
-        parts = {}
-        for key, form in _FORMS.items():
-            if key not in metadata:
-                raise ReadError(f"{name} is damaged or no checkpoint of maskcl: it has no {key}")
-            parts[key] = parse_json(metadata[key], f"{name}: {key}", nan=True)
-            check(parts[key], form, name, key)
+        parts = _parts(name, metadata)
     except (ReadError, ContentError) as error:
         raise CheckpointError(str(error)) from None
     checkpoint = Checkpoint(parts["config"], parts["position"], tensors, parts["facts"])
     if config is not None:
         check_config(name, checkpoint.config, config)
     return checkpoint
+
+
+def load_facts(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, int], dict[str, Any]]:
+    """A checkpoint's config, position and facts; its tensors are not read, its digest neither.
+
+    Raises:
+        CheckpointError: there is no such file, or it is something else.
+    """
+    name = printable(os.fspath(path))
+    try:
+        parts = _parts(name, read_metadata(path, "checkpoint of maskcl"))
+    except (ReadError, ContentError) as error:
+        raise CheckpointError(str(error)) from None
+    return parts["config"], parts["position"], parts["facts"]
+
+
+def _parts(name: str, metadata: dict[str, str]) -> dict[str, Any]:
+    _check_format(name, metadata)
+    parts = {}
+    for key, form in _FORMS.items():
+        if key not in metadata:
+            raise ReadError(f"{name} is damaged or no checkpoint of maskcl: it has no {key}")
+        parts[key] = parse_json(metadata[key], f"{name}: {key}", nan=True)
+        check(parts[key], form, name, key)
+    return parts
 
 
 def _check_format(name: str, metadata: dict[str, str]) -> None:

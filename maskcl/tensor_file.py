@@ -114,6 +114,17 @@ def read_tensors(
                     return metadata, tensors
 
 
+def read_metadata(path: str | os.PathLike[str], what: str) -> dict[str, str]:
+    """The metadata alone, of a file that may be large: its SHA-256 is not verified.
+
+    Raises:
+        ReadError: there is no such file, or it is something else.
+    """
+    name = printable(os.fspath(path))
+    with _sentences(name, what), open(path, "rb") as file:
+        return _parsed(_header(file), name, what)
+
+
 def has_digest(metadata: dict[str, str]) -> bool:
     """Whether the file that `read_tensors` read was verified."""
     return _DIGEST in metadata
@@ -141,6 +152,18 @@ def _damaged(name: str, what: str, reason: str = "") -> str:
 def _metadata(file: BinaryIO, name: str, what: str) -> dict[str, str]:
     """The metadata of a file whose every byte is as it was written, where it says what that is."""
     header = _header(file)
+    metadata = _parsed(header, name, what)
+    if _DIGEST in metadata:
+        found = _digest(file, _digest_place(header, metadata[_DIGEST]))
+        if found != metadata[_DIGEST]:
+            raise ReadError(
+                f"{name} is damaged: its content is not what its SHA-256 says (truncated or"
+                " altered)"
+            )
+    return metadata
+
+
+def _parsed(header: bytes, name: str, what: str) -> dict[str, str]:
     try:
         content = parse_json(header[8:], name)
     except ReadError as error:
@@ -149,13 +172,6 @@ def _metadata(file: BinaryIO, name: str, what: str) -> dict[str, str]:
     metadata = content.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ReadError(_damaged(name, what, f"its metadata is {shown(metadata)}"))
-    if _DIGEST in metadata:
-        found = _digest(file, _digest_place(header, metadata[_DIGEST]))
-        if found != metadata[_DIGEST]:
-            raise ReadError(
-                f"{name} is damaged: its content is not what its SHA-256 says (truncated or"
-                " altered)"
-            )
     return metadata
 
 

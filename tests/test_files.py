@@ -100,9 +100,14 @@ def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path):
 )
 def test_an_error_leaves_the_old_file_and_no_temporary(tmp_path, error, said):
     (tmp_path / "x").write_text("old")
-    with pytest.raises(type(error)) as caught, replacing(tmp_path / "x") as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def write_half():
+        with replacing(tmp_path / "x") as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        write_half()
     assert said in str(caught.value)  # the file that was asked for, not the temporary
     assert ".maskcl-" not in str(caught.value)
     assert (tmp_path / "x").read_text() == "old"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up: a file imports from its own layer and from those before it.
 LAYERS = [
-    ["callback", "graph", "metrics", "randomness", "settings", "text"],
+    ["_version", "callback", "graph", "metrics", "randomness", "settings", "text"],
     ["files", "reading", "validation"],
     ["lock"],
     ["_extension", "checkpoint", "loggers", "progress", "reference", "schemas", "tensor_file"],
@@ -27,9 +27,9 @@ LAYERS = [
     ["export", "importance", "masks", "methods", "optim"],
     ["models", "scenarios"],
     ["problems"],
+    ["report"],
     ["training"],
     [""],  # maskcl itself, the face of all that is below
-    ["report"],
     ["cli", "compat", "info", "reproduce"],
     ["__main__"],
 ]

@@ -194,7 +194,7 @@ def test_commands_parse_and_pass_the_checks_of_their_values(command, tmp_path):
     given = {name: v for name, v in context.params.items() if v is not None}
     resume = given.pop("resume")
     base = {"base": "random"} if method == "piggyback" else {}
-    saved = {"scenario": "split-digits", **base} if resume else None
+    saved = {"scenario": "split-digits", "out": "runs", **base} if resume else None
     combine(kind, check_values(kind, given, "README"), {}, saved)
 
 

@@ -13,6 +13,7 @@ import typer
 from maskcl import info as info_module
 from maskcl import report
 from maskcl.cli import baselines, export, forget, hat, mas, masks, piggyback
+from maskcl.cli.compare import compare_runs
 from maskcl.cli.flags import Start, command
 from maskcl.cli.folders import CONFIG
 from maskcl.cli.method import MethodCommand
@@ -27,7 +28,8 @@ from maskcl.cli.reproduce import (
     reproduce_classes,
     reproduce_graphs,
 )
-from maskcl.cli.tables import accuracy_table, comparison
+from maskcl.cli.tables import accuracy_table
+from maskcl.cli.watch import watch
 from maskcl.files import is_no_room
 from maskcl.lock import LockedError, locked
 from maskcl.text import sentence_of
@@ -64,9 +66,25 @@ def info() -> None:
 @app.command("report")
 def compare(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", show_default=False)],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="New folder for a page and CSV that compare them.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Compare finished runs in one table, with the mean over seeds; or, by --out, in a page."""
+    print(compare_runs(directories, out))
+
+
+@app.command("watch")
+def watch_run(
+    run: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
+    every: Annotated[float, typer.Option(help="Seconds between looks.", min=0.1)] = 2.0,
 ) -> None:
-    """Compare finished runs in one table, with the mean over seeds."""
-    show(comparison(report.compare(directories)))
+    """Keep a page of a run that goes on, DIR/watch.html, which a browser reads again by itself."""
+    watch(run, every)
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False)]

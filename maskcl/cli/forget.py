@@ -12,7 +12,6 @@ from maskcl.checkpoint import Checkpoint, save_checkpoint
 from maskcl.cli.common import fingerprint
 from maskcl.cli.export import open_network
 from maskcl.cli.folders import FORGOTTEN, check_task, read_config_of
-from maskcl.cli.hat import free_counts, protected_share
 from maskcl.cli.method import MethodCommand
 from maskcl.cli.options import CommandError
 from maskcl.cli.saved_network import of_run
@@ -20,6 +19,7 @@ from maskcl.files import write_json
 from maskcl.lock import locked
 from maskcl.nn import Forgotten, HATNetwork
 from maskcl.report.files import RESULT, whole
+from maskcl.training.method_content import free_counts, protected_share
 from maskcl.training.trainer import CHECKPOINT
 
 

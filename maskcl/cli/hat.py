@@ -1,4 +1,4 @@
-"""``maskcl train hat``: its options, its network, its part of result.json."""
+"""``maskcl train hat``: its options and its network."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 import maskcl
-from maskcl import report
 from maskcl.cli.common import DEEP_RATES, seeded_weights, table
-from maskcl.cli.method import MethodCommand, Trained, TrainOptions
+from maskcl.cli.method import MethodCommand, TrainOptions
 from maskcl.cli.network import example_of, plain_model
 from maskcl.cli.options import CommandError, option
 from maskcl.methods import HAT
-from maskcl.training.mask_metrics import mask_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,42 +83,8 @@ def prepare(options: HATOptions, scenario: Scenario) -> tuple[HATNetwork, dict[s
     return net, {}
 
 
-def finish(run: Trained) -> dict[str, Any]:
-    """HAT's part of result.json."""
-    net: HATNetwork = run.net
-    masks = torch.stack([net.hard_mask(task) for task in range(net.num_tasks)]).cpu().numpy()
-    spans = {name: (span.start, span.stop) for name, span in net.units.items()}
-    return {
-        "capacity": run.result.capacity,
-        "protected": run.result.protected,
-        "protected_share": protected_share(net, run.result.protected[-1]),
-        "free": free_counts(net),
-        "mask_bytes": mask_bytes(masks),
-        "masks": report.encode_masks(masks, spans),
-    }
-
-
-def protected_share(net: HATNetwork, shares: dict[str, float]) -> float:
-    """Share of all shared parameters' elements that are protected after the last task."""
-    protection = net.protection()
-    sizes = {
-        name: parameter.numel()
-        for name, parameter in zip(protection.names, protection.parameters, strict=True)
-    }
-    return sum(shares[name] * sizes[name] for name in shares) / sum(sizes.values())
-
-
-def free_counts(net: HATNetwork) -> dict[str, list[int]]:
-    """Units and weights: how many are free, and how many there are."""
-    found = net.capacity()
-    return {
-        "units": [sum(found.free_units.values()), sum(found.units.values())],
-        "weights": [sum(found.free_weights.values()), sum(found.weights.values())],
-    }
-
-
 def _plain(options: HATOptions, scenario: Scenario, made_from: dict[str, Any]) -> nn.Module:
     return plain_model(options, scenario)
 
 
-COMMAND = MethodCommand(HATOptions, prepare, _plain, finish)
+COMMAND = MethodCommand(HATOptions, prepare, _plain)

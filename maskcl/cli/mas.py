@@ -1,4 +1,4 @@
-"""``maskcl train mas`` and ``maskcl train ewc``: options, network, their part of result.json."""
+"""``maskcl train mas`` and ``maskcl train ewc``: options and network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from maskcl.cli.common import DEEP_RATES, seeded_weights, table
-from maskcl.cli.method import MethodCommand, Trained, TrainOptions
+from maskcl.cli.method import MethodCommand, TrainOptions
 from maskcl.cli.network import plain_model, with_heads
 from maskcl.cli.options import option
 from maskcl.methods import EWC, MAS
@@ -127,21 +127,9 @@ def prepare(options: TrainOptions, scenario: Scenario) -> tuple[ImportanceNetwor
     return net, {}
 
 
-def finish(run: Trained) -> dict[str, Any]:
-    """What result.json holds of importances: numbers by parameter, after each task."""
-    net: ImportanceNetwork = run.net
-    parameters = dict(net.model.named_parameters())
-    held = net.names(heads=run.options.heads)
-    return {
-        "regularised": {name: parameters[name].numel() for name in held},
-        "importance": run.result.measured("importance"),
-        "drift": run.result.measured("drift"),
-    }
-
-
 def _plain(options: QuadraticOptions, scenario: Scenario, made_from: dict[str, Any]) -> nn.Module:
     return plain_model(options, scenario)
 
 
-MAS_COMMAND = MethodCommand(MASOptions, prepare, _plain, finish)
-EWC_COMMAND = MethodCommand(EWCOptions, prepare, _plain, finish)
+MAS_COMMAND = MethodCommand(MASOptions, prepare, _plain)
+EWC_COMMAND = MethodCommand(EWCOptions, prepare, _plain)

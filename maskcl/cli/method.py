@@ -233,13 +233,13 @@ class MethodCommand:
             CommandError; writes nothing.
         plain: (options, scenario, those facts) -> a fresh ordinary network of the same
             architecture.
-        finish: the method's part of result.json; may write files into the folder.
+        finish: what result.json says beside `training.content`'s; may write files into the folder.
     """
 
     options: type[TrainOptions]
     prepare: Callable[[Any, Scenario], tuple[TaskNetwork, dict[str, Any]]]
     plain: Callable[[Any, Scenario, dict[str, Any]], nn.Module]
-    finish: Callable[[Trained], dict[str, Any]]
+    finish: Callable[[Trained], dict[str, Any]] = lambda run: {}
 
 
 @dataclasses.dataclass(frozen=True)

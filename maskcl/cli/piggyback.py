@@ -164,17 +164,14 @@ _NOT_OF_RUN = ("format", "version", "environment")
 
 
 def finish(run: Trained) -> dict[str, Any]:
-    """Piggyback's part of result.json; writes a file with the masks of each task."""
+    """What result.json says of the base, and of the file that it writes for each task's masks."""
     net: PiggybackNetwork = run.net
-    tasks, base = range(net.num_tasks), run.made_from
+    base = run.made_from
     kept = ("source", "trained_on", "accuracy", "model", "hidden", "epochs", "seed")
     own = range(net.num_tasks - run.scenario.num_tasks, net.num_tasks)  # those trained in this run
     files = [_write_masks(run, task) for task in own]
     return {
         "base": {**{name: base.get(name) for name in kept}, "sha256": net.base_hash()},
-        "masked_weights": {name: layer.weight.numel() for name, layer in net.layers.items()},
-        "off": [net.off(task) for task in tasks],
-        "differing": [[net.differing(first, second) for second in tasks] for first in tasks],
         "mask_files": files,
         "configuration": {
             **run.options.to_json(),

@@ -15,11 +15,11 @@ from maskcl.cli.common import (
     seeded_weights,
     table,
 )
-from maskcl.cli.environment import environment
 from maskcl.cli.folders import check_new, refusing
 from maskcl.cli.options import CommandError, option
 from maskcl.scenarios.image_names import IMAGES
 from maskcl.scenarios.pretraining import SOURCES
+from maskcl.training.environment import environment
 from maskcl.training.pretrain import train_backbone, write_base
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from maskcl import scenarios
 from maskcl.cli.common import device_of, optimizer_factory
-from maskcl.cli.environment import environment
 from maskcl.cli.method import MethodCommand, TrainOptions
 from maskcl.cli.network import problem_for
 from maskcl.cli.options import CommandError, Options, combine, option
+from maskcl.training.environment import environment
 from maskcl.training.trainer import Trainer
 
 if TYPE_CHECKING:

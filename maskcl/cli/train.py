@@ -21,7 +21,6 @@ from maskcl.cli.continuing import (
     read_finished,
     start_of,
 )
-from maskcl.cli.environment import environment
 from maskcl.cli.flags import Start
 from maskcl.cli.folders import (
     ADDING,
@@ -39,12 +38,12 @@ from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
 from maskcl.cli.options import CommandError, combine, parse_groups, parse_names
 from maskcl.cli.output import say
-from maskcl.cli.result_content import result_content
 from maskcl.cli.saved_network import CONTINUES, network_as_made, of_run
 from maskcl.files import new_folder, write_json
 from maskcl.lock import locked
 from maskcl.progress import display
 from maskcl.training.baselines import TRAINERS, together
+from maskcl.training.content import result_content
 from maskcl.training.references import References, references
 from maskcl.training.trainer import CHECKPOINT, Trainer
 
@@ -144,11 +143,11 @@ def train(
             raise CommandError(str(error)) from None
         compared = _references(command, options, problem, scenario, made_from, console)
         content = {
-            **result_content(options, scenario, net, result, compared),
-            "problem": problem.describe(),
+            **result_content(trainer, result, compared),
+            "method": options.NAME,
+            "configuration": options.to_json(),
             **command.finish(Trained(options, scenario, net, result, made_from, directory)),
             "weights_sha256": fingerprint(net),
-            "environment": environment(trainer.fabric.device),
         }
         report.write_result(content, directory)
         report.write_report(content, directory)

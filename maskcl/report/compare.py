@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 from collections.abc import Iterable, Sequence
 
-from maskcl.report.files import ReportError, read_result, whole
+from maskcl.report.files import whole
+from maskcl.report.groups import Run, grouped, read_runs
 from maskcl.report.layout import Content
 from maskcl.report.methods import LAYOUTS, layout_of
 from maskcl.report.scores import metric_of
@@ -27,10 +27,6 @@ _MAYBE = ("FWT", "INT", "FTS")
 MEASURED = ("ACC", "BWT", *_MAYBE, *_OWN, "time")
 COLUMNS = (*DESCRIBED, *MEASURED)
 
-# What may differ between runs of one mean; a base may be pretrained with the run's own seed.
-_FREE = ("seed", "out", "data", "config", "resume", "device", "base", "references")
-_FREE_IN_BASE = ("seed", "accuracy", "sha256")
-
 
 def compare(directories: Iterable[str | os.PathLike[str]]) -> list[dict[str, str]]:
     """A row for each run, and after them one for each set of runs that differ in the seed alone.
@@ -42,25 +38,17 @@ def compare(directories: Iterable[str | os.PathLike[str]]) -> list[dict[str, str
         ReportError: a directory holds no readable result, or scores of one run are another metric
             than those of another: no mean or order of them says anything.
     """
-    runs = [(os.fspath(directory), read_result(directory)) for directory in directories]
-    _check_metrics(runs)
+    return rows_of(read_runs(directories))
+
+
+def rows_of(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """The same of runs that are read; one that is given twice counts once in a mean."""
     rows = []
-    for name, result in runs:
-        with whole(name):
-            rows.append(_row(name, result))
-    groups: dict[str, list[Content]] = {}
-    for _, result in runs:
-        groups.setdefault(_key(result), []).append(result)
-    return rows + [_mean(results) for results in groups.values() if len(results) > 1]
-
-
-def _check_metrics(runs: Sequence[tuple[str, Content]]) -> None:
-    first: dict[str, str] = {}
-    for name, result in runs:
-        first.setdefault(metric_of(result), name)
-    if len(first) > 1:
-        shown = ", ".join(f"{metric} in {name}" for metric, name in first.items())
-        raise ReportError(f"runs of different metrics do not compare: {shown}")
+    for run in runs:
+        with whole(run.name):
+            rows.append(_row(run.name, run.result))
+    means = [[run.result for run in group.runs] for group in grouped(runs) if len(group.runs) > 1]
+    return rows + [_mean(results) for results in means]
 
 
 def _row(name: str, result: Content) -> dict[str, str]:
@@ -86,16 +74,8 @@ def _row(name: str, result: Content) -> dict[str, str]:
         row[metric] = "" if value is None else number(value, 4)
     for measure in layout_of(result).measures:
         if measure.column is not None:
-            row[measure.column] = measure.show(measure.value(result))
+            row[measure.column] = measure.text(result)
     return row
-
-
-def _key(result: Content) -> str:
-    config = {k: v for k, v in result["configuration"].items() if k not in _FREE}
-    base = {k: v for k, v in result.get("base", {}).items() if k not in _FREE_IN_BASE}
-    cut = result["scenario"]
-    parts = [result["method"], config, cut["setting"], cut["classes"], metric_of(result), base]
-    return json.dumps(parts, sort_keys=True)
 
 
 def _mean(results: list[Content]) -> dict[str, str]:
@@ -112,7 +92,7 @@ def _mean(results: list[Content]) -> dict[str, str]:
             row[name] = f"{number(statistics.mean(values), 4)} ± {spread:.4f}"
     for measure in layout_of(results[0]).measures:
         if measure.column is not None:
-            known = [v for r in results if (v := measure.value(r)) is not None]
+            known = [v for r in results if (v := measure.of(r)) is not None]
             row[measure.column] = measure.show(statistics.mean(known) if known else None)
     row["time"] = seconds(statistics.mean(sum(r["seconds"]) for r in results))
     return row

@@ -1,153 +1,252 @@
-"""What the pictures share: colours, heat maps, legends, PNG bytes."""
+"""What the pictures share: figures, heat maps, lines that lie on each other, names of layers."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maskcl.report.svg import hover
+from maskcl.report.theme import GRID, HEAT, INK, MUTED, ON_HEAT, PAPER, SERIES
+from maskcl.text import printable
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, GRID = "#1e293b", "#64748b", "#e2e8f0"
-SHADES = ("#f1f5f9", "#bfdbfe", "#60a5fa", "#2563eb", "#1e3a8a")
-SERIES = (
-    "#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626",
-    "#0891b2", "#ca8a04", "#db2777", "#4d7c0f", "#475569",
-)  # fmt: skip
-DPI = 150
+# In inches of 72 units. At a width of 390 pixels a page shows it unshrunk.
+WIDTH = 4.8
 # Beyond this many tasks the cells of a square heat map are too small for numbers.
 MOST_NUMBERED = 12
 # Beyond this many tasks or layers the cells of a map by layer are too small for numbers.
 MOST_COLUMNS, MOST_ROWS = 25, 80
+# Beyond these a heat map is an image without values to hover over, and beyond those a coarser one.
+MOST_CELLS, MOST_PIXELS = 1600, 200
+# Beyond this many tasks a line for each says nothing.
+MOST_LINES = 50
+MOST_POINTS = 300
+MARKERS = "osD^vPX<>*hd"
 
 
 def square(tasks: int) -> tuple[Figure, Any]:
     """A figure for a heat map of tasks by tasks."""
-    side = min(2.6 + 0.62 * tasks, 6.5)
-    return new_figure(side + 0.9, side)
+    side = min(2.0 + 0.45 * tasks, 4.2)
+    return new_figure(side + 0.6, side)
 
 
 def square_map(
-    axes: Axes, values: NDArray[np.float64], *, low: float, high: float, label: str, digits: int
-) -> None:
-    """Heat map [T, T] with the tasks' numbers, from 1, along both sides. NaN stays white."""
+    axes: Axes, values: NDArray[np.float64], *, low: float, high: float, label: str, digits: int,
+    words: str,
+) -> None:  # fmt: skip
+    """Heat map [T, T] with the tasks' numbers, from 0, along both sides. NaN stays empty."""
     count = len(values)
-    ticks = range(count) if count <= 2 * MOST_NUMBERED else range(0, count, count // 10)
-    axes.set_xticks(list(ticks), [str(tick + 1) for tick in ticks])
-    axes.set_yticks(list(ticks), [str(tick + 1) for tick in ticks])
+    ticks = range(count) if count <= 2 * MOST_NUMBERED else range(0, count, count // 8)
+    axes.set_xticks(list(ticks), [str(tick) for tick in ticks])
+    axes.set_yticks(list(ticks), [str(tick) for tick in ticks])
     numbered = count <= MOST_NUMBERED
-    line = 2 if numbered else 0.5
-    size = 9 if numbered else None
-    heat_map(axes, values, low=low, high=high, label=label, digits=digits, size=size, line=line)
+    size = (9 if count <= 8 else 7) if numbered else None
+    names = [str(task) for task in range(count)]
+    heat_map(
+        axes, values, low=low, high=high, label=label, digits=digits, size=size,
+        line=1.5 if numbered else 0.4, words=words, rows=names,
+    )  # fmt: skip
 
 
 def heat_map(
     axes: Axes, values: NDArray[np.float64], *, low: float, high: float, label: str,
-    digits: int, size: float | None, line: float, aspect: Literal["equal", "auto"] = "equal",
+    digits: int, size: float | None, line: float, words: str, rows: Sequence[str],
+    aspect: Literal["equal", "auto"] = "equal",
 ) -> None:  # fmt: skip
     """Shades from ``low`` to ``high`` with their bar; columns are named on top.
 
     Args:
         axes: with its ticks.
-        values: [rows, columns]; NaN stays white.
+        values: [rows, columns]; NaN stays empty.
         low: value of the lightest shade.
         high: value of the darkest shade.
         label: of the bar.
         digits: of the numbers, after the point.
         size: of the numbers' font; None leaves them out.
-        line: width of the white lines between cells.
+        line: width of the lines between cells.
+        words: what stands before a cell's value where it is hovered over, with ``{row}`` and
+            ``{column}``.
+        rows: the rows' names there.
         aspect: "equal" for square cells, "auto" to fill the axes.
     """
-    from matplotlib.colors import LinearSegmentedColormap
-
-    shades = LinearSegmentedColormap.from_list("maskcl", SHADES).with_extremes(bad="#ffffff")
     high = high if high > low else low + 1
-    masked = np.ma.masked_invalid(values)
-    image = axes.imshow(masked, cmap=shades, vmin=low, vmax=high, aspect=aspect)
+    level = np.clip((values - low) / (high - low), 0, 1)
+    down, across = values.shape
+    if values.size <= MOST_CELLS:
+        mesh = axes.pcolormesh(
+            np.arange(across + 1) - 0.5, np.arange(down + 1) - 0.5, shades(level),
+            edgecolor=PAPER, linewidth=line,
+        )  # fmt: skip
+        said = [
+            "" if np.isnan(v) else f"{words.format(row=rows[i], column=j)}: {v:.{digits + 1}f}"
+            for (i, j), v in np.ndenumerate(values)
+        ]
+        hover(mesh, said if len(said) > 1 else [*said, ""])
+        axes.set_aspect(aspect)
+    else:
+        extent = (-0.5, across - 0.5, down - 0.5, -0.5)
+        axes.imshow(shades(coarse(level)), interpolation="none", aspect=aspect, extent=extent)
+    axes.set_xlim(-0.5, across - 0.5)
+    axes.set_ylim(down - 0.5, -0.5)
     axes.tick_params(length=0)
     axes.xaxis.set_label_position("top")
     axes.xaxis.tick_top()
-    # White lines between the cells.
-    axes.set_xticks(np.arange(-0.5, values.shape[1]), minor=True)
-    axes.set_yticks(np.arange(-0.5, values.shape[0]), minor=True)
-    axes.grid(which="minor", color="white", linewidth=line)
-    axes.tick_params(which="minor", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    bar = axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, label=label)
-    bar.outline.set_visible(False)
+    axes.spines[:].set_visible(False)
+    _bar(axes, low, high, label)
     if size is not None:
-        _numbers(axes, values, (low + high) / 2, digits, size)
+        _numbers(axes, values, level, digits, size)
+
+
+def shades(level: NDArray[np.float64]) -> NDArray[np.float64]:
+    """RGBA: one colour, the more opaque the higher, so that it suits light paper and dark."""
+    colors = np.zeros((*level.shape, 4))
+    colors[..., :3] = rgb(HEAT)
+    colors[..., 3] = np.where(np.isnan(level), 0.0, 0.07 + 0.93 * np.nan_to_num(level))
+    return colors
+
+
+def _bar(axes: Axes, low: float, high: float, label: str) -> None:
+    """The shades and their values, right of the axes."""
+    bar = axes.inset_axes((1.03, 0.0, 0.04, 1.0))
+    ramp = shades(np.linspace(1, 0, 48)[:, None])
+    bar.imshow(ramp, interpolation="none", aspect="auto", extent=(0, 1, low, high))
+    bar.set_xticks([])
+    bar.yaxis.tick_right()
+    bar.yaxis.set_label_position("right")
+    bar.set_ylabel(label)
+    bar.tick_params(length=0)
+    bar.spines[:].set_visible(False)
+
+
+def coarse(values: NDArray[np.float64], most: int = MOST_PIXELS) -> NDArray[np.float64]:
+    """Means of neighbouring rows and columns, so that neither are more than ``most``."""
+    for axis in (0, 1):
+        count = values.shape[axis]
+        if count > most:
+            step = -(-count // most)
+            starts = np.arange(0, count, step)
+            known = ~np.isnan(values)
+            sums = np.add.reduceat(np.where(known, values, 0.0), starts, axis=axis)
+            counts = np.add.reduceat(known.astype(float), starts, axis=axis)
+            values = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+    return values
 
 
 def layer_map(
     values: NDArray[np.float64], labels: Sequence[str], *, low: float, high: float, label: str,
-    digits: int,
+    digits: int, words: str = "{row}, task {column}",
 ) -> tuple[Figure, Axes]:  # fmt: skip
     """Heat map [layers, tasks]; the last row, of all layers together, stands apart.
 
     Args:
-        values: one row a label; NaN stays white.
+        values: one row a label; NaN stays empty.
         labels: of the rows; where they are very many, of some.
         low: as for `heat_map`.
         high: likewise.
         label: likewise.
         digits: likewise.
+        words: likewise.
     """
     rows, tasks = values.shape
     numbered = tasks <= MOST_COLUMNS and rows <= MOST_ROWS
-    each = 0.27 if rows <= MOST_ROWS else max(0.04, 12 / rows)
+    each = 0.25 if rows <= MOST_ROWS else max(0.04, 12 / rows)
     thin = each < 0.14
+    longest = max(map(len, labels))
+    width = max(WIDTH, 1.0 + 0.075 * longest + 0.42 * min(tasks, MOST_COLUMNS))
     # No lower than the bar's label is long.
-    figure, axes = new_figure(min(10.4, 4.0 + 0.62 * tasks), max(2.7, 1.1 + each * rows))
+    figure, axes = new_figure(width, max(2.4, 0.8 + each * rows))
     step = -(-rows // MOST_ROWS)
     # From the end, so that the last row keeps its name.
     named = sorted(range(rows - 1, -1, -step))
-    axes.set_yticks(named, [labels[row] for row in named], fontsize=6.5 if thin else 8.5)
+    axes.set_yticks(named, [labels[row] for row in named], fontsize=6.5 if thin else 9)
     across = range(0, tasks, 1 if tasks <= MOST_COLUMNS else tasks // 12)
-    axes.set_xticks(list(across), [str(task + 1) for task in across])
+    axes.set_xticks(list(across), [str(task) for task in across])
     size = 8.5 if tasks <= 15 else 6.5
     heat_map(
-        axes, values, low=low, high=high, label=label, digits=digits,
+        axes, values, low=low, high=high, label=label, digits=digits, words=words, rows=labels,
         size=size if numbered else None, line=0.3 if thin else 1, aspect="auto",
     )  # fmt: skip
-    axes.axhline(rows - 1.5, color="white", linewidth=2 if thin else 5)
+    axes.axhline(rows - 1.5, color=PAPER, linewidth=2 if thin else 5)
     return figure, axes
 
 
 def _numbers(
-    axes: Axes, values: NDArray[np.float64], middle: float, digits: int, size: float
+    axes: Axes, values: NDArray[np.float64], level: NDArray[np.float64], digits: int, size: float
 ) -> None:
     for (i, j), value in np.ndenumerate(values):
         if np.isnan(value):
             continue
         text = f"{round(float(value), digits) + 0.0:.{digits}f}"  # no -0.0
         text = text[1:] if text.startswith("0.") and digits == 3 else text
-        color = "white" if value > middle else INK
+        color = ON_HEAT if level[i, j] > 0.7 else INK
         axes.text(j, i, text, ha="center", va="center", color=color, fontsize=size)
 
 
+def plot_lines(
+    axes: Axes, lines: Sequence[tuple[str, Sequence[int], Sequence[float | None]]],
+    *, words: str, digits: int,
+) -> None:  # fmt: skip
+    """Lines over tasks, which may lie on each other: each has its marker, a little aside.
+
+    Args:
+        axes: of tasks along x.
+        lines: name, tasks, values; None and NaN are left out.
+        words: of a point hovered over, with ``{name}`` and ``{task}``, before its value.
+        digits: of that value.
+    """
+    count = len(lines)
+    marked = count <= MOST_NUMBERED
+    for index, (name, tasks, values) in enumerate(lines):
+        points = [
+            (t, v) for t, v in zip(tasks, values, strict=True) if v is not None and np.isfinite(v)
+        ]
+        aside = 0.5 * ((index + 0.5) / count - 0.5) if marked else 0.0
+        color = SERIES[index % len(SERIES)]
+        (line,) = axes.plot(
+            [t + aside for t, _ in points], [v for _, v in points], color=color,
+            marker=MARKERS[index % len(MARKERS)] if marked else "", markersize=4.5,
+            linewidth=1.2 if marked else 0.7, alpha=1 if marked else 0.6,
+            label=shorten(name, 28) if marked else None,
+        )  # fmt: skip
+        if marked and points and len(points) * count <= MOST_POINTS:
+            hover(line, [f"{words.format(name=name, task=t)}: {v:.{digits}f}" for t, v in points])
+
+
+def task_axis(axes: Axes, tasks: int, label: str = "after training task") -> None:
+    """Tasks from 0 along x."""
+    axes.set_xlabel(label)
+    axes.set_xticks(list(range(0, tasks, -(-tasks // MOST_NUMBERED))))
+    axes.set_xlim(-0.5, max(tasks - 0.5, 0.5))
+    axes.grid(axis="y")
+
+
 def legend(axes: Axes) -> None:
-    """To the right of the axes, if there is anything to name."""
+    """Below the axes, if there is anything to name."""
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-
-
-def step_ticks(steps: NDArray[np.int_]) -> Sequence[int]:
-    """Those of the tasks' numbers that fit along an axis."""
-    fits = len(steps) <= MOST_NUMBERED
-    return list(steps if fits else steps[:: len(steps) // MOST_NUMBERED + 1])
+    if not handles:
+        return
+    columns = 1 if max(map(len, labels)) > 24 else 2 if max(map(len, labels)) > 12 else 4
+    axes.figure.legend(  # type: ignore[union-attr]
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False,
+        handlelength=1.6, columnspacing=1.2,
+    )  # fmt: skip
 
 
 def shorten(name: str, most: int) -> str:
     """A name of at most ``most`` letters: the end tells layers apart, so the start goes."""
     return name if len(name) <= most else "\N{HORIZONTAL ELLIPSIS}" + name[1 - most :]
+
+
+def layer_name(name: str) -> str:
+    """A module's or parameter's name for a person: "layer 3" for the third of a Sequential."""
+    name = printable(name).removeprefix("model.")
+    return f"layer {name}" if name[:1].isdigit() else name
 
 
 def rgb(color: str) -> tuple[float, float, float]:
@@ -162,7 +261,7 @@ def new_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns)
 
@@ -171,17 +270,11 @@ def style() -> dict[str, Any]:
     """matplotlib's settings for every picture."""
     return {
         "font.family": "DejaVu Sans", "font.size": 10, "text.color": INK,
-        "axes.labelcolor": INK, "axes.edgecolor": "#cbd5e1", "axes.titlesize": 11,
+        "axes.labelcolor": INK, "axes.edgecolor": GRID, "axes.titlesize": 10.5,
         "axes.titlecolor": INK, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.axisbelow": True, "xtick.color": MUTED, "ytick.color": MUTED,
-        "grid.color": GRID, "legend.fontsize": 9,
+        "axes.axisbelow": True, "axes.facecolor": "none", "xtick.color": MUTED,
+        "ytick.color": MUTED, "grid.color": GRID, "legend.fontsize": 9,
+        # A name may hold $: it is no formula.
+        "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "maskcl",
+        "savefig.facecolor": "none",
     }  # fmt: skip
-
-
-def png(figure: Figure) -> bytes:
-    """The picture's bytes; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    # No software stamp: it would change with the version. Tight: the constrained layout cuts the
-    # side labels of square axes once their ticks are many.
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None}, bbox_inches="tight")
-    return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The pictures of a report as PNG bytes, and those that every method's report has."""
+"""The pictures of a report as SVG, and those that every method's report has."""
 
 from __future__ import annotations
 
@@ -8,41 +8,56 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskcl.metrics import average_accuracy_curve
+from maskcl.report.curves import FREE, LOSS, TRAINING
 from maskcl.report.drawing import (
-    INK,
-    MOST_NUMBERED,
-    SERIES,
+    MOST_LINES,
+    WIDTH,
     legend,
     new_figure,
-    png,
+    plot_lines,
     square,
     square_map,
-    step_ticks,
     style,
+    task_axis,
 )
 from maskcl.report.inference import CONFUSION
 from maskcl.report.layout import Content, Picture
 from maskcl.report.methods import layout_of
-from maskcl.report.scores import score_name
+from maskcl.report.scores import chance_of, score_limits, score_name
+from maskcl.report.svg import svg
+from maskcl.report.theme import INK, MUTED, SERIES
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def draw_all(result: Content) -> dict[str, bytes]:
-    """Every picture of a result by file name (without .png)."""
+def draw_all(result: Content) -> dict[str, str]:
+    """Every picture of a result, an ``<svg>`` by name; those for which it has no figures yet not.
+
+    Raises:
+        ImportError: matplotlib is missing.
+    """
+    return {
+        picture.name: drawn(picture, result)
+        for picture in pictures_of(result)
+        if picture.is_drawable(result)
+    }
+
+
+def drawn(picture: Picture, result: Content) -> str:
+    """One picture as an ``<svg>`` element."""
     import matplotlib as mpl
 
     with mpl.rc_context(style()):  # type: ignore[arg-type]
-        return {picture.name: png(picture.draw(result)) for picture in pictures_of(result)}
+        return svg(picture.draw(result), picture.name, f"{picture.title}. {picture.caption}")
 
 
 def pictures_of(result: Content) -> list[Picture]:
     """The pictures of a result: of any method's, then of its own method's."""
     own = layout_of(result)
     beside = [own.beside] if own.beside is not None else []
-    inferred = [CONFUSION] if result.get("inference") else []
-    return [ACCURACY, OVER_TIME, *beside, *inferred, *own.pictures]
+    return [ACCURACY, OVER_TIME, *beside, LOSS, TRAINING, FREE, CONFUSION, *own.pictures]
 
 
 def matrix_of(result: Content) -> NDArray[np.float64]:
@@ -54,48 +69,97 @@ def accuracy_matrix(result: Content) -> Figure:
     """Heat map of M: a row after each task, a column for each task evaluated."""
     matrix = matrix_of(result)
     figure, axes = square(len(matrix))
-    # Results of before there were graphs say nothing of chance.
-    chance = min(result.get("chance") or [1 / max(result["scenario"]["outputs"])])
-    low = min(chance, np.nanmin(matrix))
-    square_map(axes, matrix, low=low, high=1.0, label=score_name(result), digits=3)
+    low, high = score_limits(result, matrix)
+    square_map(
+        axes, matrix, low=low, high=high, label=score_name(result), digits=3,
+        words="after task {row}, on task {column}",
+    )  # fmt: skip
     axes.set_xlabel("evaluated on task")
     axes.set_ylabel("after training task")
     return figure
 
 
 def accuracy_over_time(result: Content) -> Figure:
-    """A line for each task from its training on, and the mean over the tasks so far."""
+    """A line for each task from its training on, the mean over the tasks so far, references.
+
+    Where all scores are close to each other they are drawn once more, larger, on an axis of theirs.
+    """
     matrix = matrix_of(result)
-    tasks = len(matrix)
-    figure, axes = new_figure(10.4, 3.9)
-    steps = np.arange(1, tasks + 1)
-    for task in range(tasks):
-        axes.plot(
-            steps[task:], matrix[task:, task],
-            color=SERIES[task % len(SERIES)], marker="o", markersize=4, linewidth=1.3,
-            label=f"task {task + 1}" if tasks <= MOST_NUMBERED else None,
-        )  # fmt: skip
-    mean = average_accuracy_curve(matrix)
-    axes.plot(steps, mean, color=INK, linewidth=2.6, linestyle=(0, (4, 2)), label="mean so far")
-    axes.set_ylim(top=1.0 + 0.04 * (1.0 - axes.get_ylim()[0]))
-    axes.set_xlabel("tasks trained")
+    low, high = score_limits(result, matrix)
+    known = matrix[np.isfinite(matrix)]
+    spread = float(np.ptp(known)) if known.size else 0.0
+    is_close = 0 < spread < 0.25 * (high - low)
+    figure, panels = new_figure(WIDTH, 4.6 if is_close else 3.4, rows=2 if is_close else 1)
+    axes = panels[-1] if is_close else panels
+    _over_time(axes, result, matrix)
+    _references(axes, result, len(matrix))
+    axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     axes.set_ylabel(f"test {score_name(result)}")
-    axes.set_xticks(step_ticks(steps))
-    axes.grid(axis="y")
+    task_axis(axes, len(matrix))
+    if is_close:
+        closer = panels[0]
+        _over_time(closer, result, matrix)
+        _references(closer, result, len(matrix))
+        closer.set_title("closer", loc="left")
+        closer.set_ylim(known.min() - 0.1 * spread, known.max() + 0.1 * spread)
+        task_axis(closer, len(matrix), "")
     legend(axes)
     return figure
+
+
+def _over_time(axes: Axes, result: Content, matrix: NDArray[np.float64]) -> None:
+    tasks = len(matrix)
+    steps = np.arange(tasks)
+    if tasks <= MOST_LINES:
+        lines = [(f"task {j}", steps[j:].tolist(), matrix[j:, j].tolist()) for j in range(tasks)]
+        words = f"{{name}} after task {{task}}, test {score_name(result)}"
+        plot_lines(axes, lines, words=words, digits=4)
+    else:
+        seen = [row[: i + 1][~np.isnan(row[: i + 1])] for i, row in enumerate(matrix)]
+        known = [i for i, row in enumerate(seen) if row.size]
+        lows, highs = [seen[i].min() for i in known], [seen[i].max() for i in known]
+        axes.fill_between(known, lows, highs, color=SERIES[0], alpha=0.25, label="all tasks")
+    axes.plot(
+        steps, mean_curve(matrix), color=INK, linewidth=2.2, linestyle=(0, (4, 2)),
+        label="mean so far",
+    )  # fmt: skip
+
+
+def mean_curve(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[T], mean over the tasks so far; NaN where one of them was not measured."""
+    if np.isnan(matrix).all():
+        return np.full(len(matrix), np.nan)
+    return average_accuracy_curve(matrix)
+
+
+def _references(axes: Axes, result: Content, tasks: int) -> None:
+    """Lines of chance and of joint training, where they are known: means over the tasks so far."""
+    steps = np.arange(tasks)
+    counts = steps + 1
+    found = result.get("references")
+    if found is not None:
+        joint = mean_curve(np.array(found["together"], dtype=np.float64))
+        axes.plot(steps, joint, color=MUTED, linewidth=1.6, linestyle=(0, (1, 1)),
+                  label="joint training, mean")  # fmt: skip
+    if (chance := chance_of(result)) is not None:
+        mean = np.cumsum(chance) / counts
+        axes.plot([-0.5, *steps[1:-1], tasks - 0.5], [mean[0], *mean[1:-1], mean[-1]],
+                  color=MUTED, linewidth=1, label="chance")  # fmt: skip
 
 
 ACCURACY = Picture(
     "accuracy",
     "Matrix of scores",
     "Row: after training that task. Column: evaluated on that task, on its test set. A column "
-    "that keeps its number downwards has forgotten nothing. Empty cells were not measured.",
+    "that keeps its number downwards has forgotten nothing. Empty cells were not measured. "
+    "Shades begin at chance.",
     accuracy_matrix,
 )
 OVER_TIME = Picture(
     "accuracy_over_time",
     "Scores over time",
-    "Each task from its own training on, and the mean over the tasks trained so far.",
+    "Each task from its own training on, and the mean over the tasks trained so far. Markers of "
+    "one step stand a little side by side, as equal scores would hide each other. The lowest "
+    "axis begins at chance, or else 0; one above it is closer.",
     accuracy_over_time,
 )

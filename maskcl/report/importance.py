@@ -8,13 +8,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from maskcl.report.drawing import SERIES, SHADES, layer_map, new_figure, shorten, step_ticks
-from maskcl.report.layout import Content, Layout, Measure, Picture, Table
+from maskcl.report.drawing import (
+    MOST_LINES,
+    WIDTH,
+    layer_map,
+    layer_name,
+    legend,
+    new_figure,
+    shorten,
+    task_axis,
+)
+from maskcl.report.layout import Content, Layout, Measure, Picture, Table, has
 from maskcl.report.scores import score_name
+from maskcl.report.svg import hover
 from maskcl.report.text import percent, scientific
+from maskcl.report.theme import SERIES, SHADES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+HELD = ("regularised", "importance", "drift")
 
 
 def mean_importance(result: Content, task: int = -1) -> float | None:
@@ -87,23 +101,32 @@ def _rows(result: Content, key: str) -> NDArray[np.float64]:
 
 def _labels(result: Content) -> list[str]:
     sizes: dict[str, int] = result["regularised"]
-    each = [f"{shorten(name, 36)}  ({size:,})" for name, size in sizes.items()]
+    each = [f"{shorten(layer_name(name), 30)}  ({size:,})" for name, size in sizes.items()]
     return [*each, f"all together  ({sum(sizes.values()):,})"]
 
 
 def learned_and_kept(result: Content) -> Figure:
     """For each task its score when just trained and at the end, side by side."""
     matrix = np.array(result["accuracy"], dtype=np.float64)
-    steps = np.arange(1, len(matrix) + 1)
-    figure, axes = new_figure(6.0, 4.6)
-    axes.bar(steps - 0.2, matrix.diagonal(), 0.38, color=SHADES[1], label="just trained")
-    axes.bar(steps + 0.2, matrix[-1], 0.38, color=SERIES[0], label="at the end")
-    axes.set_ylim(0, 1.0)
-    axes.set_xlabel("task")
+    trained = [t for t in range(len(matrix)) if not np.isnan(matrix[t, t])]
+    last = trained[-1] if trained else 0
+    figure, axes = new_figure(WIDTH, 3.2)
+    for aside, color, name, scores in (
+        (-0.2, SHADES[1], "just trained", matrix.diagonal()),
+        (0.2, SERIES[0], "at the end", matrix[last]),
+    ):
+        heights = [float(scores[task]) for task in trained]
+        if len(trained) > MOST_LINES:
+            axes.plot(trained, heights, color=color, label=name)
+            continue
+        places = [task + aside for task in trained]
+        bars = axes.bar(places, heights, 0.38, color=color, label=name)
+        for task, height, bar in zip(trained, heights, bars.patches, strict=True):
+            hover(bar, [f"task {task} {name}: {height:.4f}"])
+    axes.set_ylim(min(0.0, float(np.nanmin(matrix, initial=0))), 1.02)
     axes.set_ylabel(f"test {score_name(result)}")
-    axes.set_xticks(step_ticks(steps))
-    axes.grid(axis="y")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    task_axis(axes, len(matrix), "task")
+    legend(axes)
     return figure
 
 
@@ -117,7 +140,7 @@ def by_parameter(result: Content) -> list[list[str]]:
         mean = last.get(name)
         share = None if mean is None or total == 0 else mean * size / total
         cells = [scientific(mean), percent(share), scientific(drift.get(name))]
-        rows.append([name, f"{size:,}", *cells])
+        rows.append([layer_name(name), f"{size:,}", *cells])
     if len(sizes) > 1:
         together = scientific(mean_importance(result)), scientific(mean_drift(result))
         share = percent(1.0 if total and math.isfinite(total) else None)
@@ -127,6 +150,8 @@ def by_parameter(result: Content) -> list[list[str]]:
 
 def origin(result: Content) -> str:
     """What is regularised, and how strongly, in a sentence."""
+    if not has(result, ("regularised", "parameters")):
+        return ""  # of a run on its way
     config, sizes = result["configuration"], result["regularised"]
     part = sum(sizes.values()) / result["parameters"]
     definition = ", ".join(
@@ -144,10 +169,10 @@ def layout(title: str) -> Layout:
     return Layout(
         title=title,
         measures=(
-            Measure("strength", strength, _plain, column="strength"),
+            Measure("strength", strength, _plain, column="strength", needs=("configuration",)),
             # No column: means of different definitions do not compare.
-            Measure("mean importance", mean_importance, scientific),
-            Measure("drift in the last task", mean_drift, scientific, column="drift"),
+            Measure("mean importance", mean_importance, scientific, needs=HELD),
+            Measure("drift in the last task", mean_drift, scientific, column="drift", needs=HELD),
         ),
         origin=origin,
         beside=LEARNED,
@@ -170,6 +195,7 @@ IMPORTANCE = Picture(
     "power of ten. In brackets the number of elements; the last row counts every element once. "
     "Means of one definition (reduction, norm) compare with each other, not with another's.",
     importance_by_layer,
+    needs=HELD,
 )
 DRIFT = Picture(
     "drift",
@@ -177,12 +203,14 @@ DRIFT = Picture(
     "How far from its anchor, where the tasks before hold it, a parameter was at each task's end: "
     "root mean square over its elements, in thousandths. Nothing was anchored before the first.",
     drift_by_layer,
+    needs=HELD,
 )
 PARAMETERS = Table(
     "Importance by parameter",
     "After the last task. Share: of the sum of all importances. Drift: root mean square of the "
     "distance from the anchors, at the end of the last task.",
     by_parameter,
+    needs=HELD,
 )
 
 MAS = layout("MAS")

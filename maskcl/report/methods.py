@@ -23,4 +23,4 @@ def layout_of(result: Content) -> Layout:
 def facts(result: Content) -> str:
     """A method's own figures in a line for the terminal; empty for an unknown method."""
     measures = layout_of(result).measures
-    return ", ".join(f"{m.label} {m.show(m.value(result))}" for m in measures)
+    return ", ".join(f"{m.label} {m.text(result)}" for m in measures)

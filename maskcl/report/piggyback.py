@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskcl.report.drawing import layer_map, shorten, square, square_map
+from maskcl.report.drawing import layer_map, layer_name, shorten, square, square_map
 from maskcl.report.layout import Card, Content, Layout, Measure, Picture, Table
+from maskcl.report.mask_metrics import total_share
 from maskcl.report.text import byte_count, number, percent
-from maskcl.training.mask_metrics import total_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ def off_by_layer(result: Content) -> Figure:
     shares = [[after[name] for after in history] for name in names]
     together = [total_share(after, sizes) for after in history]
     values = 100 * np.array([*shares, together], dtype=np.float64)
-    labels = [f"{shorten(name, 36)}  ({sizes[name]:,})" for name in names]
+    labels = [f"{shorten(layer_name(name), 30)}  ({sizes[name]:,})" for name in names]
     labels.append(f"all layers  ({sum(sizes.values()):,})")
     high = float(np.nanmax(values, initial=0.0))
     figure, axes = layer_map(
@@ -39,7 +39,10 @@ def differing(result: Content) -> Figure:
     shares = 100 * np.array(result["differing"], dtype=np.float64)
     figure, axes = square(len(shares))
     high = float(np.nanmax(shares, initial=0.0))
-    square_map(axes, shares, low=0, high=high, label="percent of weights", digits=1)
+    square_map(
+        axes, shares, low=0, high=high, label="percent of weights", digits=1,
+        words="masks of tasks {row} and {column} differ, percent",
+    )  # fmt: skip
     axes.set_xlabel("task")
     axes.set_ylabel("task")
     return figure
@@ -53,7 +56,7 @@ def mask_files(result: Content) -> list[list[str]]:
          "at 32 bits"],
     ]  # fmt: skip
     files = result["mask_files"]
-    entries = [(str(f["task"] + 1), str(f["file"]), [f]) for f in files]
+    entries = [(str(f["task"]), str(f["file"]), [f]) for f in files]
     if len(files) > 1:
         entries.append(("all", "", files))
     for task, name, part in entries:
@@ -81,15 +84,17 @@ def file_bytes(result: Content) -> float | None:
 
 def base_card(result: Content) -> Card:
     """How well the base knew its own images, or what it is where it was not trained."""
-    base = result["base"]
-    if base["accuracy"] is None:
-        return Card(str(base["source"]), "base")
+    base = result.get("base", {})
+    if base.get("accuracy") is None:
+        return Card(str(base.get("source") or "as given"), "base")
     return Card(number(base["accuracy"], 4), f"held-out accuracy of the base ({base['source']})")
 
 
 def origin(result: Content) -> str:
     """The base in a sentence."""
-    base = result["base"]
+    base = result.get("base", {})
+    if "trained_on" not in base:
+        return f"The base's SHA-256 begins with {str(base.get('sha256'))[:12]}" if base else ""
     scored = base["accuracy"] is not None
     reached = f", held-out accuracy {number(base['accuracy'], 4)}" if scored else ""
     return (
@@ -101,8 +106,8 @@ def origin(result: Content) -> str:
 LAYOUT = Layout(
     title="Piggyback",
     measures=(
-        Measure("weights off", weights_off, percent, column="off"),
-        Measure("a task's file", file_bytes, byte_count, column="file"),
+        Measure("weights off", weights_off, percent, column="off", needs=("masked_weights",)),
+        Measure("a task's file", file_bytes, byte_count, column="file", needs=("mask_files",)),
     ),
     cards=(base_card,),
     origin=origin,
@@ -112,6 +117,7 @@ LAYOUT = Layout(
         "Percent of all masked weights whose mask is not the same for the two tasks. Binary masks "
         "that turn off shares p and q independently of each other differ in p + q - 2pq.",
         differing,
+        needs=("differing",),
     ),
     pictures=(
         Picture(
@@ -120,6 +126,7 @@ LAYOUT = Layout(
             "Percent of a layer's weights that the task's mask turns off. In brackets the number "
             "of weights; the last row counts every weight once, whatever its layer.",
             off_by_layer,
+            needs=("off", "masked_weights"),
         ),
     ),
     tables=(
@@ -130,6 +137,7 @@ LAYOUT = Layout(
             "hashes. Last, the bytes that the masks alone would take at 8 bits a weight, the "
             "original code's format, and at 32, BeGin's.",
             mask_files,
+            needs=("mask_files",),
         ),
     ),
     details=(("base", "Base"),),

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
 from maskcl.report.layout import Content, Table
 from maskcl.report.text import number
 
@@ -35,6 +40,25 @@ _NAMES = {
 }
 
 
+# The same in few words, for lines under a table; {score} is what scores are.
+SHORT = {
+    "ACC": "mean final {score}",
+    "AIA": "mean over time of the mean {score} so far",
+    "BWT": "final minus just-trained {score}, negative is forgetting",
+    "F": "best earlier minus final {score}",
+    "AF": "just-trained minus final {score}",
+    "INT": "joint training's minus just-trained {score}",
+    "FWT": "{score} before training minus the untrained network's",
+    "FTS": "just-trained {score} minus that of the task alone",
+    "rho": "0 is joint training, -1 is chance",
+}
+
+
+def glossary(names: Iterable[str], score: str) -> str:
+    """What these metrics are, in a line each; nothing for names that are none."""
+    return "\n".join(f"{n}: {SHORT[n].format(score=score)}" for n in names if n in SHORT)
+
+
 def metric_of(result: Content) -> str:
     """What the scores of a result are: accuracy where it says nothing."""
     return str(result["scenario"].get("metric", "accuracy"))
@@ -44,6 +68,27 @@ def score_name(result: Content) -> str:
     """The same for a person: accuracy, AUROC, Hits@50."""
     metric = metric_of(result)
     return _NAMES.get(metric, metric.replace("hits", "Hits"))
+
+
+def chance_of(result: Content) -> list[float] | None:
+    """Score of a random guess at each task, [T]; None where the result does not say."""
+    found = result.get("chance")
+    if found and all(isinstance(v, (int, float)) for v in found):
+        return list(found)
+    if metric_of(result) != "accuracy":
+        return None
+    # Runs on their way, and of before there were graphs: of as many classes. One output is a sign.
+    return [1 / max(outputs, 2) for outputs in result["scenario"]["outputs"]]
+
+
+def score_limits(result: Content, matrix: NDArray[np.float64]) -> tuple[float, float]:
+    """Where axes and shades of scores begin and end: at chance, or else 0, and at 1.
+
+    Lower and higher where the scores are.
+    """
+    known = matrix[np.isfinite(matrix)]
+    low, high = float(known.min(initial=np.inf)), float(known.max(initial=-np.inf))
+    return min([*(chance_of(result) or [0.0]), low]), max(1.0, high)
 
 
 def metric_rows(result: Content) -> list[tuple[str, float | None, str, str | None]]:
@@ -68,14 +113,15 @@ def compared(result: Content) -> list[list[str]]:
             found["together"][-1][task],
             found["scratch"][task],
         )
-        rows.append([str(task + 1), *(number(score, 4) for score in scores)])
+        rows.append([str(task), *(number(score, 4) for score in scores)])
     return rows
 
 
 REFERENCES = Table(
     "References",
     "Plain networks of the same architecture, with the run's epochs, batches and optimizer and "
-    "fresh weights: trained on tasks 1 to the row's together, on all tasks together, and on the "
+    "fresh weights: trained on tasks 0 to the row's together, on all tasks together, and on the "
     "row's task alone.",
     compared,
+    needs=("references",),
 )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maskcl.report import write_run
 from maskcl.training.inference_scores import InferenceScores
 
 
@@ -45,11 +49,45 @@ class Result:
     best_epochs: list[int | None] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Runs written before there were these lists have none of them."""
-        tasks = len(self.losses)
+        self._content: Callable[[], dict[str, Any]] | None = None
+        tasks = len(self.losses)  # runs of before these lists have none of them
         self.free = self.free or [[] for _ in range(tasks)]
         self.validation = self.validation or [[] for _ in range(tasks)]
         self.best_epochs = self.best_epochs or [None] * tasks
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: figures, not the run that they are of."""
+        return {**self.__dict__, "_content": None}
+
+    def described_by(self, content: Callable[[], dict[str, Any]]) -> Result:
+        """The same, which can be reported: ``content`` makes what result.json holds."""
+        self._content = content
+        return self
+
+    def report(self, folder: str | os.PathLike[str]) -> Path:
+        """Write result.json, report.html and its pictures, as ``maskcl train`` does.
+
+        The network is described as it is when this is called.
+
+        Args:
+            folder: is made, with those above it, where there is none. In one that is there, files
+                of these names are replaced and all others stay.
+
+        Returns:
+            The path of report.html.
+
+        Raises:
+            RuntimeError: this is a copy, or was read from a file: only what ``fit`` returns knows
+                its run.
+            ImportError: matplotlib is missing; nothing is written then.
+            OSError: the folder cannot be written to.
+        """
+        if self._content is None:
+            raise RuntimeError(
+                "Result.report: this result does not know its run: call report on what"
+                " Trainer.fit returned, not on a copy"
+            )
+        return write_run(self._content, folder)
 
     @property
     def capacity(self) -> list[dict[str, float]]:

@@ -31,6 +31,7 @@ from maskcl.training.checks import (
     check_plan,
     check_precision,
 )
+from maskcl.training.content import result_content
 from maskcl.training.continuing import first_task_of
 from maskcl.training.epoch import record_epoch, train_epoch
 from maskcl.training.inferring import attach, own_labels
@@ -199,8 +200,9 @@ class Trainer:
                     self._pass_over(task)
                 else:
                     self._train_task(task, saved if inside else None)
-            self._told.tell("on_fit_end", self.result)
-        return self.result
+            result = self.result.described_by(lambda: result_content(self, self.result))
+            self._told.tell("on_fit_end", result)
+        return result
 
     def _callbacks(self) -> list[Callback]:
         """Those given, as a list; ``callback`` may be set anew before fit."""

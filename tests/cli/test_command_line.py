@@ -43,15 +43,18 @@ def finished(tmp_path_factory):
 
 def test_a_run_writes_result_report_and_pictures(finished):
     assert everything_in(finished) == [
-        "accuracy.png",
-        "accuracy_over_time.png",
-        "capacity.png",
+        "accuracy.svg",
+        "accuracy_over_time.svg",
+        "capacity.svg",
         "checkpoint.safetensors",
         "config.json",
-        "masks.png",
-        "overlap.png",
+        "loss.svg",
+        "masks.svg",
+        "overlap.svg",
+        "protected.svg",
         "report.html",
         "result.json",
+        "training.svg",
     ]
 
 
@@ -83,6 +86,7 @@ def test_a_run_says_what_its_figures_are_of(tmp_path, capsys):
     assert "task 1 (2 of 2) epoch 2/2 loss " in out
     assert "after task 2" in out
     assert "BWT 0.0000" in out
+    assert "BWT: final minus just-trained accuracy, negative is forgetting" in out
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
     # A log gets no control characters.
     assert "\x1b" not in out
@@ -119,7 +123,7 @@ def test_the_class_setting_infers_tasks_and_says_both_views(infer, tmp_path):
     assert [sum(row) for row in found["confusion"]] == result["scenario"]["test_sizes"]
     page = (run / "report.html").read_text()
     assert "Task inferred and task told" in page
-    assert (run / "confusion.png").stat().st_size > 1000
+    assert (run / "confusion.svg").stat().st_size > 1000
     out = ["--out", str(tmp_path / "task.pt2")]
     assert cli.main(["export", str(run), "--task", "1", *out]) == 0
 

@@ -74,7 +74,7 @@ def test_a_hat_task_goes_from_the_checkpoint_the_result_and_the_report(
     assert new["weights_sha256"] != old["weights_sha256"]
     assert new["accuracy"] == old["accuracy"]
     page = (run / "report.html").read_text()
-    assert "task 2 is forgotten" in page
+    assert "task 1 is forgotten" in page
     assert "free for later tasks" in page
 
 

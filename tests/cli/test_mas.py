@@ -31,9 +31,10 @@ def finished(tmp_path_factory):
 
 
 def test_a_run_writes_result_report_and_pictures(finished):
-    pictures = ["accuracy", "accuracy_over_time", "drift", "importance", "learned"]
+    pictures = ["accuracy", "accuracy_over_time", "drift", "importance", "learned", "loss"]
+    pictures.append("training")
     assert sorted(path.name for path in finished.iterdir()) == sorted(
-        [*(f"{name}.png" for name in pictures), "checkpoint.safetensors", "config.json",
+        [*(f"{name}.svg" for name in pictures), "checkpoint.safetensors", "config.json",
          "report.html", "result.json"]
     )  # fmt: skip
 

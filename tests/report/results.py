@@ -1,10 +1,14 @@
 """Made-up results of the form that the command line writes, and what reads a page of them."""
 
 import html.parser
+import io
 
+import matplotlib as mpl
+import matplotlib.image as mpl_image
 import numpy as np
 
 from maskcl import metrics, report
+from maskcl.report import drawing
 
 LAYERS = {"1": 64, "3": 1000, "heads.0": 6}
 HELD = {"1.weight": 400, "1.bias": 100, "3.weight": 500}
@@ -121,6 +125,18 @@ def mas_result(tasks=3, seed=0, method="mas", sizes=HELD, forgets=0.01, strength
         "seconds": [1.0] * tasks,
         "environment": {"torch": "9.9"},
     }  # fmt: skip
+
+
+def border_is_empty(picture, result):
+    """Whether nothing of a picture is cut off: what is ends in ink at the border."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(drawing.style()):
+        picture.draw(result).savefig(
+            buffer, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.04
+        )
+    buffer.seek(0)
+    pixels = mpl_image.imread(buffer, "png")[..., :3]
+    return all((edge == 1.0).all() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
 
 
 class Links(html.parser.HTMLParser):

@@ -1,7 +1,8 @@
 """A report from a made-up result: whole files, everything inside, and what it says."""
 
 import json
-import struct
+import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -9,23 +10,68 @@ import pytest
 from maskcl import report
 from maskcl.report import figures, files
 from maskcl.report.text import number, seconds
-from tests.report.results import Links
+from tests.report.results import Links, mas_result, piggyback_result
 from tests.report.results import hat_result as made_up
+
+HAT_PICTURES = ["accuracy", "accuracy_over_time", "overlap", "capacity", "protected", "masks"]
 
 
 def test_report_is_one_page_with_its_pictures_inside(tmp_path):
-    path = report.write_report(made_up(), tmp_path)
-    text = path.read_text()
+    text = report.write_report(made_up(), tmp_path).read_text()
     page = Links(text)
-    assert len(page.addresses) == 5
-    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
-    assert "http" not in text
-    assert "url(" not in text
-    pictures = ["accuracy", "accuracy_over_time", "capacity", "masks", "overlap"]
+    assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
+    assert text.count("<svg") == len(HAT_PICTURES)
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        *(f"{name}.png" for name in pictures),
+        *(f"{name}.svg" for name in sorted(HAT_PICTURES)),
         "report.html",
     ]
+
+
+def test_a_picture_is_a_file_of_its_own_with_text_and_values_to_hover_over(tmp_path):
+    report.write_report(made_up(), tmp_path)
+    for name in HAT_PICTURES:
+        root = ElementTree.parse(tmp_path / f"{name}.svg").getroot()
+        assert root.attrib["role"] == "img" and root.attrib["aria-label"]
+        words = [e.text or "" for e in root.iter("{http://www.w3.org/2000/svg}text")]
+        assert {"0", "1", "2"} <= set(words), name
+    titles = [e.text for e in root.iter("{http://www.w3.org/2000/svg}title")]
+    assert "task 2 uses 3 of 5 units of layer 1" in titles
+    titles = (tmp_path / "accuracy.svg").read_text()
+    assert titles.count("<title>") == 6
+    assert "<title>after task 2, on task 1: 0.9700</title>" in titles
+    assert (
+        "<title>task 1 after task 2, test accuracy: 0.9700</title>"
+        in (tmp_path / "accuracy_over_time.svg").read_text()
+    )
+
+
+def test_ids_of_a_page_are_all_different_and_are_all_there(tmp_path):
+    text = report.write_report(made_up(), tmp_path).read_text()
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text)) <= set(ids)
+
+
+def test_every_colour_of_a_picture_is_the_pages_own():
+    for element in figures.draw_all(made_up()).values():
+        assert not re.findall(r"(?:fill|stroke): #", element)
+
+
+HOSTILE = "<b>$x_{</b>\x1b[31m\u202e&\"'{row}"
+
+
+@pytest.mark.parametrize("make", [made_up, piggyback_result, mas_result])
+def test_hostile_names_are_shown_and_do_nothing(tmp_path, make):
+    named = json.dumps(HOSTILE)[1:-1]
+    text = json.dumps(make()).replace("split-<digits>", named)
+    result = json.loads(text.replace('"3": ', f'"{named}": ').replace('"3.', f'"{named}.'))
+    result["configuration"]["model"] = result["environment"][HOSTILE] = HOSTILE
+    text = report.write_report(result, tmp_path).read_text()
+    assert "<b>$" not in text and "\x1b" not in text and "\u202e" not in text
+    assert "&lt;b&gt;$x_{&lt;/b&gt;\\x1b[31m\\u202e&amp;" in text
+    for path in tmp_path.glob("*.svg"):
+        ElementTree.parse(path)
 
 
 def test_report_says_what_was_measured(tmp_path):
@@ -34,18 +80,24 @@ def test_report_says_what_was_measured(tmp_path):
     assert "3 tasks, classes 0 1 | 2 3 | 4 5, 30 training and 10 test examples a task" in words
     assert "1,234 parameters" in words
     assert "undefined: the untrained model was not scored" in words
-    assert "after task 3" in words
+    assert "after task 2" in words and "after task 3" not in words
     assert "nan" not in words.lower().split()
 
 
-@pytest.mark.parametrize("tasks", [1, 2, 25])
+@pytest.mark.parametrize("tasks", [1, 2, 25, 60])
 def test_every_figure_is_a_picture_for_few_and_many_tasks(tasks):
     drawn = figures.draw_all(made_up(tasks))
-    assert list(drawn) == ["accuracy", "accuracy_over_time", "overlap", "capacity", "masks"]
-    for png in drawn.values():
-        assert png[:8] == b"\x89PNG\r\n\x1a\n"
-        width, height = struct.unpack(">2I", png[16:24])
-        assert min(width, height) > 200
+    assert list(drawn) == HAT_PICTURES
+    for element in drawn.values():
+        root = ElementTree.fromstring(element)
+        width, height = (float(v) for v in root.attrib["viewBox"].split()[2:])
+        assert min(width, height) > 100
+
+
+def test_a_page_of_very_many_tasks_is_small(tmp_path):
+    text = report.write_report(made_up(400), tmp_path).read_text()
+    assert len(text) < 600_000
+    assert "... 350 more" in text
 
 
 def test_the_same_result_gives_the_same_bytes():

@@ -45,7 +45,7 @@ def test_what_is_there_is_not_run_again_and_other_options_are_refused(tmp_path):
     with pytest.raises(ReproduceError, match="with other options; choose a new folder"):
         made(tmp_path, never, {CELLS[0].key: {"epochs": 1}})
     (tmp_path / "out" / "results.json").write_text("{}")
-    with pytest.raises(ReproduceError, match="results.json has no runs"):
+    with pytest.raises(ReproduceError, match=r"results\.json has no runs"):
         made(tmp_path, never)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -10,8 +11,8 @@ from typing import Any
 
 import torch
 
-import maskcl
 from maskcl import backends, schemas
+from maskcl._version import __version__
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "maskcl": maskcl.__version__,
+        "maskcl": __version__,
         "commit": _commit(),
         "backends": backends_by_op(device),
     }
@@ -50,9 +51,10 @@ def _cpu() -> str:
     return platform.processor()
 
 
+@functools.cache
 def _commit() -> str | None:
     """The commit of the checkout that this package lies in, with + where files differ."""
-    root = Path(maskcl.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from maskcl.training import mask_metrics
+from maskcl.report import mask_metrics
 
 
 def test_overlap_is_the_share_of_the_columns_task():

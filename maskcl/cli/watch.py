@@ -1,0 +1,148 @@
+"""``maskcl watch``: a page of a run that goes on, made anew whenever its checkpoint changes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from maskcl import report
+from maskcl.checkpoint import CheckpointError, load_facts
+from maskcl.cli.folders import CONFIG, folder_in_training, read_config_of
+from maskcl.cli.options import CommandError
+from maskcl.report.files import RESULT
+from maskcl.training.content import run_content
+from maskcl.training.result import Result
+from maskcl.training.trainer import CHECKPOINT
+
+WATCHED = "watch.html"
+RELOAD = 5
+# Without a new epoch for this long, and for so many times the longest one, a run is said to be
+# still: killed, or slow.
+STILL, TIMES = 60.0, 5.0
+
+
+def watch(run: Path, every: float = 2.0) -> None:
+    """Write DIR/watch.html after every epoch, and a line to the terminal, until the run is over.
+
+    The run is only read: its files are neither locked nor changed.
+
+    Args:
+        run: folder of a run of ``maskcl train``, or of a Trainer with a directory.
+        every: seconds between looks.
+
+    Raises:
+        CommandError: there is no run in the folder, or the page cannot be written.
+    """
+    _check(run)
+    print(f"page: {run / WATCHED}", flush=True)
+    try:
+        _follow(run, every)
+    except KeyboardInterrupt:
+        print("no longer watched; the run goes on")
+
+
+def _check(run: Path) -> None:
+    if not run.is_dir():
+        raise CommandError(f"{run} is not a run's folder")
+    folder = folder_in_training(run)
+    if not any((folder / name).is_file() for name in (CONFIG, CHECKPOINT, RESULT)):
+        raise CommandError(f"{run} holds no run: wanted {CONFIG} or {CHECKPOINT} in it")
+
+
+def _follow(run: Path, every: float) -> None:
+    seen, changed, longest, is_still = 0, time.monotonic(), 0.0, False
+    begun = False
+    while True:
+        folder = folder_in_training(run)
+        if folder == run and (run / RESULT).is_file():
+            print(f"finished: {_finish(run)}", flush=True)
+            return
+        stamp = _stamp(folder / CHECKPOINT)
+        now = time.monotonic()
+        if stamp != seen:
+            said = _draw(run, folder)
+            longest, seen = max(longest, now - changed if begun else 0.0), stamp
+            changed, begun, is_still = now, True, False
+            print(said, flush=True)
+        elif not is_still and now - changed > max(STILL, TIMES * longest):
+            is_still = True
+            _draw(
+                run, folder, f"nothing new for {now - changed:.0f} s: the run is slow or has died"
+            )
+            print(
+                f"nothing new for {now - changed:.0f} s: the run is slow, or has died; a run that"
+                f" has died goes on with --resume",
+                flush=True,
+            )
+        time.sleep(every)
+
+
+def _stamp(path: Path) -> int:
+    """Changes when the file does; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _draw(run: Path, folder: Path, note: str = "") -> str:
+    """Make the page of what the checkpoint says; returns where the run stands."""
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        return "no epoch is finished yet"
+    try:
+        config, position, facts = load_facts(path)
+        content = run_content(config, Result.from_dict(facts["result"]))
+    except CheckpointError as error:
+        raise CommandError(str(error)) from None
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CommandError(f"{path} is not of a run that can be watched: {error!r}") from None
+    content["configuration"] = {**content["configuration"], **_asked_for(folder)}
+    stands = _standing(config, position, content)
+    _write(run, content, f"{note or 'In training'}; {stands}.", RELOAD)
+    return stands
+
+
+def _asked_for(folder: Path) -> dict[str, Any]:
+    """The options of the command line, where the run is one of its."""
+    try:
+        return read_config_of(folder)[1]
+    except CommandError:
+        return {}
+
+
+def _standing(config: dict[str, Any], position: dict[str, int], content: dict[str, Any]) -> str:
+    task, epoch = position["task"], position["epoch"]
+    tasks, epochs = int(config["scenario"]["num_tasks"]), config["epochs"]
+    if epoch == 0:
+        task, epoch = max(task - 1, 0), len(content["losses"][max(task - 1, 0)])
+    said = f"task {task} of {tasks}, epoch {epoch}/{epochs}"
+    losses, scores = content["losses"][task], content["training_accuracies"][task]
+    if losses:
+        said += f", loss {losses[-1]:.4f}"
+    if scores:
+        said += f", accuracy {scores[-1]:.4f}"
+    return said
+
+
+def _finish(run: Path) -> Path:
+    """Let the page say that the run is finished; returns the finished run's."""
+    content = report.read_result(run)
+    _write(run, content, "Finished: report.html beside this page is the same.", 0)
+    return run / "report.html"
+
+
+def _write(run: Path, content: dict[str, Any], note: str, reload: int) -> None:
+    from maskcl.report import write_page
+
+    try:
+        # A run that has diverged is not JSON, but may be looked at.
+        write_page(json.loads(json.dumps(content)), run / WATCHED, note=note, reload=reload)
+    except ImportError as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(
+            f"{run / WATCHED} cannot be written: {error.strerror or error}"
+        ) from None
