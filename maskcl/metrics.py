@@ -1,8 +1,9 @@
 """Metrics of a sequence of tasks, from its accuracy matrix.
 
 ``M[i, j]`` is the score on task j after training task i: rows are time, the last row is the final
-model. A score is an accuracy, or what else the scenario measures (AUROC, Hits@K): one kind in one
-matrix. Entries that were not measured are NaN; with one head a task, all above the diagonal.
+model. A score is an accuracy, or what else the scenario measures, larger for better (AUROC, R2,
+which may be below 0): one kind in one matrix. Entries that were not measured are NaN; with one head
+a task, all above the diagonal.
 A metric that is undefined is NaN with a reason, never 0.
 
 AP, AF, INT and FWT are BeGin's as its code computes them. Its documents divide AF's sum, and

@@ -20,7 +20,8 @@ class VectorTargets:
             ``Node()`` or ``Link()``. What it says of classes is not used.
 
     Raises:
-        ValueError: ``data`` draws targets of its own, as link prediction does.
+        ValueError: ``data`` draws targets of its own, as link prediction does, or is no problem of
+            classes.
     """
 
     targets: ClassVar[str]
@@ -28,6 +29,11 @@ class VectorTargets:
 
     def __init__(self, data: Problem | None = None) -> None:
         self.data: Any = Vision() if data is None else data
+        if getattr(self.data, "targets", None) != "classes" or isinstance(self.data, type):
+            raise ValueError(
+                f"{type(self).__name__}: data is {data!r}, wanted Vision(), Graphs(), Node() or"
+                " Link()"
+            )
         if getattr(self.data, "prediction", False):
             raise ValueError(
                 f"{type(self).__name__}: data is link prediction, which asks one question of its"

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from maskcl.scenarios import multilabel_scores, scores, value_scores
 from maskcl.scenarios.describing import summary
+from maskcl.scenarios.target_values import without_classes_reasons
 from maskcl.settings import Setting
 
 PROBLEMS = ("vision", "node", "link", "graph")
@@ -111,13 +112,16 @@ class Scenario:
                     f"{name}: task {index} has {length(task.inputs)} test inputs but "
                     f"{len(task.labels)} test labels"
                 )
+        if targets != "classes":
+            reason = without_classes_reasons(setting, targets, tasks)
+            if reason is not None:
+                raise ScenarioError(f"{name}: {reason}")
+        for index, task in enumerate(tasks):
             reason = SCORES[targets].metric_reasons(metric, task.labels)
             if reason is not None:
                 raise ScenarioError(f"{name}: task {index}: {reason}")
         if outputs is not None and len(outputs) != len(tasks):
             raise ScenarioError(f"{name}: {len(tasks)} tasks, but outputs of {len(outputs)}")
-        if targets != "classes":
-            _check_widths(name, setting, targets, [len(task.classes) for task in tasks])
         self.name = name
         self.setting = setting
         self.seed = seed
@@ -239,17 +243,3 @@ def head_sizes(setting: str, outputs: Sequence[int], classes: Sequence[Sequence[
         classes: of each task.
     """
     return [len(part) for part in classes] if setting == "class" else list(outputs)
-
-
-def _check_widths(name: str, setting: Setting, targets: str, widths: list[int]) -> None:
-    """Raise ScenarioError where tasks without classes do not fit the setting."""
-    if setting.name == "class":
-        raise ScenarioError(
-            f"{name}: {targets} have no classes, by which the class setting divides tasks; wanted"
-            " the task or the domain setting"
-        )
-    if setting.head == "shared" and len(set(widths)) > 1:
-        raise ScenarioError(
-            f"{name}: tasks have {', '.join(map(str, widths))} {targets}, wanted one number in the"
-            f" {setting.name} setting, whose tasks share all outputs"
-        )

@@ -1,4 +1,4 @@
-"""Targets that are no classes, as a person's datasets hold them: values, and labels of 0 and 1."""
+"""Targets that are no classes, from a person's datasets: values, and labels of 0 and 1."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from torch import Tensor
 
 from maskcl.scenarios.base import ScenarioError
 from maskcl.scenarios.items import Given
-
-_WANTED = {
-    "values": "[n] or [n, d], a number or d numbers for each example",
-    "multilabel": "[n, L], 0 or 1 for each of L labels",
-}
+from maskcl.scenarios.target_values import WANTED, target_reasons
 
 
 def check_pair(train: Given, test: Given, targets: str) -> tuple[Tensor, Tensor]:
@@ -42,26 +38,12 @@ def check_pair(train: Given, test: Given, targets: str) -> tuple[Tensor, Tensor]
 def _checked(given: Given, targets: str) -> Tensor:
     values, where = given.targets, given.where
     if values.dtype.kind not in "fiub":
-        shown = "other things" if values.dtype.kind == "O" else str(values.dtype)
-        raise ScenarioError(
-            f"{where}: targets are {shown}, wanted {_WANTED[targets]}, and as many for each item"
-        )
-    shape = list(values.shape)
+        what = "real numbers" if values.dtype.kind == "c" else "numbers, as many for each item"
+        raise ScenarioError(f"{where}: targets are not {what}; wanted {WANTED[targets]}")
     is_wide = values.dtype.kind == "f" and values.dtype.itemsize > 4
     found = torch.from_numpy(np.array(values, np.float64 if is_wide else np.float32, order="C"))
     if targets == "values" and found.dim() == 1:
         found = found.unsqueeze(1)
-    if found.dim() != 2 or found.shape[1] == 0:
-        raise ScenarioError(f"{where}: targets have the shape {shape}, wanted {_WANTED[targets]}")
-    if targets == "values":
-        _refuse(~found.isfinite(), found, where, "a finite number")
-        return found
-    _refuse((found != 0) & (found != 1), found, where, "0 or 1")
-    return found.long()
-
-
-def _refuse(wrong: Tensor, found: Tensor, where: str, wanted: str) -> None:
-    if bool(wrong.any()):
-        example, column = wrong.nonzero()[0].tolist()
-        value = found[example, column].item()
-        raise ScenarioError(f"{where}: item {example} has {value:g} in its target, wanted {wanted}")
+    if (reason := target_reasons(found, targets)) is not None:
+        raise ScenarioError(f"{where}: {reason}")
+    return found if targets == "values" else found.long()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from maskcl.methods import EWC, HAT, MAS, Piggyback
-from maskcl.problems import Graphs, Link, Node, Vision
+from maskcl.problems import Graphs, Link, Node, Regression, Vision
 from maskcl.settings import CLASS, DOMAIN, SETTINGS, TASK, TIME
 
 METHODS = [HAT(), Piggyback(), MAS(reduction="batch"), EWC(reduction="batch")]
@@ -33,7 +33,7 @@ def test_classification_is_refused_where_images_are_alone(method):
 
 
 @pytest.mark.parametrize("kind", [MAS, EWC])
-@pytest.mark.parametrize("problem", [Node(), Node(fanouts=(2,)), Link()])
+@pytest.mark.parametrize("problem", [Node(), Node(fanouts=(2,)), Link(), Regression(Node())])
 def test_exact_importances_are_refused_where_messages_mix_samples(kind, problem):
     for setting in SETTINGS.values():
         (reason,) = kind().not_supported_reasons(problem, setting)
@@ -46,3 +46,4 @@ def test_exact_importances_are_refused_where_messages_mix_samples(kind, problem)
 def test_exact_importances_of_whole_graphs_are_legal(kind):
     for setting in SETTINGS.values():
         assert kind().not_supported_reasons(Graphs(), setting) == []
+        assert kind().not_supported_reasons(Regression(Graphs()), setting) == []

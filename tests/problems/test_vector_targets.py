@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from maskcl.problems import Graphs, Link, MultiLabel, Node, Regression
+from maskcl.problems import Graphs, Link, MultiLabel, Node, Regression, Vision
 from maskcl.scenarios.graphs.sets import GraphSet, NodeSet
 from tests import graph_zoo
 
@@ -92,6 +92,9 @@ def test_bad_arguments_get_a_sentence():
         Regression(loss="rmse")
     with pytest.raises(ValueError, match="Regression: data is link prediction"):
         Regression(Link(prediction=True))
+    for data in ("l1", Vision, Regression()):
+        with pytest.raises(ValueError, match=r"MultiLabel: data is .*, wanted Vision\(\), Graphs"):
+            MultiLabel(data)
 
 
 def test_graphs_of_several_values():

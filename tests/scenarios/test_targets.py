@@ -5,7 +5,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset, TensorDataset
 
-from maskcl.scenarios import ScenarioError, from_datasets
+from maskcl.scenarios import Scenario, ScenarioError, Task, from_datasets
+from maskcl.scenarios.graphs.sets import GraphSet
+from maskcl.settings import TASK
+from tests import graph_zoo
 
 X = torch.rand(6, 3)
 F = torch.tensor([0.1, 0.2, -0.3, 1e6, 0.5, 0.99])
@@ -116,7 +119,7 @@ CONSTANT = torch.ones(6)
         ((BAD,), "task 0's training set: item 4 has nan in its target, wanted a finite number"),
         ((F, BAD), "task 0's test set: item 4 has nan"),
         ((torch.tensor([0, 1, 2, 3, 4, -torch.inf]),), "training set: item 5 has -inf"),
-        ((torch.complex(F, F),), "targets are complex64, wanted"),
+        ((torch.complex(F, F),), "targets are not real numbers; wanted"),
         ((torch.rand(6, 2, 2),), r"the shape \[6, 2, 2\], wanted \[n\] or \[n, d\]"),
         ((torch.rand(6, 0),), r"shape \[6, 0\]"),
         (
@@ -144,6 +147,31 @@ def test_bad_values_are_told_at_construction(arguments, text):
 def test_bad_labels_are_told_at_construction(labels, text):
     with pytest.raises(ScenarioError, match=text):
         build(labels, targets="multilabel")
+
+
+def test_lists_of_label_numbers_are_no_labels():
+    ragged = Items([[0, 2], [1], [], [0], [1, 2], [2]])
+    with pytest.raises(
+        ScenarioError, match="targets are not numbers, as many for each item; wanted"
+    ):
+        build(ragged, targets="multilabel")
+
+
+def test_tasks_made_by_hand_are_checked_too():
+    def hand(train, test, outputs=1):
+        task = Task(list(range(outputs)), GraphSet(graphs, train), GraphSet(graphs), test)
+        return Scenario("mine", TASK, 0, [task], (6,), problem="graph", targets="values")
+
+    graphs = [graph_zoo.graph(seed=seed) for seed in range(6)]
+    assert hand(F[:, None], F[:, None]).score(0, F[:, None]) == 1.0
+    with pytest.raises(ScenarioError, match=r"task 0's test set: targets have the shape \[6\]"):
+        hand(F[:, None], F)
+    with pytest.raises(ScenarioError, match="training set: item 4 has nan in its target"):
+        hand(BAD[:, None], F[:, None])
+    with pytest.raises(ScenarioError, match=r"shape \[6, 1\], and the task has 2 values"):
+        hand(F[:, None], F[:, None], 2)
+    with pytest.raises(ScenarioError, match="int64, wanted floating values"):
+        hand(F[:, None].long(), F[:, None])
 
 
 def test_unknown_kinds_and_metrics_get_a_sentence():

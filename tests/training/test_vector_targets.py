@@ -11,11 +11,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import maskcl
-from maskcl.methods import EWC, HAT, MAS, Piggyback
+from maskcl.methods import EWC, HAT, MAS, Joint, Piggyback
 from maskcl.nn import to_hat, to_importance, to_piggyback
 from maskcl.problems import Graphs, MultiLabel, Regression, Vision
 from maskcl.scenarios import Scenario, from_datasets
 from maskcl.settings import TIME
+from maskcl.training.baselines import FreshTrainer, together
 from maskcl.training.references import references
 from maskcl.training.trainer import Trainer
 from tests import tiny
@@ -262,3 +263,24 @@ def test_a_plateau_of_the_score_is_one_of_the_loss():
     ).fit()
     assert len(seen) == 6
     assert all(value < 0 for value in seen)
+
+
+@pytest.mark.parametrize("targets", KINDS)
+def test_joint_training_takes_tasks_of_different_widths(targets):
+    cut = scenario(targets)
+    problem, mixed = together(KINDS[targets], cut)
+    matrix = (
+        FreshTrainer(
+            network(Joint(), cut),
+            Joint(),
+            problem,
+            mixed,
+            lambda p: torch.optim.Adam(p, lr=0.01),
+            epochs=10,
+            batch_size=8,
+            device="cpu",
+        )
+        .fit()
+        .matrix
+    )
+    assert (matrix[-1] > cut.chance).all()
