@@ -21,6 +21,7 @@ CALLBACKS = (ROOT / "docs" / "callbacks.md").read_text()
 TRAINING = (ROOT / "docs" / "training.md").read_text()
 YOUR_DATA = (ROOT / "docs" / "your-data.md").read_text()
 TASK_INFERENCE = (ROOT / "docs" / "task-inference.md").read_text()
+SCENARIOS = (ROOT / "docs" / "scenarios.md").read_text()
 
 VECTOR_TARGETS = (ROOT / "docs" / "regression-and-multilabel.md").read_text()
 
@@ -191,7 +192,7 @@ def test_every_op_is_in_the_table():
 
 
 def commands():
-    lines = "".join(blocks("console")).splitlines()
+    lines = "".join(blocks("console") + blocks("console", SCENARIOS)).splitlines()
     return [line.removeprefix("$ ") for line in lines if line.startswith("$ maskcl train")]
 
 
@@ -212,6 +213,14 @@ def test_commands_parse_and_pass_the_checks_of_their_values(command, tmp_path):
     base = {"base": "random"} if method == "piggyback" else {}
     saved = {"scenario": "split-digits", "out": "runs", **base} if resume else None
     combine(kind, check_values(kind, given, "README"), {}, saved)
+
+
+def test_the_page_of_scenarios_has_every_set_and_the_model_that_it_is_given():
+    from maskcl.scenarios.image_names import IMAGES, SOURCES
+
+    rows = re.findall(r"^\| `([\w-]+)` \| .* \| (\d+)[^|]* \| (\w+) \|$", SCENARIOS, re.MULTILINE)
+    cut = {name: IMAGES[f"split-{name}"] for name in SOURCES}
+    assert set(rows) == {(name, str(made.tasks), made.model) for name, made in cut.items()}
 
 
 def test_pictures_and_links_exist():

@@ -116,7 +116,8 @@ def in_words() -> str:
     """The names, for a person: those that are cut in both ways together."""
     both = [source for source in SOURCES if f"permuted-{source}" in IMAGES]
     rest = [name for name in IMAGES if name.partition("-")[2] not in both]
-    return f"split-SET or permuted-SET, SET out of {', '.join(both)}; {', '.join(rest)}"
+    cut = f"split-SET or permuted-SET (as split-digits), SET out of {', '.join(both)}"
+    return f"{cut}; {', '.join(rest)}"
 
 
 @dataclass(frozen=True)

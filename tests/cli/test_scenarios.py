@@ -66,7 +66,7 @@ def test_defaults_suit_the_scenario_and_give_way(scenario, model, epochs, batch_
 def test_help_names_the_scenarios_without_a_list_of_all(capsys):
     assert run("train", "hat", "--help") == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "split-SET or permuted-SET, SET out of digits, mnist" in said
+    assert "split-SET or permuted-SET (as split-digits), SET out of digits, mnist" in said
     assert "split-tiny-imagenet, images, sequence; of graphs nodes-digits" in said
     assert "permuted-kmnist" not in said
 
