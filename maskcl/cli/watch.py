@@ -118,7 +118,7 @@ def _standing(config: dict[str, Any], position: dict[str, int], content: dict[st
     tasks, epochs = int(config["scenario"]["num_tasks"]), config["epochs"]
     if epoch == 0:
         task, epoch = max(task - 1, 0), len(content["losses"][max(task - 1, 0)])
-    said = f"task {task} of {tasks}, epoch {epoch}/{epochs}"
+    said = f"task {task} ({task + 1} of {tasks}), epoch {epoch}/{epochs}"
     losses, scores = content["losses"][task], content["training_accuracies"][task]
     if losses:
         said += f", loss {losses[-1]:.4f}"
