@@ -64,7 +64,9 @@ class TrainOptions(RunOptions):
     epochs: int | None = option("For each task.", None, shown=table(EPOCHS), at_least=1)
     lr: float | None = option("Learning rate.", None, above=0)
     precision: str = option("32, bf16.", "32", choices=("32", "bf16"))
-    references: bool = option("Train plain networks too, for INT, FTS and rho.", False)
+    references: bool = option(
+        "Train plain networks too: INT (not learned), FTS (gained), rho (forgotten).", False
+    )
 
     model: str | None = _model(
         f"{', '.join(models.NAMES)}; of graphs {', '.join(models.ENCODERS)}.",

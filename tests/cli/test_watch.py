@@ -74,6 +74,16 @@ def test_a_run_at_work_has_a_page_that_reloads_until_it_is_finished(finished, at
     assert before != (at_work / "checkpoint.safetensors").read_bytes()
 
 
+def test_a_trainers_run_is_over_after_its_last_task(finished, tmp_path, capsys):
+    shutil.copy(finished / "checkpoint.safetensors", tmp_path)
+    watch(tmp_path, 0.05)
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("task 1 (2 of 2), epoch 2/2, loss ")
+    assert said[-1] == f"finished: {tmp_path / 'watch.html'}"
+    page = (tmp_path / "watch.html").read_text()
+    assert "Trained; task 1" in page and "refresh" not in page
+
+
 def test_a_run_that_stands_still_is_said_to(at_work, monkeypatch, capsys):
     from maskcl.cli import watch as module
 
