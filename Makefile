@@ -7,7 +7,7 @@
 #
 # Variables: PYTHON=python3.12  TORCH="torch==2.13.0"  SECOND_TORCH=2.13.0 (test the same binary under another torch)
 #            JOBS=2 (processes that share the tests; 0: this one)  PYTEST="tests/ops -k gate" (more words for pytest)
-#            APT="sudo -n apt-get" (what installs valgrind where it is missing; APT=false: nothing)
+#            APT="sudo -n apt-get" (what installs valgrind and chromium where they are missing; APT=false: nothing)
 #            PIP_INDEX_URL, PIP_EXTRA_INDEX_URL as pip reads them (a CPU-only torch is a far smaller download)
 
 PYTHON ?= python3
@@ -29,7 +29,7 @@ TORCH_STAMP := $(VENV)/.stamp-$(call tag,$(TORCH))
 SECOND_STAMP := $(SECOND)/.stamp-$(call tag,$(SECOND_TORCH))
 NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint types tests valgrind build sanitize ttsem gpu clean
+.PHONY: demo test lint types tests valgrind chromium build sanitize ttsem gpu clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.stamp-venv:
@@ -83,17 +83,20 @@ types: $(VENV)/.stamp-test
 
 # A file's tests run in one process, which makes what they share once. -v: the header names the backends under test.
 # Processes and their threads share few cores: threads that wait must not spin.
-tests: valgrind $(VENV)/.stamp-test $(VENV)/.stamp-built $(if $(SECOND_TORCH),$(SECOND_STAMP))
+tests: valgrind chromium $(VENV)/.stamp-test $(VENV)/.stamp-built $(if $(SECOND_TORCH),$(SECOND_STAMP))
 	OMP_WAIT_POLICY=passive \
 	$(if $(SECOND_TORCH),MASKCL_SECOND_PYTHON="$(CURDIR)/$(SECOND)/bin/python") $(PY) -m pytest \
 	  -v -rs -n $(JOBS) --dist loadfile --no-loadscope-reorder --benchmark-disable $(PYTEST)
 
-# tests/test_instructions.py counts with it. Without apt, root or a network those tests are skipped and say why.
+# tests/test_instructions.py counts with the one, tests/report/test_browser.py looks with the other. Without apt, root or a
+# network those tests are skipped and say why.
 APT_NOW := -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20 -o Acquire::https::Timeout=20
-valgrind:
-	@command -v valgrind >/dev/null \
-	  || { $(APT) $(APT_NOW) update && DEBIAN_FRONTEND=noninteractive $(APT) $(APT_NOW) install -y valgrind; } >/dev/null 2>&1 \
-	  || echo "valgrind is missing and '$(APT)' did not install it: instructions are not counted"
+WITHOUT_valgrind := instructions are not counted
+WITHOUT_chromium := no page is looked at in a browser
+valgrind chromium:
+	@command -v $@ >/dev/null \
+	  || { $(APT) $(APT_NOW) update && DEBIAN_FRONTEND=noninteractive $(APT) $(APT_NOW) install -y $@; } >/dev/null 2>&1 \
+	  || echo "$@ is missing and '$(APT)' did not install it: $(WITHOUT_$@)"
 
 # The sanitizers' runtimes come first, before Python; what Python never frees is no news.
 SANITIZERS = $(shell $${CXX:-g++} -print-file-name=libasan.so) $(shell $${CXX:-g++} -print-file-name=libubsan.so)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from maskcl import cli, models, report, scenarios
-from maskcl.report.drawing import rgb
+from maskcl.report.drawing import layer_name, rgb
 from maskcl.report.theme import INK, MUTED, SERIES, SHADES
 
 EPOCHS, BATCH, RATE, SEED = 10, 16, 0.005, 0
@@ -68,11 +68,11 @@ def draw(result: dict, plain: np.ndarray, path: Path) -> None:
         (middle, np.array(result["accuracy"], dtype=float), "with HAT"),
     ):
         for task in range(len(matrix)):
-            steps = np.arange(task + 1, len(matrix) + 1)
+            steps = np.arange(task, len(matrix))
             axes.plot(steps, matrix[task:, task], color=SERIES[task], marker="o", linewidth=2)
         axes.set_title(f"{title}: mean {np.mean(matrix[-1]):.3f}")
-        axes.set_xlabel("tasks trained")
-        axes.set_xticks(range(1, len(matrix) + 1))
+        axes.set_xlabel("after training task")
+        axes.set_xticks(range(len(matrix)))
         axes.grid(axis="y")
     left.set_ylabel("test accuracy, a line a task")
     right = figure.add_subplot(grid[0, 2])
@@ -84,8 +84,8 @@ def draw(result: dict, plain: np.ndarray, path: Path) -> None:
     for task, mask in enumerate(part):
         picture[task, mask] = rgb(SERIES[task])
     right.imshow(picture, aspect="auto", interpolation="nearest")
-    right.set_title(f"who uses the {stop - first} units of layer {name}")
-    right.set_yticks(range(len(part)), [f"task {task + 1}" for task in range(len(part))])
+    right.set_title(f"who uses the {stop - first} units of {layer_name(name)}")
+    right.set_yticks(range(len(part)), [f"task {task}" for task in range(len(part))])
     right.set_xticks([])
     right.tick_params(length=0)
     right.spines[:].set_visible(False)

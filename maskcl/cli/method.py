@@ -102,7 +102,9 @@ class TrainOptions(RunOptions):
         "Tested after a task: all up to it; last, it alone; N, all after every N.", "all"
     )
     workers: int = option("Processes that read images from files ahead of training.", 0, at_least=0)
-    references: bool = option("Train plain networks too, for INT, FTS and rho.", False)
+    references: bool = option(
+        "Train plain networks too: INT (not learned), FTS (gained), rho (forgotten).", False
+    )
 
     model: str | None = _model(
         f"{', '.join(models.NAMES)}; of graphs {', '.join(models.ENCODERS)}.",

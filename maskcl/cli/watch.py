@@ -62,10 +62,13 @@ def _follow(run: Path, every: float) -> None:
         stamp = _stamp(folder / CHECKPOINT)
         now = time.monotonic()
         if stamp != seen:
-            said = _draw(run, folder)
+            said, is_over = _draw(run, folder)
             longest, seen = max(longest, now - changed if begun else 0.0), stamp
             changed, begun, is_still = now, True, False
             print(said, flush=True)
+            if is_over:
+                print(f"finished: {run / WATCHED}", flush=True)
+                return
         elif not is_still and now - changed > max(STILL, TIMES * longest):
             is_still = True
             _draw(
@@ -87,11 +90,14 @@ def _stamp(path: Path) -> int:
         return 0
 
 
-def _draw(run: Path, folder: Path, note: str = "") -> str:
-    """Make the page of what the checkpoint says; returns where the run stands."""
+def _draw(run: Path, folder: Path, note: str = "") -> tuple[str, bool]:
+    """Make the page of what the checkpoint says; where the run stands, and whether it is over.
+
+    A run of the command line is over when it has its result.json, a Trainer's after its last task.
+    """
     path = folder / CHECKPOINT
     if not path.is_file():
-        return "no epoch is finished yet"
+        return "no epoch is finished yet", False
     try:
         config, position, facts = load_facts(path)
         content = run_content(config, Result.from_dict(facts["result"]))
@@ -101,8 +107,11 @@ def _draw(run: Path, folder: Path, note: str = "") -> str:
         raise CommandError(f"{path} is not of a run that can be watched: {error!r}") from None
     content["configuration"] = {**content["configuration"], **_asked_for(folder)}
     stands = _standing(config, position, content)
-    _write(run, content, f"{note or 'In training'}; {stands}.", RELOAD)
-    return stands
+    is_trained = position["task"] == config["scenario"]["num_tasks"]
+    is_over = is_trained and not (folder / CONFIG).is_file()
+    note = note or ("Trained" if is_trained else "In training")
+    _write(run, content, f"{note}; {stands}.", 0 if is_over else RELOAD)
+    return stands, is_over
 
 
 def _asked_for(folder: Path) -> dict[str, Any]:
@@ -118,7 +127,7 @@ def _standing(config: dict[str, Any], position: dict[str, int], content: dict[st
     tasks, epochs = int(config["scenario"]["num_tasks"]), config["epochs"]
     if epoch == 0:
         task, epoch = max(task - 1, 0), len(content["losses"][max(task - 1, 0)])
-    said = f"task {task} of {tasks}, epoch {epoch}/{epochs}"
+    said = f"task {task} ({task + 1} of {tasks}), epoch {epoch}/{epochs}"
     losses, scores = content["losses"][task], content["training_accuracies"][task]
     if losses:
         said += f", loss {losses[-1]:.4f}"

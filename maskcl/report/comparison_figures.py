@@ -15,6 +15,7 @@ from maskcl.report.drawing import (
     legend,
     new_figure,
     plot_lines,
+    score_panels,
     shorten,
     square,
     square_map,
@@ -27,33 +28,37 @@ from maskcl.report.svg import hover
 from maskcl.report.theme import MUTED, SERIES
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
 def means_over_time(groups: Sequence[Group]) -> Figure:
-    """A line a group: the mean score on the tasks so far, its runs' extremes shaded."""
-    figure, axes = new_figure(WIDTH, 3.6)
-    lines, seen = [], []
-    for index, group in enumerate(groups):
-        curves = np.stack([mean_curve(run.matrix) for run in group.runs])
-        steps = list(range(curves.shape[1]))
-        lines.append((group.label, steps, mean_of(curves).tolist()))
-        seen.append(curves.ravel())
-        if len(group.runs) > 1:
+    """A line a group: the mean score on the tasks so far, its runs' extremes shaded.
+
+    Where all are close to each other they are drawn once more, larger, on an axis of theirs.
+    """
+    curves = [np.stack([mean_curve(run.matrix) for run in group.runs]) for group in groups]
+    values = np.concatenate([curve.ravel() for curve in curves])
+    ends = score_limits(groups[0].first, values)
+    tasks = len(groups[0].first["accuracy"])
+    panels = score_panels(values, ends, tasks, lambda axes: _means(axes, groups, curves))
+    panels[-1].set_ylabel(f"mean test {score_name(groups[0].first)} so far")
+    legend(panels[-1])
+    return panels[-1].figure  # type: ignore[return-value]
+
+
+def _means(axes: Axes, groups: Sequence[Group], curves: Sequence[NDArray[np.float64]]) -> None:
+    steps = list(range(curves[0].shape[1]))
+    for index, curve in enumerate(curves):
+        if len(curve) > 1:
             color = SERIES[index % len(SERIES)]
-            axes.fill_between(steps, curves.min(0), curves.max(0), color=color, alpha=0.18)
+            axes.fill_between(steps, curve.min(0), curve.max(0), color=color, alpha=0.18)
+    lines = [(g.label, steps, mean_of(c).tolist()) for g, c in zip(groups, curves, strict=True)]
     name = score_name(groups[0].first)
     plot_lines(axes, lines, words=f"{{name}} after task {{task}}, mean {name}", digits=4)
-    tasks = max(len(group.first["accuracy"]) for group in groups)
     if (chance := chance_of(groups[0].first)) is not None:
         mean = np.cumsum(chance) / (np.arange(len(chance)) + 1)
         axes.plot(mean, color=MUTED, linewidth=1, label="chance")
-    low, high = score_limits(groups[0].first, np.concatenate(seen))
-    axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
-    axes.set_ylabel(f"mean test {name} so far")
-    task_axis(axes, tasks)
-    legend(axes)
-    return figure
 
 
 def matrix_of_group(group: Group, low: float, high: float) -> Figure:

@@ -27,6 +27,7 @@ from maskcl.report.groups import Group, Run, differing, grouped, repeats, settin
 from maskcl.report.html import (
     Row,
     definitions,
+    details,
     document,
     escape,
     scrolling,
@@ -85,10 +86,8 @@ def _settings(groups: Sequence[Group]) -> list[str]:
     rows = [["setting", *(group.label for group in groups)], seeds]
     rows += [[name, *(_plain(s.get(name)) for s in found)] for name in differ]
     parts = [table_section("Settings that differ", "A column a group.", rows)]
-    if same:
-        all_alike = [["setting", "value"], *([name, _plain(found[0][name])] for name in same)]
-        parts.append(table_section("Settings of all", "The same in all groups.", all_alike))
-    return parts
+    known = {name: found[0][name] for name in same if found[0][name] is not None}
+    return [*parts, details("Settings that are the same in all groups", known)]
 
 
 def _figures(runs: Sequence[Run]) -> str:

@@ -47,11 +47,10 @@ def training(result: Content) -> Figure:
     chance = chance_of(result)
     low = min([*(chance or [0.0]), *values])
     if chance is not None:
-        spans = _starts(history)
-        for task, (first, stop) in enumerate(pairwise(spans)):
-            if task < len(chance):
-                axes.plot([first, stop], [chance[task]] * 2, color=MUTED, linewidth=1,
-                          label=None if task else "chance")  # fmt: skip
+        spans = list(pairwise(_starts(history)))[: len(chance)]
+        edges = [edge for span in spans for edge in span]
+        axes.plot(edges, np.repeat(chance[: len(spans)], 2), color=MUTED, linewidth=1,
+                  label="chance")  # fmt: skip
     high = max(1.0, *values) if values else 1.0
     axes.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
     axes.set_ylabel("accuracy")
@@ -80,16 +79,15 @@ def _curve(
     axes: Axes, history: Epochs, place: Epochs, name: str, *, is_second: bool = False
 ) -> None:
     """A line for each task along one axis of epochs, so that none lies on another."""
+    if len(history) > MOST_LINES:
+        _one_line(axes, history, place, name, is_second=is_second)
+        return
     starts, total = _starts(place), sum(map(len, history))
-    step = max(1, -(-total // MOST_POINTS))
+    few = total <= MOST_POINTS
     for task, values in enumerate(history):
         if not len(values):
             continue
-        # Sampled where there are very many, with each task's last.
-        chosen = sorted({*range(0, len(values), step), len(values) - 1})
-        if len(history) > MOST_POINTS and task % -(-len(history) // MOST_POINTS):
-            continue
-        few = total <= MOST_POINTS
+        chosen = _sampled(len(values), total)
         color = INK if is_second else SERIES[task % len(SERIES)]
         (line,) = axes.plot(
             [starts[task] + epoch + 0.5 for epoch in chosen], [values[e] for e in chosen],
@@ -102,6 +100,24 @@ def _curve(
             hover(line, [f"task {task}, epoch {e + 1}, {name}: {values[e]:.4g}" for e in chosen])
 
 
+def _one_line(axes: Axes, history: Epochs, place: Epochs, name: str, *, is_second: bool) -> None:
+    """Of very many tasks the last epochs alone."""
+    starts = _starts(place)
+    tasks = [task for task, values in enumerate(history) if len(values)]
+    tasks = [tasks[i] for i in _sampled(len(tasks), len(tasks))]
+    axes.plot(
+        [starts[t] + len(history[t]) - 0.5 for t in tasks], [history[t][-1] for t in tasks],
+        color=INK if is_second else SERIES[0], linewidth=1.2,
+        linestyle=(0, (3, 2)) if is_second else "-", label=name if is_second else None,
+    )  # fmt: skip
+
+
+def _sampled(count: int, total: int) -> list[int]:
+    """Some of so many places, where all together are very many; always the last."""
+    step = max(1, -(-total // MOST_POINTS))
+    return sorted({*range(0, count, step), count - 1}) if count else []
+
+
 def _best(axes: Axes, result: Content, history: Epochs, validation: Epochs) -> None:
     """A ring around the epoch that each task went back to."""
     best = result.get("best_epochs") or []
@@ -111,7 +127,7 @@ def _best(axes: Axes, result: Content, history: Epochs, validation: Epochs) -> N
         for task, epoch in enumerate(best)
         if epoch is not None and task < len(validation) and 0 <= epoch < len(validation[task])
     ]
-    if found:
+    if found and len(found) <= MOST_LINES:
         axes.plot(*zip(*found), color=INK, linestyle="", marker="o", markersize=9,
                   markerfacecolor="none", label="epoch kept")  # fmt: skip
 
@@ -129,7 +145,8 @@ def _epoch_axis(axes: Axes, history: Epochs) -> None:
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(0, max(starts[-1], 1))
     most = max(map(len, history), default=0)
-    axes.set_xlabel(f"task ({most} epochs each)" if most > 1 else "task")
+    each = f"up to {most} epochs each" if len(history) <= MOST_LINES else "last epochs"
+    axes.set_xlabel(f"task ({each})" if most > 1 else "task")
     axes.grid(axis="y")
 
 

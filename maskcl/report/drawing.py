@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -201,21 +201,54 @@ def plot_lines(
         digits: of that value.
     """
     count = len(lines)
-    marked = count <= MOST_NUMBERED
+    named = count <= MOST_NUMBERED
     for index, (name, tasks, values) in enumerate(lines):
         points = [
             (t, v) for t, v in zip(tasks, values, strict=True) if v is not None and np.isfinite(v)
         ]
+        if not points:
+            continue
+        marked = named and len(points) <= MOST_COLUMNS
         aside = 0.5 * ((index + 0.5) / count - 0.5) if marked else 0.0
         color = SERIES[index % len(SERIES)]
         (line,) = axes.plot(
             [t + aside for t, _ in points], [v for _, v in points], color=color,
             marker=MARKERS[index % len(MARKERS)] if marked else "", markersize=4.5,
-            linewidth=1.2 if marked else 0.7, alpha=1 if marked else 0.6,
-            label=shorten(name, 28) if marked else None,
+            linewidth=1.2 if named else 0.7, alpha=1 if named else 0.6,
+            label=shorten(name, 28) if named else None,
         )  # fmt: skip
-        if marked and points and len(points) * count <= MOST_POINTS:
+        if marked:
             hover(line, [f"{words.format(name=name, task=t)}: {v:.{digits}f}" for t, v in points])
+
+
+def score_panels(
+    values: NDArray[np.float64], limits: tuple[float, float], tasks: int,
+    draw: Callable[[Axes], None],
+) -> list[Axes]:  # fmt: skip
+    """Axes of scores over tasks: from chance on, and above it, where scores are close, closer.
+
+    Args:
+        values: all that is drawn; NaN where there is none.
+        limits: `scores.score_limits` of them.
+        tasks: how many.
+        draw: draws all on the axes that it is given.
+    """
+    low, high = limits
+    known = values[np.isfinite(values)]
+    spread = float(np.ptp(known)) if known.size else 0.0
+    is_close = 0 < spread < 0.25 * (high - low)
+    _, axes = new_figure(WIDTH, 4.6 if is_close else 3.4, rows=2 if is_close else 1)
+    panels = list(axes) if is_close else [axes]
+    margins = [(known.min() - 0.1 * spread, known.max() + 0.1 * spread)] if is_close else []
+    margins.append((low - 0.03 * (high - low), high + 0.03 * (high - low)))
+    for part, ends in zip(panels, margins, strict=True):
+        draw(part)
+        part.set_ylim(*ends)
+        task_axis(part, tasks)
+    for part in panels[:-1]:
+        part.set_title("closer", loc="left")
+        part.set_xlabel("")
+    return panels
 
 
 def task_axis(axes: Axes, tasks: int, label: str = "after training task") -> None:

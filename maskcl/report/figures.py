@@ -11,14 +11,12 @@ from maskcl.metrics import average_accuracy_curve
 from maskcl.report.curves import FREE, LOSS, TRAINING
 from maskcl.report.drawing import (
     MOST_LINES,
-    WIDTH,
     legend,
-    new_figure,
     plot_lines,
+    score_panels,
     square,
     square_map,
     style,
-    task_axis,
 )
 from maskcl.report.inference import CONFUSION
 from maskcl.report.layout import Content, Picture
@@ -85,29 +83,19 @@ def accuracy_over_time(result: Content) -> Figure:
     Where all scores are close to each other they are drawn once more, larger, on an axis of theirs.
     """
     matrix = matrix_of(result)
-    low, high = score_limits(result, matrix)
-    known = matrix[np.isfinite(matrix)]
-    spread = float(np.ptp(known)) if known.size else 0.0
-    is_close = 0 < spread < 0.25 * (high - low)
-    figure, panels = new_figure(WIDTH, 4.6 if is_close else 3.4, rows=2 if is_close else 1)
-    axes = panels[-1] if is_close else panels
-    _over_time(axes, result, matrix)
-    _references(axes, result, len(matrix))
-    axes.set_ylim(low - 0.03 * (high - low), high + 0.03 * (high - low))
-    axes.set_ylabel(f"test {score_name(result)}")
-    task_axis(axes, len(matrix))
-    if is_close:
-        closer = panels[0]
-        _over_time(closer, result, matrix)
-        _references(closer, result, len(matrix))
-        closer.set_title("closer", loc="left")
-        closer.set_ylim(known.min() - 0.1 * spread, known.max() + 0.1 * spread)
-        task_axis(closer, len(matrix), "")
-    legend(axes)
-    return figure
+
+    def draw(axes: Axes) -> None:
+        _over_time(axes, result, matrix)
+        _references(axes, result, len(matrix))
+
+    panels = score_panels(matrix, score_limits(result, matrix), len(matrix), draw)
+    panels[-1].set_ylabel(f"test {score_name(result)}")
+    legend(panels[-1])
+    return panels[-1].figure  # type: ignore[return-value]
 
 
 def _over_time(axes: Axes, result: Content, matrix: NDArray[np.float64]) -> None:
+    """The tasks' lines and their mean."""
     tasks = len(matrix)
     steps = np.arange(tasks)
     if tasks <= MOST_LINES:

@@ -34,9 +34,13 @@ class Measure:
     column: str | None = None
     needs: tuple[str, ...] = ()
 
+    def is_known(self, result: Content) -> bool:
+        """Whether the result has what it is made from."""
+        return has(result, self.needs)
+
     def of(self, result: Content) -> float | None:
         """The figure of a result."""
-        return self.value(result) if has(result, self.needs) else None
+        return self.value(result) if self.is_known(result) else None
 
     def text(self, result: Content) -> str:
         """The same as text."""

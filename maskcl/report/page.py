@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from maskcl.report.figures import matrix_of, pictures_of
+from maskcl.report.figures import matrix_of, mean_curve, pictures_of
 from maskcl.report.html import (
     Row,
     cards,
@@ -86,13 +86,25 @@ def _forgotten(result: Content) -> str:
 
 
 def _cards(own: Layout, result: Content) -> list[Card]:
+    found, name = result["metrics"], score_name(result)
+    mean, moved = found["ACC"]["value"], found["BWT"]["value"]
+    label = f"mean {name} (ACC)"
+    if (note := _mean_so_far(result)) is not None:
+        mean, label = note, f"mean {name} so far"
     return [
-        Card(number(result["metrics"]["ACC"]["value"], 4), f"mean {score_name(result)} (ACC)"),
-        Card(number(result["metrics"]["BWT"]["value"], 4), "backward transfer (BWT)"),
-        *(Card(measure.text(result), measure.label) for measure in own.measures),
-        *(card(result) for card in own.cards),
+        Card(number(mean, 4), label),
+        Card(number(moved, 4), "backward transfer (BWT)"),
+        *(Card(m.text(result), m.label) for m in own.measures if m.is_known(result)),
+        *(card(result) for card in own.cards if "environment" in result),
         Card(seconds(sum(result["seconds"])), "training time"),
     ]
+
+
+def _mean_so_far(result: Content) -> float | None:
+    """Of a run on its way, the mean on the tasks that it has finished; None for a finished run."""
+    curve = mean_curve(matrix_of(result))
+    known = np.flatnonzero(~np.isnan(curve))
+    return float(curve[known[-1]]) if known.size and known[-1] + 1 < len(curve) else None
 
 
 def _metrics(result: Content) -> str:

@@ -83,7 +83,7 @@ th,td{text-align:left;padding:5px 14px 5px 0;border-bottom:1px solid var(--line)
  vertical-align:top}
 th{font-weight:600}
 td.n,th.n{text-align:right;white-space:nowrap}
-.scroll th,.scroll td{overflow-wrap:normal}
+.scroll th,.scroll td{overflow-wrap:normal;white-space:nowrap}
 td code{overflow-wrap:anywhere}
 .muted{color:var(--muted)}
 .note{border-left:4px solid var(--s1)}

@@ -105,9 +105,9 @@ def configuration(config: dict[str, Any]) -> dict[str, Any]:
     own = {k: v for k, v in config["method"].items() if k != "name"}
     return {
         **plain,
+        **own,
         "optimizer": str(optimizer["name"]).lower(),
         **({"lr": rates[0] if len(set(rates)) == 1 else rates} if rates else {}),
-        **own,
     }
 
 

@@ -127,6 +127,31 @@ def mas_result(tasks=3, seed=0, method="mas", sizes=HELD, forgets=0.01, strength
     }  # fmt: skip
 
 
+def in_training(tasks=5, done=2, epochs=4):
+    """A HAT run on its way: ``done`` tasks are finished, the next one has two epochs."""
+    whole = hat_result(tasks)
+    result = {
+        key: value for key, value in whole.items()
+        if key not in ("masks", "mask_bytes", "protected_share", "environment", "parameters")
+    }  # fmt: skip
+    counts = [epochs] * done + [2] + [0] * (tasks - done - 1)
+    result["accuracy"][done:] = [[None] * tasks for _ in range(tasks - done)]
+    result["capacity"] = result["capacity"][:done]
+    result["protected"] = result["protected"][:done]
+    return result | by_epoch(counts)
+
+
+def by_epoch(counts):
+    """The lists by task and epoch of a run with so many epochs of each task."""
+    return {
+        "losses": [[1.0 / (e + 1) for e in range(n)] for n in counts],
+        "training_accuracies": [[1 - 0.4 / (e + 1) for e in range(n)] for n in counts],
+        "validation_scores": [[1 - 0.5 / (e + 1) for e in range(n)] for n in counts],
+        "free_by_epoch": [[1 / (t + 1) - 0.01 * e for e in range(n)] for t, n in enumerate(counts)],
+        "best_epochs": [n - 1 if n else None for n in counts],
+    }
+
+
 def border_is_empty(picture, result):
     """Whether nothing of a picture is cut off: what is ends in ink at the border."""
     buffer = io.BytesIO()
