@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskcl.export import compact, report
 from maskcl.nn import (
     ConversionError,
     HATEmbedding,
@@ -180,6 +181,21 @@ def test_a_tasks_plain_model_gives_its_logits(case: str) -> None:
     with torch.no_grad():
         found = call(to_plain(net, 0), inputs)
     torch.testing.assert_close(found, logits(net, 0, inputs), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "bert"])
+def test_a_tasks_compact_model_gives_its_logits_with_fewer_weights(case: str) -> None:
+    net, _, inputs = network(case)
+    net.finish_task(0)
+    small, plain = compact(net, 0), to_plain(net, 0)
+    with torch.no_grad():
+        found = small(**inputs) if isinstance(inputs, dict) else small(inputs)
+    torch.testing.assert_close(found["logits"], logits(net, 0, inputs), rtol=1e-5, atol=1e-6)
+    counts = [sum(p.numel() for p in model.parameters()) for model in (small, plain)]
+    assert counts[0] < counts[1]
+    measured = report(net, 0, inputs, repeats=1)
+    assert [measured.compact.parameters, measured.full.parameters] == counts
+    assert measured.difference < 1e-5
 
 
 def test_sequences_of_other_lengths_are_followed_once_each() -> None:

@@ -241,14 +241,16 @@ def _held(x: Any) -> Any:
 
 
 def _plain(output: Any) -> Any:
-    """What a forward returns, of a dict or dataclass the entries, None for objects of other kinds.
+    """What a forward returns, of a dict or dataclass the entries that hold tensors.
 
-    Such as a cache of keys and values, which is no output that tasks are asked for.
+    Objects of other kinds are None: a cache of keys and values is no output that tasks are asked
+    for.
     """
+    if is_dataclass(output) and not isinstance(output, (type, dict)):
+        output = vars(output)
     if isinstance(output, dict):
-        return {str(key): _plain(value) for key, value in output.items()}
-    if is_dataclass(output) and not isinstance(output, type):
-        return {key: _plain(value) for key, value in vars(output).items()}
+        entries = {str(key): _plain(value) for key, value in output.items()}
+        return {key: value for key, value in entries.items() if value is not None}
     if isinstance(output, (tuple, list)):
         return tuple(_plain(value) for value in output)
     return output if isinstance(output, (fx.Proxy, Tensor)) else None
