@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maskcl import backends
+from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops.selection import Select
 
@@ -50,11 +51,11 @@ def piggyback_convolution(
         select: as ``selection`` gives it.
         window: of the convolution.
     """
-    device = x.device.type
-    dtype = weight.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    wanted = _check.autocast_dtype(x)
+    dtype = _check.in_autocast(weight, wanted)
+    if wanted is not None:
+        x = x.to(_check.in_autocast(x, wanted))
+        bias = None if bias is None else bias.to(_check.in_autocast(bias, wanted))
     return call(PiggybackConvFunction, x, weight, scores, bias, window, dtype, *select)  # type: ignore[no-any-return]
 
 

@@ -139,7 +139,10 @@ def attention_like(module: nn.MultiheadAttention) -> nn.Module | None:
         )
     if type(module) is not nn.MultiheadAttention:
         return None
-    return with_hooks(HATAttention(module), module)
+    new: nn.Module = with_hooks(HATAttention(module), module)
+    module._parameters.clear()  # copied: a large model's would be there twice
+    module.out_proj._parameters.clear()
+    return new
 
 
 def _weights(module: Any) -> list[Tensor]:

@@ -71,6 +71,7 @@ def _swapped_conv1d(module: Any) -> HATLinear:
     weight = module.weight
     new.weight = nn.Parameter(weight.detach().t().contiguous(), weight.requires_grad)
     new.bias = module.bias
+    module._parameters["weight"] = None  # copied: a large model's would be there twice
     return new
 
 

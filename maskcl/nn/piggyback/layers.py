@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maskcl import ops
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
+from maskcl.ops._check import is_autocast
 from maskcl.ops.piggyback_convolutions import Window, piggyback_convolution
 from maskcl.ops.piggyback_products import masked_product
 from maskcl.ops.selection import selection
@@ -84,7 +85,7 @@ class PiggybackLinear(PiggybackLayer, nn.Linear):
             and x.layout is torch.strided
             and self.levels != "topk"
             and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled(x.device.type)
+            and not is_autocast(x.device.type)
         )
 
 
