@@ -29,11 +29,11 @@ PUBLIC = {
     "maskcl.models": "ENCODERS GRAPH_PROBLEMS NAMES READOUTS build build_graph conv example_inputs"
     " mlp resnet101 resnet152 resnet18 resnet34 resnet50 vit_small vit_tiny",
     "maskcl.nn": "Capacity ConversionError ConversionWarning Forgotten GrowingHead"
-    " HATConv1d HATConv2d HATConv3d HATLinear HATNetwork"
+    " HATConv1d HATConv2d HATConv3d HATEmbedding HATLinear HATNetwork"
     " ImportanceNetwork PiggybackConv1d PiggybackConv2d PiggybackConv3d PiggybackEmbedding"
     " PiggybackLinear PiggybackNetwork Protection TaskBatchNorm1d TaskBatchNorm2d TaskBatchNorm3d"
-    " TaskGroupNorm TaskHeads TaskLayerNorm TaskNetwork mask_logits to_hat to_importance"
-    " to_piggyback to_plain",
+    " TaskGroupNorm TaskHeads TaskLayerNorm TaskNetwork TaskRMSNorm mask_logits to_hat"
+    " to_importance to_piggyback to_plain",
     "maskcl.ops": "adam_update_ and_words andnot_words binarize clamp_grads_ clamp_grads_soft_"
     " epoch_progress hat_gate hat_scale hat_sparsity kth_largest linear_importance"
     " linear_importance_ mas_accumulate_ mas_penalty mas_penalty_grads_ masked_activation"

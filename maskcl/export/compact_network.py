@@ -32,14 +32,15 @@ def compact(net: Network, task: int, example_inputs: Any = None) -> fx.GraphModu
     The result is a ``torch.fx.GraphModule``, as a forward may spell out sizes that are others now;
     so it also works without the classes of the user's model. Names of parameters are those of
     ``to_plain``, modules are torch's (and torch_geometric's) own, and it shares nothing with
-    ``net``.
+    ``net``. What returns an object with entries, as models of transformers do, returns a dict.
 
     Args:
         net: as ``to_hat`` made it, or a PiggybackNetwork or ImportanceNetwork, whose tasks close no
             units: from these goes what their masks cut off altogether.
         task: finished, or in training (its masks are hard then).
-        example_inputs: a tensor, or a tuple of the forward's arguments; None for those that a
-            HATNetwork was made with. A forward that branches on sizes is written for theirs.
+        example_inputs: a tensor, a tuple of the forward's arguments, or a dict of them by name;
+            None for those that a HATNetwork was made with. A forward that branches on sizes is
+            written for theirs.
 
     Raises:
         ValueError: no such task, or example_inputs is missing.

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from maskcl.export.compact_network import Network, compact, example_of
 from maskcl.nn import to_plain
+from maskcl.nn.following.arguments import arguments_of, call
 
 
 @dataclass(frozen=True)
@@ -103,38 +104,46 @@ def compare(
     """A Report of two networks that are there already; arguments as for ``report``."""
     if repeats < 1:
         raise ValueError(f"report: repeats is {repeats}, wanted at least 1")
-    arguments = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    arguments = arguments_of(inputs)
     models = (full, small)
     with torch.inference_mode():
-        outputs = [model(*arguments) for model in models]
+        outputs = [call(model, arguments) for model in models]
         flops = [_flops(model, arguments) for model in models]
         seconds = _seconds(models, arguments, repeats)
     costs = [
         Cost(sum(p.numel() for p in model.parameters()), flop, second)
         for model, flop, second in zip(models, flops, seconds, strict=True)
     ]
-    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    tensors = _tensors(arguments)
     device = tensors[0].device if tensors else torch.device("cpu")
     where = f"cpu, threads {torch.get_num_threads()}" if device.type == "cpu" else str(device)
     shapes = tuple(tuple(x.shape) for x in tensors)
     return Report(task, costs[0], costs[1], _difference(*outputs), shapes, where)
 
 
-def _flops(model: nn.Module, arguments: Sequence[Any]) -> int:
+Arguments = tuple[Any, ...] | dict[str, Any]
+
+
+def _tensors(arguments: Arguments) -> list[Tensor]:
+    given = arguments.values() if isinstance(arguments, dict) else arguments
+    return [x for x in given if isinstance(x, Tensor)]
+
+
+def _flops(model: nn.Module, arguments: Arguments) -> int:
     with FlopCounterMode(display=False) as counter:
-        model(*arguments)
+        call(model, arguments)
     return int(counter.get_total_flops())
 
 
-def _seconds(models: Sequence[nn.Module], arguments: Sequence[Any], repeats: int) -> list[float]:
+def _seconds(models: Sequence[nn.Module], arguments: Arguments, repeats: int) -> list[float]:
     """Median seconds of a call of each, in turns."""
-    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    tensors = _tensors(arguments)
     on_gpu = any(x.is_cuda for x in tensors)
     times: list[list[float]] = [[] for _ in models]
     for turn in range(min(repeats, 3) + repeats):
         for model, found in zip(models, times, strict=True):
             start = time.perf_counter()
-            model(*arguments)
+            call(model, arguments)
             if on_gpu:
                 torch.cuda.synchronize()
             if turn >= min(repeats, 3):
@@ -147,7 +156,8 @@ def _difference(one: Any, other: Any) -> float:
     if isinstance(one, Tensor):
         return float((one - other).abs().max()) if one.numel() else 0.0
     if isinstance(one, dict):
-        one, other = list(one.values()), [other[key] for key in one]
+        keys = [key for key in one if key in other]
+        one, other = [one[key] for key in keys], [other[key] for key in keys]
     return max((_difference(a, b) for a, b in zip(one, other, strict=True)), default=0.0)
 
 

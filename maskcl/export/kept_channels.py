@@ -26,20 +26,29 @@ class Labels:
 
     def __init__(self) -> None:
         self.count = EVERY + 1
-        self.rules: list[Rule] = []
-        # These choose between channels, so they come in where all others have nothing to say.
-        self.choices: list[Rule] = []
+        self._starts = [EVERY]
+        self._rules: list[_Known] = []
+        self._choices: list[_Known] = []
 
     def fresh(self, size: int) -> Tensor:
         """An axis of new labels."""
         start = self.count
         self.count += size
+        self._starts.append(start)
         return torch.arange(start, self.count)
+
+    def rule(self, rule: Rule, *labels: Tensor) -> None:
+        """A rule that reads and writes these labels alone."""
+        self._rules.append((rule, labels))
+
+    def choice(self, rule: Rule, *labels: Tensor) -> None:
+        """A rule that chooses between channels: it comes in where all others have had their say."""
+        self._choices.append((rule, labels))
 
     def pin(self, axis: Tensor | None) -> None:
         """All of an axis stays."""
         if axis is not None:
-            self.rules.append(lambda kept: _keep(kept, axis))
+            self.rule(lambda kept: _keep(kept, axis), axis)
 
     def at_least_one(self, axis: Tensor) -> None:
         """An axis is never left empty: torch has no layers without channels."""
@@ -48,7 +57,7 @@ class Labels:
             if not kept[axis].any():
                 kept[axis[0]] = True
 
-        self.choices.append(rule)
+        self.choice(rule, axis)
 
     def same(self, one: Tensor | None, other: Tensor | None) -> None:
         """Two axes keep the same channels."""
@@ -63,7 +72,7 @@ class Labels:
             _keep(kept, one[either])
             _keep(kept, other[either])
 
-        self.rules.append(rule)
+        self.rule(rule, one, other)
 
     def grid(self, elements: Tensor, axes: Mapping[int, Tensor]) -> None:
         """Elements labelled on their own are those of a tensor whose dimensions are labelled.
@@ -72,44 +81,96 @@ class Labels:
             elements: int64, of full size along the dimensions in ``axes``, else 1.
             axes: by dimension. An element stays exactly where all of its axes' channels do.
         """
+        others = {dim: [d for d in range(elements.dim()) if d != dim] for dim in axes}
 
         def rule(kept: Tensor) -> None:
             inside = kept[elements]
             for dim, axis in axes.items():
-                rows = inside.movedim(dim, 0).reshape(len(axis), -1)
-                _keep(kept, axis[rows.any(1)])
+                _keep(kept, axis[inside.any(others[dim])] if others[dim] else axis[inside])
             whole = torch.ones_like(inside)
             for dim, axis in axes.items():
                 whole &= along(kept[axis], dim, elements.dim())
-            _keep(kept, elements[whole])
+            if not torch.equal(whole, inside):
+                _keep(kept, elements[whole])
 
-        self.rules.append(rule)
+        self.rule(rule, elements, *axes.values())
 
     def solve(self) -> Tensor:
         """What stays, bool by label."""
         kept = torch.zeros(self.count, dtype=torch.bool)
         kept[EVERY] = True
-        self._settle(kept)
-        before = -1
-        while before != (before := int(kept.sum())):
-            for rule in reversed(self.choices):
-                if _changes(rule, kept):
-                    self._settle(kept)
+        blocks = _Blocks(kept, self._starts)
+        rules = [_Watched(rule, blocks.of(labels)) for rule, labels in self._rules]
+        choices = [_Watched(rule, blocks.of(labels)) for rule, labels in self._choices]
+        _settle(rules, blocks)
+        changed = True
+        while changed:
+            changed = False
+            for choice in reversed(choices):
+                if blocks.run(choice):
+                    _settle(rules, blocks)
+                    changed = True
         return kept
 
-    def _settle(self, kept: Tensor) -> None:
-        """Apply the rules until nothing changes."""
-        before = -1
-        # What is needed travels from the outputs to the inputs, what is tied both ways.
-        while before != (before := int(kept.sum())):
-            for rule in (*reversed(self.rules), *self.rules):
-                rule(kept)
+
+_Known = tuple[Rule, tuple[Tensor, ...]]
 
 
-def _changes(rule: Rule, kept: Tensor) -> bool:
-    before = int(kept.sum())
-    rule(kept)
-    return int(kept.sum()) != before
+class _Watched:
+    """A rule, the blocks of labels that it touches, and when it was run last."""
+
+    def __init__(self, rule: Rule, blocks: list[int]) -> None:
+        self.rule, self.blocks, self.seen = rule, blocks, -1
+
+
+class _Blocks:
+    """What stays, in the blocks in which labels were handed out: which changed, and when.
+
+    There may be a label for each element of a tensor, so that no step looks at all of them.
+    """
+
+    def __init__(self, kept: Tensor, starts: list[int]) -> None:
+        self.kept = kept
+        self._starts = torch.tensor(starts)
+        self._parts = kept.tensor_split(self._starts[1:])
+        self._counts = [int(torch.count_nonzero(part)) for part in self._parts]
+        self._changed = [0] * len(starts)
+        self._time = 0
+
+    def of(self, labels: tuple[Tensor, ...]) -> list[int]:
+        """Numbers of the blocks that these labels are in."""
+        found: set[int] = set()
+        for part in labels:
+            places = torch.bucketize(part.flatten(), self._starts, right=True) - 1
+            found.update(torch.bincount(places).nonzero().flatten().tolist())
+        return sorted(found)
+
+    def has_news(self, watched: _Watched) -> bool:
+        """Whether anything that a rule touches changed since it was run last."""
+        return any(self._changed[block] > watched.seen for block in watched.blocks)
+
+    def run(self, watched: _Watched) -> bool:
+        """Run a rule; whether it changed anything."""
+        watched.rule(self.kept)
+        self._time += 1
+        changed = False
+        for block in watched.blocks:
+            count = int(torch.count_nonzero(self._parts[block]))
+            if count != self._counts[block]:
+                self._counts[block], self._changed[block] = count, self._time
+                changed = True
+        watched.seen = self._time - changed  # its own changes may be news to it
+        return changed
+
+
+def _settle(rules: list[_Watched], blocks: _Blocks) -> None:
+    """Apply the rules until nothing changes."""
+    # What is needed travels from the outputs to the inputs, what is tied both ways.
+    order = [*reversed(rules), *rules]
+    while any(map(blocks.has_news, rules)):
+        for watched in order:
+            if blocks.has_news(watched):
+                blocks.run(watched)
 
 
 def along(vector: Tensor, dim: int, rank: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from maskcl.nn.hat.capacity import Capacity
 from maskcl.nn.hat.convert import to_hat
+from maskcl.nn.hat.embedding_table import HATEmbedding
 from maskcl.nn.hat.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
 from maskcl.nn.hat.network import HATNetwork
 from maskcl.nn.hat.protection import Protection
@@ -26,6 +27,7 @@ from maskcl.nn.tasks.norms import (
     TaskBatchNorm3d,
     TaskGroupNorm,
     TaskLayerNorm,
+    TaskRMSNorm,
 )
 from maskcl.nn.tasks.unlearning import Forgotten
 
@@ -38,6 +40,7 @@ __all__ = [
     "HATConv1d",
     "HATConv2d",
     "HATConv3d",
+    "HATEmbedding",
     "HATLinear",
     "HATNetwork",
     "ImportanceNetwork",
@@ -55,6 +58,7 @@ __all__ = [
     "TaskHeads",
     "TaskLayerNorm",
     "TaskNetwork",
+    "TaskRMSNorm",
     "mask_logits",
     "to_hat",
     "to_importance",

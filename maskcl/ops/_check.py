@@ -94,7 +94,7 @@ def one_of(op: str, name: str, value: str, wanted: Sequence[str]) -> None:
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """What autocast makes of a linear layer's or a convolution's tensors on this one's device."""
     device = tensor.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
+    if not is_autocast(device):
         return None
     return torch.get_autocast_dtype(device)
 
@@ -133,3 +133,8 @@ def one_kind(op: str, x: Tensor, **others: Tensor | None) -> None:
         if tensor is not None and (tensor.device != device or tensor.dtype is not dtype):
             same_device(op, name, tensor, "x", x)
             same_dtype(op, name, tensor, "x", x)
+
+
+def is_autocast(device: str) -> bool:
+    """Whether autocast is on for a type of device; the meta device has none."""
+    return device != "meta" and torch.is_autocast_enabled(device)

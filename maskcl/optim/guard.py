@@ -24,9 +24,9 @@ def guard(optimizer: Optimizer, protection: Protection, exact: bool = True) -> G
     """Guard ``optimizer`` until ``Guard.remove``.
 
     After each step the protected elements of every parameter are put back from a copy taken here,
-    and so is optimizer state of a parameter's shape that exists here. State that the optimizer
-    creates later is made zero there. Plain SGD without momentum and weight decay is left alone:
-    it cannot move an element whose gradient is zero.
+    and so is optimizer state of a parameter's shape that exists here and is not zero there. State
+    that the optimizer creates later, or that was zero, is made zero there. Plain SGD without
+    momentum and weight decay is left alone: it cannot move an element whose gradient is zero.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``; parameters it does not hold do not matter, those
@@ -95,9 +95,17 @@ class Guard:
         if self._saved is not None or not self._entries or _keeps_zero_gradients(optimizer):
             return
         self._saved = [parameter.detach().clone() for parameter, _ in self._entries]
-        for parameter, _ in self._entries:
+        for parameter, sides in self._entries:
             for key, value in _state_like(optimizer, parameter):
-                self._saved_state[id(parameter), key] = value.clone()
+                # A resumed run's is 0 there, as a guard left it: that needs no copy.
+                if not self._is_zero(value, sides):
+                    self._saved_state[id(parameter), key] = value.clone()
+
+    def _is_zero(self, value: Tensor, sides: _Sides) -> bool:
+        """Whether the bits of all protected elements are 0; waits for the device."""
+        kept = torch.zeros_like(value)
+        self._restore([kept], [value], [sides])
+        return not bool(kept.contiguous().view(torch.uint8).any())
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, *_: Any) -> None:

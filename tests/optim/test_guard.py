@@ -98,6 +98,27 @@ def test_state_that_existed_is_put_back():
         assert not (now[~mask] == b[~mask]).any()
 
 
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_a_resumed_guard_copies_no_state(name):
+    params = parameters()
+    masks = protected(True)
+    optimizer = OPTIMIZERS[name](params)
+    first = guard(optimizer, protection(*params))
+    step(optimizer, params, 0, masks)
+    resumed = OPTIMIZERS[name](params)
+    resumed.load_state_dict(optimizer.state_dict())
+    first.remove()
+    before = [p.detach().clone() for p in params]
+    second = guard(resumed, protection(*params))
+    assert second._saved is not None and second._saved_state == {}
+    step(resumed, params, 1)  # gradients that nobody clamped
+    for p, b, mask in zip(params, before, masks):
+        assert torch.equal(p[mask], b[mask]) and not (p[~mask] == b[~mask]).any()
+        for value in resumed.state[p].values():
+            if isinstance(value, torch.Tensor) and value.shape == p.shape:
+                assert (value[mask] == 0).all()
+
+
 def test_plain_sgd_costs_no_copy_until_it_gains_momentum():
     params = parameters()
     start = [p.detach().clone() for p in params]

@@ -77,9 +77,9 @@ def need(labels: Labels, inputs: Tensor, outputs: Tensor, alive: Tensor) -> None
         needed = (alive & kept[outputs].unsqueeze(2)).any(1)
         kept[inputs[needed]] = True
 
-    labels.rules.append(rule)
+    labels.rule(rule, inputs, outputs)
     if len(inputs) > 1:
-        labels.choices.append(lambda kept: _even(kept, inputs, outputs))
+        labels.choice(lambda kept: _even(kept, inputs, outputs), inputs, outputs)
 
 
 def _even(kept: Tensor, inputs: Tensor, outputs: Tensor) -> None:

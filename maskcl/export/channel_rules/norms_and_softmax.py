@@ -82,7 +82,7 @@ def _whole_groups(labels: Labels, groups: Tensor) -> None:
     def rule(kept: Tensor) -> None:
         kept[groups[kept[groups].any(1)]] = True
 
-    labels.rules.append(rule)
+    labels.rule(rule, groups)
 
 
 def _silent(module: Any, dim: int | None, rank: int) -> Tensor:

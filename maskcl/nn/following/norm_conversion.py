@@ -15,6 +15,7 @@ from maskcl.nn.tasks.norms import (
     TaskGroupNorm,
     TaskLayerNorm,
     TaskNorm,
+    TaskRMSNorm,
 )
 from maskcl.nn.tasks.replace_modules import with_hooks, without_hooks
 
@@ -23,7 +24,7 @@ _BATCH_NORMS: dict[type, type] = {
     nn.BatchNorm2d: TaskBatchNorm2d,
     nn.BatchNorm3d: TaskBatchNorm3d,
 }
-_NORMS = (*_BATCH_NORMS, nn.LayerNorm, nn.GroupNorm)
+_NORMS = (*_BATCH_NORMS, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
 def task_norm(module: nn.Module, num_tasks: int) -> nn.Module | None:
@@ -48,6 +49,8 @@ def _task_norm_like(module: Any, kind: type[nn.Module], num_tasks: int) -> TaskN
     """An empty one for this kind of norm."""
     if kind is nn.LayerNorm:
         return TaskLayerNorm(module.normalized_shape, num_tasks, device="meta")
+    if kind is nn.RMSNorm:
+        return TaskRMSNorm(module.normalized_shape, num_tasks, device="meta")
     if kind is nn.GroupNorm:
         return TaskGroupNorm(module.num_groups, module.num_channels, num_tasks, device="meta")
     return _BATCH_NORMS[kind](module.num_features, num_tasks, device="meta")

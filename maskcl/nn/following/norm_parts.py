@@ -70,7 +70,7 @@ def _graphs(norm: nn.Module) -> list[fx.Graph] | None:
 def _shapes(norm: nn.Module) -> list[tuple[int, ...]]:
     """Of inputs that a norm of this kind may take."""
     match norm:
-        case nn.LayerNorm():
+        case nn.LayerNorm() | nn.RMSNorm():
             sizes = norm.normalized_shape
             return [(2, *sizes), (2, *sizes, 2, 2)]
         case nn.GroupNorm():

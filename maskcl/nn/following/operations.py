@@ -6,6 +6,8 @@ import operator
 
 from torch import fx, nn
 
+from maskcl.nn.tasks.state import TaskAware
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
@@ -28,7 +30,7 @@ KEEP_ZERO = _words(
 # Of one tensor, shape unchanged, 0 not kept.
 CHANGE_ZERO = _words(
     "sigmoid sigmoid_ hardsigmoid logsigmoid softplus softmax log_softmax softmin exp exp2 cos "
-    "cosh log reciprocal rsqrt layer_norm group_norm rms_norm"
+    "cosh log reciprocal rsqrt layer_norm group_norm"
 )
 CLAMPS = _words("clamp clamp_ clip hardtanh")
 SUMS = _words("add iadd add_ sub isub sub_ maximum minimum")
@@ -37,6 +39,10 @@ QUOTIENTS = _words("div truediv itruediv div_ true_divide")
 REDUCTIONS = _words("mean sum amax amin")
 # Of torch_geometric: from the rows of each graph to one row.
 READOUTS = _words("global_add_pool global_mean_pool global_max_pool")
+# Sum over many units, so that all tasks use each element.
+MIXES = _words("linear addmm baddbmm")
+# Make tensors of sizes.
+FACTORIES = _words("arange zeros ones full empty eye linspace")
 # Pick rows by a tensor of numbers.
 PICKS = _words("getitem index_select")
 POOLS = (
@@ -57,7 +63,13 @@ ALIASES = _words(
     "expand contiguous chunk split unbind getitem select narrow detach dropout to float"
 )
 ALIAS_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout2d)
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WRITES = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem)
+
+
+def is_frozen_layer(module: nn.Module | None) -> bool:
+    """Whether it is a linear layer or convolution that stays as it is for all tasks."""
+    return isinstance(module, _LAYERS) and not isinstance(module, TaskAware)
 
 
 def operation(node: fx.Node) -> str:

@@ -158,6 +158,17 @@ def resized(value: Value, shape: Sequence[int], last: int) -> Value | None:
     return Value(terms, tuple(shape), value.problem)
 
 
+def repeated(value: Value, dim: int, shape: Sequence[int]) -> Value:
+    """Each slice along ``dim`` as often, one after the other, as ``shape`` asks for."""
+    terms = []
+    for term in value.terms:
+        term = aligned(term, len(shape))
+        if term.shape[dim] > 1:
+            term = term.repeat_interleave(shape[dim] // term.shape[dim], dim)
+        terms.append(term)
+    return Value(tuple(terms), tuple(shape), value.problem)
+
+
 def rows_along(value: Value, dim: int) -> Tensor:
     """Distinct rows of unit numbers along ``dim``, int64 [R, C]: who feeds each of C inputs.
 

@@ -90,6 +90,8 @@ class _Node:
         kind = type(module).__name__
         if is_channelwise(module):
             return self._rows()
+        if ops.is_frozen_layer(module):
+            return p.every(self.result.size)  # each element comes from many
         if len(self.values) != 1 or not value.followed:
             return None
         if isinstance(module, ops.MOVING_MODULES):
@@ -125,6 +127,10 @@ class _Node:
             return self._sum()
         if name in ops.PRODUCTS:
             return p.product(self.values, self.result.size)
+        if name in ops.MIXES:
+            return p.every(self.result.size)
+        if name == "rms_norm":
+            return self._rms_norm()
         if name in ("matmul", "bmm") and len(self.args) == 2:
             left, right = (x if isinstance(x, Value) else None for x in self.args)
             # Where units are summed over, each element comes from many: all tasks use it.
@@ -196,12 +202,25 @@ class _Node:
         size = self.result.size
         return p.joined([first, p.product(factors, size)], size)
 
+    def _rms_norm(self) -> Value | None:
+        """0 stays 0, unless a row of zeros is divided by 0."""
+        value, *weights = self.values
+        eps = self.kwargs.get("eps", self.args[3] if len(self.args) > 3 else None)
+        if not value.followed or eps == 0 or not all(weight.every for weight in weights):
+            return None
+        return value
+
     def _attention(self) -> Value | None:
         named = [self.kwargs.get("value"), *self.args[2:3]]
         found = next((v for v in named if isinstance(v, Value)), None)
         if found is None or found.every:
             return None
-        return p.contracted(None, found, self.result.size)
+        size = self.result.size
+        heads = size[-3] if len(size) > 2 else 1
+        if len(found.shape) > 2 and found.shape[-3] != heads:  # enable_gqa: heads share values
+            shape = (*found.shape[:-3], heads, *found.shape[-2:])
+            found = p.repeated(found, len(shape) - 3, shape)
+        return p.contracted(None, found, size)
 
     def _picks_rows(self) -> bool:
         index = self.args[-1]

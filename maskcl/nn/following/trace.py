@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from maskcl.nn.following.operations import READOUTS
+from maskcl.nn.following.arguments import arguments_of, call, names_of, sizes_of
+from maskcl.nn.following.operations import FACTORIES, READOUTS
 from maskcl.nn.following.tracer import Tracer
 from maskcl.nn.following.trees import leaves_of
 from maskcl.nn.tasks.errors import ConversionError
 
+_ONE_AT_A_TIME = threading.RLock()
 _OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
@@ -39,7 +42,8 @@ class Trace:
         graph: torch.fx graph; modules of torch.nn and task-aware ones are its leaves.
         results: what each node returned on the example inputs, with a Shape for each tensor.
         modules: the traced model's modules by name.
-        arguments: how many the forward was given.
+        arguments: names of those that the forward was given, in their order (`names_of`).
+        by_name: whether they were given by name.
         sizes: ``sizes_of`` them, where the forward branches on sizes, so that the graph holds for
             these alone; else None.
     """
@@ -47,8 +51,9 @@ class Trace:
     graph: fx.Graph
     results: dict[fx.Node, Any]
     modules: dict[str, nn.Module]
-    arguments: int
+    arguments: tuple[str, ...]
     sizes: tuple[Any, ...] | None
+    by_name: bool = False
 
     def calls(self, name: str) -> list[fx.Node]:
         """Nodes that call module ``name``."""
@@ -84,14 +89,16 @@ def trace(
 
     Args:
         model: runs once, in evaluation mode and without gradients; its modes are put back.
-        example_inputs: a tensor, or a tuple of the forward's arguments.
+        example_inputs: a tensor, a tuple of the forward's arguments, or a dict of them by name.
         leaves: further modules that are not looked into.
 
     Raises:
         ConversionError: torch.fx cannot follow the forward, or it fails on the example inputs.
     """
-    inputs = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
+    inputs = arguments_of(example_inputs)
     modes = {module: module.training for module in model.modules()}
+    # One at a time: fx puts functions of its own in the place of torch's.
+    _ONE_AT_A_TIME.acquire()
     try:
         model.eval()
         results: dict[fx.Node, Any] = {}
@@ -99,11 +106,11 @@ def trace(
         def keep(node: fx.Node, result: Any) -> None:
             results[node] = _record(result)
 
-        tracer = Tracer(tuple(inputs), keep, tuple(_readouts().values()), leaves)
-        with _recorded_readouts(tracer), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        tracer = Tracer(inputs, keep, tuple(_readouts().values()), leaves)
+        with _recorded(tracer), torch.no_grad(), torch.random.fork_rng(devices=[]):
             graph = tracer.trace(model)
             if model._forward_hooks or model._forward_pre_hooks:
-                model(*inputs)  # the tracer leaves out the whole model's own, which may refuse
+                call(model, inputs)  # the tracer leaves out the whole model's own, which may refuse
         for node in graph.nodes:
             if node.op == "get_attr" and node not in results:
                 results[node] = _record(operator.attrgetter(node.target)(model))
@@ -116,22 +123,12 @@ def trace(
             " each module, sources={'module': ['layer', ...], ...}, for every layer and norm in it"
         ) from error
     finally:
+        _ONE_AT_A_TIME.release()
         for module, mode in modes.items():
             module.training = mode
     modules = dict(model.named_modules(remove_duplicate=False))
-    sizes = sizes_of(inputs) if tracer.branched else None
-    return Trace(graph, results, modules, len(inputs), sizes)
-
-
-def sizes_of(arguments: Iterable[Any]) -> tuple[Any, ...]:
-    """A tensor's shape without its first dimension, a number or switch itself, else the type."""
-
-    def size(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return tuple(x.shape[1:])
-        return x if x is None or isinstance(x, (bool, int, float, str)) else type(x).__name__
-
-    return tuple(map(size, arguments))
+    sizes = sizes_of(tracer.inputs_by_name().values()) if tracer.branched else None
+    return Trace(graph, results, modules, names_of(model, inputs), sizes, isinstance(inputs, dict))
 
 
 def _readouts() -> dict[str, Callable[..., Any]]:
@@ -141,20 +138,31 @@ def _readouts() -> dict[str, Callable[..., Any]]:
 
 
 @contextmanager
-def _recorded_readouts(tracer: fx.Tracer) -> Iterator[None]:
-    """Inside, ``torch_geometric.nn.NAME(...)`` is a node; fx itself knows names in globals only."""
-    geometric, originals = sys.modules.get("torch_geometric.nn"), _readouts()
+def _recorded(tracer: fx.Tracer) -> Iterator[None]:
+    """Inside, functions that fx would not notice are nodes.
 
-    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: tracer.create_proxy("call_function", function, args, kwargs)
+    Those are ``torch_geometric.nn.NAME(...)``, as fx itself knows names in globals only, and what
+    makes tensors of sizes that are proxies, which torch's own parser refuses.
+    """
+    geometric, readouts = sys.modules.get("torch_geometric.nn"), _readouts()
+    originals = [(geometric, name, function) for name, function in readouts.items()]
+    originals += [(torch, name, getattr(torch, name)) for name in FACTORIES]
 
-    for name, function in originals.items():
-        setattr(geometric, name, recorded(function))
+    def recorded(function: Callable[..., Any], always: bool) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if always or any(True for _ in leaves_of((args, kwargs), fx.Proxy)):
+                return tracer.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return run
+
+    for module, name, function in originals:
+        setattr(module, name, recorded(function, always=name in readouts))
     try:
         yield
     finally:
-        for name, function in originals.items():
-            setattr(geometric, name, function)
+        for module, name, function in originals:
+            setattr(module, name, function)
 
 
 def _record(result: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from maskcl.nn.following.trace import Shape, Trace, trace
 from maskcl.nn.hat.fused_activation import FusedActivation
-from maskcl.nn.hat.layer_conversion import task_aware_like
+from maskcl.nn.hat.layer_conversion import check_tables, task_aware_like
 from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.hat.network import HATNetwork
 from maskcl.nn.hat.place_masks import unmasked
@@ -26,6 +26,8 @@ from maskcl.nn.tasks.state import Masked
 from maskcl.nn.tasks.task_parameters import loosen
 from maskcl.nn.tasks.unconverted import check_unconverted
 
+EMBEDDINGS = ("units", "frozen")
+
 
 def to_hat(
     model: nn.Module,
@@ -36,31 +38,41 @@ def to_hat(
     fuse: bool = True,
     init: str = "normal",
     sources: Sources | None = None,
+    embeddings: str = "units",
 ) -> HATNetwork:
     """Convert an ordinary model; it is copied and stays as it is.
 
-    Linear and convolution layers become HAT layers with the same weights, GCNConv, GraphConv,
-    SAGEConv, GATConv and GINConv of torch_geometric among them, norms become one norm a task (each
-    a copy), and so do parameters that a module of the user's own holds itself, such as a class
-    token or a layer scale. Layers whose parameters are all frozen stay as they are. The same call
-    gives the same network, so that a ``state_dict`` fits in another process.
+    Linear and convolution layers, tables of embeddings and the ``Conv1D`` of transformers become
+    HAT layers with the same weights, GCNConv, GraphConv, SAGEConv, GATConv and GINConv of
+    torch_geometric among them and the projections of ``nn.MultiheadAttention``; norms become one
+    norm a task (each a copy), and so do parameters that a module of the user's own holds itself,
+    such as a class token or a layer scale. Layers whose parameters are all frozen stay as they are.
+    The same call gives the same network, so that a ``state_dict`` fits in another process.
 
     Args:
         model: of torch.nn modules; its forward can be traced by torch.fx.
         num_tasks: T.
-        example_inputs: a tensor, or a tuple of the forward's arguments, on the model's device.
+        example_inputs: a tensor, a tuple of the forward's arguments, or a dict of them by name, on
+            the model's device.
         classes: outputs of each task's own head, which replaces the last ``nn.Linear`` (each of
             several that make one output); None keeps that layer: all tasks share it, and what a
             finished task needs is protected.
         fuse: compute an activation module that directly follows a layer together with its mask.
         init: as for HATNetwork.
         sources: as for HATNetwork.
+        embeddings: what becomes of each ``nn.Embedding`` that trains. "units": its channels are
+            units as a layer's are; of a channel that a finished task uses all rows are protected.
+            "frozen": it stays as it is, for all tasks.
 
     Raises:
         ConversionError: something cannot be followed or protected; the message names it and the
             remedy.
-        ValueError: num_tasks, classes or init is not as above.
+        ValueError: num_tasks, classes, init or embeddings is not as above.
     """
+    if embeddings not in EMBEDDINGS:
+        raise ValueError(
+            f"to_hat: embeddings is {embeddings!r}, wanted one of {', '.join(EMBEDDINGS)}"
+        )
     if num_tasks < 1:
         raise ValueError(f"to_hat: num_tasks is {num_tasks}, wanted at least 1")
     if classes is not None and len(classes) != num_tasks:
@@ -71,6 +83,11 @@ def to_hat(
     model = copy.deepcopy(model)
     if type(model).__module__.startswith("torch.nn") and not isinstance(model, nn.Sequential):
         model = nn.Sequential(model)
+    if embeddings == "frozen":
+        for module in model.modules():
+            if isinstance(module, nn.Embedding):
+                module.requires_grad_(False)
+    check_tables(model)
     replace_modules(model, lambda module: task_aware_like(module, num_tasks))
     loosen(model, num_tasks)
     check_owners(model)

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskcl.nn.following.arguments import arguments_of
+
 
 @dataclass(frozen=True)
 class _Like:
@@ -30,14 +32,13 @@ class Example:
     """Shapes, dtypes and layouts of a forward's arguments, and the numbers among them.
 
     Args:
-        inputs: a tensor, or a tuple of the forward's arguments; not kept.
+        inputs: a tensor, a tuple of the forward's arguments, or a dict of them; not kept.
     """
 
     def __init__(self, inputs: Any) -> None:
-        arguments = inputs if isinstance(inputs, (tuple, list)) else (inputs,)
-        self._arguments = _mapped(tuple(arguments), _described)
+        self._arguments = _mapped(arguments_of(inputs), _described)
 
-    def make(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+    def make(self, device: torch.device, dtype: torch.dtype) -> tuple[Any, ...] | dict[str, Any]:
         """Arguments of those shapes, all zeros.
 
         Args:

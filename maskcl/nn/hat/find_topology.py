@@ -10,6 +10,7 @@ from maskcl.nn.following.in_place_writes import written_modules
 from maskcl.nn.following.provenance import Value
 from maskcl.nn.following.rules import follow
 from maskcl.nn.following.trace import Trace
+from maskcl.nn.hat.embedding_table import HATEmbedding
 from maskcl.nn.hat.message_passing import HATMessagePassing
 from maskcl.nn.hat.topology import (
     HAT_LAYERS,
@@ -41,7 +42,7 @@ def analyse(trace: Trace, sources: Sources | None = None) -> Topology:
         ConversionError: a value cannot be followed to a module that has to know, or a name in
             ``sources`` is wrong.
     """
-    topology = Topology(arguments=trace.arguments, sizes=trace.sizes)
+    topology = Topology(arguments=trace.arguments, by_name=trace.by_name, sizes=trace.sizes)
     outputs = output_modules(trace)
     for node in trace.graph.nodes:
         module, name = trace.called(node), str(node.target)
@@ -64,10 +65,23 @@ def _refuse_reading(trace: Trace) -> None:
 
     What it does with the weight is not followed, so a later task could change it.
     """
+    homes = {
+        id(tensor): name
+        for name, module in trace.modules.items()
+        if isinstance(module, HAT_LAYERS)
+        for tensor in module.parameters()
+    }
     for node in trace.graph.nodes:
         owner, _, kind = str(node.target).rpartition(".")
-        if node.op != "get_attr" or not isinstance(trace.modules.get(owner), TaskAware):
+        if node.op != "get_attr":
             continue
+        if not isinstance(trace.modules.get(owner), TaskAware):
+            holder = trace.modules.get(owner)
+            # A module of the user's may hold a layer's parameter too.
+            found = homes.get(id(getattr(holder, "_parameters", {}).get(kind)))
+            if found is None:
+                continue
+            owner = found
         # Its shape or device says nothing of its values.
         if any(user.op == "output" or trace.carries_tensor(user) for user in node.users):
             raise ConversionError(
@@ -121,6 +135,9 @@ class _Feeder:
 
     def _feed(self, node: fx.Node, module: HATLayer, value: Value) -> None:
         name = str(node.target)
+        if isinstance(module, HATEmbedding):
+            self.topology.feeds[name] = None  # it picks rows; each has all channels
+            return
         dim = channel_dim(module, len(value.shape))
         if name in self.sources:
             rows = rows_of(name, self.sources[name], fan_in(module), self.topology)

@@ -19,13 +19,14 @@ from maskcl.nn.hat.growth_plan import Narrowing, all_places, check_same, checked
 from maskcl.nn.hat.layer_runs import LayerRuns
 from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.task_forwards import LinearLayers
-from maskcl.nn.hat.topology import HAT_LAYERS, Topology
+from maskcl.nn.hat.topology import HAT_LAYERS, Topology, weight_layers
 from maskcl.nn.hat.unlearning import ForgettingTasks
 from maskcl.nn.hat.wider_modules import (
     widen_head,
     widen_layer,
     widen_norm,
 )
+from maskcl.nn.tasks.errors import ConversionError
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.narrow import Narrow
@@ -74,6 +75,7 @@ class GrowingUnits(ForgettingTasks):
         """
         added = checked_units(units, self.units, parts_of(self.model, self.topology))
         self._structure.check("HATNetwork.grow", self.model)
+        refuse_tied(self.model)
         self.check_kept("HATNetwork.grow")
         done = torch.nonzero(self.finished).flatten().tolist()
         inputs = example_inputs
@@ -190,6 +192,18 @@ class GrowingUnits(ForgettingTasks):
         # First, so that tasks that the state lacks have the widths that they will have.
         self.grow_like(own)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def refuse_tied(model: nn.Module) -> None:
+    """Raise ConversionError where two layers share a weight: they would be widened apart."""
+    seen: dict[int, str] = {}
+    for name, layer in weight_layers(model).items():
+        for parameter in layer.parameters():
+            if (other := seen.setdefault(id(parameter), name)) != name:
+                raise ConversionError(
+                    f"HATNetwork.grow: {other!r} and {name!r} share a weight, and cannot grow; give"
+                    " each its own before the conversion"
+                )
 
 
 def _widen_all(

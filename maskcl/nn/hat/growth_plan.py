@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskcl.nn.hat.embedding_table import HATEmbedding
 from maskcl.nn.hat.message_passing import HATMessagePassing
-from maskcl.nn.hat.topology import Topology, weight_layers
+from maskcl.nn.hat.topology import HATLayer, Topology, weight_layers
 from maskcl.nn.hat.wider_modules import Gain, Place, blocks_of, places_of
 from maskcl.nn.tasks.errors import ConversionError
 from maskcl.nn.tasks.heads import TaskHeads
@@ -119,7 +120,7 @@ def all_places(
 
     found = {}
     for name, layer in weight_layers(model).items():
-        outs, ins = next(p for p in layer.parameters() if p.dim() > 1).shape[:2]
+        outs, ins = sizes_of(layer)
         out = gains[name].out if name in gains else Place(tuple(range(outs)), outs)
         found[name] = Narrowing(out, place(name, ins))
     for name, module in model.named_modules():
@@ -128,6 +129,14 @@ def all_places(
         elif isinstance(module, TaskHeads):
             found[name] = Narrowing(Place((), 0), place(name, 0))
     return found
+
+
+def sizes_of(layer: HATLayer) -> tuple[int, int]:
+    """Output channels and inputs of a layer's weight, of a group where there are several."""
+    weight = next(p for p in layer.parameters() if p.dim() > 1)
+    if isinstance(layer, HATEmbedding):  # its units are columns
+        return weight.shape[1], weight.shape[0]
+    return weight.shape[0], weight.shape[1]
 
 
 def check_same(old: Topology, new: Topology, places: dict[str, Narrowing]) -> None:

@@ -17,6 +17,7 @@ from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.tasks.active import ActiveTask
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.sequential import are_watched, has_own_forward, modules_of
+from maskcl.ops._check import is_autocast
 from maskcl.ops.gate import Gate
 from maskcl.ops.gated_products import gated_linears
 from maskcl.ops.masked_forward import keeps_output
@@ -66,7 +67,7 @@ class Run:
         if not isinstance(x, Tensor) or x.dim() == 0:
             return None
         dtype, device = x.dtype, x.device
-        if torch.is_autocast_enabled(device.type) or not keeps_output(
+        if is_autocast(device.type) or not keeps_output(
             "masked_linears", dtype, self.activation, self.slope, "auto"
         ):
             return None

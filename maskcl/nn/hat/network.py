@@ -9,15 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.following.trace import sizes_of
+from maskcl.nn.following.arguments import sizes_of
+from maskcl.nn.following.trace import trace
+from maskcl.nn.hat.call_arguments import arguments_like, check_sizes
 from maskcl.nn.hat.embedding import check_init
 from maskcl.nn.hat.example_inputs import Example
+from maskcl.nn.hat.find_topology import analyse
 from maskcl.nn.hat.growth import GrowingUnits
 from maskcl.nn.hat.layer_runs import Gates, LayerRuns
 from maskcl.nn.hat.place_masks import attach
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
-from maskcl.nn.hat.shared_parameters import check_owners
+from maskcl.nn.hat.shared_parameters import check_owners, check_tied
 from maskcl.nn.hat.task_forwards import LinearLayers
+from maskcl.nn.hat.topology import Topology
 from maskcl.nn.hat.topology_by_hand import Sources
 from maskcl.nn.hat.unit_tasks import TaskUnits
 from maskcl.nn.tasks.active import ActiveTask, active_of
@@ -36,7 +40,8 @@ class HATNetwork(GrowingUnits):
         model: HATLinear, HATConvNd, TaskNorms and TaskHeads among ordinary modules without
             trainable parameters; taken over, not copied. ``to_hat`` makes one of an ordinary model.
         num_tasks: how many tasks there will be, T.
-        example_inputs: a tensor, or a tuple of the forward's arguments, to trace the model with.
+        example_inputs: a tensor, a tuple of the forward's arguments, or a dict of them by name, to
+            trace the model with.
         init: how embeddings start: "normal" N(0, 1), about half the units open (the paper's);
             "uniform" U(0, 2), all open (its compression experiment, section 4.4); "dense", all 1.
         sources: by module, the layers whose units reach its input (their sum, each repeated per
@@ -71,6 +76,7 @@ class HATNetwork(GrowingUnits):
         self.example = Example(example_inputs)
         self._sources = sources
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
+        check_tied(model, self.topology)
         self._structure = ModelStructure(model)
         self.units = dict(self.topology.units)
         self._sizes = [s.stop - s.start for s in self.units.values()]
@@ -84,11 +90,12 @@ class HATNetwork(GrowingUnits):
 
         Raises:
             RuntimeError: no task is active.
-            ValueError: there are more or fewer arguments than example inputs; or the model branches
-                on sizes, and these are others than the examples' (the first dimension apart).
+            ValueError: there are other arguments than example inputs; or the model branches on
+                sizes, and at these (the first dimension apart) its units go other ways. Sizes that
+                are new are followed once, which takes a few forwards.
         """
         active = self._prepared()
-        self._check_arguments(*args, *kwargs.values())
+        self._check_arguments(args, kwargs)
         if not kwargs and active.scale is not None:
             gates = self._gates_of(self._units_in(active), active.scale)
             output = self._runs.gated_output(self.model, active, args, gates)
@@ -109,7 +116,7 @@ class HATNetwork(GrowingUnits):
     def _outputs_of(
         self, tasks: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> list[Any]:
-        self._check_arguments(*args, *kwargs.values())
+        self._check_arguments(args, kwargs)
         is_narrow = not self._state.narrow.keys().isdisjoint(tasks)  # widened since they finished
         outputs = None
         if not kwargs and not is_narrow:
@@ -152,20 +159,24 @@ class HATNetwork(GrowingUnits):
         active.record = self._units_of(active.task)
         active.make_masks = self._make_masks
 
-    def _check_arguments(self, *found: Any) -> None:
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise ValueError where the model may take another path than the one that was followed."""
-        count, sizes = self.topology.arguments, self.topology.sizes
-        if count is not None and len(found) != count:
-            raise ValueError(
-                f"HATNetwork: {len(found)} arguments, and the model was followed with {count}:"
-                " convert it with example_inputs for all that it will be given"
-            )
-        if sizes is not None and sizes_of(found) != sizes:
-            raise ValueError(
-                f"HATNetwork: inputs have sizes {sizes_of(found)} behind the first dimension, and"
-                f" the model branches on sizes, so that its units were followed for {sizes} alone:"
-                " convert it with example_inputs of the size that it will see"
-            )
+        topology = self.topology
+        if topology.arguments is None:
+            return
+        given = arguments_like(topology, self.model, args, kwargs)
+        if topology.sizes is None:
+            return
+        sizes = sizes_of(given.values() if isinstance(given, dict) else given)
+        if sizes == topology.sizes or sizes in topology.like:
+            return
+
+        def follow() -> Topology:
+            with self.task(0):
+                self._make_masks(self._prepared())
+                return analyse(trace(self.model, given), self._sources)
+
+        check_sizes(topology, sizes, follow)
 
     def _checked_scale(self, index: int, scale: float | Tensor | None) -> Tensor | None:
         """None for hard masks, exactly 0 or 1: the recorded units, else embedding > 0.

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from maskcl.nn.hat.attention import HATAttention
+from maskcl.nn.hat.embedding_table import HATEmbedding
 from maskcl.nn.hat.fused_activation import FusedActivation
 from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.hat.message_passing import Aggregated, HATMessagePassing
@@ -94,12 +96,15 @@ class _Exporter:
             return self._with_activation(module, self._layer(module))
         if isinstance(module, TaskNorm):
             return self._with_activation(module, self._norm(module))
+        if isinstance(module, HATAttention):
+            layers = {name: self._plain(child) for name, child in module.named_children()}
+            return module.plain(layers)  # type: ignore[arg-type]
         return module.plain() if isinstance(module, Aggregated) else None
 
     def _mask(self, name: str, module: nn.Module) -> tuple[Tensor | None, int]:
         """Mask of a module's output, [C], and its dimension; None where it has none."""
         if name in self.topology.units:
-            dim = -1 if isinstance(module, (HATLinear, HATMessagePassing)) else 1
+            dim = -1 if isinstance(module, (HATLinear, HATMessagePassing, HATEmbedding)) else 1
             mask = self.table[self.topology.units[name]]
         elif name in self.topology.masks:
             rows, dim = self.topology.masks[name]
@@ -130,6 +135,8 @@ class _Exporter:
         closed, narrow = None if mask is None else mask == 0, self._narrow_of(layer)
         if isinstance(layer, HATMessagePassing):
             return layer.plain(closed, narrow)
+        if isinstance(layer, HATEmbedding):
+            return _plain_table(layer, closed, narrow)
         weight = narrow.weight(layer.weight)
         if isinstance(layer, HATLinear):
             plain: nn.Module = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
@@ -166,6 +173,22 @@ class _Exporter:
             if value is not None:
                 value.masked_fill_(mask.view(sizes) == 0, 0)
         return plain
+
+
+def _plain_table(layer: HATEmbedding, closed: Tensor | None, narrow: Narrow) -> nn.Embedding:
+    """The ordinary table, closed channels 0."""
+    weight = Narrow(into=narrow.out).weight(layer.weight).detach().clone()
+    if closed is not None:
+        weight[:, closed] = 0
+    plain = nn.Embedding(
+        weight.shape[0],
+        weight.shape[1],
+        layer.padding_idx,
+        scale_grad_by_freq=layer.scale_grad_by_freq,
+        device="meta",
+    )
+    plain.weight = nn.Parameter(weight)
+    return plain
 
 
 def _chain(*modules: nn.Module) -> nn.Module:

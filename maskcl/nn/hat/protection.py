@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maskcl import backends
+from maskcl.nn.hat.embedding_table import HATEmbedding
 from maskcl.nn.hat.topology import Topology, unit_span, weight_layers
 from maskcl.nn.tasks.bits import protected_fingerprint
 from maskcl.nn.tasks.state import WORD
@@ -36,6 +37,7 @@ class Protection:
         empty: no task is finished, so nothing is protected.
         owners: for each parameter the layer that it belongs to, and its name there; [] where only
             the parameters themselves are known.
+        tied: further places of parameters that two layers share, with the parameter.
     """
 
     names: list[str]
@@ -45,6 +47,7 @@ class Protection:
     groups: list[int]
     empty: bool
     owners: list[tuple[nn.Module, str]] = field(default_factory=list, kw_only=True)
+    tied: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list, kw_only=True)
 
     @torch.no_grad()
     def clamp_(
@@ -95,11 +98,17 @@ class Protection:
         """
         # In every step of training: no line of Python runs for a parameter.
         held = map(_PARAMETERS, map(_LAYER, self.owners))
-        if all(map(is_, map(dict.get, held, map(_KIND, self.owners)), self.parameters)):
+        same = all(map(is_, map(dict.get, held, map(_KIND, self.owners)), self.parameters))
+        if same and all(layer._parameters.get(kind) is p for layer, kind, p in self.tied):
             return
-        for (layer, kind), parameter, name in zip(
-            self.owners, self.parameters, self.names, strict=False
-        ):
+        places = [
+            (layer, kind, parameter, name)
+            for (layer, kind), parameter, name in zip(
+                self.owners, self.parameters, self.names, strict=False
+            )
+        ]
+        places += [(layer, kind, p, f"a layer's tied {kind}") for layer, kind, p in self.tied]
+        for layer, kind, parameter, name in places:
             if layer._parameters.get(kind) is not parameter:
                 raise RuntimeError(
                     f"{caller}: {name} is no longer the parameter that was there when the task"
@@ -161,22 +170,50 @@ def protect(model: nn.Module, topology: Topology, tasks: Tensor, finished: Tenso
     # -1 on both sides would protect it before there is one.
     table = torch.cat([rows, torch.zeros_like(done), done])
     result = Protection([], [], [], [], [], empty=not bool(finished.any()))
+    places: dict[int, int] = {}
     for name, layer in weight_layers(model).items():
         out = rows[topology.units[name]] if name in topology.units else done
         feed = topology.feeds[name]
         into = everyone if feed is None else _tasks_of(feed, table)
         for kind, parameter in layer.named_parameters():
-            is_weight = parameter.dim() > 1
-            # Attention heads that are averaged have the same channels.
-            heads = len(parameter) // len(out) if len(out) > 1 else 1
             holder, _, leaf = kind.rpartition(".")
-            result.owners.append((layer.get_submodule(holder), leaf))
+            owner = layer.get_submodule(holder)
+            ends = _ends(layer, parameter, out, into, done)
+            place = places.setdefault(id(parameter), len(places))
+            if place < len(result.names):
+                # A table that is an output layer too: all rows are every finished task's in both.
+                result.tied.append((owner, leaf, parameter))
+                result.in_tasks[place] = result.in_tasks[place] | ends[1]
+                continue
+            result.owners.append((owner, leaf))
             result.names.append(f"model.{name}.{kind}" if name else f"model.{kind}")
             result.parameters.append(parameter)
-            result.out_tasks.append(out.repeat(heads, 1) if heads > 1 else out)
-            result.in_tasks.append(into if is_weight else everyone)
-            result.groups.append(getattr(layer, "groups", 1) if is_weight else 1)
+            result.out_tasks.append(ends[0])
+            result.in_tasks.append(ends[1])
+            result.groups.append(ends[2])
     return result
+
+
+def _ends(
+    layer: nn.Module, parameter: nn.Parameter, out: Tensor, into: Tensor, done: Tensor
+) -> tuple[Tensor, Tensor, int]:
+    """Tasks of the rows and the columns of one parameter of a layer, and its groups.
+
+    Args:
+        layer: that has it.
+        parameter: a weight or a bias.
+        out: tasks of the layer's units.
+        into: of its inputs.
+        done: all finished tasks.
+    """
+    if isinstance(layer, HATEmbedding):  # its units are columns
+        return done, out, 1
+    # Attention heads that are averaged have the same channels.
+    heads = len(parameter) // len(out) if len(out) > 1 else 1
+    out = out.repeat(heads, 1) if heads > 1 else out
+    if parameter.dim() > 1:
+        return out, into, getattr(layer, "groups", 1)
+    return out, torch.full_like(done, -1), 1
 
 
 def protected_count(out: Tensor, into: Tensor, groups: int, numel: int) -> int:

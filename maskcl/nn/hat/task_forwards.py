@@ -23,6 +23,7 @@ from maskcl.nn.tasks.activations import keeps_zero
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.sequential import are_watched, modules_of
 from maskcl.nn.tasks.state import TaskAware
+from maskcl.ops._check import is_autocast
 from maskcl.reference.masked_forward import activate
 
 _VERSION = attrgetter("_version")
@@ -170,7 +171,7 @@ def _kept(net: UnitTasks, layers: _Layers, heads: list[nn.Module]) -> _Kept | No
     parameters = [p for m in linear for p in m._parameters.values() if p is not None]
     tensors = [net.tasks, net.finished, *parameters]
     known: _Kept | None = net._state.cache.get("task forwards")
-    if torch.is_autocast_enabled(parameters[0].device.type):
+    if is_autocast(parameters[0].device.type):
         return None
     if known is not None and list(map(id, known.tensors)) != list(map(id, tensors)):
         known = None

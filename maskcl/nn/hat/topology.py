@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from maskcl.nn.following.operations import is_frozen_layer
 from maskcl.nn.following.trace import Trace
+from maskcl.nn.hat.embedding_table import HATEmbedding
 from maskcl.nn.hat.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
 from maskcl.nn.hat.message_passing import HATMessagePassing
 from maskcl.nn.tasks.heads import TaskHeads
@@ -28,9 +30,11 @@ class Topology:
         masks: by norm, the same for its output, with the channel dimension; absent: no mask.
         moved: masked layers whose mask is applied behind the BatchNorm that follows.
         written: modules whose output the network writes into in place.
-        arguments: how many the forward was followed with; None where it was not.
+        arguments: names of those that the forward was followed with; None where it was not.
+        by_name: whether they were given by name.
         sizes: as ``trace.sizes_of`` gives them, where the forward branches on sizes and so was
             followed for these alone; else None.
+        like: further sizes at which it was found to be the same.
     """
 
     units: dict[str, slice] = field(default_factory=dict)
@@ -39,8 +43,27 @@ class Topology:
     masks: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
     moved: set[str] = field(default_factory=set)
     written: set[str] = field(default_factory=set)
-    arguments: int | None = None
+    arguments: tuple[str, ...] | None = None
+    by_name: bool = False
     sizes: tuple[Any, ...] | None = None
+    like: set[tuple[Any, ...]] = field(default_factory=set)
+
+    def is_like(self, other: Topology) -> bool:
+        """Whether units reach the same places."""
+        rows, others = self._rows(), other._rows()
+        places = [(t.units, t.moved, t.written) for t in (self, other)]
+        return (
+            places[0] == places[1]
+            and rows.keys() == others.keys()
+            and all(_equal(row, others[key]) for key, row in rows.items())
+        )
+
+    def _rows(self) -> dict[tuple[str, Any], Tensor | None]:
+        """All rows of slots, by what they are of."""
+        found: dict[tuple[str, Any], Tensor | None] = {}
+        found |= {("feed", name): row for name, row in self.feeds.items()}
+        found |= {("head", name): row for name, row in self.heads.items()}
+        return found | {("mask", (name, dim)): row for name, (row, dim) in self.masks.items()}
 
     @property
     def num_units(self) -> int:
@@ -48,8 +71,14 @@ class Topology:
         return sum(s.stop - s.start for s in self.units.values())
 
 
-HAT_LAYERS = (HATLinear, HATConv1d, HATConv2d, HATConv3d, HATMessagePassing)
-HATLayer = HATLinear | HATConv1d | HATConv2d | HATConv3d | HATMessagePassing
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
+
+
+HAT_LAYERS = (HATLinear, HATConv1d, HATConv2d, HATConv3d, HATMessagePassing, HATEmbedding)
+HATLayer = HATLinear | HATConv1d | HATConv2d | HATConv3d | HATMessagePassing | HATEmbedding
 
 
 def weight_layers(model: nn.Module) -> dict[str, HATLayer]:
@@ -59,11 +88,15 @@ def weight_layers(model: nn.Module) -> dict[str, HATLayer]:
 
 def width(layer: HATLayer) -> int:
     """Number of output units of a layer."""
+    if isinstance(layer, HATEmbedding):
+        return layer.embedding_dim
     return layer.out_features if isinstance(layer, HATLinear) else layer.out_channels
 
 
 def fan_in(layer: HATLayer) -> int:
-    """Number of input units of a layer, of all groups."""
+    """Number of input units of a layer, of all groups; of a table its rows."""
+    if isinstance(layer, HATEmbedding):
+        return layer.num_embeddings
     return layer.in_features if isinstance(layer, HATLinear) else layer.in_channels
 
 
@@ -88,6 +121,8 @@ def output_modules(trace: Trace) -> set[str]:
         module = trace.called(node)
         if isinstance(module, (*HAT_LAYERS, TaskHeads)):
             found.add(str(node.target))
+        elif is_frozen_layer(module):
+            continue  # what comes before it is no output
         else:
             todo.extend(node.all_input_nodes)
     return found

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskcl.nn.hat.embedding_table import HATEmbedding
 from maskcl.nn.hat.topology import HAT_LAYERS, Topology, fan_in, width
 from maskcl.nn.tasks.errors import ConversionError
 from maskcl.nn.tasks.norms import TaskGroupNorm, TaskLayerNorm, TaskNorm
@@ -25,7 +26,8 @@ def analyse_by_hand(model: nn.Module, sources: Sources) -> Topology:
     """
     modules = dict(model.named_modules())
     wanted = {n: m for n, m in modules.items() if isinstance(m, (*HAT_LAYERS, TaskNorm))}
-    missing = sorted(set(wanted) - set(sources))
+    tables = {name for name, module in wanted.items() if isinstance(module, HATEmbedding)}
+    missing = sorted(set(wanted) - set(sources) - tables)
     if missing:
         raise ConversionError(f"sources: {', '.join(missing)} missing; wanted every layer and norm")
     named = {layer for layers in sources.values() for layer in layers or ()}
@@ -36,6 +38,9 @@ def analyse_by_hand(model: nn.Module, sources: Sources) -> Topology:
             topology.units[name] = slice(start, start + width(module))
     sources = checked(sources, modules, topology)
     for name, module in wanted.items():
+        if name in tables:
+            topology.feeds[name] = None
+            continue
         if isinstance(module, HAT_LAYERS):
             topology.feeds[name] = rows_of(name, sources[name], fan_in(module), topology)
             continue
@@ -67,7 +72,8 @@ def rows_of(
 def checked(sources: Sources, modules: Mapping[str, nn.Module], topology: Topology) -> Sources:
     """``sources``, once every name in it is one of the model's."""
     for name, layers in sources.items():
-        if not isinstance(modules.get(name), (*HAT_LAYERS, TaskNorm)):
+        module = modules.get(name)
+        if not isinstance(module, (*HAT_LAYERS, TaskNorm)) or isinstance(module, HATEmbedding):
             raise ConversionError(f"sources: {name!r} is no weight layer or norm of the model")
         if isinstance(layers, str) or (layers is not None and not layers):
             raise ConversionError(

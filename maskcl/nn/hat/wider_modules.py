@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskcl.nn.hat.embedding_table import HATEmbedding
 from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.hat.message_passing import HATMessagePassing, set_channels
 from maskcl.nn.hat.topology import HATLayer
@@ -137,6 +138,10 @@ def widen_layer(name: str, layer: HATLayer, out: Place, into: Place, seed: int) 
     if getattr(layer, "groups", 1) != 1 or is_mean:
         what = "heads whose mean is taken" if is_mean else "groups"
         raise ConversionError(f"HATNetwork.grow: {name!r} has {what}, and cannot grow")
+    if isinstance(layer, HATEmbedding):
+        layer.embedding_dim = out.size
+        widen(name, layer, {"weight": [into, out]}, seed)
+        return
     named = dict(layer.named_parameters())
     changes = {kind: [out, into] if p.dim() > 1 else [out] for kind, p in named.items()}
     if isinstance(layer, HATLinear):
@@ -156,7 +161,7 @@ def widen_norm(name: str, norm: Any, place: Place, seed: int) -> None:
     """
     if isinstance(norm, nn.modules.batchnorm._BatchNorm):
         norm.num_features = place.size
-    elif isinstance(norm, nn.LayerNorm) and len(norm.normalized_shape) == 1:
+    elif isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and len(norm.normalized_shape) == 1:
         norm.normalized_shape = (place.size,)
     else:
         kind = type(norm).__name__

@@ -12,7 +12,7 @@ from maskcl.nn.importance.named_buffers import TensorTree, owner_of
 from maskcl.nn.tasks.frozen_modules import freeze_norm, has_statistics
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads
 from maskcl.nn.tasks.later_tasks import LaterTasks
-from maskcl.nn.tasks.network import check_members, own_parameters
+from maskcl.nn.tasks.network import check_members, numbers_where, own_parameters
 from maskcl.nn.tasks.norms import TaskNorm
 
 ANCHORS = ("last", "mean")
@@ -94,7 +94,7 @@ class ImportanceNetwork(LaterTasks):
 
     def _freeze_norms(self) -> None:
         """Hold the statistics of shared norms once there is a finished task."""
-        if not (self.freeze_statistics and bool(self.finished.any())):
+        if not (self.freeze_statistics and numbers_where(self.finished)):
             return
         for norm in shared_norms(self.model):
             freeze_norm(norm)

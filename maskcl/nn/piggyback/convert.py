@@ -26,7 +26,7 @@ from maskcl.nn.piggyback.network import PiggybackNetwork
 from maskcl.nn.tasks.errors import ConversionError, ConversionWarning
 from maskcl.nn.tasks.graph_checks import is_graph_linear, refuse_cached, refuse_reading
 from maskcl.nn.tasks.heads import TaskHeads, find_output, head_like
-from maskcl.nn.tasks.replace_modules import conv_options, replace_modules, with_hooks
+from maskcl.nn.tasks.replace_modules import conv_options, is_conv1d, replace_modules, with_hooks
 from maskcl.nn.tasks.unconverted import check_unconverted
 
 NORMS = ("frozen", "task")
@@ -160,9 +160,7 @@ def _swapped(module: nn.Module, num_tasks: int, levels: str, norms: str) -> nn.M
     kind = type(module)
     if kind in (nn.Linear, nn.Embedding) or kind in _CONVS or is_graph_linear(module):
         return _swapped_layer(module, num_tasks, levels)
-    if kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers."):
-        if set(module._parameters) != {"weight", "bias"} or module._buffers:
-            return None
+    if is_conv1d(module):
         return with_hooks(PiggybackConv1D(module, num_tasks=num_tasks, levels=levels), module)
     return task_norm(module, num_tasks) if norms == "task" else None
 

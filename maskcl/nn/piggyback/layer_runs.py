@@ -18,6 +18,7 @@ from maskcl.nn.piggyback.layers import PiggybackLinear
 from maskcl.nn.tasks.active import ActiveTask
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.sequential import are_watched, has_own_forward, modules_of
+from maskcl.ops._check import is_autocast
 from maskcl.ops.piggyback_runs import piggyback_linears
 
 
@@ -98,7 +99,7 @@ class LayerRuns:
         # The compiler fuses what it sees; transforms have rules for single layers.
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return False
-        if torch.is_autocast_enabled(x.device.type):
+        if is_autocast(x.device.type):
             return False
         modules = modules_of(model)
         if model is not self._model or modules != self._modules:

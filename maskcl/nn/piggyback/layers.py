@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from maskcl import ops
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
+from maskcl.ops._check import is_autocast
+from maskcl.ops.piggyback_convolutions import Window, piggyback_convolution
 from maskcl.ops.piggyback_products import masked_product
 from maskcl.ops.selection import selection
 from maskcl.ops.weight_mask import PiggybackWeightFunction
@@ -83,7 +85,7 @@ class PiggybackLinear(PiggybackLayer, nn.Linear):
             and x.layout is torch.strided
             and self.levels != "topk"
             and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled(x.device.type)
+            and not is_autocast(x.device.type)
         )
 
 
@@ -122,6 +124,11 @@ class _PiggybackConv(PiggybackLayer):
     """What the convolutions share."""
 
     _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    padding: Any
+    padding_mode: Any
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
 
     def __init__(self, *args: Any, num_tasks: int, levels: str = "binary", **options: Any) -> None:
         super().__init__(*args, **options)
@@ -129,7 +136,34 @@ class _PiggybackConv(PiggybackLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """conv(x) with the weight W m."""
-        return self._conv_forward(input, self.masked_weight(), self.frozen_bias())
+        words, cut = self.mask()
+        window = self._window(input) if words is None else None
+        if window is None or self._is_followed():
+            return self._conv_forward(input, self.masked_weight(), self.frozen_bias())
+        scores, weight = self._held("scores"), self._held("weight").detach()
+        options = self.levels, cut.inclusive, cut.density
+        select = selection(type(self).__name__, scores, cut.threshold, *options)
+        return piggyback_convolution(input, weight, scores, self.frozen_bias(), select, window)
+
+    def _window(self, x: Tensor) -> Window | None:
+        """What goes over a batch of images of zeros around; None for other padding or no batch."""
+        if self.padding_mode != "zeros" or x.dim() != self.weight.dim():
+            return None
+        padding = self.padding
+        if isinstance(padding, str):
+            if padding == "valid":
+                padding = (0,) * len(self.stride)
+            else:
+                spans = zip(self.dilation, self.weight.shape[2:], strict=True)
+                totals = [dilation * (size - 1) for dilation, size in spans]
+                if any(total % 2 for total in totals):
+                    return None
+                padding = tuple(total // 2 for total in totals)
+        return Window(self.stride, padding, self.dilation, self.groups)
+
+    def _is_followed(self) -> bool:
+        """Whether the compiler or a transform of torch.func looks on, which want single steps."""
+        return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 class PiggybackConv1d(_PiggybackConv, nn.Conv1d):

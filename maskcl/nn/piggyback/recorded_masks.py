@@ -16,7 +16,7 @@ from maskcl.nn.piggyback.masked_layer import PiggybackLayer
 from maskcl.nn.tasks.active import ActiveTask
 from maskcl.nn.tasks.later_tasks import LaterTasks
 from maskcl.nn.tasks.model_structure import ModelStructure
-from maskcl.nn.tasks.network import check_members, own_modules, own_parameters
+from maskcl.nn.tasks.network import check_members, numbers_where, own_modules, own_parameters
 
 
 class RecordedMasks(LaterTasks):
@@ -202,7 +202,7 @@ class RecordedMasks(LaterTasks):
             return
         # Fingerprints made in inference mode could take no part in training later.
         with torch.inference_mode(False), torch.no_grad():
-            self._state.done = frozenset(torch.nonzero(finished).flatten().tolist())
+            self._state.done = frozenset(numbers_where(finished))
             self._follow_finished()
         self._state.cache["done"] = finished, finished._version
 

@@ -120,7 +120,7 @@ class TaskNetwork(TaskForwards, Inferring):
     def _follow_finished(self) -> None:
         """After a change of what is finished: its norms stand still, its bits are remembered."""
         self._changed()
-        self._done = torch.nonzero(self.finished).flatten().tolist()
+        self._done = numbers_where(self.finished)
         if self._begun in self._done:
             self._begun = None
         for task in range(self.num_tasks):
@@ -241,11 +241,16 @@ class TaskNetwork(TaskForwards, Inferring):
 
     def _check_open(self, caller: str, task: int) -> None:
         self._check_task(caller, task)
-        if bool(self.finished[task]):
+        if not self.finished.is_meta and bool(self.finished[task]):
             raise RuntimeError(
                 f"{type(self).__name__}.{caller}: task {task} is finished;"
                 f" {way_on(self.finished.tolist())}"
             )
+
+
+def numbers_where(finished: Tensor) -> list[int]:
+    """Tasks that are; none on the meta device, where memory is planned and nothing looked up."""
+    return [] if finished.is_meta else torch.nonzero(finished).flatten().tolist()
 
 
 def way_on(finished: list[bool]) -> str:

@@ -154,6 +154,37 @@ class TaskLayerNorm(TaskNorm):
         self.channel_dim = -1
 
 
+class TaskRMSNorm(TaskLayerNorm):
+    """An ``nn.RMSNorm`` a task. It mixes channels: see TaskLayerNorm.
+
+    Args:
+        normalized_shape: the trailing dimensions it normalises over.
+        num_tasks: how many norms.
+        eps, elementwise_affine, device, dtype: as for ``nn.RMSNorm``.
+        activation, negative_slope: as for HATLinear, before the mask.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        num_tasks: int,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        *,
+        activation: str = "identity",
+        negative_slope: float = 0.01,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        shape = [normalized_shape] if isinstance(normalized_shape, int) else list(normalized_shape)
+
+        def make() -> nn.Module:
+            return nn.RMSNorm(shape, eps, elementwise_affine, device=device, dtype=dtype)
+
+        self._build(num_tasks, make, activation, negative_slope)
+        self.channel_dim = -1
+
+
 class TaskGroupNorm(TaskNorm):
     """A ``nn.GroupNorm`` a task: [N, C, *]. It mixes the channels of a group: see TaskLayerNorm.
 

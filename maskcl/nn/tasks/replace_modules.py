@@ -42,6 +42,13 @@ def conv_options(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> dict[str, Any]:
     return {**{name: getattr(conv, name) for name in names}, "bias": conv.bias is not None}
 
 
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether it is the ``Conv1D`` of transformers: a linear layer with a weight [in, out]."""
+    kind = type(module)
+    is_theirs = kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
+    return is_theirs and set(module._parameters) == {"weight", "bias"} and not module._buffers
+
+
 def without_hooks(module: nn.Module) -> nn.Module:
     """The module, its own hooks taken off: another module in its place has them."""
     for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):

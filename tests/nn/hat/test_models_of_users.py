@@ -97,7 +97,7 @@ def test_a_loose_parameter_that_two_modules_share_stays_shared() -> None:
 def test_a_loose_parameter_that_a_layer_has_too_is_refused() -> None:
     model = Scaled()
     model.scale = model.first.bias
-    with pytest.raises(ConversionError, match=r"'scale' .*shared by all tasks|is also 'scale'"):
+    with pytest.raises(ConversionError, match=r"'scale' of a layer .*without calling"):
         to_hat(model, 2, torch.randn(2, 4))
 
 
@@ -175,8 +175,13 @@ def test_a_branch_on_a_size_holds_for_that_size_alone() -> None:
     net = to_hat(Branches(), 1, short)
     with net.task(0):
         assert net(torch.randn(7, 3, 4)).shape == (7, 2)
-        with pytest.raises(ValueError, match=r"\(\(5, 4\),\) .* followed for \(\(3, 4\),\) alone"):
+        with pytest.raises(ValueError, match=r"\(\(5, 4\),\) .* for \(\(3, 4\),\); at these"):
             net(long)
+        # Two positions take the same way as three.
+        assert net(short[:, :2]).shape == (2, 2) and net.topology.like == {((2, 4),)}
+    net.eval().finish_task(0)
+    assert net.forward_tasks(short[:, :1])[0].shape == (2, 2)
+    assert net.topology.like == {((2, 4),), ((1, 4),)}
     free = to_hat(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), 1, short)
     assert logits(free, 0, long).shape == (2, 5, 2)
 
@@ -191,8 +196,15 @@ def test_arguments_without_an_example_take_their_defaults() -> None:
     net = to_hat(Optional(), 1, x)
     assert net.topology.feeds["last"].tolist() == [[*range(6)]]
     # With the argument closed units would not be 0.
-    with net.task(0), pytest.raises(ValueError, match=r"2 arguments, .* followed with 1"):
+    with (
+        net.task(0),
+        pytest.raises(ValueError, match=r"arguments are x, scale, .* with x"),
+    ):
         net(x, scale=x.mean())
+    with net.task(0), pytest.raises(ValueError, match=r"2 arguments, .* followed with 1"):
+        net(x, x.mean())
+    with net.task(0):
+        assert torch.equal(net(x), net(x=x, scale=None))
 
 
 def test_a_switch_that_is_given_holds_for_its_value_alone() -> None:
@@ -206,7 +218,7 @@ def test_a_switch_that_is_given_holds_for_its_value_alone() -> None:
     assert net.topology.feeds["last"].tolist() == [[5, 4, 3, 2, 1, 0]]
     with net.task(0):
         assert net(x, True).shape == (2, 2)
-        with pytest.raises(ValueError, match=r"\(\(4,\), False\) .*for \(\(4,\), True\) alone"):
+        with pytest.raises(ValueError, match=r"\(\(4,\), False\) .*for \(\(4,\), True\); at these"):
             net(x, False)
 
 
