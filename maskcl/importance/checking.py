@@ -15,6 +15,7 @@ from maskcl.importance.quiet import requiring
 from maskcl.importance.recording import Record, recorded
 from maskcl.importance.samples import Samples
 from maskcl.importance.subject import Subject
+from maskcl.nn.tasks.own_parts import all_modules
 from maskcl.ops import mas_accumulate_
 
 _MOST = 3  # samples that are measured alone
@@ -34,18 +35,32 @@ def refuse_mixing(model: nn.Module, messages: bool = True) -> None:
     Raises:
         RuntimeError: it names the module.
     """
-    for name, module in model.named_modules():
+    modules = all_modules(model)
+    kinds = list(map(type, modules))
+    norms = {kind for kind in set(kinds) if issubclass(kind, _BatchNorm)}
+    passing = {kind for kind in set(kinds) if messages and _passes_messages(kind)}
+    mixing = [
+        module
+        for module, kind in zip(modules, kinds, strict=True)
+        if kind in passing or (kind in norms and module._buffers.get("running_mean") is None)
+    ]
+    for name, module in model.named_modules() if mixing else ():
+        if module not in mixing:
+            continue
         label = f"{name or 'the model'} ({type(module).__name__})"
-        if isinstance(module, _BatchNorm) and module.running_mean is None:
+        if type(module) in norms:
             raise RuntimeError(
                 f"estimate: {label} normalises by the statistics of the batch, in evaluation too,"
                 f" so a sample's gradient depends on the others; {_INSTEAD}"
             )
-        if messages and any(base.__name__ == "MessagePassing" for base in type(module).__mro__):
-            raise RuntimeError(
-                f"estimate: {label} passes messages between rows, so an output's gradient belongs"
-                f" to many nodes; {_INSTEAD}, and segments= makes whole graphs the samples"
-            )
+        raise RuntimeError(
+            f"estimate: {label} passes messages between rows, so an output's gradient belongs"
+            f" to many nodes; {_INSTEAD}, and segments= makes whole graphs the samples"
+        )
+
+
+def _passes_messages(kind: type) -> bool:
+    return any(base.__name__ == "MessagePassing" for base in kind.__mro__)
 
 
 def check(exact: Exact, batch: Any, labels: Tensor | None, count: int) -> None:

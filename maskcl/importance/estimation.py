@@ -195,25 +195,33 @@ def _check_choices(given: dict[str, str]) -> None:
 
 def _wanted(model: nn.Module, parameters: Iterable[str] | None) -> dict[str, Tensor]:
     """The parameters to measure, by name."""
-    every = dict(model.named_parameters(remove_duplicate=False))
+    found: dict[str, Tensor] = {}
     if parameters is None:
-        found: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        found |= {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not found:
             raise ValueError("estimate: no parameter of the model requires a gradient")
     else:
         if isinstance(parameters, str):
             raise TypeError("estimate: parameters is a str, wanted names in a list")
-        names = list(parameters)
-        unknown = [n for n in names if n not in every]
-        if unknown:
-            raise ValueError(
-                f"estimate: parameters hold {unknown[0]!r}, wanted names of the model's parameters"
-            )
-        found = {n: every[n] for n in names}
+        for name in parameters:
+            if (parameter := _parameter(model, name)) is None:
+                raise ValueError(
+                    f"estimate: parameters hold {name!r}, wanted names of the model's parameters"
+                )
+            found[name] = parameter
     for name, p in found.items():
         if not p.is_floating_point():
             raise TypeError(f"estimate: {name} is {p.dtype}, wanted a floating parameter")
     return found
+
+
+def _parameter(model: nn.Module, name: str) -> Tensor | None:
+    """The model's parameter of this name, None where it has none."""
+    holder, _, leaf = str(name).rpartition(".")
+    try:
+        return model.get_submodule(holder)._parameters.get(leaf)
+    except AttributeError:
+        return None
 
 
 def _zeros(parameter: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from maskcl.importance.per_sample import PerSample
 from maskcl.importance.recording import Record, recorded
 from maskcl.importance.rules import Call, Rule, Use, arrange
 from maskcl.importance.subject import Subject
+from maskcl.nn.tasks.own_parts import all_modules
 
 
 @dataclass
@@ -141,13 +142,12 @@ def known_parameters(subject: Subject) -> dict[Tensor, Known]:
     found: dict[Tensor, dict[nn.Module, Rule]] = {}
     unknown: set[Tensor] = set()
     # Attention reads its output layer's weight instead of calling the layer.
-    inside = {
-        c
-        for m in subject.model.modules()
-        if isinstance(m, nn.MultiheadAttention)
-        for c in m.children()
-    }
-    for module in subject.model.modules():
+    modules = all_modules(subject.model)
+    inside = {c for m in modules if isinstance(m, nn.MultiheadAttention) for c in m.children()}
+    wanted = set(map(id, subject.omegas))
+    for module in modules:
+        if wanted.isdisjoint(map(id, module._parameters.values())):
+            continue
         rules = {} if module in inside else rules_of(module)
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             rule = rules.get(name)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 
+from maskcl.nn.tasks.frozen_modules import FrozenNorm
+from maskcl.nn.tasks.own_parts import all_modules, parameters_of
 from maskcl.randomness import rng_state, set_rng_state
+
+_TRAINING = attrgetter("training")
 
 
 @contextlib.contextmanager
@@ -19,22 +25,39 @@ def quiet(model: nn.Module, device: torch.device) -> Iterator[None]:
     The mode of every submodule, ``requires_grad`` of every parameter, the state of every random
     generator and torch's switches are put back at the end, whatever happens inside.
     """
-    modes = {module: module.training for module in model.modules()}
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    modules = all_modules(model)
+    trainable = [p for p in parameters_of(modules) if p.requires_grad]
     random = rng_state(device)
     with _switches(model, device), torch.enable_grad():
         try:
-            model.eval()
-            for parameter in trainable:
-                parameter.requires_grad_(False)
-            yield
+            with _evaluation(modules):
+                for parameter in trainable:
+                    parameter.requires_grad_(False)
+                yield
         finally:
             for parameter in trainable:
                 parameter.requires_grad_(True)
-            model.train(modes[model])
-            for module, mode in modes.items():
-                module.training = mode
             set_rng_state(device, *random)
+
+
+@contextlib.contextmanager
+def _evaluation(modules: list[nn.Module]) -> Iterator[None]:
+    """The model, which comes first, and all below it in evaluation mode, and back as it was."""
+    training, model = list(map(_TRAINING, modules)), modules[0]
+    # Whoever has a `train` of its own is asked; flags are all that there is to most models.
+    ways = {getattr(kind, "train", None) for kind in set(map(type, modules))}
+    plain = ways <= {nn.Module.train, FrozenNorm.train}
+    try:
+        if not plain:
+            model.eval()
+        for module in itertools.compress(modules, training):
+            module.__dict__["training"] = False
+        yield
+    finally:
+        if not plain:
+            model.train(training[0])
+        for module, mode in zip(modules, training, strict=True):
+            module.__dict__["training"] = mode
 
 
 @contextlib.contextmanager

@@ -230,7 +230,7 @@ class Piggyback:
         share_statistics(module for _, module in net._own_modules(state.task))
         measure_task(net, state.task, data)
         words = self._words(net)
-        net.finish_task(state.task)
+        net.finish_task(state.task, check=False)
         if all(torch.equal(words[name], start) for name, start in state.start.items()):
             _warn(
                 f"task {state.task}: not one bit of the mask differs from the start, as no score"

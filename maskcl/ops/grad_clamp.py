@@ -13,6 +13,7 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._lists import check_like, check_written, listed
+from maskcl.ops.protected_pairs import protected_pairs
 from maskcl.ops.weight_sides import (
     Sides,
     check_soft_sides,
@@ -166,6 +167,9 @@ def protected_fraction(
 ) -> float:
     """Share of a layer's weights (o, i) that is protected, counted without a dense mask.
 
+    Units that the same tasks use count as one, and pairs of these in blocks: beside the words, it
+    takes a few MB for any layer and any number of tasks.
+
     Args:
         out_tasks: int64 [O], [O, W], or None for every task.
         in_tasks: int64 [I], [I, W], or None for every task.
@@ -191,13 +195,12 @@ def protected_fraction(
             side = like.new_full((1, num_words), -1)
         counted.append(torch.unique(side, dim=0, return_counts=True))
     (out_sets, out_counts), (in_sets, in_counts) = counted
-    if protection == "exact":
-        together = ((out_sets[:, None] & in_sets[None]) != 0).any(-1)
-    else:
-        together = (out_sets != 0).any(-1)[:, None] & (in_sets != 0).any(-1)[None]
-    pairs = out_counts[:, None] * in_counts[None]
-    total = int(pairs.sum())
-    return int((pairs * together).sum()) / total if total else float("nan")
+    total = int(out_counts.sum() * in_counts.sum())
+    if not total:
+        return float("nan")
+    sets = out_sets[None], in_sets[None]
+    counts = {"out_counts": out_counts[None], "in_counts": in_counts[None]}
+    return protected_pairs(*sets, protection == "exact", **counts) / total
 
 
 @fake("clamp_grads_")

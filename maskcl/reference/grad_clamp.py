@@ -11,6 +11,8 @@ i) is protected
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,9 @@ def users(weight: Tensor, out_tasks: Tensor, in_tasks: Tensor, groups: int, exac
     """Number of tasks that use weight (o, i), int64 [O, I] (or broadcastable to it)."""
     out_side, in_side = _grouped(weight, out_tasks, in_tasks, groups)
     if exact:
-        return popcount(out_side & in_side)
+        # Word by word: [O, I, W] would be W times the size of the weight.
+        words = zip(out_side.split(1, -1), in_side.split(1, -1), strict=True)
+        return functools.reduce(torch.add, (popcount(a & b) for a, b in words))
     return torch.minimum(popcount(out_side), popcount(in_side))
 
 

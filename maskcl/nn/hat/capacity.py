@@ -84,7 +84,7 @@ class Capacity(dict[str, float]):
         """By parameter, elements that tasks other than ``without`` protect."""
         found = {}
         for name, numel, out, into, groups in self._sides:
-            if without is not None:
+            if without is not None and without // WORD < out.shape[1]:
                 out = out.clone()
                 out[:, without // WORD] &= ~_bit(without)
             found[name] = protected_count(out, into, groups, numel)

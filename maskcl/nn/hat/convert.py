@@ -91,7 +91,7 @@ def to_hat(
     replace_modules(model, lambda module: task_aware_like(module, num_tasks))
     loosen(model, num_tasks)
     check_owners(model)
-    let_hooks_read_only(model)
+    let_hooks_read_only(model.named_modules())
     traced = _trace(model, example_inputs, sources)
     outputs = _outputs(model, traced, sources)
     if classes is not None:

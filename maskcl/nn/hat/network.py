@@ -26,6 +26,7 @@ from maskcl.nn.hat.topology_by_hand import Sources
 from maskcl.nn.hat.unit_tasks import TaskUnits
 from maskcl.nn.tasks.active import ActiveTask, active_of
 from maskcl.nn.tasks.model_structure import ModelStructure
+from maskcl.nn.tasks.own_parts import shared_modules
 from maskcl.nn.tasks.state import Masked
 from maskcl.ops.gate import Gate, hat_gates
 
@@ -72,7 +73,7 @@ class HATNetwork(GrowingUnits):
         super().__init__(model, num_tasks)
         check_init(init)
         check_owners(model)
-        let_hooks_read_only(model)
+        let_hooks_read_only(model.named_modules())
         self.example = Example(example_inputs)
         self._sources = sources
         self.topology = attach(model, self._state, num_tasks, example_inputs, sources)
@@ -110,7 +111,7 @@ class HATNetwork(GrowingUnits):
 
     def masked_modules(self) -> list[nn.Module]:
         """The layers, or the norms behind them, whose output carries units' masks."""
-        found = [module for module in self.model.modules() if isinstance(module, Masked)]
+        found = [module for _, module in shared_modules(self.model) if isinstance(module, Masked)]
         return [module for module in found if module._slots is not None]
 
     def _outputs_of(

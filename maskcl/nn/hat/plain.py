@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +18,7 @@ from maskcl.nn.tasks.frozen_modules import thaw_norm
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.narrow import Narrow
 from maskcl.nn.tasks.norms import TaskLayerNorm, TaskNorm
+from maskcl.nn.tasks.own_parts import copy_for
 from maskcl.nn.tasks.replace_modules import conv_options, replace_modules, with_hooks
 from maskcl.nn.tasks.state import Masked, TaskAware
 from maskcl.nn.tasks.task_parameters import tighten
@@ -65,7 +64,7 @@ class _Exporter:
         mask = net.hard_mask(task).to(torch.float32)
         # The slots NONE and EVERY are the last two.
         self.table = torch.cat([mask, mask.new_zeros(1), mask.new_ones(1)])
-        self.model = copy.deepcopy(net.model)
+        self.model = copy_for(net.model, task)
         self.modules = dict(self.model.named_modules())
         self.names = {module: name for name, module in self.modules.items()}
         self.narrow = net._state.narrow.get(task, {})
@@ -87,7 +86,7 @@ class _Exporter:
 
     def _plain(self, module: nn.Module) -> nn.Module | None:
         if isinstance(module, TaskHeads):
-            return module.heads[self.task]
+            return module.own_module(self.task)
         if isinstance(module, FusedActivation):
             owner = self.modules[module.layer]
             assert isinstance(owner, Masked)
@@ -154,7 +153,7 @@ class _Exporter:
 
     def _norm(self, norm: TaskNorm) -> nn.Module:
         """The task's norm with an affine of 0 for closed channels, else a UnitMask behind it."""
-        plain = norm.norms[self.task]
+        plain = norm.own_module(self.task)
         mask, dim = self._mask(self.names[norm], norm)
         if mask is None or bool((mask == 1).all()):
             return plain

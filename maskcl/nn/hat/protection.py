@@ -16,6 +16,7 @@ from maskcl.nn.hat.topology import Topology, unit_span, weight_layers
 from maskcl.nn.tasks.bits import protected_fingerprint
 from maskcl.nn.tasks.state import WORD
 from maskcl.ops import protected_fraction
+from maskcl.ops.protected_pairs import protected_pairs
 
 _LAYER, _KIND, _PARAMETERS = itemgetter(0), itemgetter(1), attrgetter("_parameters")
 
@@ -25,8 +26,8 @@ class Protection:
     """Every shared parameter with the tasks that use each of its two ends; a copy of the bits.
 
     A unit's tasks are W words of int64: bit k % 64 of word k // 64 says that finished task k uses
-    it. Weight (o, i) is protected where one task uses both ends (exact), or where each end has a
-    task (min).
+    it; the last word is the last finished task's. Weight (o, i) is protected where one task uses
+    both ends (exact), or where each end has a task (min).
 
     Attributes:
         names: of the parameters, as in ``HATNetwork.named_parameters()``.
@@ -163,13 +164,16 @@ def protect(model: nn.Module, topology: Topology, tasks: Tensor, finished: Tenso
         tasks: int64 [U, W].
         finished: bool [T].
     """
-    rows = tasks.clone()
-    everyone = rows.new_full((1, rows.shape[1]), -1)
-    done = _finished_words(finished, rows.shape[1])
+    # Words behind the last finished task's say nothing, and every step reads what there is.
+    latest = finished.nonzero().flatten().tolist()[-1:]
+    count = latest[0] // WORD + 1 if latest else 1
+    rows = tasks[:, :count].clone()
+    everyone = rows.new_full((1, count), -1)
+    done = _finished_words(finished, count)
     # The slots NONE and EVERY are the last two. What has no mask is every finished task's: bits of
     # -1 on both sides would protect it before there is one.
     table = torch.cat([rows, torch.zeros_like(done), done])
-    result = Protection([], [], [], [], [], empty=not bool(finished.any()))
+    result = Protection([], [], [], [], [], empty=not latest)
     places: dict[int, int] = {}
     for name, layer in weight_layers(model).items():
         out = rows[topology.units[name]] if name in topology.units else done
@@ -231,7 +235,8 @@ def protected_count(out: Tensor, into: Tensor, groups: int, numel: int) -> int:
 def _finished_words(finished: Tensor, words: int) -> Tensor:
     """Bits of all finished tasks, int64 [1, W]."""
     bits = torch.zeros(words * WORD, dtype=torch.int64, device=finished.device)
-    bits[: finished.numel()] = finished.to(torch.int64)
+    some = finished[: words * WORD]
+    bits[: some.numel()] = some.to(torch.int64)
     shifts = torch.arange(WORD, device=finished.device)
     return (bits.view(words, WORD) << shifts).sum(1)[None]
 
@@ -252,10 +257,7 @@ def _fraction(out: Tensor, into: Tensor, groups: int, exact: bool) -> float:
     if groups == 1:
         return protected_fraction(out, into, protection="exact" if exact else "min")
     # Rows of a group meet the columns of that group only.
-    out = out.expand(max(out.shape[0], groups), -1).reshape(groups, -1, 1, out.shape[-1])
-    into = into.expand(max(into.shape[0], groups), -1).reshape(groups, 1, -1, into.shape[-1])
-    if exact:
-        together = ((out & into) != 0).any(-1)
-    else:
-        together = (out != 0).any(-1) & (into != 0).any(-1)
-    return float(together.double().mean())
+    out = out.expand(max(out.shape[0], groups), -1).reshape(groups, -1, out.shape[-1])
+    into = into.expand(max(into.shape[0], groups), -1).reshape(groups, -1, into.shape[-1])
+    pairs = out.shape[0] * out.shape[1] * into.shape[1]
+    return protected_pairs(out, into, exact) / pairs if pairs else float("nan")

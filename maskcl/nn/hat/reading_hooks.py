@@ -7,7 +7,7 @@ what they compute behind the analysis, so that a later task could change an earl
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -30,9 +30,13 @@ class ReadingHooks(OrderedDict[int, Any]):
         super().__setitem__(key, _reading(hook, self.name))
 
 
-def let_hooks_read_only(model: nn.Module) -> None:
-    """From here on a forward hook of any module that returns a value raises ConversionError."""
-    for name, module in model.named_modules():
+def let_hooks_read_only(modules: Iterable[tuple[str, nn.Module]]) -> None:
+    """From here on a forward hook of these that returns a value raises ConversionError.
+
+    Args:
+        modules: names, for the message, and modules.
+    """
+    for name, module in modules:
         for kind in _KINDS:
             hooks = getattr(module, kind)
             if isinstance(hooks, ReadingHooks):

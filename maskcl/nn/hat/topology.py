@@ -15,6 +15,7 @@ from maskcl.nn.hat.embedding_table import HATEmbedding
 from maskcl.nn.hat.layers import HATConv1d, HATConv2d, HATConv3d, HATLinear
 from maskcl.nn.hat.message_passing import HATMessagePassing
 from maskcl.nn.tasks.heads import TaskHeads
+from maskcl.nn.tasks.own_parts import shared_modules
 from maskcl.nn.tasks.state import TaskAware
 
 
@@ -83,7 +84,7 @@ HATLayer = HATLinear | HATConv1d | HATConv2d | HATConv3d | HATMessagePassing | H
 
 def weight_layers(model: nn.Module) -> dict[str, HATLayer]:
     """The model's HAT layers by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, HAT_LAYERS)}
+    return {n: m for n, m in shared_modules(model) if isinstance(m, HAT_LAYERS)}
 
 
 def width(layer: HATLayer) -> int:
@@ -142,7 +143,7 @@ def sole_reader(trace: Trace, name: str) -> tuple[str, nn.Module] | None:
 
 def task_aware(model: nn.Module) -> Iterator[tuple[str, TaskAware]]:
     """Names and task-aware modules of a model."""
-    return ((n, m) for n, m in model.named_modules() if isinstance(m, TaskAware))
+    return ((n, m) for n, m in shared_modules(model) if isinstance(m, TaskAware))
 
 
 def unit_span(row: Tensor) -> tuple[int, int] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ from maskcl.nn.hat.protection import Protection, protect
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import shared_parameters
 from maskcl.nn.hat.topology import Topology
+from maskcl.nn.tasks.kept_bits import KeptBits
 from maskcl.nn.tasks.later_tasks import LaterTasks
 from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.narrow import numbers_of
-from maskcl.nn.tasks.network import own_parameters
+from maskcl.nn.tasks.own_parts import own_modules, own_parameters, shared_modules
 from maskcl.nn.tasks.state import WORD
 
 
@@ -80,9 +81,10 @@ class UnitTasks(LaterTasks):
     def _records(self) -> dict[str, tuple[int, int, float]]:
         return super()._records() | {"tasks": (1, -(-self.num_tasks // WORD), 0)}
 
-    def _names_of(self, task: int) -> Iterator[str]:
-        yield f"embeddings.{task}"
-        yield from super()._names_of(task)
+    def _state_of(self, tasks: Iterable[int]) -> dict[str, Tensor]:
+        tasks = list(tasks)
+        own = {f"embeddings.{task}": self._embedding(task).detach() for task in tasks}
+        return own | super()._state_of(tasks)
 
     def _add_records(self, first: int) -> None:
         super()._add_records(first)
@@ -103,7 +105,7 @@ class UnitTasks(LaterTasks):
         """
         self._check_open("begin_task", task)
         self._structure.check("HATNetwork.begin_task", self.model)
-        let_hooks_read_only(self.model)
+        let_hooks_read_only(self._modules_for(task))
         if check:
             self.check_kept("HATNetwork.begin_task")
         super().begin_task(task)
@@ -130,6 +132,17 @@ class UnitTasks(LaterTasks):
         for parameter in (self.embeddings[task], *own_parameters(self.model, task)):
             parameter.requires_grad_(False)
         self._follow_finished()
+
+    def _modules_for(self, *tasks: int) -> Iterator[tuple[str, nn.Module]]:
+        """Names below ``model`` and modules: what tasks share, and what these have."""
+        yield from shared_modules(self.model)
+        for task in tasks:
+            for name, module in own_modules(self.model, task):
+                yield from module.named_modules(prefix=name)
+
+    def _follow_model(self) -> None:
+        let_hooks_read_only(self.model.named_modules())
+        super()._follow_model()
 
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains: the shared weights, its embedding, its norms' affine and its head."""
@@ -172,17 +185,13 @@ class UnitTasks(LaterTasks):
         """
         return Capacity(self.units, self.tasks, self.protection())
 
-    def kept_bits(self) -> dict[str, Tensor]:
-        """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none.
-
-        Elements whose two ends one task uses, the tasks' norms, heads and bits, what is frozen.
-        """
-        if not bool(self.finished.any()):
-            return {}
+    def _kept_now(self) -> KeptBits | None:
+        """Elements whose two ends one task uses, tasks' norms, heads and bits, what is frozen."""
         protection = self.protection()
-        return self._state_fingerprints([*protection.names, "embeddings."]) | (
-            protection.fingerprints()
-        )
+        kept = self._state_fingerprints([*protection.names, "embeddings"])
+        if kept is not None:
+            kept.shared |= protection.fingerprints()
+        return kept
 
     def protection(self) -> Protection:
         """What the finished tasks need of the shared parameters, from the bits as they are now."""
@@ -214,13 +223,22 @@ class UnitTasks(LaterTasks):
         def make() -> TaskUnits:
             bits = tasks[:, task // WORD]
             shift = torch.tensor(task % WORD, device=bits.device)
-            free = (tasks == 0).all(1).to(embedding.dtype)
-            share = free / free.sum().clamp_min(1)
-            return TaskUnits(embedding, bits, shift, finished[task], share)
+            return TaskUnits(embedding, bits, shift, finished[task], self._free_share(embedding))
 
         units = self._state.kept(f"units {task}", make, (tasks, finished, embedding))
         self._state.cache[name] = tasks, finished, embedding, seen, units
         return units
+
+    def _free_share(self, like: Tensor) -> Tensor:
+        """(1 - u) / sum (1 - u) of eq. 5 in the dtype of ``like``: the same for all tasks."""
+        tasks = self.tasks
+
+        def make() -> Tensor:
+            free = (tasks == 0).all(1).to(like.dtype)
+            return free / free.sum().clamp_min(1)
+
+        share: Tensor = self._state.kept(f"free share {like.dtype}", make, (tasks,))
+        return share
 
     def _new_embedding(self, task: int, init: str, generator: torch.Generator | None) -> Tensor:
         """As a task starts, units that came after it was finished closed."""

@@ -10,6 +10,7 @@ from maskcl.nn.hat.capacity import Capacity
 from maskcl.nn.hat.protection import Protection, protect, protected_count
 from maskcl.nn.hat.topology import weight_layers
 from maskcl.nn.hat.unit_tasks import UnitTasks
+from maskcl.nn.tasks.own_parts import all_parameters, drop_gradients
 from maskcl.nn.tasks.state import WORD
 from maskcl.nn.tasks.unlearning import Forgotten, Removed, fresh_own, fresh_tensors, rewrite, sha256
 from maskcl.randomness import derive_seed
@@ -53,8 +54,7 @@ class ForgettingTasks(UnitTasks):
         if removal is not None:
             removal.write(statistics)
             # What requires gradients stays so: torch.matmul looks at it, and may sum otherwise.
-            for parameter in self.parameters():
-                parameter.grad = None
+            drop_gradients(all_parameters(self))
         self._follow_finished()
         return None if removal is None else removal.record
 
@@ -91,7 +91,10 @@ class Removal:
 
     def write(self, statistics: dict[str, Removed]) -> None:
         """Write all, and make the record, in which ``statistics`` are too."""
-        tensors = self._net.state_dict(keep_vars=True)
+        tensors: dict[str, Tensor] = {}
+        for name, module in self._net._own_modules(self._task):
+            tensors |= module.state_dict(prefix=f"model.{name}.", keep_vars=True)
+        tensors[f"embeddings.{self._task}"] = self._net.embeddings[self._task]
         removed = {f"tasks, bit {self._task}": _cleared(self._bits)}
         removed |= rewrite(tensors, self._own)
         removed |= {name: self._redraw(place) for place, name in enumerate(self._protection.names)}

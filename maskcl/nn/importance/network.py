@@ -12,8 +12,13 @@ from maskcl.nn.importance.named_buffers import TensorTree, owner_of
 from maskcl.nn.tasks.frozen_modules import freeze_norm, has_statistics
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads
 from maskcl.nn.tasks.later_tasks import LaterTasks
-from maskcl.nn.tasks.network import check_members, numbers_where, own_parameters
-from maskcl.nn.tasks.norms import TaskNorm
+from maskcl.nn.tasks.network import check_members, numbers_where
+from maskcl.nn.tasks.own_parts import (
+    all_parameters,
+    holders,
+    own_parameters,
+    shared_modules,
+)
 
 ANCHORS = ("last", "mean")
 
@@ -61,7 +66,8 @@ class ImportanceNetwork(LaterTasks):
         super().__init__(model, num_tasks)
         self.freeze_statistics = freeze_statistics
         check_members("ImportanceNetwork", model, num_tasks)
-        own = {id(p) for task in range(num_tasks) for p in own_parameters(model, task)}
+        lists = [held for _, held in holders(model)]
+        own = {id(p) for p in all_parameters(*lists)}
         shared = {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in own}
         if not shared:
             raise ValueError(
@@ -124,7 +130,7 @@ class ImportanceNetwork(LaterTasks):
 
     def _answer(self, task: int, classes: Tensor, args: tuple[Any, ...]) -> Tensor:
         """A head of all classes answers as the latest task sees it, for the task's classes."""
-        if not any(isinstance(module, GrowingHead) for module in self.modules()):
+        if not any(isinstance(head, GrowingHead) for head in self._heads()):
             return super()._answer(task, classes, args)
         latest = int(torch.nonzero(self.finished).max())
         outputs = super()._answer(latest, classes, args)
@@ -274,8 +280,7 @@ class ImportanceNetwork(LaterTasks):
 
 def shared_norms(model: nn.Module) -> set[nn.Module]:
     """Norms with running statistics that are not one task's."""
-    own = {m for norm in model.modules() if isinstance(norm, TaskNorm) for m in norm.modules()}
-    return {module for module in model.modules() if has_statistics(module) and module not in own}
+    return {module for _, module in shared_modules(model) if has_statistics(module)}
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
 
@@ -11,6 +9,7 @@ from maskcl.nn.importance.network import ImportanceNetwork
 from maskcl.nn.tasks.frozen_modules import thaw_norm
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads
 from maskcl.nn.tasks.norms import TaskNorm
+from maskcl.nn.tasks.own_parts import copy_for
 from maskcl.nn.tasks.replace_modules import replace_modules, with_hooks
 
 
@@ -22,13 +21,13 @@ def plain_importance(net: ImportanceNetwork, task: int) -> nn.Module:
         ValueError: no such task.
     """
     net._check_task("to_plain", task)
-    holder = nn.ModuleList([copy.deepcopy(net.model)])
+    holder = nn.ModuleList([copy_for(net.model, task)])
 
     def plain(module: nn.Module) -> nn.Module | None:
         if isinstance(module, TaskHeads):
-            return with_hooks(module.heads[task], module)
+            return with_hooks(module.own_module(task), module)
         if isinstance(module, TaskNorm):
-            return with_hooks(module.norms[task], module)
+            return with_hooks(module.own_module(task), module)
         if isinstance(module, GrowingHead):
             return _visible(module, task)
         return None

@@ -41,7 +41,7 @@ class StoredStatistics(nn.Module):
 
     def of_task(self, task: int) -> dict[str, Tensor]:
         """What it takes to tell a task elsewhere: its statistics and ``config``; {} for nothing."""
-        if task not in self.tasks:
+        if str(task) not in self.statistics:
             return {}
         return {"config": self.config, **dict(self._of(task).named_buffers())}
 

@@ -132,12 +132,14 @@ class TaskInference(StoredStatistics):
                 self.shrinkage,
                 own=self.space == "masked",
             )
-        others = [int(k) for k in self.statistics if self.space != "masked" and int(k) != task]
+        # Of the same size as those of any other task, which are all of one size.
+        other = next((int(k) for k in self.statistics if int(k) != task), task)
         width = len(found.varies)
-        if others and width != (was := len(self._of(others[0]).varies)):
+        was = width if self.space == "masked" or other == task else len(self._of(other).varies)
+        if width != was:
             raise ValueError(
                 f"TaskInference: inputs of task {task} have {width} features, those of task"
-                f" {others[0]} {was}: wanted one size, or space='masked'"
+                f" {other} {was}: wanted one size, or space='masked'"
             )
         self.statistics[str(task)] = found
 
@@ -190,7 +192,7 @@ class TaskInference(StoredStatistics):
         finished: list[int] = torch.nonzero(net.finished).flatten().tolist()
         if not finished:
             raise RuntimeError("TaskInference: no task is finished, so there is none to infer")
-        if missing := [task for task in finished if task not in self.tasks]:
+        if missing := [task for task in finished if str(task) not in self.statistics]:
             raise RuntimeError(
                 f"TaskInference: tasks {missing} were not measured: a method's end_task does it"
                 " where net.inference was set before, net.measure_task(task, data) afterwards"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from maskcl.nn.piggyback.network import PiggybackNetwork
 from maskcl.nn.tasks.frozen_modules import open_shortcuts, thaw_norm
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.norms import TaskNorm
+from maskcl.nn.tasks.own_parts import copy_for
 from maskcl.nn.tasks.replace_modules import conv_options, replace_modules, with_hooks
 
 _CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
@@ -33,14 +33,14 @@ def plain_piggyback(net: PiggybackNetwork, task: int) -> nn.Module:
     names = {name: weights[layer] for name, layer in net.layers.items()}
     memo: dict[int, Any] = {id(layer.words): None for layer in weights}
     memo |= {id(p): None for p in net.scores()}
-    holder = nn.ModuleList([copy.deepcopy(net.model, memo)])
+    holder = nn.ModuleList([copy_for(net.model, task, memo)])
     masked = {holder[0].get_submodule(name): weight for name, weight in names.items()}
 
     def plain(module: nn.Module) -> nn.Module | None:
         if isinstance(module, TaskHeads):
-            return with_hooks(module.heads[task], module)
+            return with_hooks(module.own_module(task), module)
         if isinstance(module, TaskNorm):
-            return with_hooks(module.norms[task], module)
+            return with_hooks(module.own_module(task), module)
         if isinstance(module, PIGGYBACK_LAYERS):
             return _layer(module, masked[module])
         return None

@@ -14,9 +14,19 @@ from maskcl.nn.piggyback.layers import PIGGYBACK_LAYERS
 from maskcl.nn.piggyback.mask_words import check_all_words, differing_bits, off_shares
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
 from maskcl.nn.tasks.active import ActiveTask
+from maskcl.nn.tasks.bits import fingerprints
+from maskcl.nn.tasks.kept_bits import KeptBits
 from maskcl.nn.tasks.later_tasks import LaterTasks
 from maskcl.nn.tasks.model_structure import ModelStructure
-from maskcl.nn.tasks.network import check_members, numbers_where, own_modules, own_parameters
+from maskcl.nn.tasks.network import check_members, numbers_where
+from maskcl.nn.tasks.own_parts import (
+    all_parameters,
+    holders,
+    own_modules,
+    own_parameters,
+    shared_modules,
+    train_only,
+)
 
 
 class RecordedMasks(LaterTasks):
@@ -44,7 +54,7 @@ class RecordedMasks(LaterTasks):
     @property
     def layers(self) -> dict[str, PiggybackLayer]:
         """The layers with masks, by name below ``model``."""
-        return {n: m for n, m in self.model.named_modules() if isinstance(m, PIGGYBACK_LAYERS)}
+        return {n: m for n, m in shared_modules(self.model) if isinstance(m, PIGGYBACK_LAYERS)}
 
     @property
     def masked_share(self) -> float:
@@ -55,7 +65,8 @@ class RecordedMasks(LaterTasks):
 
     def unmasked_weights(self) -> dict[str, nn.Parameter]:
         """By name below ``model``, weights (2 dimensions at least) with neither mask nor task."""
-        own = {id(p) for task in range(self.num_tasks) for p in own_parameters(self.model, task)}
+        lists = [held for _, held in holders(self.model)]
+        own = {id(p) for p in all_parameters(*lists)}
         own |= {id(p) for layer in self.layers.values() for p in (layer.weight, layer.scores)}
         found = self.model.named_parameters()
         return {name: p for name, p in found if p.dim() > 1 and id(p) not in own}
@@ -131,15 +142,16 @@ class RecordedMasks(LaterTasks):
         """The layers whose weights carry masks."""
         return list(self.layers.values())
 
-    def kept_bits(self) -> dict[str, Tensor]:
-        """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none.
-
-        The base, and the finished tasks' words, norms and heads.
-        """
-        if not bool(self.finished.any()):
-            return {}
-        scores = [f"model.{name}.scores" for name in self.layers]
-        return self._state_fingerprints(scores)
+    def _kept_now(self) -> KeptBits | None:
+        """The base, and the finished tasks' words, norms and heads."""
+        without = [f"model.{n}.{kind}" for n in self.layers for kind in ("scores", "words")]
+        kept = self._state_fingerprints(without)
+        if kept is None:
+            return None
+        for name, layer in self.layers.items():
+            rows = layer.words.flatten(1).unbind()
+            kept.own[f"model.{name}.words[{{}}]"] = fingerprints([rows[task] for task in kept.done])
+        return kept
 
     def base_hash(self) -> str:
         """sha256 of all that every task shares, in hexadecimal; masks fit no other base.
@@ -219,10 +231,7 @@ class RecordedMasks(LaterTasks):
         """After a change of tasks: what is finished, and what requires gradients."""
         self._refresh()
         trained = [] if self.training_task is None else self.task_parameters(self.training_task)
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        train_only(all_parameters(self), trained)
         self._changed()
 
     def _record(self, task: int, words: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskcl.nn.tasks.errors import ConversionError
+from maskcl.nn.tasks.own_parts import shared_modules
 from maskcl.nn.tasks.replace_modules import with_hooks
 from maskcl.nn.tasks.state import TaskAware
 
@@ -28,6 +29,8 @@ class TaskHeads(TaskAware):
         ValueError: no classes, or a task with none.
         RuntimeError: (forward) it belongs to no network, or no task is active.
     """
+
+    _per_task = "heads"
 
     def __init__(
         self,
@@ -59,7 +62,7 @@ class TaskHeads(TaskAware):
 
     def of(self, task: int) -> nn.Module:
         """A task's head."""
-        return self.heads[task]
+        return self.own_module(task)
 
     def add_tasks(self, classes: Sequence[int]) -> None:
         """A fresh head for each more task, with the last one's bias, device and dtype."""
@@ -170,7 +173,7 @@ def _widen(head: Any, more: int) -> None:
 
 def sees_one_class(net: nn.Module) -> bool:
     """Whether the active task sees one class alone through a GrowingHead: there is no question."""
-    heads = [module for module in net.modules() if isinstance(module, GrowingHead)]
+    heads = [module for _, module in shared_modules(net) if isinstance(module, GrowingHead)]
     return any(head._own() == 1 for head in heads)
 
 

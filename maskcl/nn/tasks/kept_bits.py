@@ -6,40 +6,105 @@ it shows when the task in training ends or the next begins, and nothing is recor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import zip_longest
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.tasks.bits import fingerprint
+from maskcl.nn.tasks.bits import fingerprint, fingerprints
+from maskcl.nn.tasks.own_parts import holders, shared_modules
 
-Fingerprints = Mapping[str, Tensor]
+_CHILDREN = attrgetter("_modules")
 
 
-def state_fingerprints(net: nn.Module, without: Iterable[str]) -> dict[str, Tensor]:
+@dataclass
+class KeptBits:
+    """Fingerprints of all that finished tasks' outputs depend on.
+
+    Attributes:
+        done: the finished tasks.
+        shared: by name in the ``state_dict``, of what there is once.
+        own: by name with ``{}`` for the task, int64 [len(done)]: of what each task has.
+    """
+
+    done: list[int]
+    shared: dict[str, Tensor]
+    own: dict[str, Tensor]
+
+    def named(self) -> dict[str, Tensor]:
+        """By name in the ``state_dict``, one 0-d tensor each."""
+        named = dict(self.shared)
+        for name, hashes in self.own.items():
+            named |= zip(map(name.format, self.done), hashes.unbind(), strict=True)
+        return named
+
+
+def state_fingerprints(
+    net: nn.Module, model: nn.Module, done: list[int], without: Collection[str]
+) -> KeptBits:
     """Fingerprints of a network's parameters and persistent buffers.
 
     Integers that are counted up in forwards (0-d buffers) are left out: they say how often.
 
     Args:
         net: the network.
-        without: names, or their beginnings if these end in a dot, to leave out.
+        model: its model; what unfinished tasks have to themselves there is left out.
+        done: the finished tasks.
+        without: names of tensors, and of modules of the network, to leave out.
     """
-    names = set(without)
-    begins = tuple(name for name in names if name.endswith("."))
-    tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    kept = net.state_dict().keys() & tensors.keys()
+    found = KeptBits(done, {}, {})
+    parts = [("", net)]
+    for child, module in net._modules.items():
+        if module is not None and child not in without:
+            parts += shared_modules(module, child)
+    tensors: dict[str, Tensor] = {}
+    for name, module in parts:
+        tensors |= _named_tensors(f"{name}." if name else "", module)
+    for name, held in holders(model):
+        kids = list(map(list(held).__getitem__, done))
+        if not _add_alike(found, f"model.{name}.{{}}", kids):
+            for task, kid in zip(done, kids, strict=True):
+                for inner, module in kid.named_modules(prefix=f"model.{name}.{task}"):
+                    tensors |= _named_tensors(f"{inner}.", module)
+    once = {id(t): n for n, t in reversed(tensors.items()) if n not in without}
+    kept = set(once.values())
+    found.shared |= {n: fingerprint(tensor) for n, tensor in tensors.items() if n in kept}
+    return found
+
+
+def _add_alike(found: KeptBits, name: str, kids: list[nn.Module]) -> bool:
+    """Take tasks' modules together; False, with nothing done, where they are built differently."""
+    if not kids or any(map(_CHILDREN, kids)):
+        return False
+    own: dict[str, list[Tensor]] = {}
+    for kind in ("_parameters", "_buffers"):
+        held: list[dict[str, Any]] = list(map(attrgetter(kind), kids))
+        if len(set(map(tuple, held))) > 1:
+            return False
+        for key in _named_tensors("", kids[0]).keys() & held[0].keys():
+            own[f"{name}.{key}"] = list(map(itemgetter(key), held))
+    if not set(map(type, chain.from_iterable(own.values()))) <= {Tensor, nn.Parameter}:
+        return False
+    found.own |= {key: fingerprints(tensors) for key, tensors in own.items()}
+    return True
+
+
+def _named_tensors(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """What a module itself adds to the ``state_dict``, but for what is counted up."""
+    held: dict[str, Any] = {**module._parameters, **module._buffers}
     return {
-        name: fingerprint(tensor)
-        for name, tensor in tensors.items()
-        if name in kept and name not in names and not name.startswith(begins)
+        prefix + name: tensor
+        for name, tensor in held.items()
+        if tensor is not None and name not in module._non_persistent_buffers_set
         if tensor.dim() or tensor.is_floating_point()
     }
 
 
-def changed_since(caller: str, before: Fingerprints, now: Fingerprints) -> str | None:
+def changed_since(caller: str, before: KeptBits, now: KeptBits) -> str | None:
     """A sentence that names what finished tasks need and is no longer what it was; None if all is.
 
     Args:
@@ -47,10 +112,13 @@ def changed_since(caller: str, before: Fingerprints, now: Fingerprints) -> str |
         before: fingerprints of when the last task was finished.
         now: of now.
     """
-    changed = [name for name in before if name not in now]
-    same = [name for name in before if name in now]
+    was, found = before.shared, now.shared
+    if before.own and not _same_own(before, now):
+        was, found = before.named(), now.named()
+    changed = [name for name in was if name not in found]
+    same = [name for name in was if name in found]
     if same:
-        differs = torch.stack([(before[n] != now[n].to(before[n].device)).cpu() for n in same])
+        differs = torch.stack([(was[n] != found[n].to(was[n].device)).cpu() for n in same])
         changed += [name for name, d in zip(same, differs.tolist(), strict=True) if d]
     if not changed:
         return None
@@ -61,6 +129,12 @@ def changed_since(caller: str, before: Fingerprints, now: Fingerprints) -> str |
         " own, one of two optimizers, an old guard: call protect() on the one that steps, anew for"
         " each task), or values were written by other code; go back to a checkpoint of before"
     )
+
+
+def _same_own(before: KeptBits, now: KeptBits) -> bool:
+    if before.done != now.done or before.own.keys() != now.own.keys():
+        return False
+    return all(torch.equal(hashes, now.own[name]) for name, hashes in before.own.items())
 
 
 class FinishedTasks:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads
+from maskcl.nn.tasks.loading import Loading
 from maskcl.nn.tasks.model_structure import ModelStructure
-from maskcl.nn.tasks.network import TaskNetwork, own_modules
+from maskcl.nn.tasks.network import TaskNetwork
 from maskcl.nn.tasks.norms import TaskNorm
+from maskcl.nn.tasks.own_parts import all_parameters, holders, shared_modules
 from maskcl.nn.tasks.task_parameters import TaskParameter
 
 
-class LaterTasks(TaskNetwork):
+class LaterTasks(Loading, TaskNetwork):
     """A network that takes more tasks than it was made for; base of all three, arguments likewise.
 
     Whatever is added here, outputs of the tasks that were there before have the bits they had.
@@ -50,7 +52,7 @@ class LaterTasks(TaskNetwork):
             raise ValueError(f"{caller}: count is {count!r}, wanted an integer of at least 1")
         heads = self._head_classes(caller, count, classes)
         self._check_between(caller)
-        for module in list(self.model.modules()):
+        for _, module in list(shared_modules(self.model)):
             if isinstance(module, (TaskHeads, GrowingHead)):
                 module.add_tasks(heads[module])
             elif isinstance(module, (TaskNorm, TaskParameter)):
@@ -112,10 +114,8 @@ class LaterTasks(TaskNetwork):
         new, count = dict(state), self.check_count(state, prefix)
         if count == self.num_tasks:
             return new
-        own = tuple(n for task in range(count, self.num_tasks) for n in self._names_of(task))
-        for name, tensor in self.state_dict().items():
-            if name.startswith(own):
-                new.setdefault(prefix + name, tensor)
+        for name, tensor in self._state_of(range(count, self.num_tasks)).items():
+            new.setdefault(prefix + name, tensor)
         for name, (dim, size, blank) in self._records().items():
             if isinstance(found := new.get(prefix + name), Tensor):
                 new[prefix + name] = _padded(found, dim, size, blank)
@@ -159,10 +159,14 @@ class LaterTasks(TaskNetwork):
             buffers[leaf] = _padded(found, dim, size, blank)
         self._follow_classes()
 
-    def _names_of(self, task: int) -> Iterator[str]:
-        """Beginnings of the names, in the ``state_dict``, of what is one task's alone."""
-        for name, _ in own_modules(self.model, task):
-            yield f"model.{name}."
+    def _state_of(self, tasks: Iterable[int]) -> dict[str, Tensor]:
+        """What is these tasks' alone, by name in the ``state_dict``, not copied."""
+        found: dict[str, Tensor] = {}
+        lists = list(holders(self.model))
+        for task in tasks:
+            for name, held in lists:
+                found |= held[task].state_dict(prefix=f"model.{name}.{task}.")
+        return found
 
     def _class_rows(self) -> dict[str, Tensor]:
         """By name in the ``state_dict``, what has a row for each class of a growing head.
@@ -171,7 +175,7 @@ class LaterTasks(TaskNetwork):
         """
         return {
             f"model.{name}.linear.{kind}" if name else f"model.linear.{kind}": parameter.detach()
-            for name, module in self.model.named_modules()
+            for name, module in shared_modules(self.model)
             if isinstance(module, GrowingHead)
             for kind, parameter in module.linear.named_parameters()
         }
@@ -188,7 +192,8 @@ class LaterTasks(TaskNetwork):
         self._follow_finished()
 
     def _heads(self) -> list[TaskHeads | GrowingHead]:
-        return [m for m in self.model.modules() if isinstance(m, (TaskHeads, GrowingHead))]
+        found = (module for _, module in shared_modules(self.model))
+        return [m for m in found if isinstance(m, (TaskHeads, GrowingHead))]
 
     def _head_classes(
         self, caller: str, count: int, classes: Sequence[int] | None
@@ -222,8 +227,8 @@ class LaterTasks(TaskNetwork):
                 f"{caller}: task {task} is in training: net.finish_task({task}) first, or"
                 f" net.forget_task({task}), which gives its training up"
             )
-        sharded = [n for n, p in self.named_parameters() if hasattr(p, "placements")]
-        if sharded:
+        if any(hasattr(p, "placements") for p in all_parameters(self)):
+            sharded = [n for n, p in self.named_parameters() if hasattr(p, "placements")]
             raise RuntimeError(f"{caller}: {sharded[0]} is sharded: do this before fully_shard")
         if self._structure is not None:
             self._structure.check(caller, self.model)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain, repeat
+from operator import attrgetter, contains
+from typing import Any
 
 from torch import nn
 
 from maskcl.nn.tasks.errors import ConversionError
 from maskcl.nn.tasks.frozen_modules import FrozenNorm
+from maskcl.nn.tasks.own_parts import all_modules
+
+_DICTIONARIES = attrgetter("_modules"), attrgetter("_parameters"), attrgetter("_buffers")
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,10 @@ class ModelStructure:
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = _modules_of(model)
+        self._seen: list[list[Any]] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_seen": None}  # of classes that are made on the fly
 
     def check(self, caller: str, model: nn.Module) -> None:
         """Raise unless the model is what it was.
@@ -35,6 +45,9 @@ class ModelStructure:
             ConversionError: the message names a module that was replaced, added, taken away, or
                 given another class, forward or tensors (a parametrization, weight_norm, pruning).
         """
+        seen = _seen(model)
+        if seen == self._seen:
+            return
         now = _modules_of(model)
         for name in [*self._modules, *(name for name in now if name not in self._modules)]:
             was, found = self._modules.get(name), now.get(name)
@@ -48,6 +61,20 @@ class ModelStructure:
                 f"{caller}: module {name!r} {what} since the model was converted, which would"
                 " change what finished tasks compute: change the ordinary model and convert that"
             )
+        self._seen = seen
+
+
+def _seen(model: nn.Module) -> list[list[Any]]:
+    """All that a check looks at, in lists that are equal where none of it has changed.
+
+    It is made without a line of Python for a module: of a thousand tasks there are thousands.
+    """
+    modules = all_modules(model)
+    held = [list(map(dictionary, modules)) for dictionary in _DICTIONARIES]
+    names = [list(chain.from_iterable(dictionaries)) for dictionaries in held]
+    counts = [list(map(len, dictionaries)) for dictionaries in held]
+    forwards = list(map(contains, map(vars, modules), repeat("forward")))
+    return [modules, list(map(type, modules)), forwards, *names, *counts]
 
 
 def _modules_of(model: nn.Module) -> dict[str, _Module]:

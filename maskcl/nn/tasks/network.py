@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,18 +12,19 @@ from torch import Tensor, nn
 
 from maskcl.nn.tasks.active import ActiveTask, Entering, active_of
 from maskcl.nn.tasks.frozen_modules import freeze_norm, thaw_norm
-from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.inferring import Inferring
-from maskcl.nn.tasks.kept_bits import changed_since, state_fingerprints
-from maskcl.nn.tasks.norms import TaskNorm
+from maskcl.nn.tasks.kept_bits import KeptBits, changed_since, state_fingerprints
+from maskcl.nn.tasks.own_parts import all_parameters, drop_gradients, own_modules, train_only
 from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.nn.tasks.state import NO_TASK, TaskAware, TaskState
 from maskcl.nn.tasks.task_forwards import TaskForwards
-from maskcl.nn.tasks.task_parameters import TaskParameter
 from maskcl.nn.tasks.unlearning import Forgotten
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_IS_META = attrgetter("is_meta")
 
 
 class TaskNetwork(TaskForwards, Inferring):
@@ -53,7 +55,7 @@ class TaskNetwork(TaskForwards, Inferring):
         self.training = model.training
         finished = torch.zeros(num_tasks, dtype=torch.bool, device=self._device())
         self.register_buffer("finished", finished)
-        self._kept: dict[str, Tensor] | None = None
+        self._kept: KeptBits | None = None
         self._done: list[int] = []
         self._begun: int | None = None
         self._resets: dict[int, int] = {}
@@ -76,11 +78,9 @@ class TaskNetwork(TaskForwards, Inferring):
             RuntimeError: the task is finished.
         """
         self._check_open("begin_task", task)
-        for parameter in self.parameters():
-            parameter.requires_grad_(False)
-            parameter.grad = None
-        for parameter in self.task_parameters(task):
-            parameter.requires_grad_(True)
+        parameters = all_parameters(self)
+        drop_gradients(parameters)
+        train_only(parameters, self.task_parameters(task))
         self._begun = task
         self._changed()
 
@@ -100,7 +100,12 @@ class TaskNetwork(TaskForwards, Inferring):
 
     def kept_bits(self) -> dict[str, Tensor]:
         """Fingerprints of all that the finished tasks' outputs depend on, by name; {} for none."""
-        return {}
+        kept = self._kept_now()
+        return {} if kept is None else kept.named()
+
+    def _kept_now(self) -> KeptBits | None:
+        """The same, of all tasks together; None where nothing is kept."""
+        return None
 
     def check_kept(self, caller: str = "check_kept") -> None:
         """Raise unless finished tasks have the bits that they had when the last was finished.
@@ -115,25 +120,29 @@ class TaskNetwork(TaskForwards, Inferring):
             raise RuntimeError(problem)
 
     def _changed_since(self, caller: str) -> str | None:
-        return None if not self._kept else changed_since(caller, self._kept, self.kept_bits())
+        if self._kept is None:
+            return None
+        now = self._kept_now()
+        return changed_since(caller, self._kept, KeptBits([], {}, {}) if now is None else now)
 
     def _follow_finished(self) -> None:
         """After a change of what is finished: its norms stand still, its bits are remembered."""
         self._changed()
-        self._done = numbers_where(self.finished)
-        if self._begun in self._done:
+        before, self._done = self._done, numbers_where(self.finished)
+        done = set(self._done)
+        if self._begun in done:
             self._begun = None
-        for task in range(self.num_tasks):
+        for task in done.symmetric_difference(before):
             for _, module in own_modules(self.model, task):
-                if task in self._done:
+                if task in done:
                     freeze_norm(module)
                 else:
                     thaw_norm(module, self.training)
         self._remember_bits()
 
     def _remember_bits(self) -> None:
-        is_real = not any(t.is_meta for t in self.parameters())
-        self._kept = self.kept_bits() if is_real else None
+        is_real = not any(map(_IS_META, all_parameters(self)))
+        self._kept = self._kept_now() if is_real else None
 
     def finish_task(self, task: int) -> None:
         """Record that the task is trained, and its masks; freeze all that is its own."""
@@ -218,11 +227,10 @@ class TaskNetwork(TaskForwards, Inferring):
             raise ValueError(f"{type(self).__name__}.task: scale is {scale!r}, wanted None")
         return None
 
-    def _state_fingerprints(self, without: list[str]) -> dict[str, Tensor]:
+    def _state_fingerprints(self, without: Iterable[str]) -> KeptBits | None:
         """Of parameters and buffers but these and what unfinished tasks have to themselves."""
-        open_tasks = torch.nonzero(~self.finished).flatten().tolist()
-        own = [f"model.{n}." for task in open_tasks for n, _ in own_modules(self.model, task)]
-        return state_fingerprints(self, [*without, *own, "inference."])
+        done = torch.nonzero(self.finished).flatten().tolist()
+        return state_fingerprints(self, self.model, done, {*without, "inference"}) if done else None
 
     def _device(self) -> torch.device:
         """Of the model's first parameter."""
@@ -294,20 +302,3 @@ def check_members(owner: str, model: nn.Module, num_tasks: int) -> None:
         found = getattr(module, "num_tasks", num_tasks)
         if found != num_tasks:
             raise ValueError(f"{owner}: module {name!r} is for {found} tasks, wanted {num_tasks}")
-
-
-def own_parameters(model: nn.Module, task: int) -> list[nn.Parameter]:
-    """Parameters of a task's own norms, head and copies of loose parameters."""
-    return [p for _, module in own_modules(model, task) for p in module.parameters()]
-
-
-def own_modules(model: nn.Module, task: int) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of a task's own norms, head and copies of loose parameters."""
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(module, TaskNorm):
-            yield f"{prefix}norms.{task}", module.norms[task]
-        elif isinstance(module, TaskHeads):
-            yield f"{prefix}heads.{task}", module.heads[task]
-        elif isinstance(module, TaskParameter):
-            yield f"{prefix}copies.{task}", module.copies[task]

@@ -24,6 +24,7 @@ class TaskNorm(Masked):
     """
 
     norms: nn.ModuleList
+    _per_task = "norms"
     _start: tuple[nn.Module]
 
     def _build(
@@ -69,7 +70,7 @@ class TaskNorm(Masked):
 
     def of(self, task: int) -> nn.Module:
         """A task's norm."""
-        return self.norms[task]
+        return self.own_module(task)
 
 
 class _TaskBatchNorm(TaskNorm):

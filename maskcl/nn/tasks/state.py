@@ -109,12 +109,21 @@ class TaskAware(nn.Module):
     _state: TaskState | None = None
     # Class name of the only network that it can be part of; None for any.
     _network: str | None = None
+    # Name of the list of modules of which each task has one; None for none.
+    _per_task: str | None = None
     # Whether its further arguments are edges and what they carry, which every task uses.
     _takes_edges = False
 
     def of(self, task: int) -> Any:
         """What a task has to itself here; None for nothing."""
         return None
+
+    def own_module(self, task: int) -> nn.Module:
+        """A task's module, where each has one here."""
+        assert self._per_task is not None
+        found = self._modules[self._per_task]._modules[str(task)]  # type: ignore[union-attr]
+        assert found is not None
+        return found
 
     def _active(self) -> ActiveTask:
         state = self._state

@@ -109,13 +109,13 @@ class TaskForwards(nn.Module):
             return list(done)
         if not isinstance(tasks, Iterable):
             raise ValueError(f"{name}: tasks is {tasks!r}, wanted a list of finished tasks or None")
-        tasks = list(tasks)
+        tasks, known = list(tasks), set(done)
         for task in tasks:
             if not isinstance(task, int) or not 0 <= task < len(finished):
                 raise ValueError(
                     f"{name}: tasks has {task!r}, wanted ints from 0 to {len(finished) - 1}"
                 )
-            if task not in done:
+            if task not in known:
                 raise RuntimeError(
                     f"{name}: task {task} is not finished, wanted finished tasks alone; in `with"
                     f" net.task({task}):` the network runs it as it is now"

@@ -31,6 +31,7 @@ class TaskParameter(TaskAware):
     start: Tensor
 
     _network = "HATNetwork"
+    _per_task = "copies"
 
     def __init__(self, parameter: nn.Parameter, num_tasks: int) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class TaskParameter(TaskAware):
 
     def of(self, task: int) -> TaskCopy:
         """A task's copy."""
-        copy = self.copies[task]
+        copy = self.own_module(task)
         assert isinstance(copy, TaskCopy)
         return copy
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import maskcl
-from maskcl.nn.tasks.bits import fingerprint, protected_fingerprint
+from maskcl.nn.tasks.bits import fingerprint, fingerprints, protected_fingerprint
 from maskcl.optim import guard
 from tests.helpers import in_two_processes
 
@@ -91,6 +91,18 @@ def test_a_fingerprint_is_of_bits() -> None:
     assert fingerprint(torch.tensor([1.0, 2.0])) != fingerprint(torch.tensor([2.0, 1.0]))
     rows = torch.randn(5, 6)
     assert fingerprint(rows[:, 1:]) == fingerprint(rows[:, 1:].clone())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 7), (2, 3, 4, 5), (0,), (40, 500), (600, 700)])
+def test_fingerprints_of_many_tensors_are_each_ones(dtype: torch.dtype, shape: tuple) -> None:
+    tensors = [torch.randn(shape).mul(9).to(dtype) for _ in range(60 if len(shape) < 4 else 9)]
+    tensors[5] = tensors[5].transpose(0, -1) if len(set(shape)) == 1 and shape else tensors[5]
+    if len(shape) == 4:
+        tensors[3] = tensors[3].contiguous(memory_format=torch.channels_last)
+    assert fingerprints(tensors).tolist() == [int(fingerprint(t)) for t in tensors]
+    mixed = [*tensors[:4], torch.randn(5), *tensors[4:], torch.randn(2, 2).double(), torch.randn(5)]
+    assert fingerprints(mixed).tolist() == [int(fingerprint(t)) for t in mixed]
 
 
 @pytest.mark.parametrize(("shape", "groups"), [((6, 4), 1), ((6,), 1), ((6, 2, 3, 3), 2)])
@@ -473,3 +485,44 @@ def test_gradients_of_a_functional_call_reach_the_embedding() -> None:
     found = torch.func.grad(loss)({n: p.detach() for n, p in parameters.items()})
     assert bool(found["embeddings.1"].any())
     torch.testing.assert_close(found["embeddings.1"], parameters["embeddings.1"].grad)
+
+
+# --- one task of many ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("task", [0, 1])
+@pytest.mark.parametrize("part", ["heads", "norms"])
+def test_the_task_whose_own_part_changed_is_named(name: str, task: int, part: str) -> None:
+    net, _, _ = begun(name, 2)
+    (holder,) = (m for m in net.model.modules() if hasattr(m, part))
+    getattr(holder, part)[task].bias.data[1] += 1  # which no version counter sees
+    with pytest.raises(RuntimeError, match=rf"was finished: model\.\d\.{part}\.{task}\.bias\."):
+        net.check_kept()
+
+
+def test_the_task_whose_mask_changed_is_named() -> None:
+    net, _, _ = begun("piggyback", 2)
+    net.model[4].words.data[1, 0, 3] ^= 1
+    with pytest.raises(RuntimeError, match=r"was finished: model\.4\.words\[1\]\."):
+        net.check_kept()
+    net.model[4].words.data[1, 0, 3] ^= 1
+    net.model[4].words.data[2, 0, 3] ^= 1  # of a task that is not finished
+    net.check_kept()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_changed_head_is_seen_after_a_check_that_saw_none(name: str) -> None:
+    def halved(head: nn.Linear) -> None:
+        head.forward = lambda x: x[..., :3]
+
+    def with_buffer(head: nn.Linear) -> None:
+        head.register_buffer("more", torch.zeros(1))
+
+    for change in (halved, with_buffer, torch.nn.utils.parametrizations.weight_norm):
+        net, _, _ = begun(name)
+        net._structure.check("check", net.model)
+        net._structure.check("check", net.model)
+        change(net.model[6].heads[0])
+        with pytest.raises(maskcl.nn.ConversionError, match="since the model was converted"):
+            net._structure.check("check", net.model)
