@@ -108,6 +108,10 @@ def train(
     directory = out / ADDING if more else folder_in_training(out) if resume else out
     if not resume:
         check_new(directory)
+    try:
+        report.check_drawing()
+    except ImportError as error:
+        raise CommandError(str(error)) from None
     scenario = _load_scenario(options)
     with _warnings_as_sentences():
         if run is not None:
