@@ -117,6 +117,7 @@ def train(
     with refusing():
         if not resume:
             check_new(directory)
+        _check_drawing()
         device_of(options.device)
         scenario = _load_scenario(options)
         with _warnings_as_sentences():
@@ -127,7 +128,6 @@ def train(
                 net, made_from = _prepare(command, options, scenario, directory if resume else None)
         if resume and (gone := forgotten_in(directory)):
             raise CommandError(f"task {gone[0]} of {directory} is forgotten: the run is over")
-        assert options.epochs is not None  # TrainOptions puts the problem's own
         problem = problem_for(options, scenario)
         trainer = _trainer(options, net, problem, scenario, display(console), directory)
         if not resume:
@@ -136,23 +136,47 @@ def train(
             _make_directory(directory, config, first)
     with locked(directory):
         console.print(scenarios.summary(scenario.describe()), soft_wrap=True, highlight=False)
-        try:
-            with _warnings_as_sentences():
-                result = trainer.fit(resume=resume or run is not None)
-        except CheckpointError as error:
-            raise CommandError(str(error)) from None
-        compared = _references(command, options, problem, scenario, made_from, console)
-        content = {
-            **result_content(trainer, result, compared),
-            "method": options.NAME,
-            "configuration": options.to_json(),
-            **command.finish(Trained(options, scenario, net, result, made_from, directory)),
-            "weights_sha256": fingerprint(net),
-        }
-        report.write_result(content, directory)
-        report.write_report(content, directory)
+        go_on = resume or run is not None
+        content = _train(command, options, trainer, made_from, console, go_on=go_on)
     if directory != out:
         take_over(out)
+    return content
+
+
+def _check_drawing() -> None:
+    try:
+        report.check_drawing()
+    except ImportError as error:
+        raise CommandError(str(error)) from None
+
+
+def _train(
+    command: MethodCommand,
+    options: TrainOptions,
+    trainer: Trainer,
+    made_from: dict[str, Any],
+    console: Console,
+    *,
+    go_on: bool,
+) -> dict[str, Any]:
+    """Train, and write the result and its report into the trainer's folder."""
+    directory, net, scenario = trainer.directory, trainer.net, trainer.scenario
+    assert directory is not None
+    try:
+        with _warnings_as_sentences():
+            result = trainer.fit(resume=go_on)
+    except CheckpointError as error:
+        raise CommandError(str(error)) from None
+    compared = _references(command, options, trainer.problem, scenario, made_from, console)
+    content = {
+        **result_content(trainer, result, compared),
+        "method": options.NAME,
+        "configuration": options.to_json(),
+        **command.finish(Trained(options, scenario, net, result, made_from, directory)),
+        "weights_sha256": fingerprint(net),
+    }
+    report.write_result(content, directory)
+    report.write_report(content, directory)
     return content
 
 
