@@ -140,7 +140,7 @@ class Trainer:
         self.fabric = fabric or make_fabric(device, precision)
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
         self._is_wrapped = fabric is not None or precision != "32"
-        check_plan(schedule_by, self.validation, evaluate, scenario, self.fabric.world_size)
+        check_plan(schedule_by, self.validation, evaluate, scenario)
         check_precision(self.fabric, problem)
         attach(net, problem, inference)
         labels = own_labels(net, scenario) if is_inferred else None
@@ -292,7 +292,10 @@ class Trainer:
     def _end_task(self, run: Running) -> None:
         if run.best is not None:
             run.best.restore()
-        self.method.end_task(self.net, run.state, self.samples.task_data(run.task, run.dataset))
+        # Importances by batches, not by samples, depend on which samples a batch has.
+        whole = getattr(self.method, "reduction", "sample") == "batch"
+        data = self.samples.task_data(run.task, run.dataset, whole=whole)
+        self.method.end_task(self.net, run.state, data)
         if run.guard is not None:
             run.guard.remove()
         self.result.matrix[run.task] = self._tests.row(run.task, self.result.inference)
