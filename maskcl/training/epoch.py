@@ -13,6 +13,7 @@ from torch import Tensor
 from maskcl.callback import Callbacks
 from maskcl.ops import task_progress
 from maskcl.training.plan import Plan, Running
+from maskcl.training.processes import share_running
 from maskcl.training.result import Result
 from maskcl.training.samples import Share
 from maskcl.training.validation import larger_for_better, score_held_out
@@ -42,6 +43,7 @@ def train_epoch(plan: Plan, run: Running, epoch: int, told: Callbacks) -> tuple[
         correct += right
         count += samples
         told.tell("on_step", run.task, epoch, i, loss)
+    share_running(fabric, net)
     if next(batches, None) is not None:
         raise _other_number(plan, "more")
     totals = torch.stack([loss_sum, correct, torch.full_like(loss_sum, count)])

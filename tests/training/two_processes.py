@@ -83,7 +83,17 @@ CASES: dict[str, Any] = {
     "dropout": lambda n, **more: vision(HAT(sparsity=0.3), "dropout", 50, n, **more),
     "node": lambda n, **more: graph("node", n, **more),
     "norms": lambda n, **more: vision(MAS(), "conv", 34, n, **more),
+    "killed": lambda n, **more: vision(HAT(sparsity=0.3), "dropout", 50, n, **more),
+    "spoilt": lambda n, **more: vision(MAS(), "conv", 34, n, callback=Spoil(), **more),
 }
+
+
+class Spoil(Callback):
+    def on_epoch_end(self, task: int, epoch: int, *_: Any) -> None:
+        if (task, epoch) == (1, 1) and self.trainer.fabric.global_rank == 1:
+            buffers = self.trainer.net.named_buffers()
+            *_, last = (tensor for name, tensor in buffers if name.endswith("running_mean"))
+            last[0] += 1
 
 
 class Kill(Callback):
@@ -130,13 +140,13 @@ def main() -> None:
                 try:
                     child(rank, Path(directory), cases.split(","), int(kill or 0))
                 except BaseException as error:
-                    print(f"{argument} {rank}: {type(error).__name__}: {error}", flush=True)
-                    if not kill:
-                        raise
+                    print(
+                        f"process {rank} of {argument}: {type(error).__name__}: {error}", flush=True
+                    )
                 finally:
                     os._exit(1)
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-        print(argument, *codes, flush=True)
+        print("exit", argument, *codes, flush=True)
 
 
 if __name__ == "__main__":
