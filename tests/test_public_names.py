@@ -43,8 +43,8 @@ PUBLIC = {
     " soft_mask task_progress ternarize topk_mask unpack_mask unprotected_norm xor_words",
     "maskcl.optim": "Adam AdamW FusedStep Guard SGD fuse guard protect",
     "maskcl.problems": "Graphs Link MultiLabel Node Problem Regression Vision",
-    "maskcl.report": "ReportError compare decode_masks encode_masks facts read_result write_report"
-    " write_result",
+    "maskcl.report": "ReportError check_drawing compare decode_masks encode_masks facts read_result"
+    " write_page write_report write_result write_run",
     "maskcl.scenarios": "ItemError NAMES Pretraining Scenario ScenarioError Task default_setting"
     " from_datasets from_pyg images_of load load_pretraining problem_of reads_data settings_of"
     " split_datasets summary variants_of",

@@ -20,6 +20,7 @@ LATER_TASKS = (ROOT / "docs" / "later-tasks.md").read_text()
 CALLBACKS = (ROOT / "docs" / "callbacks.md").read_text()
 TRAINING = (ROOT / "docs" / "training.md").read_text()
 YOUR_DATA = (ROOT / "docs" / "your-data.md").read_text()
+SCALING = (ROOT / "docs" / "scaling.md").read_text()
 TASK_INFERENCE = (ROOT / "docs" / "task-inference.md").read_text()
 SCENARIOS = (ROOT / "docs" / "scenarios.md").read_text()
 
@@ -299,3 +300,11 @@ def test_its_commands_run(tmp_path, monkeypatch):
     for line in lines.splitlines():
         assert cli.main([*shlex.split(line)[2:], "--epochs", "1"]) == 0
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"digits", "after"}
+
+
+def test_the_page_on_large_networks_keeps_a_language_models_logits():
+    pytest.importorskip("transformers")
+    (example,) = [b for b in blocks("python", SCALING) if "transformers" in b]
+    names = {}
+    exec(compile(example, "docs/scaling.md", "exec"), names)
+    assert len(names["known"]) == 2 and "transformer.wte" in names["net"].units

@@ -10,6 +10,7 @@ from maskcl.cli.options import CommandError
 from maskcl.cli.tables import comparison
 from maskcl.report.compare import rows_of
 from maskcl.report.groups import read_runs, repeats
+from maskcl.text import printable
 
 
 def compare_runs(directories: Sequence[Path], out: Path | None) -> str:
@@ -24,7 +25,7 @@ def compare_runs(directories: Sequence[Path], out: Path | None) -> str:
         ReportError: a run cannot be read, or the runs do not compare; nothing is written then.
     """
     runs = read_runs(directories)
-    told = "\n\n".join([comparison(rows_of(runs)), *repeats(runs)])
+    told = "\n\n".join([comparison(rows_of(runs)), *map(printable, repeats(runs))])
     if out is None:
         return told
     check_new(out)

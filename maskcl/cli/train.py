@@ -131,6 +131,7 @@ def train(
     with together(), refusing():
         if not resume:
             check_new(directory)
+        _check_drawing()
         check_options(options)
         device = device_of(options.device)
         scenario = _load_scenario(options)
@@ -142,7 +143,6 @@ def train(
                 net, made_from = _prepare(command, options, scenario, directory if resume else None)
         if resume and (gone := forgotten_in(directory)):
             raise CommandError(f"task {gone[0]} of {directory} is forgotten: the run is over")
-        assert options.epochs is not None  # TrainOptions puts the problem's own
         problem = problem_for(options, scenario)
         if options.sync_batchnorm:
             synchronised(net, device)
@@ -157,25 +157,51 @@ def train(
                     _make_directory(directory, config, first)
                 stack.enter_context(locked(directory))
         console.print(scenarios.summary(scenario.describe()), soft_wrap=True, highlight=False)
-        try:
-            with _warnings_as_sentences():
-                result = trainer.fit(resume=resume or run is not None)
-        except CheckpointError as error:
-            raise CommandError(str(error)) from None
+        go_on = resume or run is not None
+        content = _train(command, options, trainer, made_from, console, go_on=go_on)
         if not is_first():
             return {}
-        compared = _references(command, options, problem, scenario, made_from, console)
-        content = {
-            **result_content(trainer, result, compared),
-            "method": options.NAME,
-            "configuration": options.to_json(),
-            **command.finish(Trained(options, scenario, net, result, made_from, directory)),
-            "weights_sha256": fingerprint(net),
-        }
-        report.write_result(content, directory)
-        report.write_report(content, directory)
     if directory != out:
         take_over(out)
+    return content
+
+
+def _check_drawing() -> None:
+    try:
+        report.check_drawing()
+    except ImportError as error:
+        raise CommandError(str(error)) from None
+
+
+def _train(
+    command: MethodCommand,
+    options: TrainOptions,
+    trainer: Trainer,
+    made_from: dict[str, Any],
+    console: Console,
+    *,
+    go_on: bool,
+) -> dict[str, Any]:
+    """Train, and write the result and its report into the trainer's folder: the first process."""
+    directory, net, scenario = trainer.directory, trainer.net, trainer.scenario
+    assert directory is not None
+    try:
+        with _warnings_as_sentences():
+            result = trainer.fit(resume=go_on)
+    except CheckpointError as error:
+        raise CommandError(str(error)) from None
+    if not is_first():
+        return {}
+    compared = _references(command, options, trainer.problem, scenario, made_from, console)
+    content = {
+        **result_content(trainer, result, compared),
+        "method": options.NAME,
+        "configuration": options.to_json(),
+        **command.finish(Trained(options, scenario, net, result, made_from, directory)),
+        "weights_sha256": fingerprint(net),
+    }
+    report.write_result(content, directory)
+    report.write_report(content, directory)
     return content
 
 

@@ -15,6 +15,7 @@ from maskcl.report.methods import facts
 
 __all__ = [
     "ReportError",
+    "check_drawing",
     "compare",
     "decode_masks",
     "encode_masks",
@@ -25,6 +26,12 @@ __all__ = [
     "write_result",
     "write_run",
 ]
+
+
+def check_drawing() -> None:
+    """Raise ImportError, which says what to install, where matplotlib is missing."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("a report draws with matplotlib: pip install 'maskcl[train]' brings it")
 
 
 def write_report(result: dict[str, Any], directory: str | os.PathLike[str]) -> Path:
@@ -60,8 +67,7 @@ def write_page(
     Raises:
         ImportError: matplotlib is missing.
     """
-    if find_spec("matplotlib") is None:
-        raise ImportError("a report draws with matplotlib: pip install 'maskcl[train]' brings it")
+    check_drawing()
     from maskcl.report.figures import draw_all
     from maskcl.report.page import page
 
@@ -83,8 +89,7 @@ def write_run(make: Callable[[], dict[str, Any]], directory: str | os.PathLike[s
         ImportError: matplotlib is missing; nothing is written then.
         OSError: the folder cannot be written to.
     """
-    if find_spec("matplotlib") is None:
-        raise ImportError("a report draws with matplotlib: pip install 'maskcl[train]' brings it")
+    check_drawing()
     content, folder = make(), Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_result(content, folder)

@@ -17,12 +17,11 @@ from maskcl.report.drawing import (
     plot_lines,
     score_panels,
     shorten,
-    square,
-    square_map,
     task_axis,
 )
 from maskcl.report.figures import mean_curve
 from maskcl.report.groups import Group
+from maskcl.report.heat_maps import square, square_map
 from maskcl.report.scores import chance_of, score_limits, score_name
 from maskcl.report.svg import hover
 from maskcl.report.theme import MUTED, SERIES

@@ -10,7 +10,7 @@ import numpy as np
 
 from maskcl.report.drawing import MOST_LINES, MOST_POINTS, WIDTH, legend, new_figure
 from maskcl.report.layout import Content, Picture
-from maskcl.report.scores import chance_of, score_name
+from maskcl.report.scores import chance_of
 from maskcl.report.svg import hover
 from maskcl.report.theme import GRID, INK, MUTED, SERIES
 
@@ -41,7 +41,7 @@ def training(result: Content) -> Figure:
     _curve(axes, history, history, "training accuracy")
     if any(validation):
         axes.plot([], [], color=INK, linewidth=1.2, label="training")
-        _curve(axes, validation, history, f"validation {score_name(result)}", is_second=True)
+        _curve(axes, validation, history, "validation accuracy", is_second=True)
         _best(axes, result, history, validation)
     values = [v for part in (history, validation) for epochs in part for v in epochs]
     chance = chance_of(result)

@@ -9,15 +9,8 @@ from numpy.typing import NDArray
 
 from maskcl.metrics import average_accuracy_curve
 from maskcl.report.curves import FREE, LOSS, TRAINING
-from maskcl.report.drawing import (
-    MOST_LINES,
-    legend,
-    plot_lines,
-    score_panels,
-    square,
-    square_map,
-    style,
-)
+from maskcl.report.drawing import MOST_LINES, legend, plot_lines, score_panels, style
+from maskcl.report.heat_maps import square, square_map
 from maskcl.report.inference import CONFUSION
 from maskcl.report.layout import Content, Picture
 from maskcl.report.methods import layout_of

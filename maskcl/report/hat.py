@@ -11,16 +11,13 @@ from maskcl.report.drawing import (
     MOST_LINES,
     MOST_NUMBERED,
     WIDTH,
-    coarse,
     layer_name,
     legend,
     new_figure,
     plot_lines,
-    shades,
-    square,
-    square_map,
     task_axis,
 )
+from maskcl.report.heat_maps import coarse, shades, square, square_map
 from maskcl.report.layout import Card, Content, Layout, Measure, Picture
 from maskcl.report.mask_metrics import mask_overlap
 from maskcl.report.masks import decode_masks

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from maskcl.report.drawing import (
     MOST_LINES,
     WIDTH,
-    layer_map,
     layer_name,
     legend,
     new_figure,
     shorten,
     task_axis,
 )
+from maskcl.report.heat_maps import layer_map
 from maskcl.report.layout import Content, Layout, Measure, Picture, Table, has
 from maskcl.report.scores import score_name
 from maskcl.report.svg import hover

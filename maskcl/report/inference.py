@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskcl.report.drawing import square, square_map
+from maskcl.report.heat_maps import square, square_map
 from maskcl.report.layout import Content, Picture, Table
 from maskcl.report.text import number
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskcl.report.drawing import layer_map, layer_name, shorten, square, square_map
+from maskcl.report.drawing import layer_name, shorten
+from maskcl.report.heat_maps import layer_map, square, square_map
 from maskcl.report.layout import Card, Content, Layout, Measure, Picture, Table
 from maskcl.report.mask_metrics import total_share
 from maskcl.report.text import byte_count, number, percent

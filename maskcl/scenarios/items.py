@@ -172,8 +172,13 @@ class Items(Dataset):
     """
 
     def __init__(self, given: Given, rows: Tensor | None, targets: Tensor | None) -> None:
-        self._given, self._rows, self.labels = given, rows, targets
+        self._given, self._rows, self._labels = given, rows, targets
         self._length = len(given.targets) if rows is None else len(rows)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The targets, [n, ...]; None of inputs alone."""
+        return self._labels
 
     def __len__(self) -> int:
         return self._length
@@ -190,7 +195,7 @@ class Items(Dataset):
                 f"{self._given.where}: item {row} has the target {_shown(y)}, but its dataset's"
                 f" list of targets says {_shown(wanted)}; without such a list the items' are read"
             )
-        return x if self.labels is None else (x, self.labels[index])
+        return x if self._labels is None else (x, self._labels[index])
 
 
 class ItemsInMemory(Items):
@@ -201,7 +206,7 @@ class ItemsInMemory(Items):
         take = self._given.take
         assert take is not None
         x = take(indices if self._rows is None else self._rows.index_select(0, indices))[0]
-        return x if self.labels is None else (x, self.labels.index_select(0, indices))
+        return x if self._labels is None else (x, self._labels.index_select(0, indices))
 
 
 def items(given: Given, rows: Tensor | None = None, targets: Tensor | None = None) -> Items:

@@ -79,9 +79,14 @@ class RunCheckpoint:
         with misfits(self.path):
             return Result.from_dict(self.content.facts["result"])
 
+    @property
+    def made(self) -> dict[str, Any]:
+        """What described the optimizer and scheduler; empty where no task was begun."""
+        return {key: value for key, value in self.content.config.items() if key in MADE}
+
     def check_made(self, made: dict[str, Any]) -> None:
         """Raise CheckpointError unless this describes what the run's tasks were trained with."""
-        found = {key: value for key, value in self.content.config.items() if key in MADE}
+        found = self.made
         if found:  # a run on another's network begins with no task trained
             check_config(self.path, found, made)
 

@@ -224,6 +224,8 @@ class Trainer:
                     self._pass_over(task)
                 else:
                     self._train_task(task, saved if inside else None)
+            if self._resumed is not None:  # no task was left to train
+                self._made = self._resumed[0].made
             result = self.result.described_by(lambda: result_content(self, self.result))
             self._resumed = None
             self._told.tell("on_fit_end", result)

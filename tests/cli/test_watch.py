@@ -134,6 +134,15 @@ def test_runs_are_compared_in_a_new_folder(finished, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_run_that_could_not_be_drawn_does_not_begin(tmp_path, monkeypatch, capsys):
+    from maskcl import report
+
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    assert main([*SMALL, "--out", str(tmp_path / "run")]) == 2
+    assert "pip install 'maskcl[train]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_table_says_what_its_columns_are(finished, capsys):
     assert main(["report", str(finished)]) == 0
     said = capsys.readouterr().out

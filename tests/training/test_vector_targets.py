@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -284,3 +285,14 @@ def test_joint_training_takes_tasks_of_different_widths(targets):
         .matrix
     )
     assert (matrix[-1] > cut.chance).all()
+
+
+def test_a_run_is_reported_by_the_name_of_its_metric(tmp_path):
+    pytest.importorskip("matplotlib", reason="the report needs maskcl[train]")
+    for targets, name in (("values", "R2"), ("multilabel", "mAP")):
+        result = make(HAT(), targets, epochs=1).fit()
+        result.report(tmp_path / targets)
+        page = (tmp_path / targets / "report.html").read_text()
+        assert name in page
+        found = json.loads((tmp_path / targets / "result.json").read_text())
+        assert found["scenario"]["targets"] == targets

@@ -163,8 +163,11 @@ class HATNetwork(GrowingUnits):
     def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Raise ValueError where the model may take another path than the one that was followed."""
         topology = self.topology
-        if topology.arguments is None:
+        names = topology.arguments
+        if names is None:
             return
+        if topology.sizes is None and not (kwargs or topology.by_name) and len(args) == len(names):
+            return  # no more than this where calls are most of a step
         given = arguments_like(topology, self.model, args, kwargs)
         if topology.sizes is None:
             return

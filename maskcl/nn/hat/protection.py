@@ -100,7 +100,8 @@ class Protection:
         # In every step of training: no line of Python runs for a parameter.
         held = map(_PARAMETERS, map(_LAYER, self.owners))
         same = all(map(is_, map(dict.get, held, map(_KIND, self.owners)), self.parameters))
-        if same and all(layer._parameters.get(kind) is p for layer, kind, p in self.tied):
+        tied = self.tied
+        if same and (not tied or all(layer._parameters.get(kind) is p for layer, kind, p in tied)):
             return
         places = [
             (layer, kind, parameter, name)
