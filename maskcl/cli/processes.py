@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from maskcl.cli.options import CommandError
+from maskcl.text import sentence_of
 from maskcl.training.accelerator import make_fabric
 from maskcl.training.processes import together as all_together
 
@@ -27,9 +28,9 @@ def number() -> int:
 
 def count() -> int:
     """How many torchrun started; 1 without it."""
-    size = os.environ.get("WORLD_SIZE", "")
-    is_shared = all(os.environ.get(name) for name in _NAMES) and size.isdecimal()
-    return max(int(size), 1) if is_shared else 1
+    found = [os.environ.get(name, "") for name in _NAMES]
+    is_shared = all(found) and all(number.isdecimal() for number in found[:3])
+    return max(int(os.environ["WORLD_SIZE"]), 1) if is_shared else 1
 
 
 def is_first() -> bool:
@@ -42,12 +43,21 @@ def joined() -> Iterator[None]:
     """Inside, the processes can reach each other; one that is alone needs nobody.
 
     Tensors of the CPU go by gloo, those of GPUs by NCCL.
+
+    Raises:
+        CommandError: they do not find each other.
     """
     if count() == 1:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend)
+    try:
+        torch.distributed.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        raise CommandError(
+            f"the {count()} processes that torchrun started do not reach each other:"
+            f" {sentence_of(error)[:200]}"
+        ) from None
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.tasks.bits import fingerprint
+from maskcl.nn.tasks.bits import fingerprints
 from maskcl.nn.tasks.kept_bits import share_statistics
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def check_same(fabric: Fabric, net: nn.Module, task: int) -> None:
         return
     state = net.state_dict()
     whole = {n: t for n, t in state.items() if isinstance(t, Tensor) and not _is_shard(t)}
-    mine = {name: int(fingerprint(tensor)) for name, tensor in whole.items()}
+    hashes = fingerprints(list(whole.values())).tolist()
+    mine = dict(zip(whole, hashes, strict=True))
     found = everyones(fabric.world_size, mine)
     names = sorted(set().union(*found))
     differ = [name for name in names if len({one.get(name) for one in found}) > 1]

@@ -14,6 +14,7 @@ import faulthandler
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,8 @@ class Kill(Callback):
             resume_run.kill()
 
 
-def child(rank: int, directory: Path, cases: list[str], kill: int) -> None:
+def child(rank: int, directory: Path, cases: list[str], kill: int) -> int:
     faulthandler.dump_traceback_later(resume_run.SECONDS, exit=True)  # it waits for the other
-    os.environ["LOCAL_RANK"] = str(rank)
     torch.set_num_threads(1)
     fabric = Fabric(accelerator="cpu", strategy="ddp", devices=2)
     fabric.launch()
@@ -121,31 +121,38 @@ def child(rank: int, directory: Path, cases: list[str], kill: int) -> None:
         state = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
         torch.save((state, result.to_dict()), directory / f"{case}.{rank}.pt")
     torch.distributed.destroy_process_group()
-    os._exit(0)
+    return 0
+
+
+def forked(work: Callable[[int], int]) -> list[int]:
+    """Exit codes of two processes that do ``work(rank)`` and can find each other."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    children = []
+    for rank in range(2):
+        children.append(os.fork())
+        if children[-1] == 0:
+            os.environ["LOCAL_RANK"] = str(rank)
+            code = 1
+            try:
+                code = work(rank)
+            except BaseException as error:
+                print(f"process {rank}: {type(error).__name__}: {error}")
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
 
 
 def main() -> None:
     directory, *arguments = sys.argv[1:]
     os.fsync = lambda descriptor: None
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "NODE_RANK": "0"}
     for argument in arguments:
         cases, _, kill = argument.partition(":")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
-        children = []
-        for rank in range(2):
-            children.append(os.fork())
-            if children[-1] == 0:
-                try:
-                    child(rank, Path(directory), cases.split(","), int(kill or 0))
-                except BaseException as error:
-                    print(
-                        f"process {rank} of {argument}: {type(error).__name__}: {error}", flush=True
-                    )
-                finally:
-                    os._exit(1)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+        names, steps = cases.split(","), int(kill or 0)
+        codes = forked(lambda rank, n=names, k=steps: child(rank, Path(directory), n, k))
         print("exit", argument, *codes, flush=True)
 
 
