@@ -18,9 +18,11 @@ class Callback:
     Attributes:
         trainer: the `maskcl.Trainer` that calls, with its ``net``, ``scenario``, ``epochs``, ...;
             it sets this before ``on_fit_start``. None before.
+        is_once: of processes that share a run, the first alone calls it: for what shows or writes.
     """
 
     trainer: Any = None
+    is_once: bool = False
 
     def on_fit_start(self, resume: bool) -> None:
         """Before the first task; ``resume`` as given to ``fit``."""

@@ -34,6 +34,8 @@ class CSVLogger(Callback):
         ValueError: (likewise) the file of a resumed run is none of this kind.
     """
 
+    is_once = True
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._rows: list[tuple[int, int, str, str]] = []
@@ -92,6 +94,8 @@ class TensorBoardLogger(Callback):
     Raises:
         ImportError: (when ``fit`` starts) there is no tensorboard.
     """
+
+    is_once = True
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)

@@ -42,6 +42,8 @@ class Lines(Callback):
         file: written to, and flushed after each line: ``tail -f`` sees it.
     """
 
+    is_once = True
+
     def __init__(self, file: TextIO | Any) -> None:
         self._file = file
 
@@ -67,6 +69,8 @@ class Bars(Callback):
     Args:
         console: a terminal.
     """
+
+    is_once = True
 
     def __init__(self, console: Console) -> None:
         from rich.live import Live

@@ -5,6 +5,7 @@ Bad input gets one sentence on stderr and exit code 2; Ctrl-C gets 130 and how t
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,7 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     is_long = len(given) > 1 and given[0] in _LONG and not {"-h", "--help"} & set(given)
-    if is_long and "torch" not in sys.modules:
+    is_first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
+    if is_long and is_first and "torch" not in sys.modules:
         print("maskcl: starting", file=sys.stderr, flush=True)
     try:
         from maskcl.cli.app import run

@@ -30,6 +30,7 @@ from maskcl.cli.output import (
     stopped,
 )
 from maskcl.cli.pretrain import PretrainOptions, pretrain
+from maskcl.cli.processes import count, is_first, joined, together
 from maskcl.cli.reproduce import (
     ClassesOptions,
     GraphsOptions,
@@ -165,7 +166,11 @@ def inspect_masks(file: File) -> None:
 def run(arguments: list[str]) -> int:
     """Run a command; returns the exit code."""
     try:
-        return finish(_run(arguments))
+        with contextlib.ExitStack() as stack:
+            if not is_first():
+                nowhere = stack.enter_context(open(os.devnull, "w"))
+                stack.enter_context(contextlib.redirect_stdout(nowhere))
+            return finish(_run(arguments))
     except SystemExit as error:  # typer's own end where a pipe is closed
         if not isinstance(error.__context__, BrokenPipeError):
             raise
@@ -173,6 +178,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if count() > 1 and arguments[:1] not in ([], ["train"], ["info"]):
+        return refuse(
+            f"maskcl {arguments[0]} is for one process, and torchrun started {count()}: it is for"
+            " maskcl train"
+        )
     try:
         code = app(arguments, prog_name="maskcl", standalone_mode=False)
     except (CommandError, report.ReportError, LockedError) as error:
@@ -217,8 +227,10 @@ def _train(method: MethodCommand, given: dict[str, Any], config: str | None, sta
     held = Path(out) if (start.resume or start.add_tasks is not None) else None
     try:
         with contextlib.ExitStack() as stack:
-            with refusing():
-                stack.enter_context(locked(held if held is None or held.is_dir() else None))
+            stack.enter_context(joined())
+            with together(), refusing():
+                if held is not None and held.is_dir() and is_first():
+                    stack.enter_context(locked(held))
                 options, run = begin(kind, flags, values, start)
             result = train(method, options, Output(), resume=start.resume, run=run)
     except (KeyboardInterrupt, BrokenPipeError) as error:
@@ -227,7 +239,8 @@ def _train(method: MethodCommand, given: dict[str, Any], config: str | None, sta
         raise
     except (RuntimeError, OSError, MemoryError) as error:
         raise typer.Exit(failed(error, "Trainer: ", "references: ")) from None
-    show(f"\n{accuracy_table(result)}\n\nreport: {os.path.join(out, 'report.html')}")
+    if is_first():
+        show(f"\n{accuracy_table(result)}\n\nreport: {os.path.join(out, 'report.html')}")
 
 
 def _pretrain(given: dict[str, Any], config: str | None, start: Start) -> None:

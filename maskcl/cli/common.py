@@ -53,7 +53,7 @@ class RunOptions(Options):
         below=4097,
     )
     batch_size: int | None = option(
-        "Examples a step.",
+        "Examples a step, of all processes together.",
         None,
         shown=f"{_BATCH_SIZES_SHOWN}; of graphs {table(GRAPH_BATCH_SIZES)}",
         at_least=1,

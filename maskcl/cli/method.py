@@ -121,6 +121,9 @@ class TrainOptions(RunOptions):
         "Of the mlp and of graph models.", None, shown="0", at_least=0, below=1
     )
     batch_norm: bool = _model("BatchNorm after each graph convolution.", False)
+    sync_batchnorm: bool = _model(
+        "BatchNorm's statistics are of all processes' examples (CUDA).", False
+    )
     fanouts: tuple[int, ...] | None = _model(
         "Node problems: neighbours sampled for each hop, as 10,10.", None, shown="whole graph"
     )

@@ -12,8 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from maskcl.cli.folders import CONFIG
+from maskcl.cli.processes import is_first, number
 from maskcl.scenarios import ItemError
 from maskcl.text import printable, sentence_of
+from maskcl.training.processes import LOST
 
 CLOSED = 141
 """Exit code where nobody reads what is said: what shells count for SIGPIPE."""
@@ -36,8 +38,11 @@ def show(text: str) -> None:
 
 
 def say(sentence: Any) -> None:
-    """Print ``maskcl: ...`` as one line on stderr, if anybody reads that."""
-    if sys.stderr is not None:
+    """Print ``maskcl: ...`` as one line on stderr, if anybody reads that.
+
+    Of several processes, which say the same, the first one alone does.
+    """
+    if sys.stderr is not None and is_first():
         with contextlib.suppress(OSError, ValueError):
             print(f"maskcl: {printable(' '.join(str(sentence).split()))}", file=sys.stderr)
             sys.stderr.flush()
@@ -87,6 +92,9 @@ def failed(error: Exception, *whose: str) -> int:
     for name in whose:
         sentence = sentence.removeprefix(name)
     say(f"the run failed: {sentence}")
+    is_own = not isinstance(error, RuntimeError) or isinstance(error, ItemError) or LOST in text
+    if not is_first() and is_own:  # the others may know nothing of it
+        print(f"maskcl: process {number()}: {printable(sentence)}", file=sys.stderr, flush=True)
     return 1
 
 

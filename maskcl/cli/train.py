@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,11 +39,20 @@ from maskcl.cli.method import MethodCommand, Trained, TrainOptions
 from maskcl.cli.network import problem_for, with_heads
 from maskcl.cli.options import CommandError, combine, parse_groups, parse_names
 from maskcl.cli.output import say
+from maskcl.cli.processes import (
+    check_options,
+    fabric_of,
+    is_first,
+    share_of,
+    synchronised,
+    together,
+)
 from maskcl.cli.saved_network import CONTINUES, network_as_made, of_run
 from maskcl.files import new_folder, write_json
 from maskcl.lock import locked
 from maskcl.progress import display
-from maskcl.training.baselines import TRAINERS, together
+from maskcl.training.baselines import TRAINERS
+from maskcl.training.baselines import together as of_all_tasks
 from maskcl.training.content import result_content
 from maskcl.training.references import References, references
 from maskcl.training.trainer import CHECKPOINT, Trainer
@@ -71,8 +81,9 @@ def begin(
         raise CommandError(
             f"{kind.NAME} trains a fresh network for each task: there is none to go on with"
         )
-    for folder in (out, Path(start.source or out)):
-        finish_taking_over(folder)
+    with together():
+        for folder in (out, Path(start.source or out)) if is_first() else ():
+            finish_taking_over(folder)
     if start.add_tasks is not None:
         run = read_finished(out, kind.NAME)
         if gone := forgotten_in(out):
@@ -105,6 +116,8 @@ def train(
 ) -> dict[str, Any]:
     """Run, resume, or go on from a finished run; returns the content of result.json.
 
+    Processes that torchrun started do it together; the first one writes, the others return nothing.
+
     A run that gains tasks trains in a folder below its own, and its files change at the end.
 
     Raises:
@@ -114,11 +127,13 @@ def train(
     out = Path(options.out)
     more = run is not None and run.folder == out
     directory = out / ADDING if more else folder_in_training(out) if resume else out
-    with refusing():
+    first: Checkpoint | None = None
+    with together(), refusing():
         if not resume:
             check_new(directory)
         _check_drawing()
-        device_of(options.device)
+        check_options(options)
+        device = device_of(options.device)
         scenario = _load_scenario(options)
         with _warnings_as_sentences():
             if run is not None:
@@ -129,15 +144,23 @@ def train(
         if resume and (gone := forgotten_in(directory)):
             raise CommandError(f"task {gone[0]} of {directory} is forgotten: the run is over")
         problem = problem_for(options, scenario)
+        if options.sync_batchnorm:
+            synchronised(net, device)
         trainer = _trainer(options, net, problem, scenario, display(console), directory)
-        if not resume:
-            config = config_of(options.NAME, options.to_json(), made_from)
-            first = None if run is None else start_of(run, net, trainer.config, scenario, more=more)
-            _make_directory(directory, config, first)
-    with locked(directory):
+        if run is not None and not resume:
+            first = start_of(run, net, trainer.config, scenario, more=more)
+    with contextlib.ExitStack() as stack:
+        with together(), refusing():
+            if is_first():
+                if not resume:
+                    config = config_of(options.NAME, options.to_json(), made_from)
+                    _make_directory(directory, config, first)
+                stack.enter_context(locked(directory))
         console.print(scenarios.summary(scenario.describe()), soft_wrap=True, highlight=False)
         go_on = resume or run is not None
         content = _train(command, options, trainer, made_from, console, go_on=go_on)
+        if not is_first():
+            return {}
     if directory != out:
         take_over(out)
     return content
@@ -159,7 +182,7 @@ def _train(
     *,
     go_on: bool,
 ) -> dict[str, Any]:
-    """Train, and write the result and its report into the trainer's folder."""
+    """Train, and write the result and its report into the trainer's folder: the first process."""
     directory, net, scenario = trainer.directory, trainer.net, trainer.scenario
     assert directory is not None
     try:
@@ -167,6 +190,8 @@ def _train(
             result = trainer.fit(resume=go_on)
     except CheckpointError as error:
         raise CommandError(str(error)) from None
+    if not is_first():
+        return {}
     compared = _references(command, options, trainer.problem, scenario, made_from, console)
     content = {
         **result_content(trainer, result, compared),
@@ -213,7 +238,7 @@ def _trainer(
     assert options.epochs is not None
     assert options.lr is not None
     if options.NAME == "joint":
-        problem, scenario = together(problem, scenario)
+        problem, scenario = of_all_tasks(problem, scenario)
     scheduler_fn, schedule_by = options.rates()
     try:
         return TRAINERS.get(options.NAME, Trainer)(
@@ -223,10 +248,11 @@ def _trainer(
             scenario,
             optimizer_factory(options, options.lr),
             epochs=options.epochs,
-            batch_size=options.batch_size,
+            batch_size=share_of(options.batch_size),
             seed=options.seed,
             device=options.device,
             precision=options.precision,
+            fabric=fabric_of(options.device, options.precision),
             directory=directory,
             callback=callback,
             progress=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,12 +13,14 @@ PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
-    """A Fabric of one process.
+def make_fabric(device: str, precision: str, processes: int = 1, nodes: int = 1) -> Fabric:
+    """A Fabric of one process, or of several that somebody else starts, to be launched.
 
     Args:
         device: one of ``DEVICES``; ``auto`` is CUDA where there is one.
         precision: one of ``PRECISIONS``.
+        processes: on each computer.
+        nodes: computers.
 
     Raises:
         ValueError: it is neither, or there is no such device here.
@@ -39,4 +41,8 @@ def make_fabric(device: str, precision: str) -> Fabric:
             "Trainer: precision is '16', float16 with a scaled loss, which is for CUDA, and the"
             " device is the CPU; wanted bf16 or 32"
         )
-    return Fabric(accelerator=device, devices=1, precision=PRECISIONS[precision])  # type: ignore[arg-type]
+    strategy = "ddp" if processes * nodes > 1 else "auto"
+    kind: Any = PRECISIONS[precision]
+    return Fabric(
+        accelerator=device, strategy=strategy, devices=processes, num_nodes=nodes, precision=kind
+    )

@@ -78,7 +78,6 @@ def check_plan(
     validation: Validation | None,
     evaluate: Any,
     scenario: Scenario,
-    processes: int,
 ) -> None:
     """Raise where a trainer is told of no period, no validation or no evaluation that there is."""
     if schedule_by not in PERIODS:
@@ -95,11 +94,10 @@ def check_plan(
     if validation is None:
         return
     for task, (samples, _) in enumerate(scenario.sizes):
-        rest = samples - validation.count(samples)
-        if samples < 2 or rest < processes:
+        if samples < 2:
             raise ValueError(
                 f"Trainer: validation holds samples out of each task, and task {task} has"
-                f" {samples} in all; wanted at least {max(2, processes + samples - rest)}"
+                f" {samples} in all; wanted at least 2"
             )
 
 

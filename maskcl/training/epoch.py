@@ -13,7 +13,9 @@ from torch import Tensor
 from maskcl.callback import Callbacks
 from maskcl.ops import task_progress
 from maskcl.training.plan import Plan, Running
+from maskcl.training.processes import share_running
 from maskcl.training.result import Result
+from maskcl.training.samples import Share
 from maskcl.training.validation import larger_for_better, score_held_out
 
 
@@ -26,10 +28,12 @@ def train_epoch(plan: Plan, run: Running, epoch: int, told: Callbacks) -> tuple[
     told.tell("on_epoch_start", run.task, epoch, steps)
     net.train()
     batches = iter(plan.samples.epoch(run.task, epoch, run.dataset))
-    for i, shares in enumerate(_shares(plan, run.dataset)):
+    shares = plan.samples.shares(run.dataset)
+    for i in range(steps):
+        step = shares[i * plan.accumulate : (i + 1) * plan.accumulate]
         method.before_step(net, run.state, task_progress(epoch, plan.epochs, i, steps))
         run.optimizer.zero_grad()
-        loss, right, samples = _backward(plan, run, batches, shares)
+        loss, right, samples = _backward(plan, run, batches, step)
         method.after_backward(net, run.state, scaler=scaler)
         run.optimizer.step()
         method.after_step(net, run.state)
@@ -39,6 +43,7 @@ def train_epoch(plan: Plan, run: Running, epoch: int, told: Callbacks) -> tuple[
         correct += right
         count += samples
         told.tell("on_step", run.task, epoch, i, loss)
+    share_running(fabric, net)
     if next(batches, None) is not None:
         raise _other_number(plan, "more")
     totals = torch.stack([loss_sum, correct, torch.full_like(loss_sum, count)])
@@ -76,31 +81,46 @@ def _other_number(plan: Plan, how: str) -> RuntimeError:
 
 
 def _backward(
-    plan: Plan, run: Running, batches: Iterator[Any], shares: list[float]
+    plan: Plan, run: Running, batches: Iterator[Any], step: list[Share]
 ) -> tuple[Tensor, Tensor, int]:
-    """Gradients of one step; its loss, the samples predicted right, and all its samples."""
-    net, problem, last = plan.net, plan.problem, len(shares) - 1
+    """Gradients of one step; its loss, the samples predicted right, and all its samples.
+
+    Each is of this process; its gradients are so weighted that the mean over processes is that of
+    one batch of all the step's samples.
+    """
+    net, problem, last = plan.net, plan.problem, len(step) - 1
+    total, world = sum(share.batch for share in step), plan.fabric.world_size
+    term: Tensor | float = 0.0
     parts: list[tuple[Tensor, Tensor, int]] = []
-    for at, share in enumerate(shares):
+    for at, share in enumerate(step):
         batch = next(batches, None)
         if batch is None:
             raise _other_number(plan, "fewer")
         with _alone(plan, run, at < last), net.task(run.index, run.state.scale):
             logits, target, weight = problem.forward(run.module, batch)
             loss = problem.loss(logits, target, weight)
-            loss = loss if last == 0 else loss * share
-            term = plan.method.loss_term(net, run.state) if at == 0 else 0.0
-            loss = loss + term if isinstance(term, Tensor) else loss
+            factor = share.own * world / total
+            weighted = loss if factor == 1 else loss * factor
+            if at == 0:
+                term = plan.method.loss_term(net, run.state)
+                weighted = weighted + term if isinstance(term, Tensor) else weighted
             if plan.is_wrapped:
-                plan.fabric.backward(loss)
+                plan.fabric.backward(weighted)
             else:
-                loss.backward()
-        right = problem.correct(logits.detach(), target)
-        parts.append((loss.detach(), right, target.shape[0]))
-    if last == 0:
-        return parts[0]
-    losses, rights, sizes = zip(*parts, strict=True)
-    return torch.stack(losses).sum(), torch.stack(rights).sum(), sum(sizes)
+                weighted.backward()
+        right, count = problem.correct(logits.detach(), target), target.shape[0]
+        if not share.is_counted:
+            right, count = right * 0, 0
+        if factor == 1:  # the step's only batch, at the price of none beside
+            return weighted.detach(), right, count
+        parts.append((loss.detach(), right, count))
+    mean, right, samples = parts[0]
+    if last > 0:
+        losses, rights, sizes = zip(*parts, strict=True)
+        right, samples = torch.stack(rights).sum(), sum(sizes)
+        mean = torch.stack([x * (n / samples) for x, n in zip(losses, sizes, strict=True)]).sum()
+    mean = mean + term.detach() if isinstance(term, Tensor) else mean
+    return mean, right, samples
 
 
 def _alone(plan: Plan, run: Running, is_more: bool) -> AbstractContextManager[Any]:
@@ -108,18 +128,3 @@ def _alone(plan: Plan, run: Running, is_more: bool) -> AbstractContextManager[An
     if not (plan.is_wrapped and is_more):
         return nullcontext()
     return plan.fabric.no_backward_sync(run.module)  # type: ignore[arg-type]
-
-
-def _shares(plan: Plan, dataset: Any) -> Iterator[list[float]]:
-    """For each step, the shares of its batches in its samples; they add up to 1.
-
-    So that the gradients are those of one batch of all the step's samples, and the same number
-    divides them in every process.
-    """
-    batches = plan.samples.steps(dataset)
-    sizes = [plan.samples.batch_size] * batches
-    # The last has what is left over.
-    sizes[-1] = max(len(dataset) // plan.fabric.world_size - sum(sizes[:-1]), 1)
-    for first in range(0, batches, plan.accumulate):
-        part = sizes[first : first + plan.accumulate]
-        yield [size / sum(part) for size in part]

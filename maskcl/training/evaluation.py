@@ -9,6 +9,7 @@ import torch
 from maskcl.problems import Problem
 from maskcl.problems.loading import Loader
 from maskcl.training.class_labels import ClassLabels
+from maskcl.training.processes import in_order, in_turn
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -35,6 +36,8 @@ def score_task(
 ) -> float:
     """Score on a task's test data, in evaluation; the network's mode is what it was after it.
 
+    Processes that share a run take test batches in turn; each has the score.
+
     Args:
         net: on the fabric's device.
         problem: makes the predictions.
@@ -52,9 +55,11 @@ def score_task(
         inputs = (loader or Loader()).of(scenario.test_inputs(task))
         predictions = [
             problem.predict(net, fabric.to_device(batch))
-            for batch in problem.test_batches(inputs, max(batch_size, LEAST_BATCH))
+            for batch in in_turn(fabric, problem.test_batches(inputs, max(batch_size, LEAST_BATCH)))
         ]
     net.train(was_training)
+    if fabric.world_size > 1:
+        predictions = in_order(fabric, [found.cpu() for found in predictions])
     found = torch.cat(predictions)
     found = found if labels is None else labels.of_scenario(task, found)
     return float(scenario.score(task, found.cpu()))

@@ -15,6 +15,7 @@ from maskcl.problems import Problem
 from maskcl.training.class_labels import ClassLabels
 from maskcl.training.evaluation import LEAST_BATCH, score_task
 from maskcl.training.inference_scores import InferenceScores
+from maskcl.training.processes import in_order, in_turn
 from maskcl.training.samples import Samples
 
 if TYPE_CHECKING:
@@ -79,21 +80,16 @@ class InferredScores:
         net, inference = self.net, self.net.inference
         assert inference is not None
         self._measure_alone()
-        labels, alone, tasks = [], [], []
         with self.fabric.autocast():
             inputs = self.loader.of(self.scenario.test_inputs(task))
-            for raw in self.problem.test_batches(inputs, max(self.batch_size, LEAST_BATCH)):
-                batch = self.fabric.to_device(raw)
-                args = (batch,) if isinstance(batch, Tensor) else tuple(batch[:-1])
-                found = inference.infer(net, *args)
-                labels.append(self._named(found.task, found.label))
-                tasks.append(found.task.cpu() - self._first)
-                if self._alone.tasks == inference.tasks:
-                    nearest = self._alone.nearest(net, *args)
-                    alone.append(self._named(nearest.task, nearest.label))
+            batches = self.problem.test_batches(inputs, max(self.batch_size, LEAST_BATCH))
+            found = [
+                self._found(self.fabric.to_device(batch)) for batch in in_turn(self.fabric, batches)
+            ]
+        tasks, labels, alone = zip(*in_order(self.fabric, found), strict=True)
         inferred = torch.cat(tasks)
         into.identified[trained, task] = float((inferred == task).double().mean())
-        if alone:
+        if self._alone.tasks == inference.tasks:
             into.alone[trained, task] = self.scenario.score(task, torch.cat(alone))
         count = self.scenario.num_tasks
         own = inferred[(inferred >= 0) & (inferred < count)]
@@ -104,6 +100,17 @@ class InferredScores:
             loader=self.loader,
         )  # fmt: skip
         return float(self.scenario.score(task, torch.cat(labels)))
+
+    def _found(self, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A batch's tasks, labels, and labels without a network where there are such."""
+        net, inference = self.net, self.net.inference
+        assert inference is not None
+        args = (batch,) if isinstance(batch, Tensor) else tuple(batch[:-1])
+        found, alone = inference.infer(net, *args), None
+        if self._alone.tasks == inference.tasks:
+            nearest = self._alone.nearest(net, *args)
+            alone = self._named(nearest.task, nearest.label)
+        return found.task.cpu() - self._first, self._named(found.task, found.label), alone
 
     def _named(self, task: Tensor, label: Tensor) -> Tensor:
         """The scenario's labels; -1, which is never right, of tasks that are none of its own."""

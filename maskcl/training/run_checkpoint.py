@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from maskcl.checkpoint import (
     save_checkpoint,
     take,
 )
-from maskcl.randomness import rng_state, set_rng_state
+from maskcl.randomness import set_rng_state
 from maskcl.text import sentence_of
 from maskcl.training.plan import Running
 from maskcl.training.result import Result
@@ -91,7 +91,12 @@ class RunCheckpoint:
             check_config(self.path, found, made)
 
     def restore(
-        self, net: nn.Module, device: torch.device, run: Running | None = None, scaler: Any = None
+        self,
+        net: nn.Module,
+        device: torch.device,
+        run: Running | None = None,
+        scaler: Any = None,
+        rank: int = 0,
     ) -> None:
         """Put the network, what exists only while a task trains, and all chance back.
 
@@ -100,6 +105,7 @@ class RunCheckpoint:
             device: whose generator is restored beside the CPU's.
             run: the task in training, where one was.
             scaler: of the loss.
+            rank: of this process, whose generators are put back.
 
         Raises:
             CheckpointError: something does not fit.
@@ -117,7 +123,15 @@ class RunCheckpoint:
                     run.best.load_state_dict(take(tensors, "best."), facts.get("best", {}))
             if scaler is not None and "scaler" in facts:
                 scaler.load_state_dict(facts["scaler"])
-            set_rng_state(device, take(tensors, "rng."), facts["rng"])
+            chance = _chance_of(rank)
+            # A run that goes on from another's network has no more than the first one's.
+            if rank == 0 or chance in facts:
+                set_rng_state(device, take(tensors, f"{chance}."), facts[chance])
+
+
+def _chance_of(rank: int) -> str:
+    """Where a process's generators are in a checkpoint."""
+    return f"rng{rank or ''}"
 
 
 def put_back(net: TaskNetwork, state: dict[str, Tensor]) -> None:
@@ -147,6 +161,8 @@ def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunC
         raise FileExistsError(f"{path} exists; fit(resume=True) goes on from it")
     saved = RunCheckpoint(path, load_checkpoint(path))
     found = {key: value for key, value in saved.content.config.items() if key not in MADE}
+    shared = "processes"  # it says more than the batch size that it divides
+    check_config(path, {shared: found.get(shared)}, {shared: config.get(shared)})
     check_config(path, found, config)
     place = {"first_task": 0, **saved.content.position}
     for name in ("task", "epoch", "first_task"):
@@ -177,7 +193,7 @@ def save_run(
     position: tuple[int, int, int],
     net: nn.Module,
     result: Result,
-    device: torch.device,
+    chance: Sequence[tuple[dict[str, Tensor], dict[str, Any]]],
     run: Running,
     scaler: Any = None,
 ) -> None:
@@ -189,7 +205,7 @@ def save_run(
         position: (task, epoch) to go on with, and the network's task that task 0 is.
         net: the network.
         result: what was measured so far.
-        device: as for ``RunCheckpoint.restore``.
+        chance: each process's `rng_state`.
         run: the task in training; saved inside it.
         scaler: of the loss.
 
@@ -198,9 +214,10 @@ def save_run(
     """
     task, epoch, first = position
     tensors = {f"network.{k}": v for k, v in net.state_dict().items()}
-    rng, rng_facts = rng_state(device)
-    facts = {"result": result.to_dict(), "rng": rng_facts}
-    parts = {"rng": rng}
+    facts: dict[str, Any] = {"result": result.to_dict()}
+    parts: dict[str, dict[str, Tensor]] = {}
+    for rank, state in enumerate(chance):
+        parts[_chance_of(rank)], facts[_chance_of(rank)] = state
     if epoch > 0:
         parts["optimizer"], facts["optimizer"] = optimizer_state(run.optimizer)
         facts["method"] = run.state.state_dict()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,11 @@ from torch.optim import Optimizer
 from maskcl.callback import Callback, Callbacks
 from maskcl.checkpoint import CheckpointError
 from maskcl.lock import locked
-from maskcl.methods import Method, derive_seed
+from maskcl.methods import Method, PlanWarning, derive_seed
 from maskcl.nn.inference.task_inference import TaskInference
 from maskcl.problems import Problem
 from maskcl.progress import display
-from maskcl.randomness import seeded
+from maskcl.randomness import rng_state, seeded
 from maskcl.settings import get_setting
 from maskcl.training.accelerator import make_fabric
 from maskcl.training.checks import (
@@ -36,6 +38,7 @@ from maskcl.training.continuing import first_task_of
 from maskcl.training.epoch import record_epoch, train_epoch
 from maskcl.training.inferring import attach, own_labels
 from maskcl.training.plan import Plan, Running
+from maskcl.training.processes import check_same, everyones, naming_the_lost, together
 from maskcl.training.result import Result
 from maskcl.training.run_checkpoint import RunCheckpoint, open_run, put_back, save_run
 from maskcl.training.run_config import describe
@@ -76,7 +79,8 @@ class Trainer:
         inference: tells tasks apart at test, in the class, domain and time settings; it becomes
             ``net.inference``. The matrix then has scores where the task is inferred.
         fabric: a launched Fabric of your own, for example with ``strategy="ddp"``; device and
-            precision are then its.
+            precision are then its. Processes that share a run are as one with batches of all their
+            samples: docs/scaling.md.
         first_task: the network's task that the scenario's task 0 is. Finished tasks are not trained
             again. None: what `first_task_of` finds, or raises where it could be two.
         scheduler_fn: optimizer -> a new scheduler of ``torch.optim.lr_scheduler``; called once a
@@ -135,12 +139,12 @@ class Trainer:
         self.validation = Validation.of(validation)
         self.accumulate = accumulate
         self.seed, self.callback, self.progress = seed, callback or Callback(), progress
-        self._told = Callbacks(self._callbacks())
         self.directory = None if directory is None else Path(directory)
         self.fabric = fabric or make_fabric(device, precision)
+        self._told = Callbacks(self._callbacks())
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
         self._is_wrapped = fabric is not None or precision != "32"
-        check_plan(schedule_by, self.validation, evaluate, scenario, self.fabric.world_size)
+        check_plan(schedule_by, self.validation, evaluate, scenario)
         check_precision(self.fabric, problem)
         attach(net, problem, inference)
         labels = own_labels(net, scenario) if is_inferred else None
@@ -178,15 +182,35 @@ class Trainer:
         Raises:
             CheckpointError: the checkpoint is damaged or of a run with other arguments.
             FileExistsError: there is a checkpoint and ``resume`` is False.
-            RuntimeError: the loss is not finite, or all tasks are finished.
+            RuntimeError: the loss is not finite, or all tasks are finished; of processes that share
+                the run one has ended, or holds another network when a task has ended.
             ValueError: it is not clear which of the network's tasks the scenario's are.
             LockedError: another process or thread trains in the directory.
         """
-        with locked(self.directory if self.fabric.is_global_zero else None):
-            return self._fit(resume)
+        fabric = self.fabric
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(naming_the_lost(fabric))
+            with together(fabric.world_size):  # before anything is trained
+                stack.enter_context(locked(self.directory if fabric.is_global_zero else None))
+                saved = open_run(self.checkpoint_path, self._given, resume=resume)
+            self._check_position(saved)
+            if not fabric.is_global_zero:  # it is said once
+                stack.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore", PlanWarning)
+            return self._fit(saved, resume)
 
-    def _fit(self, resume: bool) -> Result:
-        saved = open_run(self.checkpoint_path, self._given, resume=resume)
+    def _check_position(self, saved: RunCheckpoint | None) -> None:
+        """Raise CheckpointError unless all processes go on from the same."""
+        places = everyones(
+            self.fabric.world_size, None if saved is None else saved.content.position
+        )
+        if any(place != places[0] for place in places):
+            raise CheckpointError(
+                f"{self.directory} is not the same for all processes: their checkpoints are at"
+                f" {places}; wanted a folder that they share"
+            )
+
+    def _fit(self, saved: RunCheckpoint | None, resume: bool) -> Result:
         shown = [display()] if self.progress and self.fabric.is_global_zero else []
         self._told = Callbacks([*self._callbacks(), *shown], self)
         chance = derive_seed("run", self.seed, self.fabric.global_rank)
@@ -209,7 +233,8 @@ class Trainer:
 
     def _callbacks(self) -> list[Callback]:
         """Those given, as a list; ``callback`` may be set anew before fit."""
-        return [self.callback] if isinstance(self.callback, Callback) else list(self.callback)
+        given = [self.callback] if isinstance(self.callback, Callback) else list(self.callback)
+        return [c for c in given if self.fabric.is_global_zero or not getattr(c, "is_once", False)]
 
     def _start(self, saved: RunCheckpoint | None) -> int:
         """The task to begin with, everything that was saved taken up."""
@@ -228,7 +253,9 @@ class Trainer:
         self._resumed = saved, {name: t.clone() for name, t in self.net.state_dict().items()}
         if saved.epoch > 0:  # what exists only while a task trains is in the checkpoint
             self.method.begin_task(self.net, self._first + saved.task, seed=self.seed)
-        saved.restore(self.net, self.fabric.device, scaler=self._plan.scaler)
+        saved.restore(
+            self.net, self.fabric.device, scaler=self._plan.scaler, rank=self.fabric.global_rank
+        )
         empty = self._tests.start()
         self.result = saved.result
         if self.result.inference is None:  # a run that goes on from another begins with a blank
@@ -264,7 +291,7 @@ class Trainer:
         self._check_made(run.made)
         if saved is not None:
             # What has begun is as new, and the interrupted task was not.
-            saved.restore(self.net, self.fabric.device, run, plan.scaler)
+            saved.restore(self.net, self.fabric.device, run, plan.scaler, self.fabric.global_rank)
         plan.protect(run)
         return run
 
@@ -294,9 +321,13 @@ class Trainer:
     def _end_task(self, run: Running) -> None:
         if run.best is not None:
             run.best.restore()
-        self.method.end_task(self.net, run.state, self.samples.task_data(run.task, run.dataset))
+        # Importances by batches, not by samples, depend on which samples a batch has.
+        whole = getattr(self.method, "reduction", "sample") == "batch"
+        data = self.samples.task_data(run.task, run.dataset, whole=whole)
+        self.method.end_task(self.net, run.state, data)
         if run.guard is not None:
             run.guard.remove()
+        check_same(self.fabric, self.net, run.task)
         self.result.matrix[run.task] = self._tests.row(run.task, self.result.inference)
         self.result.measures.append(self.method.measure(self.net, run.index))
 
@@ -306,16 +337,19 @@ class Trainer:
         Where the setting hides the task at test, it is inferred, if the network has an inference
         and a finished task; else the network is as the latest task sees it: a growing head chooses
         among all classes so far. Before ``fit`` the scenario's task 0 is the network's
-        ``first_task``, or 0.
+        ``first_task``, or 0. Processes that share the run call it together.
         """
         with self.samples.loader:
             return self._tests.of(task)
 
     def _save(self, run: Running, position: tuple[int, int]) -> None:
-        if (path := self.checkpoint_path) is not None and self.fabric.is_global_zero:
+        if (path := self.checkpoint_path) is None:
+            return
+        chance = everyones(self.fabric.world_size, rng_state(self.fabric.device))
+        if self.fabric.is_global_zero:
             save_run(
                 path, self.config, (*position, self._first), self.net, self.result,
-                self.fabric.device, run, self._plan.scaler,
+                chance, run, self._plan.scaler,
             )  # fmt: skip
 
     @property

@@ -175,8 +175,7 @@ def score_held_out(
         net.task(index),
         fabric.autocast(),
     ):
-        has_any = fabric.global_rank < len(held)
-        for batch in samples.task_data(task, held).batches() if has_any else ():
+        for batch in samples.task_data(task, held).batches():
             logits, target, weight = problem.forward(net, batch)
             loss, count = problem.loss(logits, target, weight), target.shape[0]
             right = problem.correct(logits, target)

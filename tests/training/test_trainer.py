@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +18,7 @@ from maskcl.methods import EWC, HAT, MAS, Piggyback, PlanWarning
 from maskcl.problems import Vision
 from maskcl.training.result import Result
 from maskcl.training.trainer import Trainer
-from tests import resume_run, tiny
-from tests.training import two_processes
+from tests import tiny
 
 TASKS = 3
 
@@ -360,36 +357,6 @@ def test_importances_are_measured_in_full_precision_under_autocast():
     assert "measured" in dtypes
     assert {o.dtype for o in trainer.net.importances.values()} == {torch.float32}
     assert np.diag(result.matrix).min() >= 0.9
-
-
-def test_two_processes_train_and_measure_as_one(tmp_path):
-    """The gradients are of the same batches, and importances are means over all samples."""
-    if not hasattr(os, "fork"):
-        pytest.skip("needs fork")
-    root = str(Path(two_processes.__file__).parents[2])
-    environment = os.environ | resume_run.ONE_THREAD | {"PYTHONPATH": root}
-    command = [sys.executable, "-m", "tests.training.two_processes", str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    threads = torch.get_num_threads()
-    try:
-        one = two_processes.train(None, 1)
-    finally:
-        torch.set_num_threads(threads)
-    (first, result), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    wanted = one.net.state_dict()
-    assert wanted["importance.1.weight"].any()
-    assert first.keys() == second.keys() == wanted.keys()
-    for name, tensor in wanted.items():
-        assert torch.equal(first[name], second[name]), name
-        # Sums of outer products go in another order.
-        atol = 1e-4 if name.startswith("inference.") else 1e-6
-        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=atol)
-    assert {"inference.statistics.1.scatter"} <= wanted.keys()
-    np.testing.assert_array_equal(result["matrix"], one.result.matrix)
-    np.testing.assert_allclose(result["losses"], one.result.losses, rtol=1e-5)
-    assert result["validation"] == one.result.validation
-    assert result["best_epochs"] == one.result.best_epochs
 
 
 def test_a_run_with_importances_resumes_at_a_tasks_end_too(tmp_path):

@@ -26,7 +26,13 @@ class _Probe(nn.Module):
 
 
 def measure(
-    task: int, features: Callable[..., Tensor], data: Any, shrinkage: float | None, *, own: bool
+    task: int,
+    features: Callable[..., Tensor],
+    data: Any,
+    shrinkage: float | None,
+    *,
+    own: bool,
+    device: torch.device,
 ) -> TaskStatistics:
     """Statistics of a task's training samples, all processes' together.
 
@@ -36,6 +42,7 @@ def measure(
         data: a ``methods.TaskData``.
         shrinkage: of the Gaussians.
         own: scatters by class, of features that vary alone, and the samples' own scores.
+        device: of the network.
 
     Raises:
         ValueError: there is no sample, or features are not finite.
@@ -46,7 +53,10 @@ def measure(
         found, labels = _labelled(task, data.forward(probe, batch))
         if sums is None:
             sums = ClassSums(found.shape[1], own, found.device)
+            if is_shared():
+                _widest(found.shape[1], found.device)
         sums.add(found, labels)
+    sums = sums or _sums_of_none(own, device)
     if sums is None:
         raise ValueError(f"TaskInference: task {task} has no training sample to measure")
     moments = sums.moments()
@@ -64,6 +74,19 @@ def measure(
     gaussians = Gaussians.of(statistics, shrinkage)
     statistics.spread.copy_(_spread(task, gaussians, statistics, probe, data))
     return statistics
+
+
+def _sums_of_none(own: bool, device: torch.device) -> ClassSums | None:
+    """Of a process that has no sample, where another has; None where nobody has."""
+    width = _widest(0, device) if is_shared() else 0
+    return ClassSums(width, own, device) if width else None
+
+
+def _widest(width: int, device: torch.device) -> int:
+    """The number of features, which a process without a sample learns from the others."""
+    found = torch.tensor(width, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)
 
 
 def _spread(

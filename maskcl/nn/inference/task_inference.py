@@ -131,6 +131,7 @@ class TaskInference(StoredStatistics):
                 data,
                 self.shrinkage,
                 own=self.space == "masked",
+                device=net.finished.device,
             )
         # Of the same size as those of any other task, which are all of one size.
         other = next((int(k) for k in self.statistics if int(k) != task), task)
