@@ -86,7 +86,8 @@ def _settings(groups: Sequence[Group]) -> list[str]:
     rows = [["setting", *(group.label for group in groups)], seeds]
     rows += [[name, *(_plain(s.get(name)) for s in found)] for name in differ]
     parts = [table_section("Settings that differ", "A column a group.", rows)]
-    known = {name: found[0][name] for name in same if found[0][name] is not None}
+    # What no group names, None, is the same as what a group lacks.
+    known = {name: found[0][name] for name in same if found[0].get(name) is not None}
     return [*parts, details("Settings that are the same in all groups", known)]
 
 

@@ -17,7 +17,7 @@ from maskcl.report.layout import Content
 from maskcl.report.scores import metric_of
 
 # What may differ between runs of one mean; a base may be pretrained with the run's own seed.
-_FREE = ("seed", "out", "data", "config", "resume", "device", "base", "references")
+_FREE = ("seed", "out", "data", "config", "resume", "device", "base", "references", "workers")
 _FREE_IN_BASE = ("seed", "accuracy", "sha256")
 _MOST_NAMED = 3
 

@@ -77,6 +77,21 @@ def test_settings_that_differ_come_first_and_those_of_one_method_last(tmp_path):
     assert text.index("Settings that differ") < text.index("Settings that are the same")
 
 
+def test_an_option_that_only_a_later_run_has_and_leaves_open_is_no_difference(tmp_path):
+    later = mas_result()
+    later["configuration"]["clip"] = None
+    runs = read_runs(save(tmp_path, a=hat_result(), b=later))
+    assert "clip" not in differing(grouped(runs))[0]
+    assert "clip" not in words_of(write_comparison(runs, tmp_path / "out"))
+
+
+def test_settings_that_no_result_depends_on_make_no_group(tmp_path):
+    first, second = hat_result(seed=0), hat_result(seed=1)
+    first["configuration"]["workers"], second["configuration"]["workers"] = 0, 2
+    groups = grouped(read_runs(save(tmp_path, a=first, b=second)))
+    assert [len(group.runs) for group in groups] == [2]
+
+
 def test_page_and_csv_have_every_run_and_every_task(tmp_path):
     runs = read_runs(save(tmp_path, a=hat_result(acc=0.9), b=hat_result(seed=1, acc=0.8),
                           c=mas_result(forgets=0.1), p=piggyback_result()))  # fmt: skip
