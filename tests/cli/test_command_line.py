@@ -437,3 +437,17 @@ def test_without_typer_one_sentence_says_what_to_install(capsys, monkeypatch):
     assert capsys.readouterr().err == (
         "maskcl: the command line needs typer: pip install 'maskcl[train]'\n"
     )
+
+
+def test_a_run_says_that_it_starts_before_torch_is_there(tmp_path):
+    """Importing torch takes seconds; the installed command imports ``maskcl.cli`` likewise."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('none here', name='torch')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from maskcl.cli import main; sys.exit(main(['train', 'hat']))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "maskcl: starting\nmaskcl: the command line needs torch: pip install 'maskcl[train]'\n"
+    )
