@@ -28,6 +28,7 @@ from maskcl.cli.output import (
     say,
     show,
     stopped,
+    write_out_what_is_unknown,
 )
 from maskcl.cli.pretrain import PretrainOptions, pretrain
 from maskcl.cli.reproduce import (
@@ -164,6 +165,7 @@ def inspect_masks(file: File) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command; returns the exit code."""
+    write_out_what_is_unknown()
     try:
         return finish(_run(arguments))
     except SystemExit as error:  # typer's own end where a pipe is closed

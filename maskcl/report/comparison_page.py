@@ -38,6 +38,7 @@ from maskcl.report.scores import DEFINITIONS, score_name
 from maskcl.report.svg import svg
 from maskcl.report.text import number
 from maskcl.scenarios.describing import summary
+from maskcl.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -229,5 +230,6 @@ def _tasks_csv(runs: Sequence[Run], groups: Sequence[Group]) -> str:
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    told = [[printable(v) if isinstance(v, str) else v for v in row] for row in rows]
+    csv.writer(buffer, lineterminator="\n").writerows(told)
     return buffer.getvalue()

@@ -48,6 +48,7 @@ def test_a_run_writes_result_report_and_pictures(finished):
         "capacity.svg",
         "checkpoint.safetensors",
         "config.json",
+        "free.svg",
         "loss.svg",
         "masks.svg",
         "overlap.svg",
@@ -406,6 +407,19 @@ def test_report_compares_runs(finished, tmp_path, capsys):
     assert out.startswith("all runs: scenario split-digits, setting task, tasks 2, metric accuracy")
     assert "mean ± sd of 2" in out
     assert str(finished) in out
+
+
+def test_an_encoding_without_a_sign_gets_its_number(finished, tmp_path):
+    """The ± of a mean in an ASCII pipe is no error."""
+    again = json.loads((finished / "result.json").read_text())
+    again["configuration"]["seed"] = 1
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "result.json").write_text(json.dumps(again))
+    command = [sys.executable, "-m", "maskcl", "report", str(finished), str(tmp_path / "again")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "mean \\xb1 sd of 2" in ran.stdout
 
 
 def test_report_names_a_directory_without_a_result(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -112,6 +113,15 @@ def test_page_and_csv_have_every_run_and_every_task(tmp_path):
     assert float(tasks[6]["difference"]) == pytest.approx(-0.2)
     with pytest.raises(OSError, match="out"):
         write_comparison(runs, path.parent)
+
+
+def test_names_that_no_text_may_hold_are_written_out(tmp_path):
+    name = os.fsdecode(b"n\xff\x1b[31m")
+    runs = read_runs(save(tmp_path, **{name: hat_result(), "b": mas_result()}))
+    path = write_comparison(runs, tmp_path / "out")
+    for file in path.parent.iterdir():
+        text = file.read_text()
+        assert "n\\udcff\\x1b[31m" in text and "\x1b" not in text
 
 
 def test_other_scenarios_stand_apart_and_other_metrics_are_refused(tmp_path):
