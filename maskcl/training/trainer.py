@@ -37,7 +37,7 @@ from maskcl.training.epoch import record_epoch, train_epoch
 from maskcl.training.inferring import attach, own_labels
 from maskcl.training.plan import Plan, Running
 from maskcl.training.result import Result
-from maskcl.training.run_checkpoint import RunCheckpoint, open_run, put_back, save_run
+from maskcl.training.run_checkpoint import RunCheckpoint, give_up, open_run, put_back, save_run
 from maskcl.training.run_config import describe
 from maskcl.training.samples import Samples, loader_of
 from maskcl.training.schedules import SchedulerFn
@@ -226,6 +226,7 @@ class Trainer:
         saved.check_first_task(self.first_task)
         self._tests.first = saved.first_task
         self._resumed = saved, {name: t.clone() for name, t in self.net.state_dict().items()}
+        give_up(self.net, self._first + saved.task)
         if saved.epoch > 0:  # what exists only while a task trains is in the checkpoint
             self.method.begin_task(self.net, self._first + saved.task, seed=self.seed)
         saved.restore(self.net, self.fabric.device, scaler=self._plan.scaler)
