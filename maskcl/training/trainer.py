@@ -28,6 +28,7 @@ from maskcl.training.checks import (
     check_arguments,
     check_kinds,
     check_numbers,
+    check_options,
     check_plan,
     check_precision,
 )
@@ -127,6 +128,7 @@ class Trainer:
     ) -> None:
         check_kinds(net, method, problem, scenario, optimizer_fn, scheduler_fn)
         check_numbers(epochs=epochs, batch_size=batch_size, accumulate=accumulate)
+        check_options(seed, directory, progress, fabric)
         self.setting = get_setting(scenario.setting)
         is_inferred = check_arguments(net, method, problem, scenario, self.setting, inference)
         self.net, self.method, self.problem, self.scenario = net, method, problem, scenario
@@ -134,10 +136,11 @@ class Trainer:
         self.scheduler_fn, self.schedule_by = scheduler_fn, schedule_by
         self.validation = Validation.of(validation)
         self.accumulate = accumulate
-        self.seed, self.callback, self.progress = seed, callback or Callback(), progress
+        self.seed, self.progress = seed, progress
+        self.callback = Callback() if callback is None else callback
         self._told = Callbacks(self._callbacks())
         self.directory = None if directory is None else Path(directory)
-        self.fabric = fabric or make_fabric(device, precision)
+        self.fabric = make_fabric(device, precision) if fabric is None else fabric
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
         self._is_wrapped = fabric is not None or precision != "32"
         check_plan(schedule_by, self.validation, evaluate, scenario, self.fabric.world_size)
@@ -209,7 +212,8 @@ class Trainer:
 
     def _callbacks(self) -> list[Callback]:
         """Those given, as a list; ``callback`` may be set anew before fit."""
-        return [self.callback] if isinstance(self.callback, Callback) else list(self.callback)
+        given: Any = self.callback
+        return list(given) if isinstance(given, (list, tuple)) else [given]
 
     def _start(self, saved: RunCheckpoint | None) -> int:
         """The task to begin with, everything that was saved taken up."""
