@@ -146,7 +146,8 @@ def made_optimizer(optimizer_fn: Any, groups: list[dict[str, Any]]) -> Optimizer
             f"Trainer: optimizer_fn returned {_shown(optimizer)}, wanted a torch.optim.Optimizer"
         )
     given = {id(parameter) for group in groups for parameter in group["params"]}
-    if given and not any(id(p) in given for group in optimizer.param_groups for p in group["params"]):
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if given and given.isdisjoint(held):
         raise ValueError(
             "Trainer: optimizer_fn returned an optimizer of other parameters, which would train"
             " nothing; wanted one of the groups that it was given"

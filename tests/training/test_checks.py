@@ -99,7 +99,7 @@ def test_numbers_out_of_range_are_named(changed, message):
     ],
 )
 def test_options_of_another_kind_are_named(changed, message):
-    with pytest.raises((TypeError, ValueError), match="^Trainer: ") as error:
+    with pytest.raises((TypeError, ValueError), match=r"^Trainer: ") as error:
         Trainer(**arguments(**changed))
     assert message in str(error.value)
 
@@ -112,7 +112,7 @@ def test_callbacks_are_none_one_or_several(callback):
 def test_an_optimizer_of_other_parameters_is_told(tmp_path):
     other = torch.nn.Parameter(torch.zeros(1))
     changed = {"optimizer_fn": lambda groups: torch.optim.SGD([other]), "directory": tmp_path / "r"}
-    with pytest.raises(ValueError, match="^Trainer: optimizer_fn returned an optimizer of other"):
+    with pytest.raises(ValueError, match=r"^Trainer: optimizer_fn returned an optimizer of other"):
         Trainer(**arguments(**changed)).fit()
     assert not (tmp_path / "r").exists()
 
