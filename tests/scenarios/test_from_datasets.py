@@ -270,8 +270,14 @@ def mixed(count=3):
         ([(OK, Subset(Listed([0, 1]), [1, 9]))], "test set: item 1 cannot be read: IndexError"),
         ([(mixed(), OK)], r"training set: item 2 has the shape \(3,\), item 0 \(2,\)"),
         ([([("an image", 0), ("an image", 1)], OK)], "got str at item 0; .* ToTensor"),
-        ([(OK, TensorDataset(OK.tensors[0].double(), OK.tensors[1]))], "float32 in .* torch.float64 in"),
-        ([(TensorDataset(OK.tensors[0].to_sparse(), OK.tensors[1]), OK)], "dense tensors, got torch.sparse_coo"),
+        (
+            [(OK, TensorDataset(OK.tensors[0].double(), OK.tensors[1]))],
+            "float32 in .* torch.float64 in",
+        ),
+        (
+            [(TensorDataset(OK.tensors[0].to_sparse(), OK.tensors[1]), OK)],
+            "dense tensors, got torch.sparse_coo",
+        ),
         ([(TensorDataset(OK.tensors[0].to("meta"), OK.tensors[1]), OK)], "dense .*meta"),
     ],
 )
