@@ -12,6 +12,20 @@ import numpy as np
 
 from maskcl.report import write_run
 from maskcl.training.inference_scores import InferenceScores
+from maskcl.validation import ContentError, check
+
+# Of what `to_dict` gives; a ? marks what runs of before lack. Figures may be NaN.
+_FORM = {
+    "matrix": [[Any]],
+    "untrained": [Any],
+    "losses": [[Any]],
+    "accuracies": [[Any]],
+    "seconds": [float],
+    "measures?": [{str: {str: float}}],
+    "free?": [[Any]],
+    "validation?": [[Any]],
+    "best_epochs?": [(int, None)],
+}
 
 
 @dataclasses.dataclass
@@ -137,7 +151,19 @@ class Result:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Result:
-        """The result that `to_dict` came from."""
+        """The result that `to_dict` came from.
+
+        Raises:
+            ContentError: it came from something else.
+        """
+        check(values, _FORM, "the result")
+        tasks = len(values["matrix"])
+        for name in ("untrained", "losses", "accuracies", "seconds"):
+            if len(values[name]) != tasks:
+                raise ContentError(f"the result has {tasks} tasks and {len(values[name])} {name}")
+        for name in ("losses", "accuracies", "free", "validation"):
+            if any(np.array(part, dtype=np.float64).ndim != 1 for part in values.get(name, [])):
+                raise ContentError(f"the result's {name} are no lists of numbers")
         arrays = {k: np.array(values[k], dtype=np.float64) for k in ("matrix", "untrained")}
         inferred = values.get("inference")
         scores = None if inferred is None else InferenceScores.from_dict(inferred)

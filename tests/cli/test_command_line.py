@@ -85,7 +85,7 @@ def test_a_run_says_what_its_figures_are_of(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "split-digits, task setting, seed 3: 2 tasks, classes 0-4 | 5-9, " in out
     assert "task 1 (2 of 2) epoch 2/2 loss " in out
-    assert "after task 2" in out
+    assert "after task 1 (2 of 2)" in out
     assert "BWT 0.0000" in out
     assert "BWT: final minus just-trained accuracy, negative is forgetting" in out
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
