@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     is_long = len(given) > 1 and given[0] in _LONG and not {"-h", "--help"} & set(given)
-    if is_long and "torch" not in sys.modules:
+    # A log and a program that reads the errors have no use for it.
+    is_seen = sys.stderr is not None and sys.stderr.isatty()
+    if is_long and is_seen and "torch" not in sys.modules:
         print("maskcl: starting", file=sys.stderr, flush=True)
     try:
         from maskcl.cli.app import run
