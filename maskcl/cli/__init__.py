@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else list(arguments)
     is_long = len(given) > 1 and given[0] in _LONG and not {"-h", "--help"} & set(given)
     is_first = os.environ.get("RANK", "0") == "0"  # of those that torchrun starts
-    if is_long and is_first and "torch" not in sys.modules:
+    # A log and a program that reads the errors have no use for it.
+    is_seen = is_first and sys.stderr is not None and sys.stderr.isatty()
+    if is_long and is_seen and "torch" not in sys.modules:
         print("maskcl: starting", file=sys.stderr, flush=True)
     try:
         from maskcl.cli.app import run

@@ -24,6 +24,7 @@ from maskcl.cli.output import (
     failed,
     finish,
     interrupted,
+    noticing_interrupts,
     refuse,
     say,
     show,
@@ -172,36 +173,47 @@ def run(arguments: list[str]) -> int:
             if not is_first():
                 nowhere = stack.enter_context(open(os.devnull, "w"))
                 stack.enter_context(contextlib.redirect_stdout(nowhere))
-            return finish(_run(arguments))
+            is_interrupted = stack.enter_context(noticing_interrupts())
+            return finish(_run(arguments, is_interrupted))
     except SystemExit as error:  # typer's own end where a pipe is closed
         if not isinstance(error.__context__, BrokenPipeError):
             raise
         return finish(CLOSED)
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str], is_interrupted: Callable[[], bool]) -> int:
     if count() > 1 and arguments[:1] not in ([], ["train"], ["info"]):
         return refuse(
             f"maskcl {arguments[0]} is for one process, and torchrun started {count()}: it is for"
             " maskcl train"
         )
     try:
-        code = app(arguments, prog_name="maskcl", standalone_mode=False)
-    except (CommandError, report.ReportError, LockedError) as error:
-        return refuse(str(error))
-    except OSError as error:
-        if is_no_room(error):
-            return failed(error)
-        return refuse(sentence_of(error))
+        return _answer(arguments)
     except (typer.Abort, KeyboardInterrupt):
         say("interrupted before anything was written")
         return 130
     except Exception as error:
-        # typer's usage errors, whichever package its click is (inside typer from 0.16 on).
-        if not any(kind.__name__ == "ClickException" for kind in type(error).__mro__):
-            raise
-        return refuse(error.format_message()) if str(error) else 2  # type: ignore[attr-defined]
+        if is_interrupted():
+            say("interrupted; a run that has begun goes on with --resume")
+            return 130
+        return _refused(error)
+
+
+def _answer(arguments: list[str]) -> int:
+    code = app(arguments, prog_name="maskcl", standalone_mode=False)
     return code if isinstance(code, int) else 0
+
+
+def _refused(error: Exception) -> int:
+    """Say what was wrong with what was asked for; raises what is nobody's fault but ours."""
+    if isinstance(error, (CommandError, report.ReportError, LockedError)):
+        return refuse(str(error))
+    if isinstance(error, OSError):
+        return failed(error) if is_no_room(error) else refuse(sentence_of(error))
+    # typer's usage errors, whichever package its click is (inside typer from 0.16 on).
+    if not any(kind.__name__ == "ClickException" for kind in type(error).__mro__):
+        raise error
+    return refuse(error.format_message()) if str(error) else 2  # type: ignore[attr-defined]
 
 
 def _train_command(method: MethodCommand) -> None:

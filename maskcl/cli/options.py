@@ -101,7 +101,7 @@ def _check_range(name: str, value: float, about: About) -> None:
     if math.isfinite(value) and low_fits and value < about.high:
         return
     above = "above" if about.strict else "at least"
-    below = f" and below {about.high:g}" if math.isfinite(about.high) else ""
+    below = f" and below {about.high:.10g}" if math.isfinite(about.high) else ""
     wanted = "be" if math.isfinite(value) else "be a finite number"
     raise CommandError(f"{flag_name(name)} must {wanted} {above} {about.low:g}{below}, got {value}")
 

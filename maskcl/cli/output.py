@@ -6,7 +6,10 @@ import contextlib
 import io
 import os
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,29 @@ def write_out_what_is_unknown() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def noticing_interrupts() -> Iterator[Callable[[], bool]]:
+    """Inside, one can ask whether Ctrl-C was pressed: libraries swallow what it raises.
+
+    `torch.fx` imports torch._dynamo while it traces; interrupted there it goes on and fails.
+    """
+    pressed = threading.Event()
+
+    def interrupt(number: int, frame: Any) -> None:
+        pressed.set()
+        signal.default_int_handler(number, frame)
+
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not is_usual or threading.current_thread() is not threading.main_thread():
+        yield pressed.is_set
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def show(text: str) -> None:

@@ -62,11 +62,11 @@ _OF_METHOD: dict[str, dict[str, Any]] = {
         "free?": {"units": [int], "weights": [int]},
     },
     "piggyback": {
-        "base": {"source": str, "trained_on": str, "accuracy": _SCORE, "sha256": str},
+        "base": {"source?": str, "trained_on?": str, "accuracy?": _SCORE, "sha256": str},
         "masked_weights": {str: int},
         "off": [{str: float}],
         "differing": [[float]],
-        "mask_files": [
+        "mask_files?": [
             {"task": int, "file": str, "bytes": int, "words_bytes": int, "own_bytes": int}
         ],
     },

@@ -1,5 +1,6 @@
 """The command line as a person uses it: exit codes, sentences, files, kill and resume."""
 
+import contextlib
 import json
 import os
 import signal
@@ -86,6 +87,7 @@ def test_a_run_says_what_its_figures_are_of(tmp_path, capsys):
     assert "split-digits, task setting, seed 3: 2 tasks, classes 0-4 | 5-9, " in out
     assert "task 1 (2 of 2) epoch 2/2 loss " in out
     assert "after task 1 (2 of 2)" in out
+    assert "after task 1  " in out
     assert "BWT 0.0000" in out
     assert "BWT: final minus just-trained accuracy, negative is forgetting" in out
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
@@ -341,6 +343,22 @@ def test_interrupt_exits_130_and_says_how_to_go_on(tmp_path, finished):
     assert result_of(tmp_path / "run")["weights_sha256"] == result_of(finished)["weights_sha256"]
 
 
+def test_an_interrupt_that_a_library_swallows_is_one(tmp_path, capsys, monkeypatch):
+    """As torch.fx does while it imports torch._dynamo: another error comes of it."""
+
+    def swallow(*arguments):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [])  # the handler runs here at the latest
+        raise RuntimeError("half of it is not there")
+
+    monkeypatch.setattr("maskcl.cli.train._load_scenario", swallow)
+    assert train(*SMALL, "--out", tmp_path / "new") == 130
+    err = capsys.readouterr().err
+    assert err == "maskcl: interrupted; a run that has begun goes on with --resume\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_resuming_a_finished_run_writes_the_same_result(finished):
     before = result_of(finished)
     assert train("--out", finished, "--resume") == 0
@@ -460,8 +478,13 @@ def test_a_run_says_that_it_starts_before_torch_is_there(tmp_path):
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from maskcl.cli import main; sys.exit(main(['train', 'hat']))"
     )
+    needed = "maskcl: the command line needs torch: pip install 'maskcl[train]'"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ran.returncode == 2
-    assert ran.stderr == (
-        "maskcl: starting\nmaskcl: the command line needs torch: pip install 'maskcl[train]'\n"
-    )
+    assert (ran.returncode, ran.stderr) == (2, f"{needed}\n")
+    reader, terminal = os.openpty()
+    try:
+        subprocess.run([sys.executable, "-c", code], stderr=terminal)
+        assert os.read(reader, 1000).decode().split("\r\n")[:2] == ["maskcl: starting", needed]
+    finally:
+        os.close(reader)
+        os.close(terminal)
