@@ -80,7 +80,7 @@ class FinishedRun:
             raise CommandError(str(error)) from None
 
 
-def read_finished(folder: Path, method: str, how: str) -> FinishedRun:
+def read_finished(folder: Path, method: str, how: str = "--from") -> FinishedRun:
     """A finished run of this method, that the flag ``how`` goes on with.
 
     Raises:
