@@ -73,7 +73,7 @@ class Watch(Callback):
     def __init__(self, loop: OwnLoop) -> None:
         self.loop, self.start = loop, 0.0
         self.own: list[float] = []
-        self.trainer: list[float] = []
+        self.theirs: list[float] = []
 
     def on_epoch_start(self, task: int, epoch: int, batches: int) -> None:
         if task == 1:
@@ -82,7 +82,7 @@ class Watch(Callback):
 
     def on_epoch_end(self, task: int, *rest: Any) -> None:
         if task == 1:
-            self.trainer.append((time.perf_counter() - self.start) / BATCHES)
+            self.theirs.append((time.perf_counter() - self.start) / BATCHES)
 
 
 def main() -> None:
@@ -101,8 +101,9 @@ def main() -> None:
         epochs=EPOCHS,
         batch_size=BATCH,
         callback=watch,
+        progress=False,
     ).fit()
-    own, trainer = (1e6 * statistics.median(times) for times in (watch.own, watch.trainer))
+    own, trainer = (1e6 * statistics.median(times) for times in (watch.own, watch.theirs))
     print(f"{processor()}, torch {torch.__version__}, threads 1, commit {commit()}")
     print(f"own loop {own:.0f} us a step, Trainer {trainer:.0f} us: {trainer / own:.2f}")
 
