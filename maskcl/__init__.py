@@ -2,19 +2,18 @@
 
 ``maskcl.ops`` holds the fused ops, ``maskcl.nn`` the modules that carry masks, ``maskcl.masks`` the
 files that masks travel in, ``maskcl.importance`` what measures parameters, ``maskcl.optim``
-optimizers that cannot move what is protected, ``maskcl.export`` one task's network by itself. What
-is not needed at once is imported when it is first named; ``import maskcl`` needs torch and numpy
-only.
+optimizers that cannot move what is protected, ``maskcl.export`` one task's network by itself. All
+of it is imported when it is first named, so that the command line can say something before torch,
+which takes seconds, is there.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from maskcl import backends, masks, nn, ops
 from maskcl._version import __version__
 
 if TYPE_CHECKING:
-    from maskcl import export, importance, optim
+    from maskcl import backends, export, importance, masks, nn, ops, optim
     from maskcl.methods.ewc import EWC
     from maskcl.methods.hat import HAT
     from maskcl.methods.mas import MAS
@@ -41,6 +40,7 @@ __all__ = [
     "optim",
 ]
 
+_ROOMS = ("backends", "export", "importance", "masks", "nn", "ops", "optim")
 _LATE = {
     "EWC": "maskcl.methods.ewc",
     "HAT": "maskcl.methods.hat",
@@ -53,7 +53,7 @@ _LATE = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("export", "importance", "optim"):
+    if name in _ROOMS:
         return importlib.import_module(f"maskcl.{name}")
     if name not in _LATE:
         raise AttributeError(f"module 'maskcl' has no attribute {name!r}")

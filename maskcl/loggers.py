@@ -56,6 +56,7 @@ class CSVLogger(Callback):
     def on_task_start(self, task: int, epochs: int, first_epoch: int) -> None:
         """Forget what is trained again."""
         self._rows = [row for row in self._rows if row[:2] < (task, first_epoch)]
+        self._catch_up(task)
 
     def on_epoch_end(
         self, task: int, epoch: int, loss: float, accuracy: float, outlook: str
@@ -67,6 +68,18 @@ class CSVLogger(Callback):
     def on_task_end(self, task: int, scores: np.ndarray) -> None:
         """Write the scores on the tasks so far."""
         self._add(task, {f"test of task {k}": score for k, score in enumerate(scores.tolist())})
+
+    def on_fit_end(self, result: Any) -> None:
+        """Write the last task's scores where a run was killed before."""
+        self._catch_up(len(result.matrix))
+
+    def _catch_up(self, tasks: int) -> None:
+        """Scores on the first tasks that were in the checkpoint when the run was killed."""
+        for task in sorted({row[0] for row in self._rows if row[0] < tasks}):
+            own = [row for row in self._rows if row[0] == task]
+            if not any(name.startswith("test of") for _, _, name, _ in own):
+                self._epoch = max(epoch for _, epoch, _, _ in own)
+                self.on_task_end(task, self.trainer.result.matrix[task])
 
     def _add(self, task: int, figures: dict[str, float]) -> None:
         self._rows += [

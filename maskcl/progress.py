@@ -88,7 +88,7 @@ class Bars(Callback):
         )
         self._text, self._last = "", ""
         self._looked = 0.0
-        self._done, self._before = 0, [0]
+        self._done, self._share, self._before = 0.0, 1.0, [0]
         self._live = Live(console=console, get_renderable=self._picture, refresh_per_second=4)
 
     def on_fit_start(self, resume: bool) -> None:
@@ -100,18 +100,19 @@ class Bars(Callback):
 
     def on_task_start(self, task: int, epochs: int, first_epoch: int) -> None:
         """Name the task on the bar."""
-        each = (self._before[task + 1] - self._before[task]) // epochs
-        self._done = self._before[task] + first_epoch * each
+        self._done = self._at(task, first_epoch)
         self._bar.update(self._row, description=_place(self.trainer, task), completed=self._done)
         self._last = ""
 
     def on_epoch_start(self, task: int, epoch: int, batches: int) -> None:
         """Name the epoch; the figures of the one before stay."""
+        self._done = self._at(task, epoch)
+        self._share = (self._at(task, epoch + 1) - self._done) / batches
         self._text = f"epoch {epoch + 1}/{self.trainer.epochs}"
 
     def on_step(self, task: int, epoch: int, batch: int, loss: Tensor) -> None:
         """Move the bar; read the loss now and then."""
-        self._done += 1
+        self._done += self._share
         now = time.monotonic()
         if now - self._looked < SECONDS_BETWEEN_LOOKS:
             return
@@ -136,6 +137,11 @@ class Bars(Callback):
         """Leave the terminal as it was."""
         self._live.stop()
 
+    def _at(self, task: int, epoch: int) -> float:
+        """Where the bar is before an epoch."""
+        first, after = self._before[task : task + 2]
+        return first + (after - first) * epoch / self.trainer.epochs
+
     def _picture(self) -> Any:
         from rich.console import Group
         from rich.text import Text
@@ -144,7 +150,7 @@ class Bars(Callback):
 
 
 def _steps(trainer: Any) -> list[int]:
-    """How many steps each task is to take."""
+    """How many batches each task is to take, none held out: the tasks' shares of the bar."""
     scenario = trainer.scenario
     return [
         trainer.epochs * trainer.samples.steps(scenario.train_set(task))

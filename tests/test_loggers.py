@@ -51,6 +51,21 @@ def test_a_csv_file_of_a_killed_and_resumed_run_is_that_of_a_whole_one(tmp_path)
     assert rows(killed) == rows(whole)
 
 
+@pytest.mark.parametrize("last", [0, 2])
+def test_scores_of_a_task_that_was_saved_and_not_told_of_are_caught_up(last, tmp_path):
+    class Kill(Callback):
+        def on_task_end(self, task, scores):
+            if task == last:
+                raise KeyboardInterrupt
+
+    whole, killed = tmp_path / "whole.csv", tmp_path / "killed.csv"
+    trainer(callback=CSVLogger(whole)).fit()
+    with pytest.raises(KeyboardInterrupt):
+        trainer(callback=[Kill(), CSVLogger(killed)], directory=tmp_path / "run").fit()
+    trainer(callback=CSVLogger(killed), directory=tmp_path / "run").fit(resume=True)
+    assert rows(killed) == rows(whole)
+
+
 def test_a_file_that_is_there_is_not_written_over(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("mine\n")

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 STEMS = list(schemas.SIGNATURES)
 MOST_SECONDS = 0.3
 
-# Runs in a fresh interpreter; tells what `import maskcl` costs beyond `import torch`, and does. The
-# processor's time: what else the machine does is not the import's.
+# Runs in a fresh interpreter; tells what importing maskcl costs beyond `import torch`, and does.
+# The processor's time: what else the machine does is not the import's.
 PROBE = """
 import json, sys, time
 import torch
@@ -32,7 +32,7 @@ def watch(event, args):
 before = set(sys.modules)
 sys.addaudithook(watch)
 start = time.process_time()
-import maskcl
+from maskcl import backends, masks, nn, ops
 seconds = time.process_time() - start
 print(json.dumps({"seconds": seconds, "acts": acts, "modules": sorted(set(sys.modules) - before)}))
 """

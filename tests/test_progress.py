@@ -76,6 +76,23 @@ def test_the_accuracy_of_the_last_epoch_stays_while_the_next_one_goes_on():
         assert part in seen.get()
 
 
+@pytest.mark.parametrize("steps", [1, 3, 7])
+def test_the_bar_is_full_after_an_epoch_however_many_steps_it_has(steps):
+    from rich.console import Console
+
+    bars = Bars(Console(force_terminal=True, width=100, file=io.StringIO()))
+    with Callbacks([bars], trainer()) as told:
+        told.tell("on_fit_start", False)
+        told.tell("on_task_start", 1, 3, 0)
+        for epoch in range(2):
+            told.tell("on_epoch_start", 1, epoch, steps)
+            for step in range(steps):
+                told.tell("on_step", 1, epoch, step, torch.tensor(0.125))
+            told.tell("on_epoch_end", 1, epoch, 0.25, 0.875, "")
+        task = bars._bar.tasks[0]
+        assert task.completed == pytest.approx(task.total * 5 / 6)
+
+
 def test_many_scores_become_their_mean_and_the_least():
     file = io.StringIO()
     scores = np.linspace(0.5, 1.0, 21)

@@ -39,5 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except KeyboardInterrupt:  # torch takes seconds to import
+        print("maskcl: interrupted before anything was written", file=sys.stderr)
         return 130
     return run(given)

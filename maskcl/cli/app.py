@@ -28,6 +28,7 @@ from maskcl.cli.output import (
     say,
     show,
     stopped,
+    write_out_what_is_unknown,
 )
 from maskcl.cli.pretrain import PretrainOptions, pretrain
 from maskcl.cli.processes import count, is_first, joined, together
@@ -165,6 +166,7 @@ def inspect_masks(file: File) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command; returns the exit code."""
+    write_out_what_is_unknown()
     try:
         with contextlib.ExitStack() as stack:
             if not is_first():

@@ -80,13 +80,13 @@ class FinishedRun:
             raise CommandError(str(error)) from None
 
 
-def read_finished(folder: Path, method: str) -> FinishedRun:
-    """A finished run of this method.
+def read_finished(folder: Path, method: str, how: str) -> FinishedRun:
+    """A finished run of this method, that the flag ``how`` goes on with.
 
     Raises:
         CommandError: there is none in the folder.
     """
-    options, made_from = read_saved(folder, method)
+    options, made_from = read_saved(folder, method, how)
     with of_run(folder):
         checkpoint = load_checkpoint(folder / CHECKPOINT)
         run = FinishedRun(folder, method, options, made_from, checkpoint)

@@ -121,18 +121,25 @@ def parts_of(saved: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]
     return saved.get("method", "hat"), options, saved.get("made_from", {})
 
 
-def read_saved(directory: Path, method: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of the run in a folder and what its network was made from, for ``--resume``.
+def read_saved(
+    directory: Path, method: str, how: str = "--resume"
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the run in a folder and what its network was made from.
+
+    Args:
+        directory: of the run.
+        method: that it has to be of.
+        how: the flag that goes on with it, for errors.
 
     Raises:
         CommandError: there is no run, or one of another method.
     """
     if not (directory / CONFIG).is_file():
-        raise CommandError(f"{directory} holds no run that --resume could go on with")
+        raise CommandError(f"{directory} holds no run that {how} could go on with")
     found, options, made_from = read_config_of(directory)
     if found != method:
         raise CommandError(
-            f"{directory} holds a run of {found}: `maskcl train {found} --resume` goes on with it"
+            f"{directory} holds a run of {found}: `maskcl train {found} {how}` goes on with it"
         )
     return options, made_from
 

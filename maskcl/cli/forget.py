@@ -41,10 +41,10 @@ def forget(run: Path, task: int, seed: int, methods: dict[str, MethodCommand]) -
     """
     method = read_config_of(run)[0]
     if method not in ("hat", "piggyback"):
-        raise CommandError(
-            f"{run} holds a run of {method}, whose tasks all move the same weights, so that none"
-            " can be unlearned: train the other tasks anew"
-        )
+        whose = "tasks all move the same weights, so that none can be unlearned"
+        if method in ("joint", "independent"):
+            whose = "networks are each trained from the start, and none but the last is kept"
+        raise CommandError(f"{run} holds a run of {method}, whose {whose}: train the others anew")
     with locked(run):
         return _forget(run, task, seed, methods, method)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import sys
@@ -30,6 +31,13 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Pass it on, so that a run ends as on Ctrl-C and says how to go on."""
         raise
+
+
+def write_out_what_is_unknown() -> None:
+    r"""Characters that the terminal's encoding lacks, as ± in ASCII, become ``\xb1``, no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def show(text: str) -> None:

@@ -85,13 +85,13 @@ def begin(
         for folder in (out, Path(start.source or out)) if is_first() else ():
             finish_taking_over(folder)
     if start.add_tasks is not None:
-        run = read_finished(out, kind.NAME)
+        run = read_finished(out, kind.NAME, "--add-tasks")
         if gone := forgotten_in(out):
             raise CommandError(f"task {gone[0]} of {out} is forgotten: the run is over")
         return options_of_more(kind, flags, config, run, start.add_tasks), run
     if start.source is not None:
         check_new(out)
-        run = read_finished(Path(start.source), kind.NAME)
+        run = read_finished(Path(start.source), kind.NAME, "--from")
         # Its result.json compares the masks of all tasks, also of those before.
         if kind.NAME == "piggyback" and (gone := forgotten_in(run.folder)):
             raise CommandError(

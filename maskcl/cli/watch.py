@@ -12,6 +12,7 @@ from maskcl.checkpoint import CheckpointError, load_facts
 from maskcl.cli.folders import CONFIG, folder_in_training, read_config_of
 from maskcl.cli.options import CommandError
 from maskcl.report.files import RESULT
+from maskcl.text import printable
 from maskcl.training.content import run_content
 from maskcl.training.result import Result
 from maskcl.training.trainer import CHECKPOINT
@@ -21,6 +22,8 @@ RELOAD = 5
 # Without a new epoch for this long, and for so many times the longest one, a run is said to be
 # still: killed, or slow.
 STILL, TIMES = 60.0, 5.0
+# A day; what sleeps takes no infinity.
+_MOST_SECONDS = 86400.0
 
 
 def watch(run: Path, every: float = 2.0) -> None:
@@ -35,8 +38,10 @@ def watch(run: Path, every: float = 2.0) -> None:
     Raises:
         CommandError: there is no run in the folder, or the page cannot be written.
     """
+    if not every <= _MOST_SECONDS:
+        raise CommandError(f"every must be at most {_MOST_SECONDS:g} seconds, got {every}")
     _check(run)
-    print(f"page: {run / WATCHED}", flush=True)
+    _say(f"page: {run / WATCHED}")
     try:
         _follow(run, every)
     except KeyboardInterrupt:
@@ -49,6 +54,8 @@ def _check(run: Path) -> None:
     folder = folder_in_training(run)
     if not any((folder / name).is_file() for name in (CONFIG, CHECKPOINT, RESULT)):
         raise CommandError(f"{run} holds no run: wanted {CONFIG} or {CHECKPOINT} in it")
+    if not any((folder / name).is_file() for name in (CHECKPOINT, RESULT)):
+        read_config_of(folder)  # a run that has just begun, or a pretrained base
 
 
 def _follow(run: Path, every: float) -> None:
@@ -57,7 +64,7 @@ def _follow(run: Path, every: float) -> None:
     while True:
         folder = folder_in_training(run)
         if folder == run and (run / RESULT).is_file():
-            print(f"finished: {_finish(run)}", flush=True)
+            _say(f"finished: {_finish(run)}")
             return
         stamp = _stamp(folder / CHECKPOINT)
         now = time.monotonic()
@@ -65,21 +72,24 @@ def _follow(run: Path, every: float) -> None:
             said, is_over = _draw(run, folder)
             longest, seen = max(longest, now - changed if begun else 0.0), stamp
             changed, begun, is_still = now, True, False
-            print(said, flush=True)
+            _say(said)
             if is_over:
-                print(f"finished: {run / WATCHED}", flush=True)
+                _say(f"finished: {run / WATCHED}")
                 return
         elif not is_still and now - changed > max(STILL, TIMES * longest):
             is_still = True
             _draw(
                 run, folder, f"nothing new for {now - changed:.0f} s: the run is slow or has died"
             )
-            print(
+            _say(
                 f"nothing new for {now - changed:.0f} s: the run is slow, or has died; a run that"
-                f" has died goes on with --resume",
-                flush=True,
+                " has died goes on with --resume"
             )
         time.sleep(every)
+
+
+def _say(line: str) -> None:
+    print(printable(line), flush=True)
 
 
 def _stamp(path: Path) -> int:

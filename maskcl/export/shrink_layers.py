@@ -64,6 +64,9 @@ def _shrink_conv(conv: Any, inputs: Tensor, outputs: Tensor) -> None:
 
 def _shrink_message_passing(conv: Any, inputs: Tensor, outputs: Tensor) -> None:
     for part in linears(conv):
+        if isinstance(part, nn.Linear):
+            shrink(part, inputs, outputs)
+            continue
         _shrink_weights(part, inputs, outputs)
         part.in_channels, part.out_channels = int(inputs.sum()), int(outputs.sum())
     conv.in_channels = int(inputs.sum())

@@ -128,7 +128,13 @@ class HAT:
 
         Raises:
             RuntimeError: the task is finished.
+            TypeError: the network has no gates.
         """
+        if not hasattr(net, "reset_embedding"):
+            raise TypeError(
+                f"HAT: net is a {type(net).__name__}, wanted a HATNetwork (maskcl.nn.to_hat makes"
+                " one of an ordinary model)"
+            )
         if bool(net.finished[task]):
             raise RuntimeError(f"HAT: task {task} is finished; {way_on(net.finished.tolist())}")
         generator = torch.Generator().manual_seed(derive_seed("embedding", seed, task))

@@ -117,8 +117,14 @@ class Piggyback:
 
         Raises:
             RuntimeError: the task is finished.
+            TypeError: the network has no scores.
             ValueError: the network's masks have other levels.
         """
+        if not hasattr(net, "levels"):
+            raise TypeError(
+                f"Piggyback: net is a {type(net).__name__}, wanted a PiggybackNetwork"
+                " (maskcl.nn.to_piggyback makes one of an ordinary model)"
+            )
         if net.levels != self.levels:
             raise ValueError(
                 f"Piggyback: levels is {self.levels!r}, the network's are {net.levels!r}"

@@ -38,6 +38,7 @@ from maskcl.report.scores import DEFINITIONS, score_name
 from maskcl.report.svg import svg
 from maskcl.report.text import number
 from maskcl.scenarios.describing import summary
+from maskcl.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,7 +87,8 @@ def _settings(groups: Sequence[Group]) -> list[str]:
     rows = [["setting", *(group.label for group in groups)], seeds]
     rows += [[name, *(_plain(s.get(name)) for s in found)] for name in differ]
     parts = [table_section("Settings that differ", "A column a group.", rows)]
-    known = {name: found[0][name] for name in same if found[0][name] is not None}
+    # What no group names, None, is the same as what a group lacks.
+    known = {name: found[0][name] for name in same if found[0].get(name) is not None}
     return [*parts, details("Settings that are the same in all groups", known)]
 
 
@@ -228,5 +230,6 @@ def _tasks_csv(runs: Sequence[Run], groups: Sequence[Group]) -> str:
 
 def _csv(rows: Sequence[Sequence[Any]]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    told = [[printable(v) if isinstance(v, str) else v for v in row] for row in rows]
+    csv.writer(buffer, lineterminator="\n").writerows(told)
     return buffer.getvalue()

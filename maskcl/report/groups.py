@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from maskcl.report.files import ReportError, read_result
 from maskcl.report.layout import Content
 from maskcl.report.scores import metric_of
+from maskcl.text import printable
 
 # What may differ between runs of one mean; a base may be pretrained with the run's own seed.
-_FREE = ("seed", "out", "data", "config", "resume", "device", "base", "references")
+_FREE = ("seed", "out", "data", "config", "resume", "device", "base", "references", "workers")
 _FREE_IN_BASE = ("seed", "accuracy", "sha256")
 _MOST_NAMED = 3
 
@@ -164,7 +165,8 @@ def _label(group: Group, groups: Sequence[Group]) -> str:
     words = [f"{name.replace('_', ' ')} {_plain(settings.get(name))}" for name in differ]
     if 0 < len(words) <= _MOST_NAMED:
         return f"{group.label}{where}, {', '.join(words)}"
-    return f"{group.label}{where}, {Path(group.runs[0].name).name or group.runs[0].name}"
+    name = group.runs[0].name
+    return f"{group.label}{where}, {printable(Path(name).name or name)}"
 
 
 def _plain(value: Any) -> str:

@@ -201,10 +201,14 @@ def _pairs(tasks: Any, name: str) -> list[Any]:
 def _one_shape(given: Sequence[Given], name: str) -> tuple[int, ...]:
     first = given[0]
     for other in given:
+        where, there = (part.where.removeprefix(f"{name}: ") for part in (first, other))
         if other.shape != first.shape:
-            where, there = (part.where.removeprefix(f"{name}: ") for part in (first, other))
             raise ScenarioError(
                 f"{name}: inputs have shape {first.shape} in {where} and {other.shape} in {there}"
+            )
+        if other.dtype != first.dtype:
+            raise ScenarioError(
+                f"{name}: inputs are {first.dtype} in {where} and {other.dtype} in {there}"
             )
     return first.shape
 

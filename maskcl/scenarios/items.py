@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class ItemError(RuntimeError):
     """A sample that cannot be read, or is not like the others; the message is one sentence."""
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Given:
     """A map-style dataset of items (x float tensor, y), looked at once.
 
@@ -32,6 +32,7 @@ class Given:
         dataset: as given.
         where: what messages call it.
         shape: of every x.
+        dtype: of every x.
         targets: [N, ...] of the items, as `stored_targets.column` gives them.
         take: a whole batch (x, y, ...) at once, where the dataset is in memory.
     """
@@ -39,6 +40,7 @@ class Given:
     dataset: Any
     where: str
     shape: tuple[int, ...]
+    dtype: torch.dtype
     targets: NDArray[Any]
     take: Take | None
 
@@ -46,14 +48,16 @@ class Given:
         """The item (x, y).
 
         Raises:
-            ItemError: it cannot be read, is no (x, y), or x has another shape than item 0.
+            ItemError: it cannot be read, is no (x, y), or x has another shape or dtype than item 0.
         """
         x, y = _read(self.dataset, index, self.where)
         if x.shape != self.shape:
             raise ItemError(
                 f"{self.where}: item {index} has the shape {tuple(x.shape)}, item 0 {self.shape}"
             )
-        return x, y
+        if x.dtype != self.dtype:  # put together, all would be of the wider one
+            raise ItemError(f"{self.where}: item {index} is {x.dtype}, item 0 {self.dtype}")
+        return x.detach() if x.requires_grad else x, y
 
 
 def look_at(dataset: Any, where: str) -> Given:
@@ -70,7 +74,7 @@ def look_at(dataset: Any, where: str) -> Given:
         raise ScenarioError(f"{where} has no examples")
     try:
         x, y = _read(dataset, 0, where)
-        given = Given(dataset, where, tuple(x.shape), column([y]), _taker(dataset, x))
+        given = Given(dataset, where, tuple(x.shape), x.dtype, column([y]), _taker(dataset, x))
         if given.take is None:
             _check_finite(x[None], where, 0)
         else:
@@ -80,7 +84,7 @@ def look_at(dataset: Any, where: str) -> Given:
             targets = column(list(_targets(given, count)))
     except ItemError as error:
         raise ScenarioError(str(error)) from error.__cause__
-    return Given(dataset, where, given.shape, targets, given.take)
+    return dataclasses.replace(given, targets=targets)
 
 
 def _count(dataset: Any, where: str) -> int:
@@ -118,6 +122,9 @@ def _read(dataset: Any, index: int, where: str) -> tuple[Tensor, Any]:
         )
     if not x.is_floating_point():
         raise ItemError(f"{where}: inputs must be float tensors, got {x.dtype} at item {index}")
+    if x.layout != torch.strided or x.is_meta:
+        kind = "one without values (meta)" if x.is_meta else str(x.layout)
+        raise ItemError(f"{where}: inputs must be dense tensors, got {kind} at item {index}")
     return x, item[1]
 
 

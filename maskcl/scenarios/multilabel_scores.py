@@ -25,7 +25,7 @@ def metric_reasons(metric: str, labels: Tensor) -> str | None:
     Args:
         metric: ``map``, mean average precision; ``f1`` of the labels whose logit is above 0; or
             ``auroc``.
-        labels: int64 [N, L] of 0 and 1.
+        labels: [N, L] of 0 and 1, of any dtype.
     """
     if metric not in METRICS:
         return f"metric is {metric!r}, wanted {', '.join(METRICS)} for multi-label targets"
@@ -39,8 +39,8 @@ def metric_reasons(metric: str, labels: Tensor) -> str | None:
 
 def counted(metric: str, labels: Tensor) -> Tensor:
     """bool [L]: the labels that a metric is the mean over."""
-    has = labels.any(0)
-    return has & ~labels.all(0) if metric == "auroc" else has
+    found = labels.bool()  # of uint8 any and all would give uint8
+    return found.any(0) & ~found.all(0) if metric == "auroc" else found.any(0)
 
 
 def score(metric: str, task: int, predictions: Tensor, labels: Tensor) -> float:
@@ -50,7 +50,7 @@ def score(metric: str, task: int, predictions: Tensor, labels: Tensor) -> float:
         metric: one for which `metric_reasons` gives none.
         task: for messages.
         predictions: floating [N, L]: logits.
-        labels: int64 [N, L] of 0 and 1.
+        labels: [N, L] of 0 and 1, of any dtype.
 
     Raises:
         ValueError: wrong number, shape or dtype, or a logit that is NaN.
@@ -59,7 +59,8 @@ def score(metric: str, task: int, predictions: Tensor, labels: Tensor) -> float:
     if bool(found.isnan().any()):
         raise ValueError(f"score: task {task}: {metric} ranks logits, and some are NaN")
     kept = counted(metric, labels)
-    columns = zip(found[:, kept].T, labels[:, kept].T, strict=True)
+    # Torchmetrics takes integers alone; targets for the loss may be floats.
+    columns = zip(found[:, kept].T, labels[:, kept].T.long(), strict=True)
     parts = [_score_of_one(metric, logits, label) for logits, label in columns]
     return sum(parts) / len(parts)
 

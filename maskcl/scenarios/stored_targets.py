@@ -55,6 +55,8 @@ def _own(dataset: Any) -> NDArray[Any] | None:
     count, found = len(dataset), None
     for name in NAMES:
         values: Any = getattr(dataset, name, None)
+        if isinstance(values, (dict, str, bytes)):  # no list in the items' order
+            continue
         if hasattr(values, "__len__") and len(values) == count:
             found = column(values)
             break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -45,6 +46,11 @@ def check_kinds(
             " optimizer of parameter groups, as each task has its own:"
             " lambda groups: torch.optim.Adam(groups, lr=1e-3)"
         )
+    if not takes(optimizer_fn, 1):
+        raise TypeError(
+            f"Trainer: optimizer_fn is {_shown(optimizer_fn)} that does not take one argument,"
+            " wanted one that takes parameter groups: lambda groups: torch.optim.Adam(groups)"
+        )
     if scheduler_fn is None:
         return
     found = _shown(scheduler_fn)
@@ -57,6 +63,30 @@ def check_kinds(
         " scheduler will be stepped), as each task has its own:"
         " lambda optimizer, count: CosineAnnealingLR(optimizer, count)"
     )
+
+
+def check_options(seed: Any, directory: Any, progress: Any, fabric: Any) -> None:
+    """Raise where one of them is not as `Trainer` says.
+
+    Raises:
+        TypeError: it is of another kind.
+        ValueError: the directory is a file, or no name of a folder.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"Trainer: seed is {seed!r}, wanted an integer")
+    if not isinstance(progress, bool):
+        raise TypeError(f"Trainer: progress is {progress!r}, wanted True or False")
+    if fabric is not None and (isinstance(fabric, type) or not hasattr(fabric, "all_reduce")):
+        raise TypeError(f"Trainer: fabric is {_shown(fabric)}, wanted a launched Fabric or None")
+    if directory is None:
+        return
+    if not isinstance(directory, (str, os.PathLike)):
+        raise TypeError(f"Trainer: directory is {directory!r}, wanted the path of a folder or None")
+    path = os.fspath(directory)
+    if not path or "\0" in path:
+        raise ValueError(f"Trainer: directory is {path!r}, wanted the path of a folder or None")
+    if os.path.exists(path) and not os.path.isdir(path):
+        raise ValueError(f"Trainer: directory is {path!r}, which is a file; wanted a folder")
 
 
 def _shown(value: Any) -> str:
@@ -106,11 +136,19 @@ def made_optimizer(optimizer_fn: Any, groups: list[dict[str, Any]]) -> Optimizer
 
     Raises:
         TypeError: the function makes none.
+        ValueError: it makes one of other parameters.
     """
     optimizer = optimizer_fn(groups)
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"Trainer: optimizer_fn returned {_shown(optimizer)}, wanted a torch.optim.Optimizer"
+        )
+    given = {id(parameter) for group in groups for parameter in group["params"]}
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if given and given.isdisjoint(held):
+        raise ValueError(
+            "Trainer: optimizer_fn returned an optimizer of other parameters, which would train"
+            " nothing; wanted one of the groups that it was given"
         )
     return optimizer
 

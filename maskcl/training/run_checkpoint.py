@@ -134,6 +134,23 @@ def _chance_of(rank: int) -> str:
     return f"rng{rank or ''}"
 
 
+def give_up(net: TaskNetwork, task: int) -> None:
+    """Let a network that a run was interrupted with take the run's checkpoint up.
+
+    Args:
+        net: with which nothing is in training afterwards.
+        task: of the network, to go on with; no longer finished afterwards.
+    """
+    if net.training_task is not None:
+        net.forget_task(net.training_task)
+    if net.finished[task : task + 1].any():
+        finished = net.finished.clone()
+        finished[task] = False
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is not any more
+            net.load_state_dict({**net.state_dict(), "finished": finished})
+
+
 def put_back(net: TaskNetwork, state: dict[str, Tensor]) -> None:
     """Give a network the state that it had before a run was taken up that is another's."""
     if net.training_task is not None:

@@ -30,6 +30,7 @@ from maskcl.training.checks import (
     check_arguments,
     check_kinds,
     check_numbers,
+    check_options,
     check_plan,
     check_precision,
 )
@@ -40,7 +41,7 @@ from maskcl.training.inferring import attach, own_labels
 from maskcl.training.plan import Plan, Running
 from maskcl.training.processes import check_same, everyones, naming_the_lost, together
 from maskcl.training.result import Result
-from maskcl.training.run_checkpoint import RunCheckpoint, open_run, put_back, save_run
+from maskcl.training.run_checkpoint import RunCheckpoint, give_up, open_run, put_back, save_run
 from maskcl.training.run_config import describe
 from maskcl.training.samples import Samples, loader_of
 from maskcl.training.schedules import SchedulerFn
@@ -131,6 +132,7 @@ class Trainer:
     ) -> None:
         check_kinds(net, method, problem, scenario, optimizer_fn, scheduler_fn)
         check_numbers(epochs=epochs, batch_size=batch_size, accumulate=accumulate)
+        check_options(seed, directory, progress, fabric)
         self.setting = get_setting(scenario.setting)
         is_inferred = check_arguments(net, method, problem, scenario, self.setting, inference)
         self.net, self.method, self.problem, self.scenario = net, method, problem, scenario
@@ -138,9 +140,10 @@ class Trainer:
         self.scheduler_fn, self.schedule_by = scheduler_fn, schedule_by
         self.validation = Validation.of(validation)
         self.accumulate = accumulate
-        self.seed, self.callback, self.progress = seed, callback or Callback(), progress
+        self.seed, self.progress = seed, progress
+        self.callback = Callback() if callback is None else callback
         self.directory = None if directory is None else Path(directory)
-        self.fabric = fabric or make_fabric(device, precision)
+        self.fabric = make_fabric(device, precision) if fabric is None else fabric
         self._told = Callbacks(self._callbacks())
         # In one process, on one device and in one precision Fabric's wrappers only cost time.
         self._is_wrapped = fabric is not None or precision != "32"
@@ -233,8 +236,9 @@ class Trainer:
 
     def _callbacks(self) -> list[Callback]:
         """Those given, as a list; ``callback`` may be set anew before fit."""
-        given = [self.callback] if isinstance(self.callback, Callback) else list(self.callback)
-        return [c for c in given if self.fabric.is_global_zero or not getattr(c, "is_once", False)]
+        given: Any = self.callback
+        parts = list(given) if isinstance(given, (list, tuple)) else [given]
+        return [c for c in parts if self.fabric.is_global_zero or not getattr(c, "is_once", False)]
 
     def _start(self, saved: RunCheckpoint | None) -> int:
         """The task to begin with, everything that was saved taken up."""
@@ -251,6 +255,7 @@ class Trainer:
         saved.check_first_task(self.first_task)
         self._tests.first = saved.first_task
         self._resumed = saved, {name: t.clone() for name, t in self.net.state_dict().items()}
+        give_up(self.net, self._first + saved.task)
         if saved.epoch > 0:  # what exists only while a task trains is in the checkpoint
             self.method.begin_task(self.net, self._first + saved.task, seed=self.seed)
         saved.restore(

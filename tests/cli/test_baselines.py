@@ -81,7 +81,7 @@ def test_report_compares_them_with_methods(finished, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_an_interrupted_run_ends_in_the_same_bits(tmp_path, monkeypatch, name):
-    from maskcl.cli.progress import Lines
+    from maskcl.progress import Lines
 
     assert train(name, *SMALL, "--out", tmp_path / "whole") == 0
 

@@ -48,6 +48,7 @@ def test_a_run_writes_result_report_and_pictures(finished):
         "capacity.svg",
         "checkpoint.safetensors",
         "config.json",
+        "free.svg",
         "loss.svg",
         "masks.svg",
         "overlap.svg",
@@ -408,6 +409,19 @@ def test_report_compares_runs(finished, tmp_path, capsys):
     assert str(finished) in out
 
 
+def test_an_encoding_without_a_sign_gets_its_number(finished, tmp_path):
+    """The ± of a mean in an ASCII pipe is no error."""
+    again = json.loads((finished / "result.json").read_text())
+    again["configuration"]["seed"] = 1
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "result.json").write_text(json.dumps(again))
+    command = [sys.executable, "-m", "maskcl", "report", str(finished), str(tmp_path / "again")]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "mean \\xb1 sd of 2" in ran.stdout
+
+
 def test_report_names_a_directory_without_a_result(tmp_path, capsys):
     assert cli.main(["report", str(tmp_path)]) == 2
     said = capsys.readouterr().err
@@ -436,4 +450,18 @@ def test_without_typer_one_sentence_says_what_to_install(capsys, monkeypatch):
     assert cli.main(["info"]) == 2
     assert capsys.readouterr().err == (
         "maskcl: the command line needs typer: pip install 'maskcl[train]'\n"
+    )
+
+
+def test_a_run_says_that_it_starts_before_torch_is_there(tmp_path):
+    """Importing torch takes seconds; the installed command imports ``maskcl.cli`` likewise."""
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('none here', name='torch')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from maskcl.cli import main; sys.exit(main(['train', 'hat']))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "maskcl: starting\nmaskcl: the command line needs torch: pip install 'maskcl[train]'\n"
     )

@@ -148,3 +148,15 @@ def test_the_table_says_what_its_columns_are(finished, capsys):
     said = capsys.readouterr().out
     assert "ACC: mean final accuracy" in said
     assert "BWT: final minus just-trained accuracy, negative is forgetting" in said
+
+
+def test_a_pretrained_base_is_no_run_to_watch(tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"format": "maskcl-base", "scenario": "split-digits"}')
+    assert main(["watch", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith("config.json is not a run's configuration\n")
+
+
+@pytest.mark.parametrize("every", ["inf", "1e300"])
+def test_seconds_without_an_end_are_refused(at_work, capsys, every):
+    assert main(["watch", str(at_work), "--every", every]) == 2
+    assert "every must be at most" in capsys.readouterr().err

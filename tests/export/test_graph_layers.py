@@ -11,7 +11,7 @@ import torch
 from maskcl import models
 from maskcl.export import compact
 from maskcl.graph import Graph
-from maskcl.nn import to_hat, to_plain
+from maskcl.nn import to_hat, to_piggyback, to_plain
 from tests.export.zoo import count
 
 pytest.importorskip("torch_geometric")
@@ -53,6 +53,25 @@ def test_same_outputs_with_fewer_parameters(problem: str, encoder: str) -> None:
         assert count(small) < count(full)
     assert torch.equal(copy.deepcopy(small)(*data), small(*data))
     assert torch.equal(pickle.loads(pickle.dumps(small))(*data), small(*data))
+
+
+@pytest.mark.parametrize("encoder", list(models.ENCODERS))
+@torch.no_grad()
+def test_masked_weights_of_piggyback(encoder: str) -> None:
+    torch.manual_seed(0)
+    model = models.build_graph("graph", encoder, 5, 3, hidden=(16, 12))
+    net = to_piggyback(model, 2, classes=[3, 2])
+    net.begin_task(1)
+    for name, scores in net.named_parameters():
+        if name.endswith("scores"):
+            scores.copy_(torch.rand_like(scores) / 50 - 0.005)
+            scores[:5] = -1  # these channels are 0
+    net.finish_task(1)
+    data = inputs("graph", models.ENCODERS[encoder])
+    small = compact(net.eval(), 1, data)
+    with net.task(1):
+        torch.testing.assert_close(small(*data), net(*data), rtol=0, atol=1e-6)
+    assert torch.equal(copy.deepcopy(small)(*data), small(*data))
 
 
 @pytest.mark.parametrize("readout", models.READOUTS)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -77,6 +78,21 @@ def test_settings_that_differ_come_first_and_those_of_one_method_last(tmp_path):
     assert text.index("Settings that differ") < text.index("Settings that are the same")
 
 
+def test_an_option_that_only_a_later_run_has_and_leaves_open_is_no_difference(tmp_path):
+    later = mas_result()
+    later["configuration"]["clip"] = None
+    runs = read_runs(save(tmp_path, a=hat_result(), b=later))
+    assert "clip" not in differing(grouped(runs))[0]
+    assert "clip" not in words_of(write_comparison(runs, tmp_path / "out"))
+
+
+def test_settings_that_no_result_depends_on_make_no_group(tmp_path):
+    first, second = hat_result(seed=0), hat_result(seed=1)
+    first["configuration"]["workers"], second["configuration"]["workers"] = 0, 2
+    groups = grouped(read_runs(save(tmp_path, a=first, b=second)))
+    assert [len(group.runs) for group in groups] == [2]
+
+
 def test_page_and_csv_have_every_run_and_every_task(tmp_path):
     runs = read_runs(save(tmp_path, a=hat_result(acc=0.9), b=hat_result(seed=1, acc=0.8),
                           c=mas_result(forgets=0.1), p=piggyback_result()))  # fmt: skip
@@ -97,6 +113,15 @@ def test_page_and_csv_have_every_run_and_every_task(tmp_path):
     assert float(tasks[6]["difference"]) == pytest.approx(-0.2)
     with pytest.raises(OSError, match="out"):
         write_comparison(runs, path.parent)
+
+
+def test_names_that_no_text_may_hold_are_written_out(tmp_path):
+    name = os.fsdecode(b"n\xff\x1b[31m")
+    runs = read_runs(save(tmp_path, **{name: hat_result(), "b": mas_result()}))
+    path = write_comparison(runs, tmp_path / "out")
+    for file in path.parent.iterdir():
+        text = file.read_text()
+        assert "n\\udcff\\x1b[31m" in text and "\x1b" not in text
 
 
 def test_other_scenarios_stand_apart_and_other_metrics_are_refused(tmp_path):

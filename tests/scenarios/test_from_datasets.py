@@ -228,10 +228,14 @@ class Broken(Stored):
         raise FileNotFoundError("no image there")
 
 
+def of(x):
+    return TensorDataset(x, OK.tensors[1])
+
+
 def filled(value, place=2):
     x = torch.zeros(4, 2)
     x[place, 1] = value
-    return TensorDataset(x, OK.tensors[1])
+    return of(x)
 
 
 def mixed(count=3):
@@ -270,6 +274,15 @@ def mixed(count=3):
         ([(OK, Subset(Listed([0, 1]), [1, 9]))], "test set: item 1 cannot be read: IndexError"),
         ([(mixed(), OK)], r"training set: item 2 has the shape \(3,\), item 0 \(2,\)"),
         ([([("an image", 0), ("an image", 1)], OK)], "got str at item 0; .* ToTensor"),
+        (
+            [(OK, TensorDataset(OK.tensors[0].double(), OK.tensors[1]))],
+            "32 in .*float64 in",
+        ),
+        (
+            [(TensorDataset(OK.tensors[0].to_sparse(), OK.tensors[1]), OK)],
+            "dense .*sparse",
+        ),
+        ([(of(OK.tensors[0].to("meta")), OK)], "dense .*meta"),
     ],
 )
 def test_bad_datasets_are_refused(tasks, sentence):
@@ -285,6 +298,28 @@ def test_items_of_another_shape_are_told_when_they_are_read():
     assert train[1][1] == 1
     with pytest.raises(ItemError, match=r"training set: item 2 has the shape \(3,\)"):
         train[2]
+
+
+def test_items_of_another_dtype_are_told_when_they_are_read():
+    dataset = Stored([0, 1, 0])
+    dataset.items[2] = (torch.zeros(2, dtype=torch.float64), 0)
+    train = from_datasets([(dataset, OK)]).train_set(0)
+    with pytest.raises(ItemError, match=r"training set: item 2 is torch.float64, item 0 torch.fl"):
+        train[2]
+
+
+def test_items_bring_no_gradients():
+    dataset = Stored([0, 1])
+    dataset.items = [(x.requires_grad_(), y) for x, y in dataset.items]
+    x, _ = from_datasets([(dataset, OK)]).train_set(0)[1]
+    assert not x.requires_grad
+
+
+def test_a_table_of_targets_is_no_list_of_them():
+    dataset = Stored([1, 0, 1, 0], values={1: "a", 0: "b", 2: "c", 3: "d"})
+    scenario = from_datasets([(dataset, OK)])
+    assert scenario.classes == [[0, 1]]
+    assert labels_of(scenario, 0) == [1, 0, 1, 0]
 
 
 def test_unknown_setting_is_refused():

@@ -71,3 +71,10 @@ def test_bad_metrics_and_predictions_get_a_sentence():
         score("map", 0, y, y)
     with pytest.raises(ValueError, match=r"predictions has shape \[60\]"):
         score("map", 0, z[:, 0], y)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_targets_are_of_any_dtype(metric, dtype):
+    z, y = draw()
+    assert score(metric, 0, z, y.to(dtype)) == score(metric, 0, z, y)

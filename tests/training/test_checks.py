@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from maskcl.callback import Callback
 from maskcl.methods import HAT, MAS, Piggyback
 from maskcl.problems import Vision
 from maskcl.training.trainer import Trainer
@@ -73,3 +74,56 @@ def test_a_function_that_makes_no_optimizer_is_told(method, tmp_path):
 def test_numbers_out_of_range_are_named(changed, message):
     with pytest.raises(ValueError, match=f"Trainer: {message}"):
         make(**changed)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"seed": 1.5}, "seed is 1.5, wanted an integer"),
+        ({"seed": None}, "seed is None"),
+        ({"seed": True}, "seed is True"),
+        ({"directory": 3}, "directory is 3, wanted the path of a folder or None"),
+        ({"directory": b"run"}, "directory is b'run'"),
+        ({"directory": ""}, "directory is ''"),
+        ({"directory": "a\0b"}, "wanted the path of a folder"),
+        ({"directory": __file__}, "which is a file; wanted a folder"),
+        ({"callback": Callback}, "callback is Callback, wanted an object of a Callback's class"),
+        ({"callback": 3}, "callback is int"),
+        ({"callback": False}, "callback is bool"),
+        ({"callback": iter([Callback()])}, "callback is list_iterator"),
+        ({"callback": [Callback(), None]}, "callback is NoneType"),
+        ({"progress": "no"}, "progress is 'no', wanted True or False"),
+        ({"fabric": 3}, "fabric is a int, wanted a launched Fabric or None"),
+        ({"optimizer_fn": lambda: None}, "that does not take one argument"),
+        ({"optimizer_fn": lambda a, b: None}, "that does not take one argument"),
+    ],
+)
+def test_options_of_another_kind_are_named(changed, message):
+    with pytest.raises((TypeError, ValueError), match=r"^Trainer: ") as error:
+        Trainer(**arguments(**changed))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("callback", [None, [], (), (Callback(),)])
+def test_callbacks_are_none_one_or_several(callback):
+    Trainer(**arguments(callback=callback))
+
+
+def test_an_optimizer_of_other_parameters_is_told(tmp_path):
+    other = torch.nn.Parameter(torch.zeros(1))
+    changed = {"optimizer_fn": lambda groups: torch.optim.SGD([other]), "directory": tmp_path / "r"}
+    with pytest.raises(ValueError, match=r"^Trainer: optimizer_fn returned an optimizer of other"):
+        Trainer(**arguments(**changed)).fit()
+    assert not (tmp_path / "r").exists()
+
+
+NETWORKS = {"hat": tiny.network, "piggyback": tiny.piggyback, "mas": tiny.importance}
+
+
+@pytest.mark.parametrize(
+    ("method", "net"),
+    [(HAT(), "piggyback"), (HAT(), "mas"), (Piggyback(), "hat"), (Piggyback(), "mas")],
+)
+def test_a_network_of_another_method_is_told(method, net):
+    with pytest.raises(TypeError, match=rf"^{type(method).__name__}: net is a \w+Network, wanted"):
+        Trainer(**arguments(method=method, net=NETWORKS[net]("mlp", 2))).fit()

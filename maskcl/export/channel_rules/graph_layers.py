@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskcl.export.channel_flow import Flow, nowhere
 from maskcl.export.channel_rules.linear_and_conv import layer_axes, need
@@ -46,7 +46,9 @@ def message_passing(traced: TracedNode) -> Flow | None:
 
 def linears(conv: Any) -> list[Any]:
     """The linear layers of a convolution, which all read the same channels."""
-    return [part for part in conv.children() if hasattr(part, "in_channels")]
+    # Where Piggyback's masks were, torch's own stand in the place of torch_geometric's.
+    parts = conv.children()
+    return [p for p in parts if isinstance(p, nn.Linear) or hasattr(p, "in_channels")]
 
 
 def rows(traced: TracedNode) -> Flow | None:
