@@ -225,3 +225,46 @@ def test_samples_that_do_not_go_into_a_batch_are_named():
     with pytest.raises(ItemError, match="Broken: item 1 cannot be read: KeyError: 'x'"):
         list(batches(type("Broken", (dict,), {"__getitem__": lambda *_: {}["x"]})(),
                      [torch.tensor([1])]))  # fmt: skip
+
+
+class Rank:
+    """What `Samples` asks a Fabric, of one process among several."""
+
+    def __init__(self, rank, world):
+        self.global_rank, self.world_size = rank, world
+
+    def to_device(self, batch):
+        return batch
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 24, 25, 26, 30, 31, 49])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_processes_share_every_sample_of_every_batch(count, size, world):
+    x = torch.arange(count)
+    data = TensorDataset(x, x)
+    one = Samples(Vision(), Rank(0, 1), size * world, 3)
+    wanted = [sorted(rows.tolist()) for rows, _ in one.epoch(0, 1, data)]
+    ranks = [Samples(Vision(), Rank(rank, world), size, 3) for rank in range(world)]
+    found = [[rows.tolist() for rows, _ in rank.epoch(0, 1, data)] for rank in ranks]
+    shares = [rank.shares(data) for rank in ranks]
+    assert {len(part) for part in [*found, *shares]} == {len(wanted)}
+    for batch, rows in enumerate(wanted):
+        parts, own = [part[batch] for part in found], [share[batch] for share in shares]
+        assert sum(share.own for share in own) == pytest.approx(len(rows))
+        assert {share.batch for share in own} == {len(rows)}
+        counted = [p for p, share in zip(parts, own, strict=True) if share.is_counted]
+        assert sorted(row for part in counted for row in part) == rows
+        if len(counted) > 1:  # dealt, to within one sample
+            sizes = [len(part) for part in parts]
+            assert sizes == [share.own for share in own]
+            assert max(sizes) - min(sizes) <= 1
+            assert min(sizes) >= min(2, size)
+        else:
+            assert all(sorted(part) == rows for part in parts)
+    for whole in (False, True):
+        measured = [b for rank in ranks for b, _ in rank.task_data(0, data, whole=whole).batches()]
+        assert sorted(torch.cat(measured).tolist()) == list(range(count))
+        if whole:
+            alone = [b.tolist() for b, _ in one.task_data(0, data).batches()]
+            assert sorted(b.tolist() for b in measured) == alone
