@@ -147,7 +147,7 @@ BAD = [
     (["--lr", "inf"], "lr must be a finite number above 0, got inf"),
     (["--s-max", "inf"], "s_max is inf, wanted a finite number"),
     (["--weight-decay", "-1"], "weight-decay must be at least 0, got -1.0"),
-    (["--seed", "-1"], "seed must be at least 0 and below 4.29497e+09, got -1"),
+    (["--seed", "-1"], "seed must be at least 0 and below 4294967296, got -1"),
     (["--optimizer", "lion"], "unknown optimizer 'lion': known are sgd, adam, adamw"),
     (["--momentum", "0.9"], "momentum belongs to sgd, adam has its own"),
     (["--model", "vgg"], "unknown model 'vgg': known are mlp, conv, resnet18"),
