@@ -110,7 +110,7 @@ def train_backbone(
             loss_sum, right_sum, seen = totals.tolist()  # the epoch's only wait for the device
             if not math.isfinite(loss_sum):
                 raise RuntimeError(
-                    f"train_backbone: the loss is {loss_sum / seen} in epoch {epoch}; try a "
+                    f"train_backbone: the loss is {loss_sum / seen} in epoch {epoch + 1}; try a "
                     "smaller learning rate"
                 )
             if on_epoch is not None:

@@ -165,7 +165,7 @@ def _train(plan: _Plan, net: ImportanceNetwork, tasks: list[int]) -> None:
             total += loss.detach()
         if not math.isfinite(total.item()):
             raise RuntimeError(
-                f"references: the loss is not finite in epoch {epoch} of tasks {tasks}; try a"
+                f"references: the loss is not finite in epoch {epoch + 1} of tasks {tasks}; try a"
                 " smaller learning rate"
             )
 

@@ -315,7 +315,7 @@ class Trainer:
         loss, accuracy = train_epoch(self._plan, run, epoch, self._told)
         if not math.isfinite(loss):
             raise RuntimeError(
-                f"Trainer: the loss is {loss} in task {run.task}, epoch {epoch};"
+                f"Trainer: the loss is {loss} in task {run.task}, epoch {epoch + 1};"
                 " try a smaller learning rate"
                 f"{self.method.explain_divergence(self.net, run.optimizer)}"
             )

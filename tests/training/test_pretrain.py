@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops_it():
     net = model()
     with torch.no_grad():
         net[1].weight.fill_(float("nan"))
-    with pytest.raises(RuntimeError, match=r"the loss is nan in epoch 0; try a smaller"):
+    with pytest.raises(RuntimeError, match=r"the loss is nan in epoch 1; try a smaller"):
         train(net)
 
 

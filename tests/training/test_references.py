@@ -164,5 +164,5 @@ def test_what_cannot_be_trained_is_said(digits):
     for name in ("epochs", "batch_size"):
         with pytest.raises(ValueError, match=f"references: {name} is 0, wanted an integer"):
             of(digits, **{name: 0})
-    with pytest.raises(RuntimeError, match="references: the loss is not finite in epoch 0"):
+    with pytest.raises(RuntimeError, match="references: the loss is not finite in epoch 1"):
         of(digits, optimizer_fn=lambda groups: torch.optim.SGD(groups, lr=1e30))
