@@ -28,8 +28,8 @@ USE = """
 import json, sys, warnings
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
-    import torch, maskcl
-    import maskcl as again
+    import torch, maskcl.ops
+    import maskcl.ops as again
 from maskcl import _extension, backends, ops
 found = {}
 for name in ["reference"] + [b for b in ("cpp",) if backends.BACKENDS[b].absent is None]:

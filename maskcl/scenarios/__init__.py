@@ -136,7 +136,9 @@ def problem_of(name: str) -> str:
 
 def reads_data(name: str) -> bool:
     """Whether a scenario is made of files in a folder, ``data``."""
-    return GRAPHS[name].embedded is None if name in GRAPHS else IMAGES[name].reads_data
+    if name in GRAPHS:
+        return GRAPHS[name].embedded is None
+    return name in IMAGES and IMAGES[name].reads_data
 
 
 def variants_of(name: str) -> tuple[str, ...]:

@@ -170,7 +170,7 @@ def test_what_a_folder_holds_already_is_left_alone(asked, tmp_path, capsys):
     assert path.read_bytes() == kept
     path.write_bytes(b"{}")
     assert reproduce("--seeds", 1, "--out", out) == 2
-    assert "cannot be read" in capsys.readouterr().err
+    assert "has no runs" in capsys.readouterr().err
     path.unlink()
     assert reproduce("--seeds", 1, "--out", out) == 2
     assert "exists already and holds no results.json" in capsys.readouterr().err

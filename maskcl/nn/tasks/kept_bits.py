@@ -70,7 +70,9 @@ def state_fingerprints(
             for task, kid in zip(done, kids, strict=True):
                 for inner, module in kid.named_modules(prefix=f"model.{name}.{task}"):
                     tensors |= _named_tensors(f"{inner}.", module)
-    once = {id(t): n for n, t in reversed(tensors.items()) if n not in without}
+    # A tensor of two names goes by its first, and is left out by either.
+    left_out = {id(tensors[n]) for n in without if n in tensors}
+    once = {id(t): n for n, t in reversed(tensors.items()) if id(t) not in left_out}
     kept = set(once.values())
     found.shared |= {n: fingerprint(tensor) for n, tensor in tensors.items() if n in kept}
     return found

@@ -6,6 +6,7 @@ Not time is measured but work: calls of Python and C functions, which are the sa
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -65,11 +66,14 @@ def work(run: Callable[[], Any]) -> int:
         calls += event in ("call", "c_call")
 
     before = sys.getprofile()
+    gc.collect()
+    gc.disable()  # what it frees, and when, is not this work
     sys.setprofile(count)
     try:
         run()
     finally:
         sys.setprofile(before)
+        gc.enable()
     with Ops() as ops:
         run()
     return calls + ops.count
