@@ -17,6 +17,7 @@ __all__ = [
     "Method",
     "PlanWarning",
     "TaskData",
+    "TaskState",
     "derive_seed",
     "hidden_task_reasons",
     "no_classes_reasons",
@@ -49,6 +50,36 @@ class TaskData:
     forward: Callable[[nn.Module, Any], tuple[Tensor, Tensor | None]] = _forward
     segments: Callable[[Any], Tensor] | None = None
     likelihood: str = "categorical"
+
+
+class TaskState:
+    """What the methods' states of a task in training have in common: how a checkpoint keeps them.
+
+    Attributes:
+        task: index of the task.
+        SAVED: names of the numbers that a checkpoint needs besides the network.
+    """
+
+    SAVED: ClassVar[tuple[str, ...]] = ("task", "seed")
+
+    task: int
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint inside the task needs; the rest follows from it and the network."""
+        return {name: getattr(self, name) for name in self.SAVED}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take over `state_dict`'s numbers.
+
+        Raises:
+            ValueError: they are of another task.
+        """
+        if state["task"] != self.task:
+            raise ValueError(
+                f"{type(self).__name__}: found task {state['task']}, wanted {self.task}"
+            )
+        for name in self.SAVED:
+            setattr(self, name, state[name])
 
 
 class Method(Protocol):

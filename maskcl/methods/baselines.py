@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 from torch.optim import Optimizer
 
-from maskcl.methods.base import TaskData, check_measurable, measure_task, no_classes_reasons
+from maskcl.methods.base import (
+    TaskData,
+    TaskState,
+    check_measurable,
+    measure_task,
+    no_classes_reasons,
+)
 from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
 
@@ -150,7 +156,7 @@ class Independent(Finetune):
 
 
 @dataclass
-class FinetuneState:
+class FinetuneState(TaskState):
     """What changes while one task is trained, apart from the network.
 
     Attributes:
@@ -162,17 +168,3 @@ class FinetuneState:
     task: int
     seed: int = 0
     scale: None = None
-
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint needs besides the network."""
-        return {"task": self.task, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take over `state_dict`'s numbers.
-
-        Raises:
-            ValueError: they are of another task.
-        """
-        if state["task"] != self.task:
-            raise ValueError(f"FinetuneState: found task {state['task']}, wanted {self.task}")
-        self.seed = state["seed"]

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from maskcl.methods.base import (
     PlanWarning,
     TaskData,
+    TaskState,
     check_measurable,
     hidden_task_reasons,
     measure_task,
@@ -312,7 +313,7 @@ class HAT:
 
 
 @dataclass
-class HATState:
+class HATState(TaskState):
     """What changes while one task is trained.
 
     Attributes:
@@ -327,6 +328,8 @@ class HATState:
         steps: optimizer steps so far.
         step: that stands in for the optimizer's own.
     """
+
+    SAVED = ("task", "seed", "steps")
 
     task: int
     scale: Tensor
@@ -343,17 +346,3 @@ class HATState:
     def is_fused(self) -> bool:
         """Whether the optimizer of all that the task trains steps by `FusedStep`."""
         return self.step is not None and self.step.is_active
-
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint inside the task needs; the rest follows from network and seed."""
-        return {"task": self.task, "seed": self.seed, "steps": self.steps}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take over `state_dict`'s numbers.
-
-        Raises:
-            ValueError: they are of another task.
-        """
-        if state["task"] != self.task:
-            raise ValueError(f"HATState: found task {state['task']}, wanted {self.task}")
-        self.seed, self.steps = state["seed"], state["steps"]

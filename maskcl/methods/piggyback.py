@@ -17,6 +17,7 @@ from maskcl.methods import crossing
 from maskcl.methods.base import (
     PlanWarning,
     TaskData,
+    TaskState,
     check_measurable,
     derive_seed,
     hidden_task_reasons,
@@ -278,7 +279,7 @@ class Piggyback:
 
 
 @dataclass
-class PiggybackState:
+class PiggybackState(TaskState):
     """What changes while one task is trained, apart from the network.
 
     Attributes:
@@ -287,22 +288,11 @@ class PiggybackState:
         scale: None; masks are hard throughout.
     """
 
+    SAVED = ("task",)  # what it started with follows from the seed
+
     task: int
     start: dict[str, Tensor] = field(repr=False)
     scale: None = None
-
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint needs besides the network: the start follows from the seed."""
-        return {"task": self.task}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Check that `state_dict`'s numbers are of this task.
-
-        Raises:
-            ValueError: they are of another.
-        """
-        if state["task"] != self.task:
-            raise ValueError(f"PiggybackState: found task {state['task']}, wanted {self.task}")
 
 
 def _warn(text: str) -> None:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from maskcl import backends, ops
 from maskcl.methods.anchored_lists import AnchoredLists
-from maskcl.methods.base import PlanWarning, TaskData, measure_task, no_classes_reasons
+from maskcl.methods.base import PlanWarning, TaskData, TaskState, measure_task, no_classes_reasons
 from maskcl.methods.loss_scaling import ScalerWatch, factor
 from maskcl.nn.tasks.kept_bits import check_ranks
 from maskcl.optim import FusedStep, fuse
@@ -276,7 +276,7 @@ class Quadratic:
 
 
 @dataclass
-class QuadraticState:
+class QuadraticState(TaskState):
     """What changes while one task is trained, apart from the network.
 
     Attributes:
@@ -304,17 +304,3 @@ class QuadraticState:
         """0-d, the last step's term of the loss; reading it waits for the device."""
         value, strength = self.charged
         return value * strength
-
-    def state_dict(self) -> dict[str, int]:
-        """What a checkpoint needs besides the network: all the rest follows from it."""
-        return {"task": self.task, "seed": self.seed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Take over `state_dict`'s numbers.
-
-        Raises:
-            ValueError: they are of another task.
-        """
-        if state["task"] != self.task:
-            raise ValueError(f"QuadraticState: found task {state['task']}, wanted {self.task}")
-        self.seed = state["seed"]
