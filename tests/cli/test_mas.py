@@ -7,6 +7,7 @@ import pytest
 
 from maskcl import cli, scenarios
 from maskcl.cli.mas import EWCOptions, MASOptions
+from tests.cli.refusal import refused
 
 pytest.importorskip("typer", reason="the command line needs maskcl[train]")
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -142,8 +143,5 @@ BAD = [
 def test_bad_input_gets_one_sentence_and_writes_nothing(
     tmp_path, capsys, method, arguments, sentence
 ):
-    assert train(method, *SMALL, "--out", tmp_path / "run", *arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("maskcl: ")
-    assert sentence in said
+    refused(capsys, sentence, "train", method, *SMALL, "--out", tmp_path / "run", *arguments)
     assert not any(tmp_path.iterdir())

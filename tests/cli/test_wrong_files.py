@@ -18,6 +18,7 @@ import torch
 from maskcl import cli, files, masks
 from maskcl.checkpoint import load_checkpoint, save_checkpoint
 from maskcl.lock import LOCK, locked
+from tests.cli.refusal import refused
 
 pytest.importorskip("typer", reason="the command line needs maskcl[train]")
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
@@ -51,16 +52,6 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def refused(capsys: pytest.CaptureFixture[str], sentence: str, *arguments: object) -> None:
-    capsys.readouterr()
-    assert maskcl(*arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("maskcl: ")
-    assert said.count("\n") == 1
-    assert said.strip().isprintable()
-    assert sentence in said
 
 
 # --- config.json, result.json, YAML
