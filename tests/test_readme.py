@@ -308,3 +308,11 @@ def test_the_page_on_large_networks_keeps_a_language_models_logits():
     names = {}
     exec(compile(example, "docs/scaling.md", "exec"), names)
     assert len(names["known"]) == 2 and "transformer.wte" in names["net"].units
+
+
+def test_the_page_on_sharded_networks_keeps_the_first_tasks_outputs():
+    pytest.importorskip("torch.distributed.fsdp", reason="torch without distributed")
+    (example,) = [b for b in blocks("python", SCALING) if "fully_shard" in b]
+    names = {}
+    exec(compile(example, "docs/scaling.md", "exec"), names)
+    assert all(hasattr(p, "placements") for p in names["net"].task_parameters(1))

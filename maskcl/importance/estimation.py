@@ -16,7 +16,9 @@ from maskcl.importance.objective import Objective
 from maskcl.importance.per_sample import gradients_of
 from maskcl.importance.quiet import quiet, requiring
 from maskcl.importance.subject import Forward, Subject, plain_forward
+from maskcl.nn.tasks.own_parts import all_modules
 from maskcl.ops import mas_accumulate_
+from maskcl.shards import gathered
 
 _CHOICES = {
     "kind": ("mas", "fisher"),
@@ -53,7 +55,8 @@ def estimate(
     The model is in evaluation mode inside and as it was after, as are ``requires_grad``, ``.grad``
     and the random generators. Recurrent layers on a GPU run without cuDNN, which has no gradient of
     them in evaluation mode. Where torch.distributed is initialised every process gives its share of
-    the batches, and all get the mean over all of them.
+    the batches, and all get the mean over all of them. A network under ``fully_shard`` is gathered
+    for the time, and importances are of all rows.
 
     Args:
         model: any module; its parameters' device is where the batches are.
@@ -97,25 +100,33 @@ def estimate(
     _check_choices(given)
     if memory <= 0:
         raise ValueError(f"estimate: memory is {memory}, wanted more than 0 bytes")
-    wanted = _wanted(model, parameters)
-    if not wanted:
-        return {}
-    device = next(iter(wanted.values())).device
-    names: dict[Tensor, str] = {}
-    for name, p in wanted.items():
-        names.setdefault(p, name)
-    subject = Subject(
-        model,
-        forward or plain_forward,
-        Objective(kind, labels, norm, generator, likelihood),
-        names,
-        {p: _zeros(p) for p in names},
-        memory,
-        segments,
-    )
-    with quiet(model, device):
+    with gathered(all_modules(model)):
+        wanted = _wanted(model, parameters)
+        if not wanted:
+            return {}
+        names: dict[Tensor, str] = {}
+        for name, p in wanted.items():
+            names.setdefault(p, name)
+        subject = Subject(
+            model,
+            forward or plain_forward,
+            Objective(kind, labels, norm, generator, likelihood),
+            names,
+            {p: _zeros(p) for p in names},
+            memory,
+            segments,
+        )
         run = _sum_of_batches if reduction == "batch" else _sum_of_samples
-        count = run(subject, batches, check)
+        return _importances(subject, wanted, lambda: run(subject, batches, check))
+
+
+def _importances(
+    subject: Subject, wanted: dict[str, Tensor], run: Callable[[], int]
+) -> dict[str, Tensor]:
+    """What ``run``, which returns the number of samples, adds up, over that number."""
+    device = next(iter(wanted.values())).device
+    with quiet(subject.model, device):
+        count = run()
     total = _share(list(subject.omegas.values()), count)
     if total == 0:
         raise ValueError("estimate: batches hold no sample, wanted at least one")

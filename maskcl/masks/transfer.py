@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from maskcl.masks.mask_file import MaskFile, MaskFileError, read_masks, write_masks
 from maskcl.nn.inference.task_inference import TaskInference
 from maskcl.nn.tasks.network import way_on
+from maskcl.shards import whole, write
 
 if TYPE_CHECKING:
     from maskcl.nn import PiggybackNetwork
@@ -48,7 +48,7 @@ def export_masks(
         {name: tuple(layer.weight.shape) for name, layer in net.layers.items()},
         net.base_hash(),
         words,
-        {_without_task(name, task): tensor for name, tensor in net.own_state(task).items()},
+        {_without_task(name, task): whole(t) for name, t in net.own_state(task).items()},
         facts or {},
         {} if net.inference is None else net.inference.of_task(task),
     )
@@ -85,9 +85,8 @@ def import_masks(
     inference = _inference_of(net, path, found)
     if bool(net.finished[task]):
         net.forget_task(task)
-    with torch.no_grad():
-        for target, source in own:
-            target.copy_(source)
+    for target, source in own:
+        write(target, source)
     net.set_words(task, found.words)
     if inference is not None:
         inference.take(task, found.statistics)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from maskcl.shards import cut, is_sharded, total
+
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork
 
@@ -31,15 +33,25 @@ class AnchoredLists:
         self._tensors: list[Any] = []
         self._trained: list[bool] = []
         self._lists: Lists = [], [], []
+        self.are_sharded = False
 
     def get(self) -> Lists:
-        """As ``ImportanceNetwork.anchored`` gives them now."""
+        """As ``ImportanceNetwork.anchored`` gives them now; anchors and importances of own rows."""
         if not self._is_known():
             places = self._net.places(self._names)
             self._holders, self._keys, self._tensors = map(list, zip(*places, strict=True))
             self._trained = [*map(_TRAINED, self._tensors)]
             self._lists = self._net.anchored(self._names)
+            self.are_sharded = any(map(is_sharded, self._lists[0]))
+            if self.are_sharded:
+                parameters, *others = self._lists
+                anchors, importances = ([*map(cut, kind, parameters)] for kind in others)
+                self._lists = parameters, anchors, importances
         return self._lists
+
+    def sum_of(self, penalty: Tensor) -> Tensor:
+        """The penalty of all rows; where parameters are sharded, of all processes' together."""
+        return total(penalty, self._lists[0]) if self.are_sharded else penalty
 
     def _is_known(self) -> bool:
         # In every step: no line of Python runs for a parameter.

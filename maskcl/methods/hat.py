@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
+from operator import is_
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -30,6 +31,7 @@ from maskcl.optim.fused_step import not_fused_reasons
 from maskcl.optim.protected_elements import ProtectedElements
 from maskcl.randomness import derive_seed
 from maskcl.settings import Setting
+from maskcl.shards import is_sharded
 
 if TYPE_CHECKING:
     from maskcl.nn import HATNetwork, Protection
@@ -196,8 +198,10 @@ class HAT:
         ``torch.optim``'s SGD, Adam and AdamW step as `maskcl.optim.protect` says, with ``clip`` and
         ``embedding_clamp`` in the same pass, so that ``after_backward`` leaves the gradients as
         they are. None under the rules that let protected weights move. ``remove()`` what is
-        returned at the end.
+        returned at the end. A network that ``fully_shard`` was called for after ``begin_task`` is
+        protected as it is now; build the optimizer after that.
         """
+        state.follow_shards(net)
         if self.rule != "hat":
             return None
         trained = {id(p) for p in state.trained}
@@ -346,3 +350,10 @@ class HATState(TaskState):
     def is_fused(self) -> bool:
         """Whether the optimizer of all that the task trains steps by `FusedStep`."""
         return self.step is not None and self.step.is_active
+
+    def follow_shards(self, net: HATNetwork) -> None:
+        """Take the parameters over that ``fully_shard`` has put in the place of those of before."""
+        trained = net.task_parameters(self.task)
+        if any(map(is_sharded, trained)) and not all(map(is_, trained, self.trained)):
+            self.begun.check("HAT.protect", net)
+            self.protection, self.trained = net.protection(), trained

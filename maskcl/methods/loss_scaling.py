@@ -10,11 +10,16 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
 from torch.amp.grad_scaler import OptState
+from torch.nn.utils import get_total_norm
+
+from maskcl.shards import are_plain, kind_of, local, total_norm
 
 NOT_SCALED = GradScaler("cpu", enabled=False)
 """Says that a loss is not scaled, whatever scalers there are."""
@@ -81,5 +86,15 @@ def _is_unscaled(scaler: GradScaler) -> bool:
 
 
 def clip_norm(parameters: list[torch.nn.Parameter], bound: float, scale: Tensor | float) -> None:
-    """`clip_grad_norm_` at ``bound`` times the gradients' factor."""
-    torch.nn.utils.clip_grad_norm_(parameters, bound * scale)  # type: ignore[arg-type]
+    """`clip_grad_norm_` at ``bound`` times the gradients' factor; some may be sharded."""
+    if are_plain(parameters):
+        torch.nn.utils.clip_grad_norm_(parameters, bound * scale)  # type: ignore[arg-type]
+        return
+    kinds: dict[Any, list[Tensor]] = {}
+    for grad in (p.grad for p in parameters if p.grad is not None):
+        kinds.setdefault(kind_of(grad), []).append(grad)
+    parts = [(get_total_norm([*map(local, grads)]), grads[0]) for grads in kinds.values()]
+    if parts:
+        factor = (bound * scale / (total_norm(parts) + 1e-6)).clamp(max=1.0)
+        for grad in chain.from_iterable(kinds.values()):
+            local(grad).mul_(factor.to(grad.device))

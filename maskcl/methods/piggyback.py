@@ -27,6 +27,7 @@ from maskcl.methods.base import (
 from maskcl.nn.tasks.kept_bits import check_ranks, share_statistics
 from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
+from maskcl.shards import whole
 
 if TYPE_CHECKING:
     from maskcl.nn import PiggybackNetwork
@@ -275,7 +276,7 @@ class Piggyback:
             density=self.density,
         )
         names = net.layers.keys()
-        return {name: pack(scores) for name, scores in zip(names, net.scores(), strict=True)}
+        return {name: pack(whole(scores)) for name, scores in zip(names, net.scores(), strict=True)}
 
 
 @dataclass

@@ -20,6 +20,7 @@ from maskcl.methods.loss_scaling import ScalerWatch, factor
 from maskcl.nn.tasks.kept_bits import check_ranks
 from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
+from maskcl.shards import local, whole
 
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork
@@ -150,6 +151,7 @@ class Quadratic:
         scale = factor(f"{self._name}.after_backward", scaler, state.watch)
         if state.lists is None:
             state.lists = AnchoredLists(net, state.names)
+        parameters: Any
         parameters, anchors, importances = state.lists.get()
         if not parameters:
             return
@@ -159,6 +161,8 @@ class Quadratic:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             grads = [*map(_GRAD, parameters)]
+        if state.lists.are_sharded:
+            grads, parameters = [*map(local, grads)], [*map(local, parameters)]
         # Only where gradients are scaled does the host wait for the scale, as the scaler does.
         strength = self.strength * float(scale)
         if not all(map(is_, map(_LAYOUT, grads), repeat(torch.strided))):
@@ -166,7 +170,7 @@ class Quadratic:
         # Not by the public op: its checks of lists that the network made cost more than the kernel.
         run = backends.select("mas_penalty_grads_", parameters[0])
         value = run(grads, parameters, anchors, importances, None, strength, True)
-        state.charged = value, self.strength
+        state.charged = state.lists.sum_of(value), self.strength
 
     def after_step(self, net: ImportanceNetwork, state: QuadraticState) -> None:
         """Nothing."""
@@ -219,7 +223,8 @@ class Quadratic:
     @torch.no_grad()
     def outlook(self, net: ImportanceNetwork, task: int) -> str:
         """The penalty that the parameters would be charged now."""
-        lists = net.anchored(net.names(heads=self.heads))
+        parameters, *rest = net.anchored(net.names(heads=self.heads))
+        lists = [*map(whole, parameters)], *rest
         return f"penalty {self.strength * float(ops.mas_penalty(*lists)):.3g}"
 
     def free_capacity(self, net: ImportanceNetwork, task: int) -> None:

@@ -10,6 +10,7 @@ from maskcl.nn.importance.network import ImportanceNetwork
 from maskcl.nn.importance.plain import plain_importance
 from maskcl.nn.piggyback.network import PiggybackNetwork
 from maskcl.nn.piggyback.plain import plain_piggyback
+from maskcl.shards import UNSHARDED
 
 
 def to_plain(net: HATNetwork | PiggybackNetwork | ImportanceNetwork, task: int) -> nn.Module:
@@ -29,8 +30,10 @@ def to_plain(net: HATNetwork | PiggybackNetwork | ImportanceNetwork, task: int) 
 
     Raises:
         ValueError: no such task.
-        RuntimeError: the task of a PiggybackNetwork is neither finished nor in training.
+        RuntimeError: the task of a PiggybackNetwork is neither finished nor in training, or
+            parameters are sharded.
     """
+    net._refuse_sharded("to_plain", UNSHARDED)
     if isinstance(net, PiggybackNetwork):
         return plain_piggyback(net, task)
     if isinstance(net, ImportanceNetwork):

@@ -11,14 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskcl.shards import is_sharded
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What the kernels compute with."""
 
 
 def dense(op: str, name: str, tensor: Any) -> None:
-    """Raise TypeError unless it is an ordinary tensor: not sparse, nested or quantized."""
+    """Raise TypeError unless it is an ordinary tensor: not sharded, sparse, nested, quantized."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{op}: {name} is a {type(tensor).__name__}, wanted a tensor")
+    if is_sharded(tensor):
+        raise TypeError(
+            f"{op}: {name} is a DTensor, wanted an ordinary tensor: its rows here are"
+            " to_local(), all of it is full_tensor(), and the modules of maskcl.nn take either"
+        )
     if tensor.layout is not torch.strided or tensor.is_nested:
         found = "nested" if tensor.is_nested else tensor.layout
         raise TypeError(f"{op}: {name} is {found}, wanted a dense tensor")
@@ -33,6 +40,7 @@ def is_floating(tensor: Any) -> bool:
         and tensor.dtype in FLOATS
         and tensor.layout is torch.strided
         and not tensor.is_nested
+        and not is_sharded(tensor)
     )
 
 

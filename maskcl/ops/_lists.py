@@ -14,6 +14,7 @@ from torch import Tensor
 
 from maskcl.ops import _check
 from maskcl.ops._memory import overlaps_itself, share_memory
+from maskcl.shards import is_sharded
 
 
 def listed(op: str, name: str, value: Any) -> list[Any]:
@@ -59,6 +60,7 @@ def check_like(
             and not tensor.is_nested
             and tensor.device == other.device
             and tensor.shape == other.shape
+            and not is_sharded(tensor)
         ):
             continue
         label, other_label = f"{name}[{t}]", f"{other_name}[{t}]"

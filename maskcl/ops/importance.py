@@ -18,6 +18,7 @@ from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops._lists import check_like, check_written, lengths, listed, member
 from maskcl.ops._numbers import number
 from maskcl.schemas import fake
+from maskcl.shards import is_sharded
 
 Tensors = Sequence[Tensor]
 
@@ -171,7 +172,7 @@ def _fit(importances: list[Tensor], *others: list[Tensor]) -> bool:
         for omega in importances:
             if omega.dtype is not wide or omega.layout is not torch.strided:
                 return False
-            if omega.device != device:
+            if omega.device != device or is_sharded(omega):
                 return False
         for dtype, _ in entries:
             if _WIDE.get(dtype) is not wide:
@@ -180,7 +181,7 @@ def _fit(importances: list[Tensor], *others: list[Tensor]) -> bool:
             for tensor, (dtype, shape) in zip(tensors, entries, strict=True):
                 if tensor.dtype is not dtype or tensor.layout is not torch.strided:
                     return False
-                if tensor.device != device or tensor.shape != shape:
+                if tensor.device != device or tensor.shape != shape or is_sharded(tensor):
                     return False
     except (AttributeError, RuntimeError):  # one is no tensor, or a nested one
         return False

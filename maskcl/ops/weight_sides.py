@@ -14,6 +14,7 @@ from torch import Tensor
 from maskcl.ops import _check
 from maskcl.ops._lists import lengths, listed, member
 from maskcl.ops._numbers import integer, number
+from maskcl.shards import is_sharded
 
 Sides = Sequence[Tensor | None]
 """One side of each weight; None where there is no unit to tell of."""
@@ -48,6 +49,8 @@ def _are_plain(weights: Sequence[Tensor]) -> bool:
             if weight.dtype is not dtype or weight.layout is not torch.strided:
                 return False
             if weight.device != device or weight.dim() < 1 or weight.is_nested:
+                return False
+            if is_sharded(weight):
                 return False
     except AttributeError:  # one is no tensor
         return False

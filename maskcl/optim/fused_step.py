@@ -30,6 +30,7 @@ from maskcl.optim.update_calls import (
     rows,
     sgd_calls,
 )
+from maskcl.shards import are_rows, is_sharded, local, total_norm
 
 Group = dict[str, Any]
 _IS_CUDA = attrgetter("is_cuda")
@@ -59,8 +60,8 @@ def _unknown(group: Group) -> Iterator[str]:
     parameters = group["params"]
     if not all(p.is_floating_point() for p in parameters):
         yield "parameters are not floating"
-    if any(hasattr(p, "placements") for p in parameters):
-        yield "parameters are sharded"
+    if not all(map(are_rows, filter(is_sharded, parameters))):
+        yield "parameters are sharded otherwise than by rows"
 
 
 class FusedStep:
@@ -164,12 +165,20 @@ class FusedStep:
         )
 
     def _clipped(self, scaling: Scaling, calls: list[Call]) -> Scaling:
+        kinds: dict[Any, list[Call]] = {}
+        for call in calls:
+            kinds.setdefault(call.kind, []).append(call)
+        norms = [(self._norm(some, scaling), some[0].parameters[0]) for some in kinds.values()]
+        norm = norms[0][0] if kinds.keys() == {None} else total_norm(norms)
+        return Scaling(scaling.scale, scaling.found_inf, norm, self._max_norm or 0.0)
+
+    def _norm(self, calls: list[Call], scaling: Scaling) -> Tensor:
         parameters = [p for call in calls for p in call.parameters]
         sides = ([entry for call in calls for entry in call.sides[at]] for at in range(3))
-        grads = rows([p.grad for p in parameters])
-        run = backends.select("unprotected_norm", parameters[0])
-        norm = run(grads, *sides, self._elements.exact, scaling.scale)
-        return Scaling(scaling.scale, scaling.found_inf, norm, self._max_norm or 0.0)
+        grads = rows([local(p.grad) for p in parameters])  # type: ignore[arg-type]
+        run = backends.select("unprotected_norm", grads[0])
+        norm: Tensor = run(grads, *sides, self._elements.exact, scaling.scale)
+        return norm
 
 
 def _call(hooks: dict[int, Callable[..., Any]], optimizer: Optimizer, closure: Any) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from maskcl import backends
+from maskcl.shards import local
 
 if TYPE_CHECKING:
     from maskcl.nn import Protection
@@ -79,7 +80,7 @@ class Guard:
         self._held, self._saved, self._saved_state = held, None, {}
         mine = set(held)
         known = self._protection
-        sides = zip(known.out_tasks, known.in_tasks, known.groups, strict=True)
+        sides = zip(*known.sides, strict=True)
         self._entries = [
             (parameter, ends)
             for name, parameter, ends in zip(known.names, known.parameters, sides, strict=True)
@@ -94,7 +95,7 @@ class Guard:
             self._find_entries(held)
         if self._saved is not None or not self._entries or _keeps_zero_gradients(optimizer):
             return
-        self._saved = [parameter.detach().clone() for parameter, _ in self._entries]
+        self._saved = [local(parameter).detach().clone() for parameter, _ in self._entries]
         for parameter, sides in self._entries:
             for key, value in _state_like(optimizer, parameter):
                 # A resumed run's is 0 there, as a guard left it: that needs no copy.
@@ -111,7 +112,7 @@ class Guard:
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         if self._saved is None:
             return
-        parameters: list[Tensor] = [parameter for parameter, _ in self._entries]
+        parameters = [local(parameter) for parameter, _ in self._entries]
         sides = [sides for _, sides in self._entries]
         self._restore(parameters, self._saved, sides)
         self._restore_state(optimizer)
@@ -152,7 +153,7 @@ def _columns(sides: list[_Sides]) -> tuple[list[Tensor], list[Tensor], list[int]
 def _state_like(optimizer: Optimizer, parameter: nn.Parameter) -> list[tuple[str, Tensor]]:
     """The optimizer's state of this parameter that has one element for each of its own."""
     return [
-        (key, value)
+        (key, local(value))
         for key, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
         and value.shape == parameter.shape

@@ -43,7 +43,7 @@ class ProtectedElements:
         self._bounds = dict(bounds or {})
         self._ends: dict[int, tuple[Tensor, Tensor, int]] = {}
         if known is not None and not known.empty:
-            sides = zip(known.out_tasks, known.in_tasks, known.groups, strict=True)
+            sides = zip(*known.sides, strict=True)
             self._ends = dict(zip(map(id, known.parameters), sides, strict=True))
         self.check(caller)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from maskcl import backends
 from maskcl.optim.protected_elements import ProtectedElements
+from maskcl.shards import kind_of, local
 
 Parameters = list[nn.Parameter]
 _GRAD, _PARAMETERS = attrgetter("grad"), itemgetter("params")
@@ -61,6 +62,7 @@ class Call(NamedTuple):
         state: a list of each kind.
         sides: out_tasks, in_tasks and groups.
         rest: what comes behind.
+        kind: how the parameters are sharded, None where they are not.
     """
 
     op: str
@@ -68,14 +70,17 @@ class Call(NamedTuple):
     state: list[list[Tensor]]
     sides: tuple[list[Tensor], list[Tensor], list[int]]
     rest: tuple[Any, ...]
+    kind: Any = None
 
     def __call__(self, scaling: Scaling) -> None:
         """Step them by their gradients."""
         params: Any = self.parameters
         lists = [params, [*map(_GRAD, params)], *self.state]
-        if not all(map(Tensor.dim, params)):
+        if self.kind is not None:
+            lists = [[*map(local, tensors)] for tensors in lists]
+        elif not all(map(Tensor.dim, params)):
             lists = [rows(tensors) for tensors in lists]
-        backends.select(self.op, params[0])(*lists, *self.sides, *self.rest, *scaling)
+        backends.select(self.op, lists[0][0])(*lists, *self.sides, *self.rest, *scaling)
 
 
 Make = Callable[[Any, list[Parameters], ProtectedElements, Tensor | None, Any], list[Call]]
@@ -226,7 +231,8 @@ def _call(
 ) -> Call:
     outs, ins, groups, bounds = elements.sides(some.parameters)
     rest = elements.exact, some.lr, some.weight_decay, bounds, *pace, some.rate
-    return Call(op, some.parameters, state, (outs, ins, groups), rest)
+    kind = kind_of(some.parameters[0])
+    return Call(op, some.parameters, state, (outs, ins, groups), rest, kind)
 
 
 def _by_momentum(state: Any, alike: Alike) -> list[tuple[Alike, bool]]:
@@ -271,10 +277,11 @@ def rows(tensors: list[Any]) -> list[Any]:
 
 
 def _by_kind(parameters: Parameters) -> list[tuple[Any, Parameters]]:
-    """By device and by whether they are float64, which go into calls of their own."""
+    """By device, sharding and whether they are float64, which go into calls of their own."""
     kinds: dict[Any, Parameters] = {}
     for p in parameters:
-        kinds.setdefault((p.device, p.dtype is torch.float64), []).append(p)
+        key = p.device, p.dtype is torch.float64, kind_of(p)
+        kinds.setdefault(key, []).append(p)
     return list(kinds.items())
 
 

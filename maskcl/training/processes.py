@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.tasks.bits import fingerprints
 from maskcl.nn.tasks.kept_bits import share_statistics
+from maskcl.shards import is_sharded
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -137,7 +138,7 @@ def check_same(fabric: Fabric, net: nn.Module, task: int) -> None:
     if fabric.world_size == 1:
         return
     state = net.state_dict()
-    whole = {n: t for n, t in state.items() if isinstance(t, Tensor) and not _is_shard(t)}
+    whole = {n: t for n, t in state.items() if isinstance(t, Tensor) and not is_sharded(t)}
     hashes = fingerprints(list(whole.values())).tolist()
     mine = dict(zip(whole, hashes, strict=True))
     found = everyones(fabric.world_size, mine)
@@ -149,7 +150,3 @@ def check_same(fabric: Fabric, net: nn.Module, task: int) -> None:
             f" {', '.join(differ[:5])}{' and more' if differ[5:] else ''}; what was saved before is"
             " as it was"
         )
-
-
-def _is_shard(tensor: Tensor) -> bool:
-    return hasattr(tensor, "placements")

@@ -75,6 +75,7 @@ class GrowingUnits(ForgettingTasks):
         """
         added = checked_units(units, self.units, parts_of(self.model, self.topology))
         self._structure.check("HATNetwork.grow", self.model)
+        self._refuse_sharded("HATNetwork.grow")
         refuse_tied(self.model)
         self.check_kept("HATNetwork.grow")
         done = torch.nonzero(self.finished).flatten().tolist()

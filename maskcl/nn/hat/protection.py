@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import attrgetter, is_, itemgetter
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from maskcl.nn.tasks.bits import protected_fingerprint
 from maskcl.nn.tasks.state import WORD
 from maskcl.ops import protected_fraction
 from maskcl.ops.protected_pairs import protected_pairs
+from maskcl.shards import cut_ends, local, whole
 
 _LAYER, _KIND, _PARAMETERS = itemgetter(0), itemgetter(1), attrgetter("_parameters")
 
@@ -50,6 +52,13 @@ class Protection:
     owners: list[tuple[nn.Module, str]] = field(default_factory=list, kw_only=True)
     tied: list[tuple[nn.Module, str, nn.Parameter]] = field(default_factory=list, kw_only=True)
 
+    @cached_property
+    def sides(self) -> tuple[list[Tensor], list[Tensor], list[int]]:
+        """out_tasks, in_tasks and groups of the rows of each parameter that this process has."""
+        ends = zip(self.parameters, self.out_tasks, self.in_tasks, self.groups, strict=True)
+        cut = [cut_ends(*entry) for entry in ends]
+        return [c[0] for c in cut], [c[1] for c in cut], [c[2] for c in cut]
+
     @torch.no_grad()
     def clamp_(
         self,
@@ -81,13 +90,13 @@ class Protection:
                 f"Protection.clamp_: values has {len(numbers)} entries, wanted {count}"
             )
         found = [p.grad for p in self.parameters]
-        lists: list[list[Any]] = [self.out_tasks, self.in_tasks, self.groups, numbers]
+        lists: list[list[Any]] = [*self.sides, numbers]
         if any(grad is None for grad in found):
             rows = [i for i, grad in enumerate(found) if grad is not None]
             lists = [[entries[i] for i in rows] for entries in lists]
             found = [found[i] for i in rows]
         if found:
-            grads = cast(list[Tensor], found)
+            grads = [*map(local, cast(list[Tensor], found))]
             run = backends.select("clamp_grads_", grads[0])
             run(grads, *lists[:3], exact, rule, lists[3], seed)
 
@@ -120,18 +129,22 @@ class Protection:
                 )
 
     def fingerprints(self, exact: bool = True) -> dict[str, Tensor]:
-        """A hash of each parameter's protected bits, by name; {} where nothing is protected."""
+        """A hash of each parameter's protected bits, by name; {} where nothing is protected.
+
+        A sharded parameter is gathered for it, one after the other, so that all processes have the
+        same, and the same as before it was sharded. Every process has to call it then.
+        """
         if self.empty:
             return {}
         sides = zip(self.out_tasks, self.in_tasks, self.groups, strict=True)
         return {
-            name: protected_fingerprint(parameter, *ends, exact)
+            name: protected_fingerprint(whole(parameter), *ends, exact)
             for name, parameter, ends in zip(self.names, self.parameters, sides, strict=True)
         }
 
     def snapshot(self) -> list[Tensor]:
-        """Copies of the parameters, for ``restore_``."""
-        return [p.detach().clone() for p in self.parameters]
+        """Copies of the parameters, for ``restore_``; of sharded ones, of this process's rows."""
+        return [local(p).detach().clone() for p in self.parameters]
 
     @torch.no_grad()
     def restore_(self, saved: Sequence[Tensor], exact: bool = True) -> None:
@@ -140,13 +153,14 @@ class Protection:
         Raises:
             ValueError: saved has another length or shape than the parameters.
         """
-        found, wanted = [tuple(s.shape) for s in saved], [tuple(p.shape) for p in self.parameters]
+        parameters = [*map(local, self.parameters)]
+        found, wanted = [tuple(s.shape) for s in saved], [tuple(p.shape) for p in parameters]
         if found != wanted:
             raise ValueError(f"Protection.restore_: saved has shapes {found}, wanted {wanted}")
-        if self.empty or not self.parameters:
+        if self.empty or not parameters:
             return
-        run = backends.select("restore_protected_", self.parameters[0])
-        run(list(self.parameters), list(saved), self.out_tasks, self.in_tasks, self.groups, exact)
+        run = backends.select("restore_protected_", parameters[0])
+        run(parameters, list(saved), *self.sides, exact)
 
     def fraction(self, exact: bool = True) -> dict[str, float]:
         """Share of each parameter's elements that is protected; waits for the device."""

@@ -21,6 +21,7 @@ from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.narrow import numbers_of
 from maskcl.nn.tasks.own_parts import own_modules, own_parameters, shared_modules
 from maskcl.nn.tasks.state import WORD
+from maskcl.shards import whole, write
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class TaskUnits:
     def hard_mask(self) -> Tensor:
         """Units that the task uses, bool [U]: as recorded, else embedding > 0."""
         recorded = ((self.bits >> self.shift) & 1) != 0
-        return torch.where(self.finished, recorded, self.embedding.detach() > 0)
+        return torch.where(self.finished, recorded, whole(self.embedding) > 0)
 
 
 class UnitTasks(LaterTasks):
@@ -126,7 +127,7 @@ class UnitTasks(LaterTasks):
         self._structure.check("HATNetwork.finish_task", self.model)
         if check:
             self.check_kept("HATNetwork.finish_task")
-        bits = (self.embeddings[task] > 0).to(torch.int64) << (task % WORD)
+        bits = (whole(self.embeddings[task]) > 0).to(torch.int64) << (task % WORD)
         self.tasks[:, task // WORD] |= bits
         self.finished[task] = True
         for parameter in (self.embeddings[task], *own_parameters(self.model, task)):
@@ -147,6 +148,7 @@ class UnitTasks(LaterTasks):
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains: the shared weights, its embedding, its norms' affine and its head."""
         self._check_task("task_parameters", task)
+        self._reshard()
         return [
             *shared_parameters(self.model),
             self.embeddings[task],
@@ -164,7 +166,7 @@ class UnitTasks(LaterTasks):
         """
         self._check_open("reset_embedding", task)
         check_init(init)
-        self.embeddings[task].copy_(self._new_embedding(task, init, generator))
+        write(self.embeddings[task], self._new_embedding(task, init, generator))
 
     def hard_mask(self, task: int) -> Tensor:
         """Units that a task uses, bool [U]: as recorded by finish_task, else embedding > 0."""
@@ -195,6 +197,7 @@ class UnitTasks(LaterTasks):
 
     def protection(self) -> Protection:
         """What the finished tasks need of the shared parameters, from the bits as they are now."""
+        self._reshard()
         parameters = shared_parameters(self.model)
 
         def make() -> Protection:

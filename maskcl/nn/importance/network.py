@@ -19,6 +19,7 @@ from maskcl.nn.tasks.own_parts import (
     own_parameters,
     shared_modules,
 )
+from maskcl.shards import whole
 
 ANCHORS = ("last", "mean")
 
@@ -141,6 +142,7 @@ class ImportanceNetwork(LaterTasks):
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains: all shared parameters, its head and its norms."""
         self._check_task("task_parameters", task)
+        self._reshard()
         own = own_parameters(self.model, task)
         return [*(self._parameter(name) for name in self._names), *own]
 
@@ -221,7 +223,7 @@ class ImportanceNetwork(LaterTasks):
             self.drifts[task] = self._drift()
         for name in self._names:
             anchor, omega = self.anchor.of(name), self.importance.of(name)
-            weight = self._parameter(name).detach()
+            weight = whole(self._parameter(name))
             omega.mul_(decay)
             if name in new:
                 omega.add_(new[name].to(omega))
@@ -272,7 +274,7 @@ class ImportanceNetwork(LaterTasks):
 
     def _drift(self) -> Tensor:
         moved = [
-            self._parameter(name).detach().double() - self.anchor.of(name).double()
+            whole(self._parameter(name)).double() - self.anchor.of(name).double()
             for name in self._names
         ]
         return torch.stack([m.square().mean().sqrt() for m in moved]).to(self.drifts)

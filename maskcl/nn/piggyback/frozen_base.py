@@ -11,6 +11,7 @@ from maskcl.nn.piggyback.layers import PIGGYBACK_LAYERS
 from maskcl.nn.tasks.frozen_modules import close_shortcuts, freeze_norm
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.norms import TaskNorm
+from maskcl.shards import whole
 
 
 def freeze(model: nn.Module) -> None:
@@ -30,12 +31,12 @@ def freeze(model: nn.Module) -> None:
 def base_hash(model: nn.Module) -> str:
     """sha256 over names, dtypes, shapes and values of the base, in hexadecimal.
 
-    The same on every device and for every memory layout.
+    The same on every device and for every memory layout, sharded or not.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(_base(model).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        values = tensor.detach().cpu().contiguous().reshape(-1)
+        values = whole(tensor).cpu().contiguous().reshape(-1)
         digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 

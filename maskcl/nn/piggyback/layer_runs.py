@@ -20,6 +20,7 @@ from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.sequential import are_watched, has_own_forward, modules_of
 from maskcl.ops._check import is_autocast
 from maskcl.ops.piggyback_runs import piggyback_linears
+from maskcl.shards import gather
 
 
 class Run:
@@ -62,7 +63,7 @@ class Run:
                 return None
             width = weight.shape[0]
             weights.append(weight)
-            scores.append(score)
+            scores.append(gather(score))
             biases.append(bias)
         return weights, scores, biases
 

@@ -54,13 +54,10 @@ class PiggybackLinear(PiggybackLayer, nn.Linear):
         if input.layout == torch.sparse_csr:
             return F.linear(input, self.masked_weight(), self.frozen_bias())
         words, cut = self.mask()
-        weight, scores, bias = (
-            self._held("weight").detach(),
-            self._held("scores"),
-            self.frozen_bias(),
-        )
+        weight, bias = self._held("weight").detach(), self.frozen_bias()
         if words is not None:
             return ops.packed_linear(input, weight, words, bias)
+        scores = self.trained_scores()
         if self._is_plain(input, weight):
             select = None, self.levels, float(cut.threshold), cut.inclusive, 1.0
             return masked_product(input, weight, scores, bias, select)
@@ -140,7 +137,7 @@ class _PiggybackConv(PiggybackLayer):
         window = self._window(input) if words is None else None
         if window is None or self._is_followed():
             return self._conv_forward(input, self.masked_weight(), self.frozen_bias())
-        scores, weight = self._held("scores"), self._held("weight").detach()
+        scores, weight = self.trained_scores(), self._held("weight").detach()
         options = self.levels, cut.inclusive, cut.density
         select = selection(type(self).__name__, scores, cut.threshold, *options)
         return piggyback_convolution(input, weight, scores, self.frozen_bias(), select, window)
@@ -214,18 +211,18 @@ class PiggybackEmbedding(PiggybackLayer, nn.Embedding):
         weight = self.weight.detach()
         if words is not None:
             return ops.packed_embedding(input, weight, words)
-        assert self.scores is not None
+        all_scores = self.trained_scores()
         # "topk" is of the whole table, whichever rows are asked for.
         select = selection(
             "PiggybackEmbedding",
-            self.scores,
+            all_scores,
             cut.threshold,
             self.levels,
             cut.inclusive,
             cut.density,
         )
         rows = F.embedding(input, weight)
-        scores = F.embedding(input, self.scores, self.padding_idx)
+        scores = F.embedding(input, all_scores, self.padding_idx)
         return PiggybackWeightFunction.apply(rows, scores, *select)
 
 

@@ -12,6 +12,7 @@ from maskcl import ops
 from maskcl.nn.piggyback.cut import NO_CUT, Cut, MaskState, check_levels, planes
 from maskcl.nn.tasks.state import TaskAware
 from maskcl.reference.bitmask import num_words
+from maskcl.shards import gather, is_sharded, whole, write
 
 
 class PiggybackLayer(TaskAware):
@@ -32,6 +33,8 @@ class PiggybackLayer(TaskAware):
     weight: Tensor
     scores: nn.Parameter | None
     words: Tensor
+    # The scores as they were made, in a tuple, where they are no second parameter.
+    _started: tuple[nn.Parameter, ...] = ()
 
     def _add_masks(self, num_tasks: int, levels: str) -> None:
         name = type(self).__name__
@@ -54,7 +57,7 @@ class PiggybackLayer(TaskAware):
         """The words that the scores give now, in the shape of ``words_of``."""
         assert self.scores is not None
         return ops.pack_scores(
-            self.scores,
+            whole(self.scores),
             cut.threshold,
             levels=self.levels,
             inclusive=cut.inclusive,
@@ -66,10 +69,9 @@ class PiggybackLayer(TaskAware):
         words, cut = self.mask()
         if words is not None:
             return ops.packed_weight(self.weight.detach(), words)
-        assert self.scores is not None
         return ops.piggyback_weight(
             self.weight.detach(),
-            self.scores,
+            self.trained_scores(),
             cut.threshold,
             levels=self.levels,
             inclusive=cut.inclusive,
@@ -77,9 +79,11 @@ class PiggybackLayer(TaskAware):
         )
 
     def new_scores(self) -> nn.Parameter:
-        """Scores for this weight, not filled."""
+        """Scores for this weight, not filled; sharded as it is."""
         dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        return nn.Parameter(torch.empty_like(self.weight, dtype=dtype, requires_grad=False))
+        new = nn.Parameter(torch.empty_like(self.weight, dtype=dtype, requires_grad=False))
+        self._started = (new,)
+        return new
 
     @torch.no_grad()
     def start_scores(
@@ -89,7 +93,7 @@ class PiggybackLayer(TaskAware):
         self.scores = self.new_scores()
         if spread == "uniform":
             start = torch.empty(self.scores.shape, dtype=self.scores.dtype)
-            self.scores.copy_(start.uniform_(-init, init, generator=generator))
+            write(self.scores, start.uniform_(-init, init, generator=generator))
         else:
             self.scores.fill_(init)
 
@@ -111,6 +115,23 @@ class PiggybackLayer(TaskAware):
         assert isinstance(self._state, MaskState)
         return self.words_of(task) if task in self._state.done else None
 
+    def check_scores(self) -> None:
+        """Raise where ``fully_shard`` has taken the scores over: it would never let them go.
+
+        Raises:
+            RuntimeError: it was called while a task was in training.
+        """
+        if is_sharded(self.scores) and not any(self.scores is made for made in self._started):
+            raise RuntimeError(
+                f"{type(self).__name__}: fully_shard was called while a task was in training, and"
+                " would put this task's scores in the place of later ones': call it before"
+                " begin_task, whose scores are then sharded as the weights are"
+            )
+
+    def trained_scores(self) -> Tensor:
+        """The scores for a forward; where they are sharded, all of them, gathered."""
+        return gather(self._held("scores"))
+
     def frozen_bias(self) -> Tensor | None:
         """The bias where there is one, out of reach of any optimizer as the weight is."""
         bias = self._held("bias")
@@ -129,6 +150,7 @@ class PiggybackLayer(TaskAware):
             holder = nn.ParameterList([scores])
             holder._apply(lambda tensor: _keep_precision(tensor, fn(tensor)))
             self.scores = holder[0]
+            self._started = (self.scores,)
         return self
 
     def _load_from_state_dict(

@@ -14,6 +14,7 @@ from maskcl.nn.piggyback.recorded_masks import RecordedMasks
 from maskcl.nn.tasks.own_parts import all_parameters, drop_gradients, own_parameters
 from maskcl.nn.tasks.unlearning import Forgotten, Removed, fresh_own, rewrite, sha256
 from maskcl.ops.selection import selection
+from maskcl.shards import local
 
 
 class PiggybackNetwork(RecordedMasks):
@@ -106,7 +107,7 @@ class PiggybackNetwork(RecordedMasks):
             )
         layers = self.layers.values()
         for layer in layers:
-            probe = layer.weight.detach().flatten()[:1]
+            probe = local(layer.weight).detach().flatten()[:1]
             selection(caller, probe, threshold, self.levels, inclusive, density)
         check_start(caller, init, spread)
         for layer in layers:

@@ -79,12 +79,18 @@ class RecordedMasks(LaterTasks):
     def task_parameters(self, task: int) -> list[nn.Parameter]:
         """What a task trains: its scores if it is in training, its norms' affine and its head."""
         self._check_task("task_parameters", task)
+        self._reshard()
         scores = self.scores() if self.training_task == task else []
         return [*scores, *own_parameters(self.model, task)]
 
     def scores(self) -> list[nn.Parameter]:
         """Scores of the task in training, in the order of ``layers``; [] where there is none."""
-        return [layer.scores for layer in self.layers.values() if layer.scores is not None]
+        found = []
+        for layer in self.layers.values():
+            layer.check_scores()
+            if layer.scores is not None:
+                found.append(layer.scores)
+        return found
 
     def words(self, task: int) -> dict[str, Tensor]:
         """A finished task's masks by layer, a copy: int32 [W], or [2, W] for the ternary levels.
@@ -250,6 +256,7 @@ class RecordedMasks(LaterTasks):
             layer.scores = None
 
     def _packed_scores(self, cut: Cut) -> dict[str, Tensor]:
+        self.scores()  # which are a task's own
         return {name: layer.packed_scores(cut) for name, layer in self.layers.items()}
 
     def _words_now(self, caller: str, task: int) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskcl import backends
+from maskcl.shards import whole
 
 _WORDS = 1 << 16  # int64 at a time: they stay in a core's cache
 _KIND = attrgetter("__class__", "shape", "dtype", "device")
@@ -22,8 +23,9 @@ def fingerprint(tensor: Tensor) -> Tensor:
     """A hash of a tensor's bits, int64 0-d on its device.
 
     A sum of its 64 bit words times odd numbers, modulo 2^64: one changed element always shows.
+    A sharded one is gathered for it: every process has to call it.
     """
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    flat = whole(tensor).contiguous().reshape(-1).view(torch.uint8)
     words = (
         F.pad(flat, (0, -flat.numel() % 8)).view(torch.int64)
         if flat.numel() % 8

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.tasks.bits import fingerprint, fingerprints
 from maskcl.nn.tasks.own_parts import holders, shared_modules
+from maskcl.shards import is_sharded
 
 _CHILDREN = attrgetter("_modules")
 
@@ -199,7 +200,7 @@ def check_ranks(caller: str, net: nn.Module, problem: str | None = None) -> None
         if problem:
             raise RuntimeError(problem)
         return
-    whole = {n: p for n, p in net.named_parameters() if not hasattr(p, "placements")}
+    whole = {n: p for n, p in net.named_parameters() if not is_sharded(p)}
     device = next((p.device for p in whole.values()), torch.device("cpu"))
     flag = torch.tensor(int(problem is not None), dtype=torch.int64, device=device)
     mine = torch.stack([flag, *(fingerprint(p) for p in whole.values())])
@@ -216,7 +217,8 @@ def check_ranks(caller: str, net: nn.Module, problem: str | None = None) -> None
             f"{caller}: processes hold different values of {', '.join(names[:5])}"
             f"{' and more' if names[5:] else ''}. DistributedDataParallel exchanges the gradients"
             " of parameters that require them when it wraps the network: wrap it anew after each"
-            " begin_task"
+            " begin_task. fully_shard exchanges those of what it is given: after a network's blocks"
+            " give it the network itself"
         )
 
 

@@ -13,7 +13,7 @@ from maskcl.nn.tasks.loading import Loading
 from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.network import TaskNetwork
 from maskcl.nn.tasks.norms import TaskNorm
-from maskcl.nn.tasks.own_parts import all_parameters, holders, shared_modules
+from maskcl.nn.tasks.own_parts import holders, shared_modules
 from maskcl.nn.tasks.task_parameters import TaskParameter
 
 
@@ -227,9 +227,7 @@ class LaterTasks(Loading, TaskNetwork):
                 f"{caller}: task {task} is in training: net.finish_task({task}) first, or"
                 f" net.forget_task({task}), which gives its training up"
             )
-        if any(hasattr(p, "placements") for p in all_parameters(self)):
-            sharded = [n for n, p in self.named_parameters() if hasattr(p, "placements")]
-            raise RuntimeError(f"{caller}: {sharded[0]} is sharded: do this before fully_shard")
+        self._refuse_sharded(caller)
         if self._structure is not None:
             self._structure.check(caller, self.model)
         self.check_kept(caller)

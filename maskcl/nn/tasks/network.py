@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,18 @@ from maskcl.nn.tasks.active import ActiveTask, Entering, active_of
 from maskcl.nn.tasks.frozen_modules import freeze_norm, thaw_norm
 from maskcl.nn.tasks.inferring import Inferring
 from maskcl.nn.tasks.kept_bits import KeptBits, changed_since, state_fingerprints
-from maskcl.nn.tasks.own_parts import all_parameters, drop_gradients, own_modules, train_only
+from maskcl.nn.tasks.own_parts import (
+    all_parameters,
+    drop_gradients,
+    own_modules,
+    shared_modules,
+    train_only,
+)
 from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.nn.tasks.state import NO_TASK, TaskAware, TaskState
 from maskcl.nn.tasks.task_forwards import TaskForwards
 from maskcl.nn.tasks.unlearning import Forgotten
+from maskcl.shards import are_plain, is_sharded, reshard
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -122,6 +130,7 @@ class TaskNetwork(TaskForwards, Inferring):
     def _changed_since(self, caller: str) -> str | None:
         if self._kept is None:
             return None
+        self._reshard()
         now = self._kept_now()
         return changed_since(caller, self._kept, KeptBits([], {}, {}) if now is None else now)
 
@@ -141,6 +150,7 @@ class TaskNetwork(TaskForwards, Inferring):
         self._remember_bits()
 
     def _remember_bits(self) -> None:
+        self._reshard()
         is_real = not any(map(_IS_META, all_parameters(self)))
         self._kept = self._kept_now() if is_real else None
 
@@ -232,6 +242,19 @@ class TaskNetwork(TaskForwards, Inferring):
         done = torch.nonzero(self.finished).flatten().tolist()
         return state_fingerprints(self, self.model, done, {*without, "inference"}) if done else None
 
+    def _reshard(self) -> None:
+        """Have the parameters in place that train, where `fully_shard` put others there."""
+        reshard(chain([self], (module for _, module in shared_modules(self.model))))
+
+    def _refuse_sharded(self, caller: str, way_on: str = "do this before fully_shard") -> None:
+        """Raise RuntimeError where parameters are sharded, and what is asked for wants all."""
+        self._reshard()
+        if are_plain(all_parameters(self)):
+            return
+        for name, parameter in self.named_parameters():
+            if is_sharded(parameter):
+                raise RuntimeError(f"{caller}: {name} is sharded: {way_on}")
+
     def _device(self) -> torch.device:
         """Of the model's first parameter."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -249,6 +272,7 @@ class TaskNetwork(TaskForwards, Inferring):
 
     def _check_open(self, caller: str, task: int) -> None:
         self._check_task(caller, task)
+        self._reshard()
         if not self.finished.is_meta and bool(self.finished[task]):
             raise RuntimeError(
                 f"{type(self).__name__}.{caller}: task {task} is finished;"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from maskcl.files import write_json
 from maskcl.nn.tasks.task_parameters import TaskParameter
 from maskcl.randomness import derive_seed
+from maskcl.shards import UNSHARDED, is_sharded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +87,8 @@ def fresh_tensors(name: str, module: nn.Module, seed: int) -> dict[str, Tensor]:
     """
     found: dict[str, Tensor] = {}
     wanted = module.state_dict(keep_vars=True)
-    if any(hasattr(tensor, "placements") for tensor in wanted.values()):
-        raise RuntimeError(f"forget_task: {name!r} is sharded; forget in an unsharded copy")
+    if any(map(is_sharded, wanted.values())):
+        raise RuntimeError(f"forget_task: {name!r} is sharded: {UNSHARDED}")
     own_way = getattr(module, "fresh_parameters", None)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(derive_seed(f"forget {name}", seed))

@@ -1,0 +1,47 @@
+"""A sharded tensor given to an op by hand is refused by a sentence, not by torch's dispatcher."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+
+from benchmarks.calls import calls
+from maskcl import ops
+
+dtensor = pytest.importorskip("torch.distributed.tensor", reason="torch without distributed")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distributed.init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def takes_tensors(name: str) -> bool:
+    return "Tensor" in str(inspect.signature(getattr(ops, name)))
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(ops.__all__) if takes_tensors(name)])
+def test_every_op_names_the_argument_and_the_way_on(name, mesh, monkeypatch):
+    original = getattr(ops, name)
+
+    def sharded(given):
+        if isinstance(given, (list, tuple)):
+            return type(given)(map(sharded, given))
+        if isinstance(given, torch.Tensor):
+            given = given.detach()
+            rows = given if given.dim() else given.view(1)
+            return dtensor.distribute_tensor(rows, mesh, [dtensor.Shard(0)])
+        return given
+
+    def call(*args, **options):
+        original(*map(sharded, args), **{key: sharded(value) for key, value in options.items()})
+
+    found = calls()[name]
+    monkeypatch.setattr(ops, name, call)
+    with pytest.raises(TypeError, match=f"^{name}: .* is a DTensor, wanted an ordinary tensor"):
+        found.ours()
