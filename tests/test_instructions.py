@@ -60,7 +60,7 @@ def test_every_op_is_called_and_counted():
 
 @pytest.mark.parametrize("op", [op for op in calls() if not op.endswith("_")])
 def test_plain_torch_computes_the_same(op):
-    """What works in place is compared with its formula in tests/test_readme.py."""
+    """What works in place is compared with its formula in tests/test_op_pages.py."""
     call = calls()[op]
     ours, plain = (torch.as_tensor(f()) for f in (call.ours, call.plain))
     torch.testing.assert_close(ours, plain)
