@@ -66,7 +66,7 @@ def careful_eager(model: nn.Module, optimizer_of: Any, x: Tensor, y: Tensor) -> 
 def method_step(
     net: Any, method: Any, optimizer_of: Any, x: Tensor, y: Tensor, begin: Callable[[], None]
 ) -> Step:
-    """A step of the loop in README, in the second task."""
+    """A step of the loop in docs/quick-start.md, in the second task."""
     begin()
     state = method.begin_task(net, 1)
     optimizer = optimizer_of(method.parameter_groups(net, 1))

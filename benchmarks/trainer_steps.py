@@ -2,7 +2,7 @@
 
 HAT's second task on an MLP 64-200-200-2, batch 16, fused AdamW, one thread. Both train a copy of
 the same network on the same samples, an epoch each in turn, in one process; medians over epochs of
-the time a step takes, with its batch. The loop is README's; it measures nothing.
+the time a step takes, with its batch. The loop is the quick start's; it measures nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def network() -> maskcl.nn.HATNetwork:
 
 
 class OwnLoop:
-    """README's loop over the second task of a network."""
+    """The quick start's loop over the second task of a network."""
 
     def __init__(self, data: TensorDataset) -> None:
         self.net, self.method, self.data = network().train(), maskcl.HAT(), data

@@ -21,18 +21,20 @@ SMALL_STEP = "step 8-8-8-2, unmasked"
 
 
 def on_config(config: Any) -> Any:
-    """The navigation with every pattern replaced by the pages that it matches."""
-    config.nav = [*_expanded(config.nav)]
+    """The navigation with every pattern replaced by the pages that it matches and none names."""
+    config.nav = [*_expanded(config.nav, {*_named(config.nav)})]
     return config
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """README for the front page; on all pages what the site cannot link to, and ops' facts."""
+    """README as the front page; on every page links that the site can follow, and ops' facts."""
     if page.file.src_uri == "index.md":
         markdown = (ROOT / "README.md").read_text().replace("](docs/", "](")
-    # Files beside docs/ are in the checkout, not on the site.
+        markdown = markdown.replace("](CHANGELOG.md)", "](../CHANGELOG.md)")
+    markdown = re.sub(r"\]\(((?:\.\./)*)\.\./README\.md", r"](\1index.md", markdown)
+    # Other files beside docs/ are in the checkout, not on the site.
     markdown = re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?!docs/)[^)]+\)", r"\1", markdown)
-    return OP.sub(lambda m: m[0] + facts(m[1], m[2], page.file.src_uri), markdown)
+    return OP.sub(lambda m: m[0] + facts(m[1], m[2]), markdown)
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -40,37 +42,47 @@ def on_page_content(html: str, **_: Any) -> str:
     return re.sub(r":(?:class|func|meth|mod):<code>", "<code>", html)
 
 
-def _expanded(nav: Iterable[Any]) -> Iterator[Any]:
+def _named(nav: Iterable[Any]) -> Iterator[str]:
     for entry in nav:
         if isinstance(entry, str):
-            if "*" not in entry:
-                yield entry
-                continue
-            found = sorted(path for path in DOCS.glob(entry) if path.suffix == ".md")
-            found.sort(key=lambda path: path.name != "index.md")
-            yield from (path.relative_to(DOCS).as_posix() for path in found)
+            yield entry
         else:
-            (title, below), *_ = entry.items()
-            pages = below if isinstance(below, str) else [*_expanded(below)]
+            (below,) = entry.values()
+            yield from _named([below] if isinstance(below, str) else below)
+
+
+def _expanded(nav: Iterable[Any], named: set[str]) -> Iterator[Any]:
+    for entry in nav:
+        if isinstance(entry, dict):
+            ((title, below),) = entry.items()
+            pages = below if isinstance(below, str) else [*_expanded(below, named)]
             if pages:
                 yield {title: pages}
+        elif "*" in entry:
+            found = [path for path in DOCS.glob(entry) if path.suffix == ".md"]
+            found.sort(key=lambda path: (path.name != "index.md", path))
+            pages = [path.relative_to(DOCS).as_posix() for path in found]
+            yield from (page for page in pages if page not in named)
+            named.update(pages)
+        else:
+            yield entry
 
 
-def facts(op: str, groups: str | None, page: str) -> str:
+def facts(op: str, groups: str | None) -> str:
     """What an op equals and what it costs, as Markdown.
 
     Args:
         op: its name.
         groups: how the names of its groups in cpu.csv begin, parted by semicolons; None for none.
-        page: where it stands, ops/<stem>.md.
 
     Raises:
         ValueError: a table has no row of it.
     """
-    lines = [f"- `{call}` equals `{formula}`" for call, formula in equals(op)]
+    lines = ["**Formula and cost:**", ""]
+    lines += [f"- `{call}` equals `{formula}`" for call, formula in equals(op)]
     lines.append(f"- {_call_cost(op)}")
     if groups:
-        lines += ["", *_times(op, groups.split("; "), Path(page).stem)]
+        lines += ["", *_times(op, groups.split("; "))]
     return "\n" + "\n".join(lines) + "\n"
 
 
@@ -97,7 +109,7 @@ def _call_cost(op: str) -> str:
     )
 
 
-def _times(op: str, groups: list[str], stem: str) -> list[str]:
+def _times(op: str, groups: list[str]) -> list[str]:
     rows = [row for row in timed_rows() if row["group"].startswith(tuple(groups))]
     for group in groups:
         if not any(row["group"].startswith(group) for row in rows):
@@ -107,7 +119,7 @@ def _times(op: str, groups: list[str], stem: str) -> list[str]:
     (first, *_) = rows
     return [
         f"Milliseconds, medians; in brackets over maskcl's. {first['device']}, {first['threads']}"
-        f" threads, torch {first['torch']}; `python -m benchmarks benchmarks/bench_{stem}.py`:",
+        f" threads, torch {first['torch']}; `python -m benchmarks`:",
         "",
         "| | maskcl | copy of the least bytes | others | commit |",
         "| --- | --- | --- | --- | --- |",
