@@ -30,6 +30,7 @@ LAYERS = [
     ["report"],
     ["training"],
     [""],  # maskcl itself, the face of all that is below
+    ["bench"],
     ["cli", "compat", "info", "reproduce"],
     ["__main__"],
 ]
