@@ -1,5 +1,6 @@
 # make demo   install everything into .venv, train HAT on five tasks of handwritten digits, say where the report is
-# make test   lint, types, tests, README snippets; all in .venv
+# make test   lint, types, site, tests, README snippets; all in .venv
+# make docs   the pages of docs/ as a site: site/index.html
 # make sanitize  CUDA kernels on the CPU under AddressSanitizer and UBSan, and without each of their barriers in turn
 # make ttsem  Triton's kernels under ttsem: accesses outside a tensor, programs that meet (PYTHON=python3.12 or later)
 # make gpu    on a machine with a GPU: build for it, test, sanitize and time there (benchmarks/gpu.sh)
@@ -35,7 +36,7 @@ TORCH_STAMP := $(VENV)/.stamp-$(call tag,$(TORCH))
 SECOND_STAMP := $(SECOND)/.stamp-$(call tag,$(SECOND_TORCH))
 NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint types tests valgrind chromium build sanitize ttsem gpu wheels coverage clean
+.PHONY: demo test lint types docs tests valgrind chromium build sanitize ttsem gpu wheels coverage clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.stamp-venv:
@@ -47,7 +48,7 @@ $(VENV)/.stamp-venv:
 	@touch $@
 
 $(TORCH_STAMP): $(VENV)/.stamp-venv
-	@rm -f $(VENV)/.stamp-torch* $(VENV)/.stamp-train $(VENV)/.stamp-test
+	@rm -f $(VENV)/.stamp-torch* $(VENV)/.stamp-train $(VENV)/.stamp-test $(VENV)/.stamp-docs
 	$(PIP) install -q "$(TORCH)" numpy
 	@$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > $(VENV)/constraints.txt
 	@touch $@
@@ -57,9 +58,13 @@ $(VENV)/.stamp-train: $(TORCH_STAMP) pyproject.toml
 	$(PIP) install -q --no-build-isolation -c $(VENV)/constraints.txt -e ".[train]"
 	@touch $@
 
+$(VENV)/.stamp-docs: $(TORCH_STAMP) pyproject.toml
+	$(PIP) install -q --no-build-isolation -c $(VENV)/constraints.txt -e ".[docs]"
+	@touch $@
+
 $(VENV)/.stamp-test: $(TORCH_STAMP) pyproject.toml
-	$(PIP) install -q --no-build-isolation -c $(VENV)/constraints.txt -e ".[train,graph,vision,export,dev]"
-	@touch $@ $(VENV)/.stamp-train
+	$(PIP) install -q --no-build-isolation -c $(VENV)/constraints.txt -e ".[train,graph,vision,export,docs,dev]"
+	@touch $@ $(VENV)/.stamp-train $(VENV)/.stamp-docs
 
 build: $(VENV)/.stamp-built
 $(VENV)/.stamp-built: $(TORCH_STAMP) $(NATIVE)
@@ -78,7 +83,7 @@ $(SECOND_STAMP):
 	$(SECOND)/bin/python -m pip --disable-pip-version-check install -q "torch==$(SECOND_TORCH)" numpy
 	@touch $@
 
-test: lint types tests
+test: lint types docs tests
 
 lint: $(VENV)/.stamp-test
 	$(VENV)/bin/ruff check .
@@ -86,6 +91,10 @@ lint: $(VENV)/.stamp-test
 
 types: $(VENV)/.stamp-test
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	@echo "site: $(CURDIR)/site/index.html (its search needs a server: python3 -m http.server -d site)"
 
 # A file's tests run in one process, which makes what they share once. -v: the header names the backends under test.
 # Processes and their threads share few cores: threads that wait must not spin.
@@ -148,4 +157,4 @@ coverage: $(VENV)/.stamp-coverage $(VENV)/.stamp-built
 	$(PY) -m coverage report
 
 clean:
-	rm -rf $(VENV) $(SECOND) $(TTSEM) build dist .coverage* *.egg-info maskcl/*.so maskcl/_build.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SECOND) $(TTSEM) build dist site .coverage* *.egg-info maskcl/*.so maskcl/_build.json .pytest_cache .mypy_cache .ruff_cache

@@ -2,7 +2,7 @@
 
 HAT's second task on an MLP 64-200-200-2, batch 16, fused AdamW, one thread. Both train a copy of
 the same network on the same samples, an epoch each in turn, in one process; medians over epochs of
-the time a step takes, with its batch. The loop is README's; it measures nothing.
+the time a step takes, with its batch. The loop is the quick start's; it measures nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch.utils.data import TensorDataset
 
 import maskcl
 from benchmarks.__main__ import commit, processor
-from benchmarks.steps import OPTIMIZERS, mlp
+from maskcl.bench import OPTIMIZERS
+from maskcl.bench.networks import mlp
 from maskcl.callback import Callback
 from maskcl.ops import task_progress
 from maskcl.problems import Vision
@@ -26,6 +27,10 @@ from maskcl.training.trainer import Trainer
 
 BATCH, BATCHES, EPOCHS = 16, 100, 30
 CLASSES = [2, 2]
+
+
+def adamw(groups: Any) -> torch.optim.Optimizer:
+    return OPTIMIZERS["adamw"](groups, fused=True)
 
 
 def samples() -> TensorDataset:
@@ -39,14 +44,14 @@ def network() -> maskcl.nn.HATNetwork:
 
 
 class OwnLoop:
-    """README's loop over the second task of a network."""
+    """The quick start's loop over the second task of a network."""
 
     def __init__(self, data: TensorDataset) -> None:
         self.net, self.method, self.data = network().train(), maskcl.HAT(), data
         self.net.finish_task(0)
         self.state = self.method.begin_task(self.net, 1)
         groups = self.method.parameter_groups(self.net, 1)
-        self.optimizer = OPTIMIZERS["AdamW"](groups)
+        self.optimizer = adamw(groups)
         self.method.protect(self.optimizer, self.net, self.state)
 
     def epoch(self, epoch: int) -> float:
@@ -97,7 +102,7 @@ def main() -> None:
         maskcl.HAT(),
         Vision(),
         scenario,
-        OPTIMIZERS["AdamW"],
+        adamw,
         epochs=EPOCHS,
         batch_size=BATCH,
         callback=watch,

@@ -1,4 +1,4 @@
-"""Draws docs/split-digits.png from a real run: ``python docs/picture.py`` (half a minute).
+"""Draws docs/split-digits.svg from a real run: ``python docs/picture.py`` (half a minute).
 
 Left: test accuracy on each task while five tasks are trained one after the other, with HAT and
 with the same network, heads, optimizer and data without masks. Right: the masks that HAT learned
@@ -7,6 +7,7 @@ in the first hidden layer.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -14,12 +15,16 @@ import matplotlib as mpl
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import nn
 
 from maskcl import cli, models, report, scenarios
-from maskcl.report.drawing import layer_name, rgb
-from maskcl.report.theme import INK, MUTED, SERIES, SHADES
+from maskcl.report.drawing import layer_name, style
+from maskcl.report.svg import standalone, svg
+from maskcl.report.theme import SERIES, SHADES
 
+LABEL = "Test accuracy of five tasks trained in turn, and the units that each task uses"
 EPOCHS, BATCH, RATE, SEED = 10, 16, 0.005, 0
 
 
@@ -55,11 +60,9 @@ def without_masks(scenario: scenarios.Scenario) -> np.ndarray:
     return matrix
 
 
-def draw(result: dict, plain: np.ndarray, path: Path) -> None:
-    """Write the picture."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.3), layout="constrained")
+def draw(result: dict, plain: np.ndarray) -> Figure:
+    """The picture."""
+    figure = Figure(figsize=(9, 3.1), layout="constrained", facecolor="none")
     grid = figure.add_gridspec(1, 3, width_ratios=(1, 1, 1.25))
     left = figure.add_subplot(grid[0, 0])
     middle = figure.add_subplot(grid[0, 1], sharey=left)
@@ -75,33 +78,37 @@ def draw(result: dict, plain: np.ndarray, path: Path) -> None:
         axes.set_xticks(range(len(matrix)))
         axes.grid(axis="y")
     left.set_ylabel("test accuracy, a line a task")
-    right = figure.add_subplot(grid[0, 2])
+    draw_units(figure.add_subplot(grid[0, 2]), result)
+    return figure
+
+
+def draw_units(axes: Axes, result: dict) -> None:
+    """A row a task: the units of the first layer that it uses, sorted by who uses them."""
     masks = report.decode_masks(result["masks"])
     name, (first, stop) = next(iter(result["masks"]["layers"].items()))
     part = masks[:, first:stop]
     part = part[:, np.lexsort(part[::-1])[::-1]]
-    picture = np.ones((*part.shape, 3)) * rgb(SHADES[0])
+    axes.set_facecolor(SHADES[0])
     for task, mask in enumerate(part):
-        picture[task, mask] = rgb(SERIES[task])
-    right.imshow(picture, aspect="auto", interpolation="nearest")
-    right.set_title(f"who uses the {stop - first} units of {layer_name(name)}")
-    right.set_yticks(range(len(part)), [f"task {task}" for task in range(len(part))])
-    right.set_xticks([])
-    right.tick_params(length=0)
-    right.spines[:].set_visible(False)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]]).astype(int)))
+        runs = [(start, end - start) for start, end in edges.reshape(-1, 2)]
+        axes.broken_barh(runs, (task - 0.5, 1), color=SERIES[task], linewidth=0)
+    axes.set(xlim=(0, stop - first), ylim=(len(part) - 0.5, -0.5), xticks=[])
+    axes.set_title(f"who uses the {stop - first} units of {layer_name(name)}")
+    axes.set_yticks(range(len(part)), [f"task {task}" for task in range(len(part))])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def main() -> None:
     """Train twice and draw."""
-    style = {
-        "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.titlesize": 11,
-        "axes.edgecolor": "#cbd5e1", "xtick.color": MUTED, "ytick.color": MUTED,
-        "grid.color": "#e2e8f0", "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
     plain = without_masks(scenarios.load("split-digits", seed=SEED))
-    with mpl.rc_context(style):
-        draw(with_hat(), plain, Path(__file__).with_name("split-digits.png"))
+    result = with_hat()
+    with mpl.rc_context(style()):
+        element = svg(draw(result, plain), "digits", LABEL)
+    # Where it is an image of its own, its size is for what shows it to say.
+    element = re.sub(r' style="width:100%[^"]*"', "", element, count=1)
+    Path(__file__).with_name("split-digits.svg").write_bytes(standalone(element))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up: a file imports from its own layer and from those before it.
 LAYERS = [
-    ["_version", "callback", "graph", "metrics", "randomness", "settings", "shards", "text"],
+    [
+        "_version",
+        "callback",
+        "graph",
+        "metrics",
+        "randomness",
+        "settings",
+        "sharded_modules",
+        "shards",
+        "text",
+    ],
     ["extras", "files", "reading", "validation"],
     ["lock"],
     ["_extension", "checkpoint", "loggers", "progress", "reference", "schemas", "tensor_file"],
@@ -30,6 +40,7 @@ LAYERS = [
     ["report"],
     ["training"],
     [""],  # maskcl itself, the face of all that is below
+    ["bench"],
     ["cli", "compat", "info", "reproduce"],
     ["__main__"],
 ]

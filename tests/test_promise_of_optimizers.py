@@ -78,7 +78,7 @@ def sample(architecture: str, task: int) -> tuple[Inputs, Tensor]:
 
 
 def learn(net: Any, method: Any, name: str, task: int, inputs: Inputs, y: Tensor) -> None:
-    """The loop in README."""
+    """The loop in docs/quick-start.md."""
     net.train()
     state = method.begin_task(net, task, seed=task)
     groups = method.parameter_groups(net, task)

@@ -1,4 +1,4 @@
-"""What the README says is run: its Python, its table of ops, its commands, its links."""
+"""What README and the pages say is run: their Python, their commands, what they print."""
 
 import re
 import shlex
@@ -8,68 +8,107 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import maskcl
 import maskcl.models
-from maskcl import ops
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
-LATER_TASKS = (ROOT / "docs" / "later-tasks.md").read_text()
-CALLBACKS = (ROOT / "docs" / "callbacks.md").read_text()
-TRAINING = (ROOT / "docs" / "training.md").read_text()
-YOUR_DATA = (ROOT / "docs" / "your-data.md").read_text()
-SCALING = (ROOT / "docs" / "scaling.md").read_text()
-TASK_INFERENCE = (ROOT / "docs" / "task-inference.md").read_text()
-SCENARIOS = (ROOT / "docs" / "scenarios.md").read_text()
 
-VECTOR_TARGETS = (ROOT / "docs" / "regression-and-multilabel.md").read_text()
+
+def page(name):
+    return (ROOT / "docs" / name).read_text()
+
+
+LATER_TASKS = page("later-tasks.md")
+CALLBACKS = page("callbacks.md")
+TRAINING = page("training.md")
+YOUR_DATA = page("your-data.md")
+SCALING = page("scaling.md")
+TASK_INFERENCE = page("task-inference.md")
+SCENARIOS = page("scenarios.md")
+QUICK_START = page("quick-start.md")
+VECTOR_TARGETS = page("regression-and-multilabel.md")
 
 
 def blocks(language, text=TEXT):
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def test_first_example_has_ten_lines_and_learns_without_forgetting():
+def run_in_order(texts, names, folder):
+    """Run blocks in one session and one folder; no block may write a file of an earlier one."""
+    written = {}
+    for text in texts:
+        exec(compile(text, "a page", "exec"), names)
+        for path in (p for p in folder.rglob("*") if p.is_file()):
+            assert written.setdefault(path, path.read_bytes()) == path.read_bytes(), path
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """What README's blocks leave: their names, and the folder in which they ran."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
-    example = blocks("python")[0]
-    lines = [line for line in example.splitlines() if line.strip()]
+    names, folder = {}, tmp_path_factory.mktemp("readme")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_in_order(blocks("python"), names, folder)
+    return SimpleNamespace(names=names, folder=folder)
+
+
+def test_it_is_short():
+    assert len(TEXT.splitlines()) <= 150
+
+
+def test_first_example_has_ten_lines_and_learns_without_forgetting(session):
+    lines = [line for line in blocks("python")[0].splitlines() if line.strip()]
     assert len(lines) == 10
-    names = {}
-    exec(compile(example, "README.md", "exec"), names)
-    matrix = names["result"].matrix
+    matrix = session.names["result"].matrix
     assert matrix[-1].mean() > 0.97
     assert (matrix.diagonal() == matrix[-1]).all()
 
 
-def test_the_piggyback_example_goes_on_from_the_first(tmp_path, monkeypatch):
+def numbers(text):
+    return [float(word) for word in re.findall(r"nan|\d+\.\d*", text)]
+
+
+def test_its_outputs_are_those_of_its_commands_up_to_two_samples(session):
+    """Another processor or torch rounds otherwise; a task has 72 samples."""
+    matrix = session.names["result"].matrix
+    demo, ten_lines = blocks("text")
+    assert numbers(ten_lines) == pytest.approx(matrix.ravel().tolist(), abs=0.03, nan_ok=True)
+    last, summary = (line for line in demo.splitlines() if line.startswith(("after", "ACC")))
+    assert numbers(last) == pytest.approx(matrix[-1].tolist(), abs=0.03)
+    accuracy, _, *forgetting = numbers(summary)
+    assert accuracy == pytest.approx(matrix[-1].mean(), abs=0.01)
+    assert forgetting == [0.0, 0.0, 0.0]
+
+
+def test_it_ends_with_a_report(session):
+    assert "</html>" in (session.folder / "report" / "report.html").read_text()
+
+
+def test_the_quick_start_runs(tmp_path, monkeypatch):
+    """From README's example on; its last block ends with an assertion of its own."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
     monkeypatch.chdir(tmp_path)
-    first, second = blocks("python")[:2]
+    first, piggyback, importance, loop = blocks("python", QUICK_START)
+    assert first == blocks("python")[0]
+    assert blocks("text", QUICK_START) == blocks("text")[1:]
     names = {}
-    exec(compile(first[: first.index("net =")], "README.md", "exec"), names)
+    exec(compile(first[: first.index("net =")], "quick-start.md", "exec"), names)
     names["run"] = {**README_RUN, "epochs": 2}
-    exec(compile(second, "README.md", "exec"), names)
+    run_in_order([piggyback], names, tmp_path)
     matrix = names["result"].matrix
     assert (matrix.diagonal() == matrix[-1]).all()
     assert 0 < names["net"].differing(0, 4) < 1
-    assert (tmp_path / "task-0.safetensors").exists()
-
-
-def test_the_importance_example_goes_on_from_both():
-    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
-    first, second, third = blocks("python")[:3]
-    names = {}
-    exec(compile(first[: first.index("net =")], "README.md", "exec"), names)
-    exec(compile(second[: second.index("net =")], "README.md", "exec"), names)
-    names["run"] = {**README_RUN, "epochs": 2}
-    exec(compile(third, "README.md", "exec"), names)
+    assert (tmp_path / "masks-0.safetensors").exists()
+    run_in_order([importance], names, tmp_path)
     assert names["result"].matrix[-1].mean() > 0.8
     assert names["importances"].keys() == dict(names["base"].named_parameters()).keys()
+    run_in_order([loop], names, tmp_path)
+    assert names["logits"].shape == (32, 2)
 
 
 def test_the_page_on_training_runs():
@@ -102,21 +141,11 @@ def test_the_example_of_values_and_of_labels():
     assert names["labels"].matrix[-1].min() > 0.8
 
 
-def test_the_loop_of_your_own_runs():
-    """It ends with an assertion of its own: to_plain has the network's outputs."""
-    names = {}
-    exec("import torch\nimport maskcl\nfrom maskcl import models", names)
-    exec(compile(blocks("python")[3], "README.md", "exec"), names)
-    assert names["logits"].shape == (32, 2)
-
-
-def test_the_graph_example_goes_on_from_the_first():
+def test_the_page_on_graphs_runs():
     pytest.importorskip("torch_geometric", reason="graph models need maskcl[graph]")
-    first, graphs = blocks("python")[0], blocks("python")[4]
+    (example,) = blocks("python", page("graphs.md"))
     names = {}
-    exec(compile(first[: first.index("net =")], "README.md", "exec"), names)
-    names["run"] = {**README_RUN, "epochs": 20}
-    exec(compile(graphs, "README.md", "exec"), names)
+    exec(compile(example, "graphs.md", "exec"), names)
     matrix = names["result"].matrix
     assert matrix[-1].mean() > 0.8
     assert (matrix.diagonal() == matrix[-1]).all()
@@ -125,76 +154,30 @@ def test_the_graph_example_goes_on_from_the_first():
 def test_begins_example(tmp_path, monkeypatch):
     pytest.importorskip("torch_geometric", reason="graph models need maskcl[graph]")
     monkeypatch.chdir(tmp_path)
-    names = {"torch": torch}
-    exec(compile(blocks("python")[6].replace("=50", "=3"), "README.md", "exec"), names)
+    (example,) = blocks("python", page("compat-begin.md"))
+    names = {}
+    exec(compile(example.replace("=50", "=3"), "compat-begin.md", "exec"), names)
     assert names["trainer"].run
 
 
-def test_the_export_example(tmp_path, monkeypatch):
+def test_the_page_on_export_runs(tmp_path, monkeypatch):
     pytest.importorskip("safetensors", reason="files of weights need maskcl[train]")
     monkeypatch.chdir(tmp_path)
-    names = {"torch": torch, "maskcl": maskcl, "models": maskcl.models}
+    (example,) = blocks("python", page("export.md"))
+    names = {}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        exec(compile(blocks("python")[5].replace("64, 3", "4, 3"), "README.md", "exec"), names)
+        exec(compile(example.replace("64, 3", "4, 3"), "export.md", "exec"), names)
     x, net = torch.rand(2, 3, 32, 32), names["net"].eval()
     with torch.no_grad(), net.task(0):
         torch.testing.assert_close(names["small"](x), net(x), rtol=1e-4, atol=1e-4)
     assert (tmp_path / "task-0.safetensors").exists()
 
 
-def op_rows():
-    found = re.findall(r"^\| `(\w+\(.*?\))` \| `(.*?)` \|$", TEXT, flags=re.MULTILINE)
-    found = [(call, formula.replace("\\|", "|")) for call, formula in found]  # | ends a cell
-    assert len(found) == 38
-    return found
-
-
-def arguments():
-    generator = torch.Generator().manual_seed(0)
-
-    def rand(*shape):
-        return torch.rand(*shape, generator=generator)
-
-    def tasks(units):
-        return torch.randint(4, (units,), generator=generator)
-
-    return {
-        "torch": torch, "F": F, "e": rand(6) - 0.5, "s": 3.0, "m": rand(6), "p": 0.25,
-        "s_max": 400.0, "used": torch.tensor([True, False] * 3), "x": rand(4, 6) - 0.5,
-        "b": rand(6) - 0.5, "w": rand(6, 6) - 0.5, "g": rand(6, 6), "saved": rand(6, 6),
-        "r": rand(6, 6) - 0.5, "q": rand(6, 6) > 0.5, "t": 0.1, "i": torch.tensor([5, 0, 2]),
-        "d": rand(4, 6) - 0.5, "k": rand(6, 6),
-        "u": torch.randint(-9, 9, (5,)).int(), "v": torch.randint(-9, 9, (5,)).int(),
-        "out": tasks(6), "inp": tasks(6), "a": rand(6), "c": rand(6),
-        "im": (rand(2, 6, 5, 5) - 0.5).contiguous(memory_format=torch.channels_last),
-        "f": rand(6, 6, 3, 3) - 0.5,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "formula"), op_rows())
-def test_each_op_equals_the_formula_beside_it(call, formula):
-    names = arguments()
-    functions = {name: getattr(ops, name) for name in ops.__all__}
-    expected = eval(formula, {**names, **functions})
-    found = eval(call, {**names, **functions})
-    if found is None:  # in place, on the first tensor
-        written = re.match(r"\w+\(\[?(\w+)", call)[1]
-        found = names[written]
-        assert not torch.equal(found, arguments()[written])
-    torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected))
-
-
-def test_every_op_is_in_the_table():
-    assert {call.partition("(")[0] for call, _ in op_rows()} == set(ops.__all__) - {
-        "epoch_progress",
-        "task_progress",
-    }
-
-
 def commands():
-    lines = "".join(blocks("console") + blocks("console", SCENARIOS)).splitlines()
-    return [line.removeprefix("$ ") for line in lines if line.startswith("$ maskcl train")]
+    pages = [TEXT, SCENARIOS, page("command-line.md"), page("graphs.md")]
+    lines = "".join(block for text in pages for block in blocks("console", text)).splitlines()
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ maskcl ")]
 
 
 @pytest.mark.parametrize("command", commands())
@@ -204,16 +187,20 @@ def test_commands_parse_and_pass_the_checks_of_their_values(command, tmp_path):
     from maskcl.cli.app import METHODS, app
     from maskcl.cli.options import check_values, combine
 
-    words = shlex.split(command)
-    method, kind = words[2], METHODS[words[2]].options
-    group = typer.main.get_command(app)
-    leaf = group.commands["train"].commands[method]
-    context = leaf.make_context(method, words[3:])
+    words = shlex.split(command)[1:]
+    leaf, door = typer.main.get_command(app), words[0]
+    while hasattr(leaf, "commands"):
+        method, *words = words
+        leaf = leaf.commands[method]
+    context = leaf.make_context(method, words)
+    if door != "train":
+        return
     given = {name: v for name, v in context.params.items() if v is not None}
     resume = given.pop("resume")
     base = {"base": "random"} if method == "piggyback" else {}
     saved = {"scenario": "split-digits", "out": "runs", **base} if resume else None
-    combine(kind, check_values(kind, given, "README"), {}, saved)
+    kind = METHODS[method].options
+    combine(kind, check_values(kind, given, "a page"), {}, saved)
 
 
 def test_the_page_of_scenarios_has_every_set_and_the_model_that_it_is_given():
@@ -222,11 +209,6 @@ def test_the_page_of_scenarios_has_every_set_and_the_model_that_it_is_given():
     rows = re.findall(r"^\| `([\w-]+)` \| .* \| (\d+)[^|]* \| (\w+) \|$", SCENARIOS, re.MULTILINE)
     cut = {name: IMAGES[f"split-{name}"] for name in SOURCES}
     assert set(rows) == {(name, str(made.tasks), made.model) for name, made in cut.items()}
-
-
-def test_pictures_and_links_exist():
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", TEXT):
-        assert (ROOT / target).is_file(), target
 
 
 def test_the_page_on_later_tasks_runs():

@@ -132,7 +132,7 @@ def clamp_grads_soft_(
     aggregation: str = "min",
     groups: Sequence[int] | None = None,
 ) -> None:
-    """grads[t] *= 1 - agg(out_masks[t][o], in_masks[t][i]), in place: the paper's float masks.
+    """``grads[t] *= 1 - agg(out_masks[t][o], in_masks[t][i])``, in place: the paper's float masks.
 
     Args:
         grads: list of [O, I, *] or [O], floating, one device.

@@ -40,8 +40,8 @@ def masked_activation(
     Args:
         x: [.., C, ..], floating; contiguous and channels_last are read in place, other strides
             copied.
-        mask: [C], floating, >= 0.
-        bias: [C] or None.
+        mask: [C], any floating dtype, >= 0; takes a gradient of its own dtype.
+        bias: [C], any floating dtype, or None.
         activation: identity, relu, gelu, gelu_tanh, silu, tanh, sigmoid or leaky_relu.
         channel_dim: the dimension of C.
         negative_slope: of leaky_relu, finite. Below 0 the op is plain torch, whatever the backend.

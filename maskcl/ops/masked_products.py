@@ -47,13 +47,14 @@ def masked_linear(
     While the mask learns, closed columns of x are left out on a CPU; else the product is
     ``F.linear`` itself, to the bit. Gradients always leave out what is closed.
 
-    Equivalent to ``act(F.linear(x, weight, bias)) * mask``. Takes part in autocast.
+    Equivalent to ``act(F.linear(x, weight, bias)) * mask``. Takes part in autocast; gradients to x,
+    weight, mask and bias.
 
     Args:
         x: [.., I], floating.
-        weight: [O, I].
-        mask: [O], floating, >= 0.
-        bias: [O] or None.
+        weight: [O, I], x's dtype.
+        mask: [O], any floating dtype, >= 0.
+        bias: [O], x's dtype, or None.
         activation: as for :func:`masked_activation`.
         negative_slope: of leaky_relu.
         save: as for :func:`masked_activation`.
@@ -123,13 +124,16 @@ def masked_conv(
 
     While the mask learns, images are convolved as by :func:`open_conv`, and where that leaves
     closed channels out, the mask is applied in place on its output; else the product is
-    ``F.conv2d`` itself, to the bit. Takes part in autocast.
+    ``F.conv2d`` itself, to the bit.
+
+    Equivalent to ``act(F.conv2d(x, weight, bias)) * mask.view(-1, 1, 1)``. Takes part in autocast;
+    gradients to x, weight, mask and bias.
 
     Args:
         x: [N, I, H, W], or [I, H, W] for one image; floating.
-        weight: [O, I, KH, KW].
-        mask: [O], floating, >= 0.
-        bias: [O] or None.
+        weight: [O, I, KH, KW], x's dtype.
+        mask: [O], any floating dtype, >= 0.
+        bias: [O], x's dtype, or None.
         stride: as for :func:`open_conv`.
         padding: as for :func:`open_conv`.
         dilation: as for :func:`open_conv`.

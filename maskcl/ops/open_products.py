@@ -62,15 +62,16 @@ def open_conv(
     else is ``F.conv2d``, autocast too.
 
     Args:
-        x: [N, I, H, W], or [I, H, W] for one image.
-        weight: [O, I, KH, KW].
-        bias: [O] or None.
+        x: [N, I, H, W], or [I, H, W] for one image; floating.
+        weight: [O, I, KH, KW], x's dtype.
+        bias: [O], x's dtype, or None.
         stride: of both dimensions.
         padding: zeros around x, of both dimensions.
         dilation: of both dimensions.
 
     Returns:
-        [N, O, OH, OW] (of one image [O, OH, OW]), channels_last where x is.
+        [N, O, OH, OW] (of one image [O, OH, OW]) in x's dtype (the autocast dtype under autocast),
+        channels_last where x is.
 
     Raises:
         TypeError, ValueError: an argument is not as above, or images are smaller than the window.

@@ -62,7 +62,7 @@ def packed_linear(x: Tensor, weight: Tensor, words: Tensor, bias: Tensor | None 
         x: [.., I], floating.
         weight: [O, I], x's dtype.
         words: int32, see :func:`pack_mask`.
-        bias: [O] or None.
+        bias: [O], x's dtype, or None.
 
     Returns:
         [.., O] in x's dtype (the autocast dtype under autocast).

@@ -37,7 +37,7 @@ def piggyback_linear(
         weight: [O, I], x's dtype.
         scores: [O, I], float32 or weight's dtype.
         threshold: as for :func:`piggyback_weight`.
-        bias: [O] or None.
+        bias: [O], x's dtype, or None.
         levels: as for :func:`piggyback_weight`.
         inclusive: likewise.
         density: likewise.

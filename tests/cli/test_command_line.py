@@ -353,7 +353,7 @@ def test_an_interrupt_that_a_library_swallows_is_one(tmp_path, capsys, monkeypat
             signal.pthread_sigmask(signal.SIG_BLOCK, [])  # the handler runs here at the latest
         raise RuntimeError("half of it is not there")
 
-    monkeypatch.setattr("maskcl.cli.train._load_scenario", swallow)
+    monkeypatch.setattr("maskcl.cli.train.scenario_of", swallow)
     assert train(*SMALL, "--out", tmp_path / "new") == 130
     err = capsys.readouterr().err
     assert err == "maskcl: interrupted; a run that has begun goes on with --resume\n"

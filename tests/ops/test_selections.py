@@ -1,7 +1,7 @@
-"""README's rows whose equality is a selection, to the bit, on values that break what only looks so.
+"""The op reference's rows that select, to the bit, on values that break what only looks so.
 
 NaN, infinities, zeros of both signs, ties, subnormal numbers, scores at the threshold and beside
-it, bit 63 of task words, words of all bits. Where a row of README says ``w * mask`` the op selects:
+it, bit 63 of task words, words of all bits. Where a row says ``w * mask`` the op selects:
 what the mask leaves out is 0 whatever it was.
 """
 
@@ -18,7 +18,7 @@ from maskcl import backends, ops
 from tests.ops.conftest import with_reference
 
 backend = with_reference()
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+TABLE = (Path(__file__).resolve().parents[2] / "docs" / "ops" / "index.md").read_text()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SHAPE = (9, 13)  # 117: neither whole words nor whole vectors
 T, K = 0.1, 7
@@ -125,7 +125,7 @@ def test_each_row_is_its_selection(backend, device, call, dtype):
 
 
 def test_every_row_is_here_or_a_sum():
-    rows = re.findall(r"^\| `(\w+\(.*?\))` \|", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+\(.*?\))` \|", TABLE, flags=re.MULTILINE)
     sums = {row for row in rows if row.partition("(")[0] in OTHERS}
     assert set(ROWS) == set(rows) - sums
     assert len(sums) == 19

@@ -75,7 +75,12 @@ def state_fingerprints(
     left_out = {id(tensors[n]) for n in without if n in tensors}
     once = {id(t): n for n, t in reversed(tensors.items()) if id(t) not in left_out}
     kept = set(once.values())
-    found.shared |= {n: fingerprint(tensor) for n, tensor in tensors.items() if n in kept}
+    shared = {n: tensor for n, tensor in tensors.items() if n in kept}
+    if any(map(is_sharded, shared.values())):  # in one message
+        hashes = iter(fingerprints(list(shared.values())))
+    else:
+        hashes = map(fingerprint, shared.values())
+    found.shared |= zip(shared, hashes, strict=True)
     return found
 
 
