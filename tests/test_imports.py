@@ -24,7 +24,7 @@ LAYERS = [
         "shards",
         "text",
     ],
-    ["files", "reading", "validation"],
+    ["extras", "files", "reading", "validation"],
     ["lock"],
     ["_extension", "checkpoint", "loggers", "progress", "reference", "schemas", "tensor_file"],
     ["backends", "triton"],
