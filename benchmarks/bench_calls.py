@@ -8,17 +8,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.calls import calls, differentiated
 from benchmarks.conftest import device
+from maskcl.bench import case, cases
+from maskcl.bench.case import differentiated
 
-PAIRS = [(op, False) for op in calls()] + [(op, True) for op, call in calls().items() if call.wrt]
+PAIRS = [(op, False) for op in cases()] + [(op, True) for op, made in cases().items() if made.wrt]
 
 
 @pytest.mark.parametrize("name", ["maskcl", "plain torch"])
 @pytest.mark.parametrize(("op", "backward"), sorted(PAIRS))
 def test_call(timed, op, backward, name):
     with torch.device(device()):  # not around the timing: every call would pass through it
-        call = calls()[op]
+        call = case(op)
     function = call.ours if name == "maskcl" else call.plain
     if backward:
         function = differentiated(function, call.wrt)

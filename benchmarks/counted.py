@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks.calls import calls, differentiated
-from benchmarks.steps import OPTIMIZERS, rows
+from maskcl.bench import METHODS, Setting, cases
+from maskcl.bench.case import differentiated
+from maskcl.bench.step_times import steps_of
 
 # The second is so small that nearly all of its step is calls.
 SIZES = {"64-200-200-2": 16, "8-8-8-2": 2}
 SMALL = "8-8-8-2"
-METHODS = {"unmasked": "unmasked"} | {f"maskcl {m}": m for m in ("HAT", "Piggyback", "MAS")}
+ROWS = {("", "unmasked, fused"): "unmasked"} | {(m, "maskcl"): m for m in METHODS}
 OF_STEPS, OF_OPS = 5, 20  # times that a piece is run
 # A step that has become dearer, for the test to see that it would be noticed.
 PLANTED, DEARER_THAN, LOOPS = "step 64-200-200-2, MAS and a loop", "step 64-200-200-2, MAS", 5000
@@ -53,10 +54,8 @@ def steps() -> dict[str, Piece]:
     """Training steps of each size."""
     made = {}
     for size, batch in SIZES.items():
-        widths = [int(width) for width in size.split("-")]
-        x, y = torch.rand(batch, widths[0]), torch.randint(0, widths[-1], (batch,))
-        found = rows(widths, OPTIMIZERS["AdamW"], x, y)
-        for row, method in METHODS.items():
+        found = steps_of(Setting(size, batch), METHODS)
+        for row, method in ROWS.items():
             made[f"step {size}, {method}"] = Piece(found[row], OF_STEPS)
     made[PLANTED] = Piece(looped(made[DEARER_THAN].function), OF_STEPS)
     return made
@@ -65,9 +64,9 @@ def steps() -> dict[str, Piece]:
 def of_ops() -> dict[str, Piece]:
     """Each op's call, and its call with its backward where it has one."""
     made = {}
-    for op in calls():
-        made[op] = Piece(calls()[op].ours, OF_OPS)
-        call = calls()[op]  # of tensors of its own, which want gradients
+    for op in cases():
+        made[op] = Piece(cases()[op].ours, OF_OPS)
+        call = cases()[op]  # of tensors of its own, which want gradients
         if call.wrt:
             backward = differentiated(call.ours, call.wrt)
             made[f"{op}, forward + backward"] = Piece(backward, OF_OPS)

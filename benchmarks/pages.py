@@ -1,4 +1,4 @@
-"""Tables that are made, not written, in docs/gpu-model.md."""
+"""Tables that are made, not written, in pages of docs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ def _part(name: str) -> re.Pattern[str]:
     return re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)", re.DOTALL)
 
 
-def replace_part(name: str, text: str) -> None:
+def replace_part(name: str, text: str, path: Path = PAGE) -> None:
     """Put ``text`` between the page's comments ``name`` and ``end of name``."""
-    page = PAGE.read_text()
-    assert _part(name).search(page), f"{PAGE.name} has no part {name!r}"
-    PAGE.write_text(_part(name).sub(lambda _: f"\n{text}\n\n", page))
+    page = path.read_text()
+    assert _part(name).search(page), f"{path.name} has no part {name!r}"
+    path.write_text(_part(name).sub(lambda _: f"\n{text}\n\n", page))
 
 
-def part(name: str) -> str:
+def part(name: str, path: Path = PAGE) -> str:
     """What the page has there."""
-    found = _part(name).search(PAGE.read_text())
-    assert found, f"{PAGE.name} has no part {name!r}"
+    found = _part(name).search(path.read_text())
+    assert found, f"{path.name} has no part {name!r}"
     return found[0].strip()

@@ -13,7 +13,7 @@ import importlib
 import itertools
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,18 +25,24 @@ from benchmarks.__main__ import commit, processor
 from benchmarks.bench_step import BATCH, NETWORKS, SCALE, SPARSITY, maskcl_step, plain_step
 from benchmarks.paired import compare
 
+OptimizerOf = Callable[[Any], torch.optim.Optimizer]
+PAPER = [784, 2000, 2000, 10]
 STEP = 50  # of 100 in the epoch, for CLArena's annealing
 HAT_CL = {"through maskcl.compat.hat_cl": "maskcl.compat.hat_cl", "hat-cl": "hat"}
 CLARENA = {"through maskcl.compat.clarena": "maskcl.compat.clarena", "CLArena": "clarena"}
 
 
-class _MLP(nn.Module):
-    """784-2000-2000-10 of a hat-cl package's layers."""
+def sgd(params: Any) -> torch.optim.Optimizer:
+    """As in bench_step."""
+    return torch.optim.SGD(params, lr=0.05)
 
-    def __init__(self, package: str, config: Any) -> None:
+
+class _MLP(nn.Module):
+    """An MLP of a hat-cl package's layers."""
+
+    def __init__(self, package: str, config: Any, widths: Sequence[int]) -> None:
         super().__init__()
         linear = importlib.import_module(f"{package}.modules").HATLinear
-        widths = [784, 2000, 2000, 10]
         self.layers = nn.ModuleList(linear(i, o, config) for i, o in itertools.pairwise(widths))
         self.relu = nn.ReLU()
 
@@ -71,12 +77,22 @@ class _Conv(nn.Module):
         return self.layers[-1](payload)
 
 
-def hat_cl_step(package: str, network: str, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
-    """The second task's step; the first has locked about half of the units."""
+def hat_cl_step(
+    package: str,
+    widths: Sequence[int] | None,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    optimizer_of: OptimizerOf = sgd,
+) -> Callable[[], None]:
+    """The second task's step on an MLP or, without widths, on the paper's conv net.
+
+    The first task has locked about half of the units.
+    """
     hat = importlib.import_module(package)
     utils = importlib.import_module(f"{package}.utils")
     config = hat.HATConfig(num_tasks=2, max_trn_mask_scale=400.0)
-    model = (_MLP if network.startswith("MLP") else _Conv)(package, config).train()
+    model = _MLP(package, config, widths) if widths else _Conv(package, config)
+    model.train()
 
     def step(task: int, optimizer: torch.optim.Optimizer) -> None:
         optimizer.zero_grad()
@@ -87,25 +103,31 @@ def hat_cl_step(package: str, network: str, x: torch.Tensor, y: torch.Tensor) ->
         optimizer.step()
 
     def optimizer() -> torch.optim.Optimizer:
-        return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+        return optimizer_of([p for p in model.parameters() if p.requires_grad])
 
     step(0, optimizer())
     return functools.partial(step, 1, optimizer())
 
 
-def clarena_step(package: str, x: torch.Tensor, y: torch.Tensor) -> Callable[[], None]:
-    """The second task's step on the MLP, mode "hat"."""
+def clarena_step(
+    package: str,
+    widths: Sequence[int],
+    x: torch.Tensor,
+    y: torch.Tensor,
+    optimizer_of: OptimizerOf = sgd,
+) -> Callable[[], None]:
+    """The second task's step on an MLP, mode "hat"."""
     backbones = importlib.import_module(f"{package}.backbones")
     algorithms = importlib.import_module(f"{package}.cl_algorithms")
     heads = importlib.import_module(f"{package}.heads")
-    backbone = backbones.HATMaskMLP(784, [2000, 2000], 10, "sigmoid")
+    inputs, *hidden, classes = widths
+    backbone = backbones.HATMaskMLP(inputs, hidden[:-1], hidden[-1], "sigmoid")
     algorithm = _untrained(algorithms.HAT)(
-        backbone, heads.HeadsTIL(10), "hat", 400.0, 50.0, SPARSITY
+        backbone, heads.HeadsTIL(hidden[-1]), "hat", 400.0, 50.0, SPARSITY
     )
     algorithm.trainer = SimpleNamespace(num_training_batches=100)
     for task in (1, 2):
-        sgd = functools.partial(torch.optim.SGD, lr=0.05)
-        algorithm.setup_task_id(task, 10, sgd, None)
+        algorithm.setup_task_id(task, classes, _named(optimizer_of), None)
         own = algorithm.configure_optimizers()
         algorithm.own = own["optimizer"] if isinstance(own, dict) else own
         algorithm.on_train_start()
@@ -113,6 +135,11 @@ def clarena_step(package: str, x: torch.Tensor, y: torch.Tensor) -> Callable[[],
         if task == 1:
             algorithm.on_train_end()
     return lambda: algorithm.training_step((x, y), STEP)
+
+
+def _named(optimizer_of: OptimizerOf) -> Callable[..., torch.optim.Optimizer]:
+    """CLArena gives parameters by name."""
+    return lambda params: optimizer_of(params)
 
 
 def _untrained(kind: type) -> type:
@@ -135,6 +162,7 @@ def steps_of(network: str) -> dict[str, Callable[[], None]]:
     """All that can be timed here, each on a network of its own."""
     build, shape = NETWORKS[network]
     x, y = torch.rand(BATCH, *shape), torch.randint(0, 10, (BATCH,))
+    widths = PAPER if network.startswith("MLP") else None
     plain, masked = plain_step(build().train()), maskcl_step(build().train(), x)
     steps: dict[str, Callable[[], None]] = {
         "no mask": lambda: plain(x, y),
@@ -142,10 +170,10 @@ def steps_of(network: str) -> dict[str, Callable[[], None]]:
     }
     for name, package in HAT_CL.items():
         if importable(package):
-            steps[name] = hat_cl_step(package, network, x, y)
+            steps[name] = hat_cl_step(package, widths, x, y)
     for name, package in CLARENA.items():
         if network.startswith("MLP") and importable(package):
-            steps[name] = clarena_step(package, x, y)
+            steps[name] = clarena_step(package, PAPER, x, y)
     return steps
 
 

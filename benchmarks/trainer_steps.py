@@ -17,7 +17,8 @@ from torch.utils.data import TensorDataset
 
 import maskcl
 from benchmarks.__main__ import commit, processor
-from benchmarks.steps import OPTIMIZERS, mlp
+from maskcl.bench import OPTIMIZERS
+from maskcl.bench.networks import mlp
 from maskcl.callback import Callback
 from maskcl.ops import task_progress
 from maskcl.problems import Vision
@@ -26,6 +27,10 @@ from maskcl.training.trainer import Trainer
 
 BATCH, BATCHES, EPOCHS = 16, 100, 30
 CLASSES = [2, 2]
+
+
+def adamw(groups: Any) -> torch.optim.Optimizer:
+    return OPTIMIZERS["adamw"](groups, fused=True)
 
 
 def samples() -> TensorDataset:
@@ -46,7 +51,7 @@ class OwnLoop:
         self.net.finish_task(0)
         self.state = self.method.begin_task(self.net, 1)
         groups = self.method.parameter_groups(self.net, 1)
-        self.optimizer = OPTIMIZERS["AdamW"](groups)
+        self.optimizer = adamw(groups)
         self.method.protect(self.optimizer, self.net, self.state)
 
     def epoch(self, epoch: int) -> float:
@@ -97,7 +102,7 @@ def main() -> None:
         maskcl.HAT(),
         Vision(),
         scenario,
-        OPTIMIZERS["AdamW"],
+        adamw,
         epochs=EPOCHS,
         batch_size=BATCH,
         callback=watch,

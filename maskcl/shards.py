@@ -6,9 +6,7 @@ them (`whole`, a message that every process has to take part in), or for what be
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import gcd
 from typing import Any
 
@@ -66,18 +64,66 @@ def rows(tensor: Any) -> slice:
             f"a parameter is sharded as {tensor.placements}, wanted along its first dimension:"
             " fully_shard without shard_placement_fn and without other parallelism"
         )
-    count, mesh = len(tensor), tensor.device_mesh
-    for dim, place in enumerate(tensor.placements):
+    return span(tensor)
+
+
+def span(tensor: Any, dim: int = 0) -> slice:
+    """Which part of a dimension this process has, where a tensor is cut along that one at most."""
+    count, mesh = tensor.shape[dim], tensor.device_mesh
+    for at, place in enumerate(tensor.placements):
         if place.is_shard():
-            step = -(-count // mesh.size(dim))
-            first = min(count, step * mesh.get_local_rank(dim))
+            step = -(-count // mesh.size(at))
+            first = min(count, step * mesh.get_local_rank(at))
             return slice(first, min(count, first + step))
     return slice(0, count)
 
 
 def cut(tensor: Tensor, like: Tensor) -> Tensor:
-    """The rows of a whole tensor that this process has of the parameter ``like``; a view."""
+    """The rows of a whole tensor that this process has of the parameter ``like``; a view.
+
+    One that is sharded already gives its rows.
+    """
+    if is_sharded(tensor):
+        return local(tensor)
     return tensor[rows(like)] if is_sharded(like) else tensor
+
+
+def shard(tensor: Tensor, like: Any, dim: int = 0) -> Tensor:
+    """A whole tensor, the same in every process, cut along a dimension as ``like`` is by rows."""
+    from torch.distributed.tensor import Shard
+
+    rows(like)  # raises where it is cut otherwise
+    places = [Shard(dim) if place.is_shard() else place for place in like.placements]
+    return _placed(tensor, like.device_mesh, places, dim)
+
+
+def placed(caller: str, tensor: Any, own: Any) -> Any:
+    """What is to be loaded, sharded as the tensor is that it goes into.
+
+    Raises:
+        RuntimeError: it is sharded, and that is not.
+    """
+    if is_sharded(own) and type(tensor) in _PLAIN and tensor.shape == own.shape:
+        dims = [place.dim for place in own.placements if place.is_shard()]
+        return _placed(tensor.detach(), own.device_mesh, own.placements, dims[0] if dims else 0)
+    if is_sharded(tensor) and own is not None and not is_sharded(own):
+        raise RuntimeError(
+            f"{caller}: the state is sharded and the network is not: give it"
+            " torch.distributed.checkpoint.state_dict.get_model_state_dict's with"
+            " full_state_dict=True, or call fully_shard for it first"
+        )
+    return tensor
+
+
+@torch.no_grad()
+def _placed(tensor: Tensor, mesh: Any, places: Sequence[Any], dim: int) -> Tensor:
+    """A DTensor with a copy of this process's part; nothing is sent."""
+    from torch.distributed.tensor import DTensor
+
+    options: Any = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
+    part = span(DTensor.from_local(tensor.narrow(dim, 0, 0), mesh, places, **options), dim)
+    mine = tensor.narrow(dim, part.start, part.stop - part.start).clone()
+    return DTensor.from_local(mine, mesh, places, **options)
 
 
 @torch.no_grad()
@@ -137,11 +183,35 @@ def total(value: Tensor, like: Sequence[Tensor]) -> Tensor:
     return found
 
 
-def _add_up(value: Tensor, like: Any) -> None:
-    """Sum over the processes that have other rows of a tensor, in place."""
+def totals(values: Sequence[Tensor], like: Sequence[Any], *, largest: bool = False) -> Tensor:
+    """Of each value of a process's rows that of all rows, their sum or the largest: [n].
+
+    One message for each way in which what they are of is sharded. Every process has to call it.
+
+    Args:
+        values: 0-d, of one dtype, n > 0.
+        like: for each the tensor that it is of.
+        largest: not their sum.
+    """
+    found = torch.stack([value.to(values[0].device) for value in values])
+    kinds: dict[Any, list[int]] = {}
+    for place, tensor in enumerate(like):
+        if is_sharded(tensor):
+            kinds.setdefault(kind_of(tensor), []).append(place)
+    for places in kinds.values():
+        part = found[places]
+        _add_up(part, like[places[0]], largest)
+        found[places] = part
+    return found
+
+
+def _add_up(value: Tensor, like: Any, largest: bool = False) -> None:
+    """Sum over the processes that have other rows of a tensor, in place; or take the largest."""
+    distributed = torch.distributed
     for dim, place in enumerate(like.placements if is_sharded(like) else ()):
         if place.is_shard() and like.device_mesh.size(dim) > 1:
-            torch.distributed.all_reduce(value, group=like.device_mesh.get_group(dim))
+            kind = distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM
+            distributed.all_reduce(value, kind, group=like.device_mesh.get_group(dim))
 
 
 def total_norm(norms: Sequence[tuple[Tensor, Any]]) -> Tensor:
@@ -183,46 +253,3 @@ def gather(tensor: Tensor) -> Tensor:
     """All of it, for a forward in which the parameter learns; every process has to call it."""
     found: Tensor = _Gather.apply(tensor) if is_sharded(tensor) else tensor
     return found
-
-
-@contextlib.contextmanager
-def gathered(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Inside, modules under ``fully_shard`` have all of their parameters, whatever passes through.
-
-    Forwards and backwards send nothing then, so that processes may do as many as they like, and
-    may ask for gradients of parameters. Every process has to enter and leave it.
-    """
-    found = _of_fsdp(modules)
-    groups = [g for module in found for g in module._get_fsdp_state()._fsdp_param_groups]
-    before = [(group.post_forward_mesh_info, group.reshard_after_backward) for group in groups]
-    try:
-        for group in groups:
-            group.post_forward_mesh_info, group.reshard_after_backward = None, False
-        for module in found:
-            module.unshard()
-        yield
-    finally:
-        for group, (mesh, is_after) in zip(groups, before, strict=True):
-            group.post_forward_mesh_info, group.reshard_after_backward = mesh, is_after
-        for module in found:
-            module.reshard()
-
-
-def reshard(modules: Iterable[nn.Module]) -> None:
-    """Give modules the parameters back that ``fully_shard`` put away.
-
-    A root keeps all of its parameters after a forward, in place of the shards that train.
-    """
-    for module in _of_fsdp(modules):
-        module.reshard()
-
-
-def _of_fsdp(modules: Iterable[nn.Module]) -> list[Any]:
-    """Those that ``fully_shard`` was called for."""
-    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None:
-        return []
-    modules = list(modules)
-    # Of a thousand tasks there are thousands of modules, and few kinds.
-    kinds = {kind for kind in set(map(type, modules)) if issubclass(kind, fsdp.FSDPModule)}
-    return [module for module in modules if type(module) in kinds] if kinds else []

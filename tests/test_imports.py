@@ -13,8 +13,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up: a file imports from its own layer and from those before it.
 LAYERS = [
-    ["_version", "callback", "graph", "metrics", "randomness", "settings", "shards", "text"],
-    ["files", "reading", "validation"],
+    [
+        "_version",
+        "callback",
+        "graph",
+        "metrics",
+        "randomness",
+        "settings",
+        "sharded_modules",
+        "shards",
+        "text",
+    ],
+    ["extras", "files", "reading", "validation"],
     ["lock"],
     ["_extension", "checkpoint", "loggers", "progress", "reference", "schemas", "tensor_file"],
     ["backends", "triton"],
@@ -30,6 +40,7 @@ LAYERS = [
     ["report"],
     ["training"],
     [""],  # maskcl itself, the face of all that is below
+    ["bench"],
     ["cli", "compat", "info", "reproduce"],
     ["__main__"],
 ]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from benchmarks import instructions
-from benchmarks.calls import calls, differentiated
 from benchmarks.counted import DEARER_THAN, PLANTED
 from maskcl import ops
+from maskcl.bench import cases
 
 MADE_WITH, KNOWN = instructions.read()
 AGAIN = "if it is meant: python -m benchmarks.instructions --write"
@@ -52,10 +51,11 @@ def test_bounds_hold_in_both_directions_and_other_versions_have_wider_ones():
 
 
 def test_every_op_is_called_and_counted():
-    assert calls().keys() == set(ops.__all__)
+    assert cases().keys() == set(ops.__all__)
     assert set(ops.__all__) <= KNOWN.keys()
-    wanted = {f"{op}, forward + backward" for op, call in calls().items() if call.wrt}
+    wanted = {f"{op}, forward + backward" for op, call in cases().items() if call.wrt}
     assert {piece for piece in KNOWN if "backward" in piece} == wanted
+<<<<<<< HEAD
 
 
 @pytest.mark.parametrize("op", [op for op in calls() if not op.endswith("_")])
@@ -69,3 +69,5 @@ def test_plain_torch_computes_the_same(op):
         torch.testing.assert_close(ours, plain)
     else:
         assert not ours.requires_grad
+=======
+>>>>>>> e481437d5d08321ec5a87b1d1e64636c6f2c1f70

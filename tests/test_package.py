@@ -106,10 +106,15 @@ def test_native_folders_register_exactly_the_ops_of_their_stems(folder: str, end
 
 
 def test_one_version_everywhere() -> None:
-    project = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
-    assert project is not None
-    assert maskcl.__version__ == project[1]
-    assert f"## {project[1]}" in (ROOT / "CHANGELOG.md").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'version = {attr = "maskcl._version.__version__"}' in project  # the one source
+    assert not re.search(r"^version = \"", project, re.M)
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    newest = re.search(r"^## (\S+) \(\d{4}-\d\d-\d\d\)$", changes, re.M)
+    assert newest is not None
+    assert newest[1] == maskcl.__version__
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {maskcl.__version__}\n" in citation
 
 
 def test_info_names_every_op_and_a_reason_for_every_no() -> None:

@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from maskcl.extras import install
+
 # They import torch and read data before they have something to say.
 _LONG = ("train", "pretrain", "reproduce")
 
@@ -35,8 +37,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "maskcl":
             raise
+        if given == ["info"] and error.name != "torch":  # what is missing is what it is to say
+            from maskcl import info
+
+            info.main()
+            return 0
         print(
-            f"maskcl: the command line needs {error.name}: pip install 'maskcl[train]'",
+            f"maskcl: the command line needs {error.name}: {install('train')}",
             file=sys.stderr,
         )
         return 2

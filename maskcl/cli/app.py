@@ -12,7 +12,7 @@ import typer
 
 from maskcl import info as info_module
 from maskcl import report
-from maskcl.cli import baselines, export, forget, hat, mas, masks, piggyback
+from maskcl.cli import baselines, bench, export, forget, hat, mas, masks, piggyback
 from maskcl.cli.compare import compare_runs
 from maskcl.cli.flags import Start, command
 from maskcl.cli.folders import refusing
@@ -60,6 +60,7 @@ train_app = typer.Typer(
 app.add_typer(train_app, name="train")
 masks_app = typer.Typer(no_args_is_help=True, help="Piggyback's masks as files.")
 app.add_typer(masks_app, name="masks")
+app.add_typer(bench.app, name="bench")
 
 _COMMANDS = (hat.COMMAND, piggyback.COMMAND, mas.MAS_COMMAND, mas.EWC_COMMAND, *baselines.COMMANDS)
 reproduce_app = typer.Typer(

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskcl import report, scenarios
-from maskcl.callback import Callback
 from maskcl.checkpoint import Checkpoint, CheckpointError, save_checkpoint
-from maskcl.cli.common import device_of, fingerprint, optimizer_factory, seeded_weights
+from maskcl.cli.common import device_of, fingerprint
 from maskcl.cli.continuing import (
     FinishedRun,
     network_of_another,
@@ -36,34 +35,24 @@ from maskcl.cli.folders import (
     take_over,
 )
 from maskcl.cli.method import MethodCommand, Trained, TrainOptions
-from maskcl.cli.network import problem_for, with_heads
-from maskcl.cli.options import CommandError, combine, parse_groups, parse_names
+from maskcl.cli.network import problem_for
+from maskcl.cli.options import CommandError, combine
 from maskcl.cli.output import say
 from maskcl.cli.processes import (
     check_options,
-    fabric_of,
     is_first,
-    share_of,
     synchronised,
     together,
 )
-from maskcl.cli.saved_network import CONTINUES, network_as_made, of_run
+from maskcl.cli.run_parts import network_of, references_of, scenario_of, trainer_of
 from maskcl.files import new_folder, write_json
 from maskcl.lock import locked
 from maskcl.progress import display
-from maskcl.training.baselines import TRAINERS
-from maskcl.training.baselines import together as of_all_tasks
 from maskcl.training.content import result_content
-from maskcl.training.references import References, references
 from maskcl.training.trainer import CHECKPOINT, Trainer
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from maskcl.nn import ImportanceNetwork
-    from maskcl.nn.tasks.network import TaskNetwork
-    from maskcl.problems import Problem
-    from maskcl.scenarios import Scenario
 
 
 def begin(
@@ -134,19 +123,21 @@ def train(
         _check_drawing()
         check_options(options)
         device = device_of(options.device)
-        scenario = _load_scenario(options)
+        scenario = scenario_of(options)
         with _warnings_as_sentences():
             if run is not None:
                 prepare = network_of_more if more else network_of_another
                 net, made_from = prepare(command, options, scenario, run)
             else:
-                net, made_from = _prepare(command, options, scenario, directory if resume else None)
+                net, made_from = network_of(
+                    command, options, scenario, directory if resume else None
+                )
         if resume and (gone := forgotten_in(directory)):
             raise CommandError(f"task {gone[0]} of {directory} is forgotten: the run is over")
         problem = problem_for(options, scenario)
         if options.sync_batchnorm:
             synchronised(net, device)
-        trainer = _trainer(options, net, problem, scenario, display(console), directory)
+        trainer = trainer_of(options, net, problem, scenario, display(console), directory)
         if run is not None and not resume:
             first = start_of(run, net, trainer.config, scenario, more=more)
     with contextlib.ExitStack() as stack:
@@ -192,7 +183,7 @@ def _train(
         raise CommandError(str(error)) from None
     if not is_first():
         return {}
-    compared = _references(command, options, trainer.problem, scenario, made_from, console)
+    compared = references_of(command, options, trainer.problem, scenario, made_from, console)
     content = {
         **result_content(trainer, result, compared),
         "method": options.NAME,
@@ -203,126 +194,6 @@ def _train(
     report.write_result(content, directory)
     report.write_report(content, directory)
     return content
-
-
-def _prepare(
-    command: MethodCommand, options: TrainOptions, scenario: Scenario, resumed: Path | None
-) -> tuple[TaskNetwork, dict[str, Any]]:
-    """The network and what it was made from; as a resumed run's folder says, where there is one."""
-    if resumed is None:
-        return command.prepare(options, scenario)
-    _, saved = read_saved(resumed, options.NAME)
-    if CONTINUES in saved:
-        cut = scenario.describe()
-        with of_run(resumed):
-            return network_as_made(command, options.to_json(), saved, cut), saved
-    net, made_from = command.prepare(options, scenario)
-    was, found = saved.get("sha256"), made_from.get("sha256")
-    if was != found:
-        raise CommandError(
-            f"the run in {options.out} was made from weights with SHA-256 {was}, found {found}"
-        )
-    return net, made_from
-
-
-def _trainer(
-    options: TrainOptions,
-    net: TaskNetwork,
-    problem: Problem,
-    scenario: Scenario,
-    callback: Callback,
-    directory: Path,
-) -> Trainer:
-    # TrainOptions puts the scenario's and the optimizer's own.
-    assert options.batch_size is not None
-    assert options.epochs is not None
-    assert options.lr is not None
-    if options.NAME == "joint":
-        problem, scenario = of_all_tasks(problem, scenario)
-    scheduler_fn, schedule_by = options.rates()
-    try:
-        return TRAINERS.get(options.NAME, Trainer)(
-            net,
-            options.method(),
-            problem,
-            scenario,
-            optimizer_factory(options, options.lr),
-            epochs=options.epochs,
-            batch_size=share_of(options.batch_size),
-            seed=options.seed,
-            device=options.device,
-            precision=options.precision,
-            fabric=fabric_of(options.device, options.precision),
-            directory=directory,
-            callback=callback,
-            progress=False,
-            inference=options.inference(),
-            scheduler_fn=scheduler_fn,
-            schedule_by=schedule_by,
-            validation=options.held_out(),
-            evaluate=options.tested(),
-            accumulate=options.accumulate,
-            workers=options.workers,
-        )
-    except ValueError as error:
-        raise CommandError(str(error).replace("Trainer: ", "")) from None
-
-
-def _references(
-    command: MethodCommand,
-    options: TrainOptions,
-    problem: Problem,
-    scenario: Scenario,
-    made_from: dict[str, Any],
-    console: Console,
-) -> References | None:
-    """What plain networks reach with the run's epochs and optimizer, where that is asked for."""
-    if not options.references:
-        return None
-    assert options.epochs is not None
-    assert options.batch_size is not None
-
-    def fresh() -> ImportanceNetwork:
-        with seeded_weights(options.seed):
-            return with_heads(command.plain(options, scenario, made_from), scenario)
-
-    def say(name: str, task: int, score: float) -> None:
-        place = f"task {task} ({task + 1} of {scenario.num_tasks})"
-        line = f"reference {name} {place} {scenario.metric} {score:.4f}"
-        console.print(line, soft_wrap=True, highlight=False)
-        console.file.flush()
-
-    return references(
-        fresh,
-        problem,
-        scenario,
-        optimizer_factory(options, options.reference_rate),
-        epochs=options.epochs,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        device=options.device,
-        precision=options.precision,
-        callback=say,
-    )
-
-
-def _load_scenario(options: TrainOptions) -> Scenario:
-    try:
-        return scenarios.load(
-            options.scenario,
-            data=options.data,
-            seed=options.seed,
-            tasks=options.tasks,
-            setting=options.setting,
-            size=options.size,
-            datasets=parse_names(options.datasets),
-            variant=options.variant,
-            metric=options.metric,
-            shuffle=options.shuffle,
-            groups=parse_groups(options.groups),
-        )
-    except scenarios.ScenarioError as error:
-        raise CommandError(str(error)) from None
 
 
 def _make_directory(directory: Path, config: dict[str, Any], first: Checkpoint | None) -> None:

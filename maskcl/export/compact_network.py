@@ -17,6 +17,7 @@ from maskcl.nn.following.trees import leaves_of
 from maskcl.nn.hat.message_passing import Aggregated
 from maskcl.nn.hat.plain import UnitMask
 from maskcl.nn.tasks.replace_modules import replace_modules
+from maskcl.sharded_modules import class_name
 
 Network = HATNetwork | PiggybackNetwork | ImportanceNetwork
 
@@ -122,7 +123,7 @@ def example_of(net: Network, given: Any) -> Any:
         return given
     if not isinstance(net, HATNetwork):
         raise ValueError(
-            f"compact: example_inputs is missing; a {type(net).__name__} is made without any"
+            f"compact: example_inputs is missing; a {class_name(net)} is made without any"
         )
     try:
         return net.example.make(net._device(), net.embeddings[0].dtype)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from maskcl.extras import install
 from maskcl.files import write_atomic
 
 
@@ -62,7 +63,7 @@ def check_path(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"save: {path} ends in {suffix!r}, wanted one of {', '.join(_WRITERS)}")
     for name in _NEEDS.get(suffix, ()):
         if importlib.util.find_spec(name) is None:
-            raise ImportError(f"save: {suffix} needs {name}: pip install 'maskcl[export]'")
+            raise ImportError(f"save: {suffix} needs {name}: {install('export')}")
     if Path(path).exists() or Path(path).is_symlink():
         raise FileExistsError(f"save: {path} exists already")
 

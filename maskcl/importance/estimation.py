@@ -18,7 +18,7 @@ from maskcl.importance.quiet import quiet, requiring
 from maskcl.importance.subject import Forward, Subject, plain_forward
 from maskcl.nn.tasks.own_parts import all_modules
 from maskcl.ops import mas_accumulate_
-from maskcl.shards import gathered
+from maskcl.sharded_modules import gathered
 
 _CHOICES = {
     "kind": ("mas", "fisher"),

@@ -38,6 +38,7 @@ class AnchoredLists:
     def get(self) -> Lists:
         """As ``ImportanceNetwork.anchored`` gives them now; anchors and importances of own rows."""
         if not self._is_known():
+            self._net.take_shards()
             places = self._net.places(self._names)
             self._holders, self._keys, self._tensors = map(list, zip(*places, strict=True))
             self._trained = [*map(_TRAINED, self._tensors)]

@@ -17,6 +17,7 @@ from maskcl.methods.base import (
 )
 from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
+from maskcl.sharded_modules import class_name
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ class Finetune:
         """
         if not hasattr(net, "consolidate"):
             raise TypeError(
-                f"{type(self).__name__}: net is a {type(net).__name__}, wanted an ImportanceNetwork"
+                f"{type(self).__name__}: net is a {class_name(net)}, wanted an ImportanceNetwork"
                 " (maskcl.nn.to_importance makes one of an ordinary model)"
             )
         net.begin_task(task)
@@ -65,7 +66,8 @@ class Finetune:
         return fuse(optimizer)
 
     def before_step(self, net: ImportanceNetwork, state: FinetuneState, progress: float) -> None:
-        """Nothing."""
+        """Have the shards of a sharded network in place."""
+        net.take_shards()
 
     def loss_term(self, net: ImportanceNetwork, state: FinetuneState) -> float:
         """0.0."""

@@ -31,6 +31,7 @@ from maskcl.optim.fused_step import not_fused_reasons
 from maskcl.optim.protected_elements import ProtectedElements
 from maskcl.randomness import derive_seed
 from maskcl.settings import Setting
+from maskcl.sharded_modules import class_name
 from maskcl.shards import is_sharded
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class HAT:
         """
         if not hasattr(net, "reset_embedding"):
             raise TypeError(
-                f"HAT: net is a {type(net).__name__}, wanted a HATNetwork (maskcl.nn.to_hat makes"
+                f"HAT: net is a {class_name(net)}, wanted a HATNetwork (maskcl.nn.to_hat makes"
                 " one of an ordinary model)"
             )
         if bool(net.finished[task]):
@@ -218,6 +219,7 @@ class HAT:
 
     def before_step(self, net: HATNetwork, state: HATState, progress: float) -> None:
         """Set the scale for progress in [0, 1] of the epoch (``ops.epoch_progress``)."""
+        net.take_shards()
         if type(progress) is float and 0.0 <= progress <= 1.0:
             scale = scale_at(progress, self.s_max, self.schedule)
         else:  # says what is wrong with it, or takes another kind of number
@@ -248,6 +250,8 @@ class HAT:
                 scaler was given and one is in use.
         """
         state.begun.check("HAT.after_backward", net)
+        if not state.protection.is_current():
+            net.take_shards()
         state.protection.check_parameters("HAT.after_backward")
         state.steps += 1
         if state.is_fused:

@@ -27,7 +27,8 @@ from maskcl.methods.base import (
 from maskcl.nn.tasks.kept_bits import check_ranks, share_statistics
 from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
-from maskcl.shards import whole
+from maskcl.sharded_modules import class_name
+from maskcl.shards import totals, whole
 
 if TYPE_CHECKING:
     from maskcl.nn import PiggybackNetwork
@@ -124,7 +125,7 @@ class Piggyback:
         """
         if not hasattr(net, "levels"):
             raise TypeError(
-                f"Piggyback: net is a {type(net).__name__}, wanted a PiggybackNetwork"
+                f"Piggyback: net is a {class_name(net)}, wanted a PiggybackNetwork"
                 " (maskcl.nn.to_piggyback makes one of an ordinary model)"
             )
         if net.levels != self.levels:
@@ -199,7 +200,8 @@ class Piggyback:
         return fuse(optimizer)
 
     def before_step(self, net: PiggybackNetwork, state: PiggybackState, progress: float) -> None:
-        """Nothing: a mask is as hard in the first step as at test."""
+        """Of the masks nothing: one is as hard in the first step as at test."""
+        net.take_shards()
 
     def loss_term(self, net: PiggybackNetwork, state: PiggybackState) -> float:
         """0.0: the loss is the problem's."""
@@ -239,7 +241,9 @@ class Piggyback:
         measure_task(net, state.task, data)
         words = self._words(net)
         net.finish_task(state.task, check=False)
-        if all(torch.equal(words[name], start) for name, start in state.start.items()):
+        layers = net.layers
+        moved = [(words[name] != start).any().long() for name, start in state.start.items()]
+        if not bool(totals(moved, [layers[name].words for name in state.start]).any()):
             _warn(
                 f"task {state.task}: not one bit of the mask differs from the start, as no score"
                 " has crossed the threshold; a larger rate for scores (lr) or more steps would help"
@@ -267,7 +271,7 @@ class Piggyback:
         return hidden_task_reasons("Piggyback", setting) + no_classes_reasons(problem, setting)
 
     def _words(self, net: PiggybackNetwork) -> dict[str, Tensor]:
-        """By layer, the mask that the scores give now."""
+        """By layer, the mask that the scores give now; of a sharded one this process's part."""
         pack = functools.partial(
             ops.pack_scores,
             threshold=self.threshold,
@@ -275,8 +279,8 @@ class Piggyback:
             inclusive=self.inclusive,
             density=self.density,
         )
-        names = net.layers.keys()
-        return {name: pack(whole(scores)) for name, scores in zip(names, net.scores(), strict=True)}
+        found = zip(net.layers.items(), net.scores(), strict=True)
+        return {name: layer.cut_words(pack(whole(scores))) for (name, layer), scores in found}
 
 
 @dataclass

@@ -20,7 +20,8 @@ from maskcl.methods.loss_scaling import ScalerWatch, factor
 from maskcl.nn.tasks.kept_bits import check_ranks
 from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
-from maskcl.shards import local, whole
+from maskcl.sharded_modules import class_name
+from maskcl.shards import local, total, totals
 
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork
@@ -56,7 +57,7 @@ class Quadratic:
         """
         if not hasattr(net, "consolidate"):
             raise TypeError(
-                f"{self._name}: net is a {type(net).__name__}, wanted an ImportanceNetwork"
+                f"{self._name}: net is a {class_name(net)}, wanted an ImportanceNetwork"
                 " (maskcl.nn.to_importance makes one of an ordinary model)"
             )
         net.begin_task(task)
@@ -91,9 +92,12 @@ class Quadratic:
         if not isinstance(optimizer, torch.optim.SGD) or self.strength == 0:
             return ""
         parameters, _, importances = net.anchored(net.names(heads=self.heads))
-        largest = {
-            id(p): o.max() for p, o in zip(parameters, importances, strict=True) if o.numel()
-        }
+        if not parameters:
+            return ""
+        tops = [o.max() if o.numel() else o.new_zeros(()) for o in map(local, importances)]
+        largest = dict(
+            zip(map(id, parameters), totals(tops, importances, largest=True), strict=True)
+        )
         for group in optimizer.param_groups:
             found = [largest[id(p)] for p in group["params"] if id(p) in largest]
             top = float(torch.stack(found).max()) if found else 0.0
@@ -119,7 +123,8 @@ class Quadratic:
         return fuse(optimizer)
 
     def before_step(self, net: ImportanceNetwork, state: QuadraticState, progress: float) -> None:
-        """Nothing."""
+        """Have the shards of a sharded network in place."""
+        net.take_shards()
 
     def loss_term(self, net: ImportanceNetwork, state: QuadraticState) -> float:
         """0.0: the penalty needs no graph; see ``after_backward``."""
@@ -223,9 +228,13 @@ class Quadratic:
     @torch.no_grad()
     def outlook(self, net: ImportanceNetwork, task: int) -> str:
         """The penalty that the parameters would be charged now."""
-        parameters, *rest = net.anchored(net.names(heads=self.heads))
-        lists = [*map(whole, parameters)], *rest
-        return f"penalty {self.strength * float(ops.mas_penalty(*lists)):.3g}"
+        net.take_shards()
+        parameters, anchors, importances = net.anchored(net.names(heads=self.heads))
+        if not parameters:
+            return "penalty 0"
+        lists = ([*map(local, kind)] for kind in (parameters, anchors, importances))
+        value = self.strength * float(total(ops.mas_penalty(*lists), parameters))
+        return f"penalty {value:.3g}"
 
     def free_capacity(self, net: ImportanceNetwork, task: int) -> None:
         """None: no weight is used up."""

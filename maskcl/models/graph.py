@@ -11,15 +11,14 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from maskcl.extras import install
 from maskcl.models.graph_encoder import NodeEncoder
 from maskcl.models.graph_options import GRAPH_PROBLEMS, READOUTS
 
 try:
     from torch_geometric.nn import global_add_pool, global_max_pool, global_mean_pool
 except ImportError as error:
-    raise ImportError(
-        "maskcl's graph models need torch_geometric: pip install 'maskcl[graph]'"
-    ) from error
+    raise ImportError(f"maskcl's graph models need torch_geometric: {install('graph')}") from error
 
 __all__ = ["GraphClassifier", "LinkClassifier", "NodeClassifier", "NodeEncoder", "build"]
 

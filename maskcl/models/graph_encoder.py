@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from maskcl.extras import install
 from maskcl.models.graph_options import ENCODERS
 
 try:
     from torch_geometric.nn import GATConv, GCNConv, GINConv, SAGEConv
 except ImportError as error:
-    raise ImportError(
-        "maskcl's graph models need torch_geometric: pip install 'maskcl[graph]'"
-    ) from error
+    raise ImportError(f"maskcl's graph models need torch_geometric: {install('graph')}") from error
 
 
 class EncoderLayer(nn.Module):

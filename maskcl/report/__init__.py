@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from maskcl.extras import install
 from maskcl.report.compare import compare
 from maskcl.report.files import ReportError, read_result, write_atomic, write_result
 from maskcl.report.masks import decode_masks, encode_masks
@@ -31,7 +32,7 @@ __all__ = [
 def check_drawing() -> None:
     """Raise ImportError, which says what to install, where matplotlib is missing."""
     if find_spec("matplotlib") is None:
-        raise ImportError("a report draws with matplotlib: pip install 'maskcl[train]' brings it")
+        raise ImportError(f"a report draws with matplotlib: {install('train')}")
 
 
 def write_report(result: dict[str, Any], directory: str | os.PathLike[str]) -> Path:

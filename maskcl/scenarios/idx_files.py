@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from maskcl.extras import install
 from maskcl.scenarios.base import ScenarioError
 from maskcl.scenarios.sources import TEST_SHARE, Images, joined, stratified_split
 
@@ -134,9 +135,7 @@ def _parse(content: bytes, dims: int) -> Tensor:
     try:
         from torchvision.datasets.mnist import read_image_file, read_label_file
     except ImportError as error:
-        raise ScenarioError(
-            "idx files are read by torchvision: pip install 'maskcl[vision]'"
-        ) from error
+        raise ScenarioError(f"idx files are read by torchvision: {install('vision')}") from error
     # The reader wants a path, and the data folder may be read-only or compressed.
     with tempfile.TemporaryDirectory(prefix="maskcl-idx-") as temporary:
         path = Path(temporary) / "idx"

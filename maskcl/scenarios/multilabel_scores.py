@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskcl.extras import install
 from maskcl.scenarios.value_scores import checked_outputs
 
 METRICS = ("map", "f1", "auroc")
@@ -30,7 +31,7 @@ def metric_reasons(metric: str, labels: Tensor) -> str | None:
     if metric not in METRICS:
         return f"metric is {metric!r}, wanted {', '.join(METRICS)} for multi-label targets"
     if importlib.util.find_spec("torchmetrics") is None:
-        return f"{metric} needs torchmetrics: pip install 'maskcl[train]'"
+        return f"{metric} needs torchmetrics: {install('train')}"
     if bool(counted(metric, labels).any()):
         return None
     wanted = "some test examples have and others have not" if metric == "auroc" else ""

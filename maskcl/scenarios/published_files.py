@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskcl.extras import install
 from maskcl.scenarios.base import ScenarioError
 from maskcl.scenarios.sources import Images, joined
 
@@ -111,7 +112,7 @@ def datasets(name: str) -> Any:
     try:
         import torchvision.datasets as found
     except ImportError as error:
-        raise ScenarioError(f"{name} needs torchvision: pip install 'maskcl[vision]'") from error
+        raise ScenarioError(f"{name} needs torchvision: {install('vision')}") from error
     return found
 
 
@@ -123,9 +124,7 @@ def reading(path: Path) -> Iterator[None]:
     except (ScenarioError, MemoryError):
         raise
     except ImportError as error:
-        raise ScenarioError(
-            f"{path} is read with {error.name}: pip install {error.name}"
-        ) from error
+        raise ScenarioError(f"{path} is read with {error.name}: {install('train')}") from error
     except Exception as error:  # of the many kinds that readers of foreign files raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ScenarioError(f"{path} cannot be read, it is cut off or damaged: {reason}") from error

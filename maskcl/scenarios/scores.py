@@ -8,6 +8,8 @@ import re
 import torch
 from torch import Tensor
 
+from maskcl.extras import install
+
 DEFAULT = "accuracy"
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8)
@@ -26,7 +28,7 @@ def metric_reasons(metric: str, labels: Tensor) -> str | None:
     if metric != "auroc" and best is None:
         return f"metric is {metric!r}, wanted accuracy, auroc or hits@K with a K of at least 1"
     if metric == "auroc" and importlib.util.find_spec("torchmetrics") is None:
-        return "auroc needs torchmetrics: pip install 'maskcl[train]'"
+        return f"auroc needs torchmetrics: {install('train')}"
     if not bool(((labels == 0) | (labels == 1)).all()):
         return f"{metric} ranks two classes, and there are test labels up to {int(labels.max())}"
     negatives, positives = (int((labels == label).sum()) for label in (0, 1))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskcl.extras import install
 from maskcl.scenarios.base import ScenarioError
 from maskcl.scenarios.images import Channels, ImageItems, ImageSet
 
@@ -68,7 +69,7 @@ def digits(seed: int) -> Images:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ScenarioError(
-            "the digits scenarios need scikit-learn: pip install 'maskcl[train]'"
+            f"the digits scenarios need scikit-learn: {install('train')}"
         ) from error
     bunch = load_digits()
     labels = torch.from_numpy(np.asarray(bunch.target)).to(torch.int64)

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from maskcl.extras import install
+
 METRICS = ("r2", "explained_variance", "pearson")
 DEFAULT = "r2"
 
@@ -25,7 +27,7 @@ def metric_reasons(metric: str, labels: Tensor) -> str | None:
     if metric not in METRICS:
         return f"metric is {metric!r}, wanted {', '.join(METRICS)} for values"
     if importlib.util.find_spec("torchmetrics") is None:
-        return f"{metric} needs torchmetrics: pip install 'maskcl[train]'"
+        return f"{metric} needs torchmetrics: {install('train')}"
     constant = (labels == labels[0]).all(0)
     if bool(constant.any()):
         value = int(constant.nonzero()[0])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maskcl.callback import Callbacks
 from maskcl.ops import task_progress
+from maskcl.training.epoch_sums import EpochSums
 from maskcl.training.plan import Plan, Running
 from maskcl.training.processes import share_running
 from maskcl.training.result import Result
@@ -22,9 +23,8 @@ from maskcl.training.validation import larger_for_better, score_held_out
 def train_epoch(plan: Plan, run: Running, epoch: int, told: Callbacks) -> tuple[float, float]:
     """All steps of an epoch; the mean loss and training accuracy over its samples."""
     net, method, fabric = plan.net, plan.method, plan.fabric
-    steps, scaler, device = plan.steps(run.dataset), plan.scaler, fabric.device
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    correct, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    steps, scaler = plan.steps(run.dataset), plan.scaler
+    sums = EpochSums(plan.problem, fabric.device)
     told.tell("on_epoch_start", run.task, epoch, steps)
     net.train()
     batches = iter(plan.samples.epoch(run.task, epoch, run.dataset))
@@ -33,22 +33,18 @@ def train_epoch(plan: Plan, run: Running, epoch: int, told: Callbacks) -> tuple[
         step = shares[i * plan.accumulate : (i + 1) * plan.accumulate]
         method.before_step(net, run.state, task_progress(epoch, plan.epochs, i, steps))
         run.optimizer.zero_grad()
-        loss, right, samples = _backward(plan, run, batches, step)
+        loss = _backward(plan, run, batches, step, sums)
         method.after_backward(net, run.state, scaler=scaler)
         run.optimizer.step()
         method.after_step(net, run.state)
         if run.schedule is not None:
             run.schedule.after_step()
-        loss_sum.add_(loss, alpha=samples)
-        correct += right
-        count += samples
         told.tell("on_step", run.task, epoch, i, loss)
     share_running(fabric, net)
     if next(batches, None) is not None:
         raise _other_number(plan, "more")
-    totals = torch.stack([loss_sum, correct, torch.full_like(loss_sum, count)])
     # The epoch's only wait for the device.
-    summed: Any = fabric.all_reduce(totals, reduce_op="sum")
+    summed: Any = fabric.all_reduce(sums.totals(), reduce_op="sum")
     loss_sum, correct, count = summed.tolist()
     return loss_sum / count, correct / count
 
@@ -81,17 +77,18 @@ def _other_number(plan: Plan, how: str) -> RuntimeError:
 
 
 def _backward(
-    plan: Plan, run: Running, batches: Iterator[Any], step: list[Share]
-) -> tuple[Tensor, Tensor, int]:
-    """Gradients of one step; its loss, the samples predicted right, and all its samples.
+    plan: Plan, run: Running, batches: Iterator[Any], step: list[Share], sums: EpochSums
+) -> Tensor:
+    """Gradients of one step; its loss, 0-d.
 
-    Each is of this process; its gradients are so weighted that the mean over processes is that of
-    one batch of all the step's samples.
+    They are of this process; they are so weighted that the mean over processes is that of one batch
+    of all the step's samples.
     """
     net, problem, last = plan.net, plan.problem, len(step) - 1
     total, world = sum(share.batch for share in step), plan.fabric.world_size
     term: Tensor | float = 0.0
-    parts: list[tuple[Tensor, Tensor, int]] = []
+    parts: list[tuple[Tensor, int]] = []
+    counted = 0
     for at, share in enumerate(step):
         batch = next(batches, None)
         if batch is None:
@@ -108,19 +105,21 @@ def _backward(
                 plan.fabric.backward(weighted)
             else:
                 weighted.backward()
-        right, count = problem.correct(logits.detach(), target), target.shape[0]
-        if not share.is_counted:
-            right, count = right * 0, 0
-        if factor == 1:  # the step's only batch, at the price of none beside
-            return weighted.detach(), right, count
-        parts.append((loss.detach(), right, count))
-    mean, right, samples = parts[0]
+        size = target.shape[0]
+        if share.is_counted:
+            sums.add_outputs(logits.detach(), target)
+            counted += size
+        if factor == 1:  # the step's only batch: the loss is there
+            sums.add_loss(weighted := weighted.detach(), counted)
+            return weighted
+        parts.append((loss.detach(), size))
+    mean = parts[0][0]
     if last > 0:
-        losses, rights, sizes = zip(*parts, strict=True)
-        right, samples = torch.stack(rights).sum(), sum(sizes)
-        mean = torch.stack([x * (n / samples) for x, n in zip(losses, sizes, strict=True)]).sum()
+        samples = sum(size for _, size in parts)
+        mean = torch.stack([x * (size / samples) for x, size in parts]).sum()
     mean = mean + term.detach() if isinstance(term, Tensor) else mean
-    return mean, right, samples
+    sums.add_loss(mean, counted)
+    return mean
 
 
 def _alone(plan: Plan, run: Running, is_more: bool) -> AbstractContextManager[Any]:

@@ -153,7 +153,7 @@ models.build("mlp", (4,), 2)
 try:
     models.build_graph("node", "gcn", 3, 2)
 except ImportError as error:
-    assert str(error).count("\\n") == 0 and "pip install 'maskcl[graph]'" in str(error)
+    assert str(error).count("\\n") == 0 and install("graph") in str(error)
 else:
     raise SystemExit("not refused")
 """

@@ -7,8 +7,8 @@ import inspect
 import pytest
 import torch
 
-from benchmarks.calls import calls
 from maskcl import ops
+from maskcl.bench import case
 
 dtensor = pytest.importorskip("torch.distributed.tensor", reason="torch without distributed")
 
@@ -41,7 +41,7 @@ def test_every_op_names_the_argument_and_the_way_on(name, mesh, monkeypatch):
     def call(*args, **options):
         original(*map(sharded, args), **{key: sharded(value) for key, value in options.items()})
 
-    found = calls()[name]
+    found = case(name)
     monkeypatch.setattr(ops, name, call)
     with pytest.raises(TypeError, match=f"^{name}: .* is a DTensor, wanted an ordinary tensor"):
         found.ours()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maskcl import scenarios
+from maskcl.extras import install
 from maskcl.scenarios import ScenarioError
 from tests.scenarios import files
 
@@ -192,7 +193,7 @@ def test_without_torchvision_the_sentence_says_what_to_install(tmp_path, monkeyp
     files.write_image(tmp_path / "a" / "0.png", 0, (4, 4))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     for name in ("split-usps", "split-cifar10", "split-svhn", "images"):
-        assert "pip install 'maskcl[vision]'" in refusal(name, data=tmp_path)
+        assert install("vision") in refusal(name, data=tmp_path)
 
 
 @pytest.mark.skipif("MASKCL_DATA" not in os.environ, reason="MASKCL_DATA names no data folder")

@@ -3,12 +3,14 @@
 import copy
 import json
 import pickle
+import re
 
 import pytest
 import torch
 
 import maskcl
 from maskcl import models, problems, scenarios
+from maskcl.extras import install
 from maskcl.report import read_result
 from maskcl.training.content import run_content
 
@@ -86,7 +88,7 @@ def test_without_matplotlib_a_sentence_says_what_to_install(tmp_path, monkeypatc
 
     _, result = trained("MAS")
     monkeypatch.setattr(report, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'maskcl\[train\]'"):
+    with pytest.raises(ImportError, match=re.escape(install("train"))):
         result.report(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

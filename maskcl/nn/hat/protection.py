@@ -18,7 +18,7 @@ from maskcl.nn.tasks.bits import protected_fingerprint
 from maskcl.nn.tasks.state import WORD
 from maskcl.ops import protected_fraction
 from maskcl.ops.protected_pairs import protected_pairs
-from maskcl.shards import cut_ends, local, whole
+from maskcl.shards import cut_ends, is_sharded, local, totals
 
 _LAYER, _KIND, _PARAMETERS = itemgetter(0), itemgetter(1), attrgetter("_parameters")
 
@@ -100,17 +100,23 @@ class Protection:
             run = backends.select("clamp_grads_", grads[0])
             run(grads, *lists[:3], exact, rule, lists[3], seed)
 
+    def is_current(self) -> bool:
+        """Whether the layers still have these parameters."""
+        # In every step of training: no line of Python runs for a parameter.
+        held = map(_PARAMETERS, map(_LAYER, self.owners))
+        same = all(map(is_, map(dict.get, held, map(_KIND, self.owners)), self.parameters))
+        tied = self.tied
+        return same and (
+            not tied or all(layer._parameters.get(kind) is p for layer, kind, p in tied)
+        )
+
     def check_parameters(self, caller: str) -> None:
         """Raise unless the layers still have these parameters.
 
         Raises:
             RuntimeError: the message names one that was replaced.
         """
-        # In every step of training: no line of Python runs for a parameter.
-        held = map(_PARAMETERS, map(_LAYER, self.owners))
-        same = all(map(is_, map(dict.get, held, map(_KIND, self.owners)), self.parameters))
-        tied = self.tied
-        if same and (not tied or all(layer._parameters.get(kind) is p for layer, kind, p in tied)):
+        if self.is_current():
             return
         places = [
             (layer, kind, parameter, name)
@@ -131,16 +137,17 @@ class Protection:
     def fingerprints(self, exact: bool = True) -> dict[str, Tensor]:
         """A hash of each parameter's protected bits, by name; {} where nothing is protected.
 
-        A sharded parameter is gathered for it, one after the other, so that all processes have the
-        same, and the same as before it was sharded. Every process has to call it then.
+        Of sharded parameters each process hashes its rows, and the hashes are added up: the same as
+        before they were sharded. Every process has to call it then.
         """
-        if self.empty:
+        if self.empty or not self.parameters:
             return {}
         sides = zip(self.out_tasks, self.in_tasks, self.groups, strict=True)
-        return {
-            name: protected_fingerprint(whole(parameter), *ends, exact)
-            for name, parameter, ends in zip(self.names, self.parameters, sides, strict=True)
-        }
+        ends = zip(self.parameters, sides, strict=True)
+        found = [protected_fingerprint(parameter, *side, exact) for parameter, side in ends]
+        if any(map(is_sharded, self.parameters)):
+            found = list(totals(found, self.parameters))
+        return dict(zip(self.names, found, strict=True))
 
     def snapshot(self) -> list[Tensor]:
         """Copies of the parameters, for ``restore_``; of sharded ones, of this process's rows."""

@@ -37,6 +37,10 @@ class TensorTree(nn.Module):
         assert tensor is not None
         return tensor
 
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Another tensor in the place of the buffer of this name."""
+        owner_of(self, name)._buffers[name.rpartition(".")[2]] = tensor
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         if not self._wide:
             return super()._apply(fn, recurse)

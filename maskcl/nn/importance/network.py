@@ -19,7 +19,7 @@ from maskcl.nn.tasks.own_parts import (
     own_parameters,
     shared_modules,
 )
-from maskcl.shards import whole
+from maskcl.shards import cut, is_sharded, local, shard, totals
 
 ANCHORS = ("last", "mean")
 
@@ -35,6 +35,9 @@ class ImportanceNetwork(LaterTasks):
     shared, apart from those that do not require gradients here. Running statistics of other norms
     are shared too, and no penalty holds them. DistributedDataParallel sends all buffers in every
     step unless its ``broadcast_buffers`` is False; importances are equal everywhere without that.
+
+    Under ``fully_shard`` importances and anchors are DTensors from ``begin_task`` or the first
+    ``state_dict()`` on, sharded as their parameters are: each process has those of its rows.
 
     Args:
         model: ordinary modules, TaskHeads or a GrowingHead, TaskNorms; taken over, not copied.
@@ -84,6 +87,7 @@ class ImportanceNetwork(LaterTasks):
         self.register_buffer("drifts", drifts)
         self._state.bind(model)
         self.register_load_state_dict_post_hook(_freeze_after_loading)
+        self.register_state_dict_pre_hook(_take_shards)
 
     def finish_task(self, task: int) -> None:
         """Mark the task as trained, and freeze its own head and norms.
@@ -202,6 +206,7 @@ class ImportanceNetwork(LaterTasks):
         Args:
             task: not finished; its drift is recorded, see ``drifts``.
             new: by parameter; float, none negative. Those that it lacks count as zeros. Copied.
+                Of a sharded parameter all of it, or a DTensor sharded likewise.
             decay: the earlier ones' factor: 1 sums over tasks, below 1 is online EWC's.
             anchors: "last": the parameters as they are now. "mean": the mean of what they were
                 after each task, weighted by the tasks' importances: with it one anchor pulls as
@@ -218,26 +223,32 @@ class ImportanceNetwork(LaterTasks):
             raise ValueError(f"{caller}: decay is {decay!r}, wanted a number from 0 to 1")
         if anchors not in ANCHORS:
             raise ValueError(f"{caller}: anchors is {anchors!r}, wanted one of {ANCHORS}")
-        _check_new(caller, new, self.importances)
+        _check_new(caller, new, {name: self._parameter(name) for name in self._names})
         if bool(self.finished.any()):
             self.drifts[task] = self._drift()
         for name in self._names:
-            anchor, omega = self.anchor.of(name), self.importance.of(name)
-            weight = whole(self._parameter(name))
+            parameter = self._parameter(name)
+            anchor, omega = local(self.anchor.of(name)), local(self.importance.of(name))
+            weight = local(parameter).detach()
             omega.mul_(decay)
             if name in new:
-                omega.add_(new[name].to(omega))
+                own = cut(new[name], parameter).to(omega)
+                omega.add_(own)
             if anchors == "last":
                 anchor.copy_(weight)
             elif name in new:
                 # Where nothing matters the anchor is free: it goes with the parameter.
-                share = torch.where(omega > 0, new[name].to(omega) / omega, 1.0)
+                share = torch.where(omega > 0, own / omega, 1.0)
                 anchor.copy_(torch.lerp(anchor.to(omega.dtype), weight.to(omega.dtype), share))
 
     def mean_importance(self, names: Sequence[str]) -> dict[str, float]:
         """Mean of each parameter's importances; waits for the device once."""
-        means = [self.importance.of(name).double().mean() for name in names]
-        return dict(zip(names, torch.stack(means).tolist(), strict=True)) if names else {}
+        if not names:
+            return {}
+        found = [self.importance.of(name) for name in names]
+        sums = totals([local(omega).double().sum() for omega in found], found)
+        means = sums / sums.new_tensor([omega.numel() for omega in found])
+        return dict(zip(names, means.tolist(), strict=True))
 
     def drift(self, task: int, names: Sequence[str]) -> dict[str, float]:
         """How far parameters had gone from their anchors at a task's end, root mean squares.
@@ -273,11 +284,27 @@ class ImportanceNetwork(LaterTasks):
         return parameter
 
     def _drift(self) -> Tensor:
-        moved = [
-            whole(self._parameter(name)).double() - self.anchor.of(name).double()
-            for name in self._names
-        ]
-        return torch.stack([m.square().mean().sqrt() for m in moved]).to(self.drifts)
+        found = [self._parameter(name) for name in self._names]
+        anchors = [local(self.anchor.of(name)) for name in self._names]
+        pairs = zip(found, anchors, strict=True)
+        moved = [local(p.detach()).double() - anchor.double() for p, anchor in pairs]
+        squares = totals([m.square().sum() for m in moved], found)
+        return (squares / squares.new_tensor([p.numel() for p in found])).sqrt().to(self.drifts)
+
+    def _reshard(self) -> None:
+        super()._reshard()
+        if not self.is_sharded:
+            return
+        for name in self._names:
+            parameter = self._parameter(name)
+            for tree in (self.anchor, self.importance):
+                if is_sharded(parameter) and not is_sharded(whole := tree.of(name)):
+                    with torch.inference_mode(False):
+                        tree.put(name, shard(whole, parameter))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._reshard()  # never the whole of what only rows are kept of
+        return super()._apply(fn, recurse)
 
 
 def shared_norms(model: nn.Module) -> set[nn.Module]:
@@ -319,14 +346,21 @@ def _check_new(caller: str, new: Mapping[str, Tensor], like: Mapping[str, Tensor
                 f"{caller}: new[{name!r}] has shape {list(tensor.shape)}, wanted"
                 f" {list(like[name].shape)}"
             )
-    fine = {name: (t.isfinite() & (t >= 0)).all() for name, t in new.items()}
-    values = torch.stack([t.to(like[n].device) for n, t in fine.items()]).tolist() if fine else []
-    for name, good in zip(fine, values, strict=True):
-        if not good:
+    if not new:
+        return
+    rows = [cut(tensor, like[name]) for name, tensor in new.items()]
+    bad = [(~(t.isfinite() & (t >= 0))).any().to(torch.int64) for t in rows]
+    found = totals(bad, [like[name] for name in new], largest=True).tolist()
+    for name, is_bad in zip(new, found, strict=True):
+        if is_bad:
             raise ValueError(
                 f"{caller}: new[{name!r}] has values that are negative or not finite, wanted"
                 " importances"
             )
+
+
+def _take_shards(net: ImportanceNetwork, *_: Any) -> None:
+    net._reshard()
 
 
 def _freeze_after_loading(net: ImportanceNetwork, incompatible_keys: Any) -> None:

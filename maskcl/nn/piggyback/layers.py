@@ -16,6 +16,7 @@ from maskcl.ops.piggyback_convolutions import Window, piggyback_convolution
 from maskcl.ops.piggyback_products import masked_product
 from maskcl.ops.selection import selection
 from maskcl.ops.weight_mask import PiggybackWeightFunction
+from maskcl.sharded_modules import class_name
 
 
 class PiggybackLinear(PiggybackLayer, nn.Linear):
@@ -139,7 +140,7 @@ class _PiggybackConv(PiggybackLayer):
             return self._conv_forward(input, self.masked_weight(), self.frozen_bias())
         scores, weight = self.trained_scores(), self._held("weight").detach()
         options = self.levels, cut.inclusive, cut.density
-        select = selection(type(self).__name__, scores, cut.threshold, *options)
+        select = selection(class_name(self), scores, cut.threshold, *options)
         return piggyback_convolution(input, weight, scores, self.frozen_bias(), select, window)
 
     def _window(self, x: Tensor) -> Window | None:

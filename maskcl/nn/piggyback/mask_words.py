@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maskcl import ops
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
+from maskcl.shards import totals
 
 Words = Mapping[str, Tensor]
 
@@ -30,27 +31,34 @@ def check_all_words(owner: str, words: Words, layers: Mapping[str, PiggybackLaye
 
 
 def off_shares(words: Words, layers: Mapping[str, PiggybackLayer]) -> dict[str, float]:
-    """Share of each layer's weights that its mask turns off; waits for the device once."""
+    """Share of each layer's weights that its mask turns off; waits for the device once.
+
+    Of sharded layers ``words`` are this process's.
+    """
     kept = [ops.popcount(w[0] if w.dim() == 2 else w) for w in words.values()]
-    counts = dict(zip(words, torch.stack(kept).tolist()))
+    held = [layers[name].words for name in words]
+    counts = dict(zip(words, totals(kept, held).tolist(), strict=True))
     sizes = {name: layer.weight.numel() for name, layer in layers.items()}
     return {name: 1.0 - counts[name] / size if size else 0.0 for name, size in sizes.items()}
 
 
-def differing_bits(first: Words, second: Words) -> int:
-    """Number of weights that two masks of the same layers treat differently; the host waits."""
+def differing_bits(first: Words, second: Words, layers: Mapping[str, PiggybackLayer]) -> int:
+    """Number of weights that two masks of the layers treat differently; the host waits.
+
+    Of sharded layers the words are this process's.
+    """
     counts = []
     for name, words in first.items():
         bits = ops.xor_words(words, second[name])
         if bits.dim() == 2:  # ternary: another sign is a difference too
             bits = ops.or_words(bits[0], bits[1])
         counts.append(ops.popcount(bits))
-    return int(torch.stack(counts).sum())
+    return int(totals(counts, [layers[name].words for name in first]).sum())
 
 
 def _check_words(where: str, words: Tensor, layer: PiggybackLayer) -> None:
     """Raise unless ``words`` are a mask of this layer with nothing beside it."""
-    wanted = list(layer.words_of(0).shape)
+    wanted = list(layer.words.shape[1:] if layer.words.shape[1] == 2 else layer.words.shape[2:])
     if not isinstance(words, Tensor) or words.dtype != torch.int32:
         found = words.dtype if isinstance(words, Tensor) else type(words).__name__
         raise TypeError(f"{where} is {found}, wanted torch.int32")

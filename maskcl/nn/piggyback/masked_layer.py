@@ -12,7 +12,8 @@ from maskcl import ops
 from maskcl.nn.piggyback.cut import NO_CUT, Cut, MaskState, check_levels, planes
 from maskcl.nn.tasks.state import TaskAware
 from maskcl.reference.bitmask import num_words
-from maskcl.shards import gather, is_sharded, whole, write
+from maskcl.sharded_modules import class_name
+from maskcl.shards import gather, is_sharded, local, placed, shard, span, whole, write
 
 
 class PiggybackLayer(TaskAware):
@@ -23,7 +24,7 @@ class PiggybackLayer(TaskAware):
         scores: parameter of the weight's shape while a task trains, else None. float32 (float64 for
             a float64 weight), and it stays so when the layer becomes half or bfloat16.
         words: int32 [T, P, W], one bit a weight and task; P = 2 for the ternary levels (not 0, and
-            negative), else 1. See ``ops.pack_mask``.
+            negative), else 1. See ``ops.pack_mask``. Under ``fully_shard`` a DTensor cut along W.
         num_tasks: T.
         levels: "binary", "ternary", "ternary_symmetric" or "topk".
     """
@@ -37,7 +38,7 @@ class PiggybackLayer(TaskAware):
     _started: tuple[nn.Parameter, ...] = ()
 
     def _add_masks(self, num_tasks: int, levels: str) -> None:
-        name = type(self).__name__
+        name = class_name(self)
         if not isinstance(num_tasks, int) or num_tasks < 1:
             raise ValueError(f"{name}: num_tasks is {num_tasks!r}, wanted at least 1")
         check_levels(name, levels)
@@ -50,8 +51,31 @@ class PiggybackLayer(TaskAware):
         self.register_buffer("words", words)
 
     def words_of(self, task: int) -> Tensor:
-        """A task's bits as the ops take them, a view: [W], or [2, W] for the ternary levels."""
+        """A task's bits as the ops take them: [W], or [2, W] for the ternary levels.
+
+        A view; where they are sharded they are gathered, and every process has to call it.
+        """
+        return whole(self._row(task))
+
+    def own_words(self, task: int) -> Tensor:
+        """The same as far as this process has them, a view."""
+        return local(self._row(task))
+
+    def _row(self, task: int) -> Tensor:
         return self.words[task] if planes(self.levels) == 2 else self.words[task, 0]
+
+    def cut_words(self, words: Tensor) -> Tensor:
+        """What this process has of a task's whole words."""
+        return words[..., span(self.words, 2)].clone() if is_sharded(self.words) else words
+
+    def shard_words(self) -> None:
+        """Leave each process its part of the words, where the weight is sharded.
+
+        They are cut where the words are, not where rows are: a row may end inside a word.
+        """
+        if is_sharded(self.weight) and not is_sharded(self.words):
+            with torch.inference_mode(False):
+                self.words = shard(self.words, self.weight, 2)
 
     def packed_scores(self, cut: Cut) -> Tensor:
         """The words that the scores give now, in the shape of ``words_of``."""
@@ -101,19 +125,19 @@ class PiggybackLayer(TaskAware):
         """The active task's words, or None and the cut of its scores."""
         active = self._active()
         if (words := active.own[self.place]) is not None:
-            return words, NO_CUT
+            return words if type(words) is Tensor else whole(words), NO_CUT
         if (cut := active.record) is None or self._held("scores") is None:
             task = active.task
             raise RuntimeError(
-                f"{type(self).__name__}: task {task} is neither finished nor in training, so it has"
+                f"{class_name(self)}: task {task} is neither finished nor in training, so it has"
                 f" no mask; net.begin_task({task}) starts it"
             )
         return None, cut
 
     def of(self, task: int) -> Tensor | None:
-        """A finished task's words, None for any other task."""
+        """A finished task's words, None for any other task; sharded where they are."""
         assert isinstance(self._state, MaskState)
-        return self.words_of(task) if task in self._state.done else None
+        return self._row(task) if task in self._state.done else None
 
     def check_scores(self) -> None:
         """Raise where ``fully_shard`` has taken the scores over: it would never let them go.
@@ -123,7 +147,7 @@ class PiggybackLayer(TaskAware):
         """
         if is_sharded(self.scores) and not any(self.scores is made for made in self._started):
             raise RuntimeError(
-                f"{type(self).__name__}: fully_shard was called while a task was in training, and"
+                f"{class_name(self)}: fully_shard was called while a task was in training, and"
                 " would put this task's scores in the place of later ones': call it before"
                 " begin_task, whose scores are then sharded as the weights are"
             )
@@ -159,6 +183,8 @@ class PiggybackLayer(TaskAware):
         # Scores come and go with the task in training that a state is of.
         if prefix + "scores" in state_dict:
             self.scores = self.scores if self.scores is not None else self.new_scores()
+            given = state_dict[prefix + "scores"]
+            state_dict[prefix + "scores"] = placed(class_name(self), given, self.scores)
         elif prefix + "words" in state_dict:
             self.scores = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -164,12 +164,11 @@ class PiggybackNetwork(RecordedMasks):
         if self.training_task == task:
             self._drop_scores()
         for name, layer in self.layers.items():
-            words = layer.words[task]
-            before = sha256(words) if reset else ""
-            words.zero_()
+            before = sha256(layer.words_of(task)) if reset else ""
+            layer.own_words(task).zero_()
             if reset:
-                numbers = layer.weight.numel()
-                removed[f"{name}.words, task {task}"] = Removed(numbers, before, sha256(words))
+                numbers, after = layer.weight.numel(), sha256(layer.words_of(task))
+                removed[f"{name}.words, task {task}"] = Removed(numbers, before, after)
         self.finished[task] = False
         self._give_up(task, reset)
         statistics = self._forget_statistics(task)

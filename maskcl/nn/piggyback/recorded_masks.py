@@ -14,7 +14,7 @@ from maskcl.nn.piggyback.layers import PIGGYBACK_LAYERS
 from maskcl.nn.piggyback.mask_words import check_all_words, differing_bits, off_shares
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
 from maskcl.nn.tasks.active import ActiveTask
-from maskcl.nn.tasks.bits import fingerprints
+from maskcl.nn.tasks.bits import fingerprints, partial_hashes
 from maskcl.nn.tasks.kept_bits import KeptBits
 from maskcl.nn.tasks.later_tasks import LaterTasks
 from maskcl.nn.tasks.model_structure import ModelStructure
@@ -27,6 +27,7 @@ from maskcl.nn.tasks.own_parts import (
     shared_modules,
     train_only,
 )
+from maskcl.shards import is_sharded, local, span, total
 
 
 class RecordedMasks(LaterTasks):
@@ -50,6 +51,7 @@ class RecordedMasks(LaterTasks):
         self._state.bind(model)
         self._structure = ModelStructure(model)
         self.register_load_state_dict_post_hook(_after_loading)
+        self.register_state_dict_pre_hook(_take_shards)
 
     @property
     def layers(self) -> dict[str, PiggybackLayer]:
@@ -101,6 +103,9 @@ class RecordedMasks(LaterTasks):
         self._check_task("words", task)
         if not bool(self.finished[task]):
             raise RuntimeError(f"PiggybackNetwork.words: task {task} is not finished")
+        self.take_shards()
+        if self.is_sharded:  # gathered, and so copies already
+            return {name: layer.words_of(task) for name, layer in self.layers.items()}
         return {name: layer.words_of(task).clone() for name, layer in self.layers.items()}
 
     @torch.no_grad()
@@ -122,7 +127,7 @@ class RecordedMasks(LaterTasks):
                 f" net.forget_task({task}) gives it up"
             )
         check_all_words("PiggybackNetwork.set_words", words, self.layers)
-        self._record(task, words)
+        self._record(task, {n: layer.cut_words(words[n]) for n, layer in self.layers.items()})
 
     def off(self, task: int) -> dict[str, float]:
         """Share of each layer's weights that a task's mask turns off; waits for the device.
@@ -142,7 +147,7 @@ class RecordedMasks(LaterTasks):
         """
         a, b = (self._words_now("differing", task) for task in (first, second))
         total = sum(layer.weight.numel() for layer in self.layers.values())
-        return differing_bits(a, b) / max(total, 1)
+        return differing_bits(a, b, self.layers) / max(total, 1)
 
     def masked_modules(self) -> list[nn.Module]:
         """The layers whose weights carry masks."""
@@ -155,9 +160,18 @@ class RecordedMasks(LaterTasks):
         if kept is None:
             return None
         for name, layer in self.layers.items():
-            rows = layer.words.flatten(1).unbind()
-            kept.own[f"model.{name}.words[{{}}]"] = fingerprints([rows[task] for task in kept.done])
+            kept.own[f"model.{name}.words[{{}}]"] = _hashes(layer, kept.done)
         return kept
+
+    def _reshard(self) -> None:
+        super()._reshard()
+        if self.is_sharded:
+            for layer in self.layers.values():
+                layer.shard_words()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._reshard()  # never the whole of what only a part is kept of
+        return super()._apply(fn, recurse)
 
     def base_hash(self) -> str:
         """sha256 of all that every task shares, in hexadecimal; masks fit no other base.
@@ -241,8 +255,9 @@ class RecordedMasks(LaterTasks):
         self._changed()
 
     def _record(self, task: int, words: Mapping[str, Tensor]) -> None:
+        """Keep a task's words, which are of sharded layers this process's."""
         for name, layer in self.layers.items():
-            layer.words_of(task).copy_(words[name])
+            layer.own_words(task).copy_(words[name])
         if self.training_task == task:
             self._drop_scores()
         for parameter in own_parameters(self.model, task):
@@ -257,19 +272,35 @@ class RecordedMasks(LaterTasks):
 
     def _packed_scores(self, cut: Cut) -> dict[str, Tensor]:
         self.scores()  # which are a task's own
-        return {name: layer.packed_scores(cut) for name, layer in self.layers.items()}
+        found = self.layers.items()
+        return {name: layer.cut_words(layer.packed_scores(cut)) for name, layer in found}
 
     def _words_now(self, caller: str, task: int) -> dict[str, Tensor]:
         self._check_task(caller, task)
         self._refresh()
         if task in self._state.done:
-            return {name: layer.words_of(task) for name, layer in self.layers.items()}
+            return {name: layer.own_words(task) for name, layer in self.layers.items()}
         cut = self._state.cut
         if cut is None or cut.task != task:
             raise RuntimeError(
                 f"PiggybackNetwork.{caller}: task {task} is neither finished nor in training"
             )
         return self._packed_scores(cut)
+
+
+def _hashes(layer: PiggybackLayer, done: list[int]) -> Tensor:
+    """Fingerprints of the finished tasks' words, int64 [len(done)]."""
+    words: Tensor = layer.words
+    if not is_sharded(words):
+        rows = words.flatten(1).unbind()
+        return fingerprints([rows[task] for task in done])
+    own, (_, planes, count), start = local(words)[done], words.shape, span(words, 2).start
+    parts = (partial_hashes(own[:, p], 4 * (p * count + start)) for p in range(planes))
+    return total(torch.stack([*parts]).sum(0), [words])
+
+
+def _take_shards(net: RecordedMasks, *_: Any) -> None:
+    net._reshard()
 
 
 def _after_loading(net: RecordedMasks, incompatible_keys: Any) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from maskcl.nn.inference.task_inference import Inferred, TaskInference
 from maskcl.nn.tasks.answers import answers
 from maskcl.nn.tasks.unlearning import Removed, gone
+from maskcl.sharded_modules import class_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +78,7 @@ class Inferring(nn.Module):
             self.check_base()
         if space == "masked" and not self.masked_modules():
             raise ValueError(
-                f"TaskInference: space is 'masked', and {type(self).__name__} has no masked"
+                f"TaskInference: space is 'masked', and {class_name(self)} has no masked"
                 " layer, wanted 'shared'"
             )
 
@@ -89,7 +90,7 @@ class Inferring(nn.Module):
     def check_base(self) -> None:
         """Raise ValueError unless there is a frozen base whose features no task changes."""
         raise ValueError(
-            f"TaskInference: space is 'base', and {type(self).__name__} has no frozen base,"
+            f"TaskInference: space is 'base', and {class_name(self)} has no frozen base,"
             " wanted a PiggybackNetwork, or space 'shared'"
         )
 
@@ -100,7 +101,7 @@ class Inferring(nn.Module):
     def _inference(self, caller: str) -> TaskInference:
         if self.inference is None:
             raise RuntimeError(
-                f"{type(self).__name__}.{caller}: net.inference is None, wanted a"
+                f"{class_name(self)}.{caller}: net.inference is None, wanted a"
                 " maskcl.TaskInference, put there before the first task ends"
             )
         return self.inference

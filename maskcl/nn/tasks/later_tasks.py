@@ -15,6 +15,8 @@ from maskcl.nn.tasks.network import TaskNetwork
 from maskcl.nn.tasks.norms import TaskNorm
 from maskcl.nn.tasks.own_parts import holders, shared_modules
 from maskcl.nn.tasks.task_parameters import TaskParameter
+from maskcl.sharded_modules import class_name
+from maskcl.shards import is_sharded, placed
 
 
 class LaterTasks(Loading, TaskNetwork):
@@ -47,7 +49,7 @@ class LaterTasks(Loading, TaskNetwork):
             ConversionError: the model is not the one that was converted. Nothing has changed where
                 one of these is raised.
         """
-        caller = f"{type(self).__name__}.add_tasks"
+        caller = f"{class_name(self)}.add_tasks"
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{caller}: count is {count!r}, wanted an integer of at least 1")
         heads = self._head_classes(caller, count, classes)
@@ -78,7 +80,7 @@ class LaterTasks(Loading, TaskNetwork):
             RuntimeError: a task is finished or in training, or as in ``add_tasks``.
             ValueError: an argument is not as above, or tasks have no outputs of their own.
         """
-        caller = f"{type(self).__name__}.add_classes"
+        caller = f"{class_name(self)}.add_classes"
         self._check_task("add_classes", task)
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{caller}: count is {count!r}, wanted an integer of at least 1")
@@ -136,13 +138,17 @@ class LaterTasks(Loading, TaskNetwork):
         count = len(finished)
         if count > self.num_tasks:
             raise RuntimeError(
-                f"{type(self).__name__}: the state is of {count} tasks, the network has"
+                f"{class_name(self)}: the state is of {count} tasks, the network has"
                 f" {self.num_tasks}: net.add_tasks({count - self.num_tasks}) first"
             )
         return count
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        self._reshard()
         state_dict.update(self.complete_state(state_dict, prefix))
+        if self.is_sharded or any(map(is_sharded, state_dict.values())):
+            own, name = self.state_dict(prefix=prefix, keep_vars=True), class_name(self)
+            state_dict.update({k: placed(name, t, own.get(k)) for k, t in state_dict.items()})
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _records(self) -> dict[str, tuple[int, int, float]]:

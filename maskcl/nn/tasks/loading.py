@@ -13,6 +13,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
+from maskcl.sharded_modules import class_name
+
 
 class Loading(nn.Module):
     """Base of LaterTasks: what is loaded, reported and raised is ``nn.Module``'s."""
@@ -39,7 +41,7 @@ class Loading(nn.Module):
                 named = ", ".join(f'"{key}"' for key in keys)
                 errors.insert(0, f"{what} key(s) in state_dict: {named}. ")
         if errors:
-            name, text = type(self).__name__, "\n\t".join(errors)
+            name, text = class_name(self), "\n\t".join(errors)
             raise RuntimeError(f"Error(s) in loading state_dict for {name}:\n\t{text}")
         return _IncompatibleKeys(missing, unexpected)
 

@@ -26,7 +26,8 @@ from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.nn.tasks.state import NO_TASK, TaskAware, TaskState
 from maskcl.nn.tasks.task_forwards import TaskForwards
 from maskcl.nn.tasks.unlearning import Forgotten
-from maskcl.shards import are_plain, is_sharded, reshard
+from maskcl.sharded_modules import class_name, reshard
+from maskcl.shards import are_plain, is_sharded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -44,19 +45,19 @@ class TaskNetwork(TaskForwards, Inferring):
 
     Attributes:
         finished: bool [T].
+        is_sharded: whether ``fully_shard`` was called for it or modules of it, as far as it knows.
 
     Raises:
         ValueError: num_tasks is not at least 1.
     """
 
     finished: Tensor
+    is_sharded: bool = False
 
     def __init__(self, model: nn.Module, num_tasks: int) -> None:
         super().__init__()
         if not isinstance(num_tasks, int) or num_tasks < 1:
-            raise ValueError(
-                f"{type(self).__name__}: num_tasks is {num_tasks!r}, wanted at least 1"
-            )
+            raise ValueError(f"{class_name(self)}: num_tasks is {num_tasks!r}, wanted at least 1")
         self._state = self._new_state()
         self.num_tasks = num_tasks
         self.model = model
@@ -169,7 +170,7 @@ class TaskNetwork(TaskForwards, Inferring):
             RuntimeError: it has none.
         """
         raise RuntimeError(
-            f"{type(self).__name__}.grow: only a HATNetwork has units that tasks fill up"
+            f"{class_name(self)}.grow: only a HATNetwork has units that tasks fill up"
         )
 
     def task_parameters(self, task: int) -> list[nn.Parameter]:
@@ -214,7 +215,7 @@ class TaskNetwork(TaskForwards, Inferring):
         """The active task, ready for a forward."""
         active = active_of(self._state)
         if active is None:
-            raise RuntimeError(f"{type(self).__name__}: {NO_TASK}")
+            raise RuntimeError(f"{class_name(self)}: {NO_TASK}")
         if not torch.compiler.is_compiling():
             if active.version != self._state.version:
                 self._fill(active)
@@ -234,7 +235,7 @@ class TaskNetwork(TaskForwards, Inferring):
     def _checked_scale(self, index: int, scale: float | Tensor | None) -> Tensor | None:
         """The scale as a tensor; here, where masks are never soft, only None will do."""
         if scale is not None:
-            raise ValueError(f"{type(self).__name__}.task: scale is {scale!r}, wanted None")
+            raise ValueError(f"{class_name(self)}.task: scale is {scale!r}, wanted None")
         return None
 
     def _state_fingerprints(self, without: Iterable[str]) -> KeptBits | None:
@@ -243,8 +244,17 @@ class TaskNetwork(TaskForwards, Inferring):
         return state_fingerprints(self, self.model, done, {*without, "inference"}) if done else None
 
     def _reshard(self) -> None:
-        """Have the parameters in place that train, where `fully_shard` put others there."""
-        reshard(chain([self], (module for _, module in shared_modules(self.model))))
+        """Have the parameters in place that train, where `fully_shard` put others there.
+
+        What belongs to the rows of a parameter is sharded with it.
+        """
+        modules = chain([self], (module for _, module in shared_modules(self.model)))
+        self.is_sharded = reshard(modules)
+
+    def take_shards(self) -> None:
+        """The same before a step: a forward of another task may have come since the last."""
+        if self.is_sharded:
+            self._reshard()
 
     def _refuse_sharded(self, caller: str, way_on: str = "do this before fully_shard") -> None:
         """Raise RuntimeError where parameters are sharded, and what is asked for wants all."""
@@ -266,7 +276,7 @@ class TaskNetwork(TaskForwards, Inferring):
     def _check_task(self, caller: str, task: int) -> None:
         if not isinstance(task, int) or not 0 <= task < self.num_tasks:
             raise ValueError(
-                f"{type(self).__name__}.{caller}: task is {task!r}, wanted an int from 0 to"
+                f"{class_name(self)}.{caller}: task is {task!r}, wanted an int from 0 to"
                 f" {self.num_tasks - 1}"
             )
 
@@ -275,7 +285,7 @@ class TaskNetwork(TaskForwards, Inferring):
         self._reshard()
         if not self.finished.is_meta and bool(self.finished[task]):
             raise RuntimeError(
-                f"{type(self).__name__}.{caller}: task {task} is finished;"
+                f"{class_name(self)}.{caller}: task {task} is finished;"
                 f" {way_on(self.finished.tolist())}"
             )
 
@@ -298,7 +308,7 @@ def _after_loading(net: TaskNetwork, incompatible_keys: Any) -> None:
     net._follow_finished()
     if lost := [task for task in before if task not in net._done]:
         warnings.warn(
-            f"{type(net).__name__}: in the loaded state tasks {lost} are not finished, which they"
+            f"{class_name(net)}: in the loaded state tasks {lost} are not finished, which they"
             " were here: nothing protects them from here on",
             UserWarning,
             stacklevel=3,
@@ -320,7 +330,7 @@ def check_members(owner: str, model: nn.Module, num_tasks: int) -> None:
             raise ValueError(f"{owner}: module {name!r} belongs to another network")
         if module._network not in (None, owner):
             raise ValueError(
-                f"{owner}: module {name!r} is a {type(module).__name__}, which wants a"
+                f"{owner}: module {name!r} is a {class_name(module)}, which wants a"
                 f" {module._network}"
             )
         found = getattr(module, "num_tasks", num_tasks)

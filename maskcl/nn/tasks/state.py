@@ -13,6 +13,7 @@ from maskcl.nn.tasks.narrow import Narrow
 from maskcl.nn.tasks.recomputation import remember_for_recomputation
 from maskcl.ops import masked_activation
 from maskcl.reference.masked_forward import activate
+from maskcl.sharded_modules import class_name
 
 EVERY = -1
 """Slot of the unit table for values that every task uses: the network's input."""
@@ -129,13 +130,13 @@ class TaskAware(nn.Module):
         state = self._state
         if state is None:
             raise RuntimeError(
-                f"{type(self).__name__} belongs to no network: wrap the model in a maskcl.nn."
+                f"{class_name(self)} belongs to no network: wrap the model in a maskcl.nn."
                 f"{self._network or 'HATNetwork, PiggybackNetwork or ImportanceNetwork'}, or"
                 " convert an ordinary one with to_hat, to_piggyback or to_importance"
             )
         active = active_of(state)
         if active is None:
-            raise RuntimeError(f"{type(self).__name__}: {NO_TASK}")
+            raise RuntimeError(f"{class_name(self)}: {NO_TASK}")
         if not torch.compiler.is_compiling():
             remember_for_recomputation(active)
         return active
@@ -200,7 +201,7 @@ class Masked(TaskAware):
             return None
         if active.parts is None:
             raise RuntimeError(
-                f"{type(self).__name__}: the masks come from the network's forward; call the"
+                f"{class_name(self)}: the masks come from the network's forward; call the"
                 " network, not a part of it"
             )
         if not self._slots:

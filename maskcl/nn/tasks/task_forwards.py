@@ -13,6 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from maskcl.nn.tasks.active import ActiveTask
 from maskcl.nn.tasks.sequential import are_watched, modules_of
 from maskcl.nn.tasks.state import TaskAware, TaskState
+from maskcl.sharded_modules import class_name
 
 
 class TaskForwards(nn.Module):
@@ -98,7 +99,7 @@ class TaskForwards(nn.Module):
         raise NotImplementedError
 
     def _asked_for(self, tasks: Iterable[int] | None) -> list[int]:
-        name = f"{type(self).__name__}.forward_tasks"
+        name = f"{class_name(self)}.forward_tasks"
         if self.training:
             raise RuntimeError(f"{name}: the network is in training mode, wanted net.eval()")
         finished = self.finished

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from maskcl.extras import install
 from maskcl.scenarios.base import ScenarioError
 
 
@@ -50,7 +51,7 @@ def geometric(name: str) -> None:
     try:
         import torch_geometric  # noqa: F401
     except ImportError as error:
-        raise ScenarioError(f"{name} needs torch_geometric: pip install 'maskcl[graph]'") from error
+        raise ScenarioError(f"{name} needs torch_geometric: {install('graph')}") from error
 
 
 def read_pickle(path: Path) -> Any:
@@ -62,7 +63,7 @@ def read_pickle(path: Path) -> Any:
     try:
         return _Unpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
     except ImportError as error:
-        raise ScenarioError("planetoid needs scipy: pip install 'maskcl[train]'") from error
+        raise ScenarioError(f"planetoid needs scipy: {install('train')}") from error
     except Exception as error:  # a damaged pickle may raise anything
         raise ScenarioError(f"{path} cannot be read: {first_line(error)}") from error
 

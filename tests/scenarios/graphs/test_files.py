@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from maskcl import scenarios
+from maskcl.extras import install
 from maskcl.scenarios import ScenarioError
 from tests.scenarios.graphs.tensors_of import unordered
 
@@ -312,7 +313,7 @@ def test_a_missing_torch_geometric_gets_the_command_that_installs_it(tmp_path, m
     write_planetoid(tmp_path)
     monkeypatch.setitem(sys.modules, "torch_geometric", None)
     for name in ("mutag", "planetoid"):
-        assert "needs torch_geometric: pip install 'maskcl[graph]'" in refused(name, tmp_path)
+        assert f"needs torch_geometric: {install('graph')}" in refused(name, tmp_path)
 
 
 REAL = {

@@ -69,7 +69,7 @@ def test_a_metric_that_says_nothing_is_refused_at_once(labels, metric, sentence)
 
 def test_auroc_without_torchmetrics_is_refused_before_any_training(monkeypatch):
     monkeypatch.setattr(scores.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ScenarioError, match=r"auroc needs torchmetrics: pip install 'maskcl"):
+    with pytest.raises(ScenarioError, match="auroc needs torchmetrics: pip install"):
         scenario([1, 0], "auroc")
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maskcl.extras import install
+
 Activation = Callable[[Tensor], Tensor]
 
 # As modules these are computed together with a mask.
@@ -173,6 +175,6 @@ def _convolution(features: int, hidden: int) -> nn.Module:
         from torch_geometric.nn import GCNConv
     except ImportError as error:
         raise ImportError(
-            "maskcl.compat.begin's models need torch_geometric: pip install 'maskcl[graph]'"
+            f"maskcl.compat.begin's models need torch_geometric: {install('graph')}"
         ) from error
     return GCNConv(features, hidden, normalize=False, bias=False)
