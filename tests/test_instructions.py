@@ -55,19 +55,3 @@ def test_every_op_is_called_and_counted():
     assert set(ops.__all__) <= KNOWN.keys()
     wanted = {f"{op}, forward + backward" for op, call in cases().items() if call.wrt}
     assert {piece for piece in KNOWN if "backward" in piece} == wanted
-<<<<<<< HEAD
-
-
-@pytest.mark.parametrize("op", [op for op in calls() if not op.endswith("_")])
-def test_plain_torch_computes_the_same(op):
-    """What works in place is compared with its formula in tests/test_op_pages.py."""
-    call = calls()[op]
-    ours, plain = (torch.as_tensor(f()) for f in (call.ours, call.plain))
-    torch.testing.assert_close(ours, plain)
-    if call.wrt:
-        ours, plain = (differentiated(f, call.wrt)() for f in (call.ours, call.plain))
-        torch.testing.assert_close(ours, plain)
-    else:
-        assert not ours.requires_grad
-=======
->>>>>>> e481437d5d08321ec5a87b1d1e64636c6f2c1f70
