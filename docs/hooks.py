@@ -30,7 +30,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """README as the front page; on every page links that the site can follow, and ops' facts."""
     if page.file.src_uri == "index.md":
         markdown = (ROOT / "README.md").read_text().replace("](docs/", "](")
-        markdown = markdown.replace("](CHANGELOG.md)", "](../CHANGELOG.md)")
+        markdown = re.sub(r"\]\(([A-Z]+\.md)\)", r"](../\1)", markdown)
     markdown = re.sub(r"\]\(((?:\.\./)*)\.\./README\.md", r"](\1index.md", markdown)
     # Other files beside docs/ are in the checkout, not on the site.
     markdown = re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?!docs/)[^)]+\)", r"\1", markdown)
