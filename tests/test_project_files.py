@@ -110,3 +110,17 @@ def test_the_makefile_says_what_every_target_does() -> None:
     told = set(re.findall(r"^# make (\w+)  ", head, re.M))
     inner = {"lint", "types", "tests", "build", "valgrind", "chromium"}  # parts of `make test`
     assert told == TARGETS - inner
+
+
+def test_contributing_names_files_and_targets_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"`([\w.]+/[\w./]*\w)`", text)) | set(
+        re.findall(r"\]\(([\w/.]+)\)", text)
+    )
+    here = {path for path in paths if "damped" not in path}  # the op that is made up
+    assert len(here) > 15
+    assert [path for path in here if not (ROOT / path).exists()] == []
+    assert set(re.findall(r"`make (\w+)", text)) <= TARGETS
+    folders = {str(Path(path).parent) for path in paths - here}
+    assert {"maskcl/reference", "maskcl/ops", "maskcl/triton", "csrc/cpu", "csrc/cuda"} <= folders
+    assert all((ROOT / folder).is_dir() for folder in folders)
