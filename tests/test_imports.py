@@ -30,7 +30,7 @@ LAYERS = [
     ["report"],
     ["training"],
     [""],  # maskcl itself, the face of all that is below
-    ["cli", "compat", "info", "reproduce"],
+    ["cli", "compat", "info", "integrations", "reproduce"],
     ["__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
