@@ -41,7 +41,7 @@ LAYERS = [
     ["training"],
     [""],  # maskcl itself, the face of all that is below
     ["bench"],
-    ["cli", "compat", "info", "reproduce"],
+    ["cli", "compat", "info", "integrations", "reproduce"],
     ["__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

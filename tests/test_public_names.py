@@ -19,6 +19,8 @@ PUBLIC = {
     "maskcl.export": "Cost Report compact report save",
     "maskcl.graph": "Graph",
     "maskcl.importance": "estimate",
+    "maskcl.integrations.avalanche": "MaskPlugin MaskedModel",
+    "maskcl.integrations.lightning": "MaskCallback",
     "maskcl.lock": "LockedError locked",
     "maskcl.masks": "MaskFile MaskFileError export_masks import_masks read_masks",
     "maskcl.methods": "EWC Finetune HAT HATState Independent Joint MAS Method Piggyback"

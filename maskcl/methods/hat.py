@@ -189,7 +189,17 @@ class HAT:
     def check_plan(
         self, net: HATNetwork, state: HATState, optimizer: Optimizer, steps: int
     ) -> None:
-        """Nothing that could be told beforehand."""
+        """Warn (`PlanWarning`) where the optimizer's weight decay is on the task's embedding."""
+        embedding = net.embeddings[state.task]
+        for group in optimizer.param_groups:
+            if group.get("weight_decay", 0) and any(p is embedding for p in group["params"]):
+                warnings.warn(
+                    f"HAT: task {state.task}: weight decay on the task's embedding pulls it to 0,"
+                    " where chance decides about its units; parameter_groups(net, task) has it"
+                    " without",
+                    PlanWarning,
+                    stacklevel=2,
+                )
 
     def protect(
         self, optimizer: Optimizer, net: HATNetwork, state: HATState

@@ -224,9 +224,12 @@ class TaskNetwork(TaskForwards, Inferring):
         return active
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # What was changed before stays known as changed: some loops call ``to`` again and again.
+        is_kept = self._changed_since("_apply") is None
         result = super()._apply(fn, recurse)
         self._changed()
-        self._remember_bits()
+        if is_kept:
+            self._remember_bits()
         return result
 
     def _new_state(self) -> TaskState:

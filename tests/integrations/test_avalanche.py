@@ -1,0 +1,215 @@
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import maskcl
+from tests.integrations.small_tasks import (
+    BATCH,
+    EPOCHS,
+    METHODS,
+    SAMPLES,
+    TASKS,
+    assert_same_bits,
+    learn,
+    network,
+    outputs,
+    samples,
+)
+
+pytest.importorskip("avalanche", reason="avalanche-lib is not installed")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from avalanche.benchmarks import dataset_benchmark
+    from avalanche.benchmarks.utils import (
+        make_tensor_classification_dataset as make_dataset,
+    )
+    from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics
+    from avalanche.models import IncrementalClassifier
+    from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, ReplayPlugin
+    from avalanche.training.supervised import Naive
+
+    from maskcl.integrations.avalanche import NO_CLASS, MaskedModel, MaskPlugin
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def benchmark(labels=(0, 1, 2), shift=0):
+    """An experience a task, with these task labels."""
+    data = [
+        make_dataset(x, y + shift, task_labels=[labels[k]] * SAMPLES)
+        for k, (x, y) in enumerate(map(samples, range(TASKS)))
+    ]
+    return dataset_benchmark(data, data)
+
+
+def strategy(net, method, *plugins, tasks="labels", optimizer=None, evaluator=None, **options):
+    model = MaskedModel(net, tasks=tasks)
+    return Naive(
+        model=model,
+        optimizer=optimizer or torch.optim.Adam(model.parameters(), lr=0.01),
+        criterion=nn.CrossEntropyLoss(),
+        train_mb_size=BATCH,
+        train_epochs=EPOCHS,
+        eval_mb_size=SAMPLES,
+        plugins=[MaskPlugin(method), *plugins],
+        evaluator=evaluator or EvaluationPlugin(loggers=[]),
+        **options,
+    )
+
+
+def train(learner, experience, **options):
+    learner.train(experience, shuffle=False, **{"eval_streams": [], **options})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_learns_what_a_loop_of_ones_own_learns(name):
+    method, mine, theirs = METHODS[name](), network(name), network(name)
+    learner, stream = strategy(theirs, method), benchmark().train_stream
+    for task in range(2):
+        learn(method, mine, task)
+        train(learner, stream[task])
+    assert_same_bits(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["hat", "piggyback"])
+@pytest.mark.parametrize("habit", ["replay", "evaluation in between", "momentum"])
+def test_finished_tasks_keep_their_outputs_and_bwt_is_0(name, habit):
+    net, kept, stream = network(name), [], benchmark()
+    metrics = [accuracy_metrics(experience=True), bwt_metrics(stream=True)]
+    given = {"evaluator": EvaluationPlugin(*metrics, loggers=[])}
+    plugins = [ReplayPlugin(mem_size=20)] if habit == "replay" else []
+    if habit == "evaluation in between":
+        given["eval_every"] = 1
+    if habit == "momentum":
+        given["optimizer"] = torch.optim.SGD(
+            net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1
+        )
+    learner = strategy(net, METHODS[name](), *plugins, **given)
+    for task in range(TASKS):
+        before = [p.detach().clone() for p in net.parameters()]
+        train(learner, stream.train_stream[task], eval_streams=[stream.test_stream[: task + 1]])
+        kept.append(outputs(net, task))
+        found = learner.eval(stream.test_stream[: task + 1])
+        assert found["StreamBWT/eval_phase/test_stream"] == 0
+        assert not all(map(torch.equal, before, net.parameters()))
+    for task, before in enumerate(kept):
+        assert torch.equal(before, outputs(net, task))
+
+
+def test_each_sample_of_a_mixed_batch_is_answered_under_its_own_task():
+    base = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    net = maskcl.nn.to_hat(base, 2, torch.zeros(2, 8), classes=[2, 3])
+    model = MaskedModel(net).eval()
+    x, labels = torch.rand(5, 8), torch.tensor([1, 0, 1, 1, 0])
+    found = model(x, labels)
+    for k, classes in ((0, 2), (1, 3)):
+        with torch.no_grad(), net.task(k):
+            torch.testing.assert_close(found[labels == k, :classes], net(x[labels == k]))
+    assert (found[labels == 0, 2] == NO_CLASS).all()
+
+
+@pytest.mark.parametrize("name", ["mas", "ewc"])
+def test_without_task_labels_each_experience_is_a_task(name):
+    base = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    net = maskcl.nn.to_importance(base, TASKS)
+    learner = strategy(net, METHODS[name](), tasks="experiences")
+    stream = benchmark(labels=(0, 0, 0))
+    for experience in stream.train_stream:
+        train(learner, experience)
+    assert net.finished.all()
+    learner.eval(stream.test_stream)
+
+
+def test_without_task_labels_masks_are_refused():
+    with pytest.raises(ValueError, match="wanted a benchmark with task labels"):
+        MaskedModel(network("hat"), tasks="experiences")
+    learner, stream = strategy(network("hat"), maskcl.HAT()), benchmark(labels=(0, 0, 0))
+    train(learner, stream.train_stream[0])
+    with pytest.raises(RuntimeError, match="task 0 is finished"):
+        train(learner, stream.train_stream[1])
+
+
+def test_classes_that_no_head_has_are_refused():
+    learner = strategy(network("hat"), maskcl.HAT())
+    learner._criterion = lambda found, wanted: found.sum()  # which would not complain
+    with pytest.raises(ValueError, match="class 3, and the outputs are 2"):
+        train(learner, benchmark(shift=2).train_stream[0])
+
+
+def test_a_task_that_piggyback_has_not_trained_is_no_guess():
+    learner, stream = strategy(network("piggyback"), METHODS["piggyback"]()), benchmark()
+    train(learner, stream.train_stream[0])
+    with pytest.raises(RuntimeError, match="task 1"):
+        learner.eval(stream.test_stream)
+
+
+def test_a_growing_head_of_avalanches_is_refused():
+    base = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), IncrementalClassifier(16, 2))
+    net = maskcl.nn.to_importance(base, TASKS)
+    with pytest.raises(ValueError, match="IncrementalClassifier, which Avalanche replaces"):
+        MaskedModel(net, tasks="experiences")
+
+
+def test_a_model_that_is_no_masked_model_is_refused():
+    learner = strategy(network("hat"), maskcl.HAT())
+    learner.model = nn.Linear(8, 2)
+    learner.optimizer = torch.optim.SGD(learner.model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="the strategy's model is a Linear"):
+        train(learner, benchmark().train_stream[0])
+
+
+def test_a_strategy_without_the_plugin_is_refused():
+    learner = strategy(network("hat"), maskcl.HAT())
+    del learner.plugins[0]
+    with pytest.raises(RuntimeError, match="wanted a MaskPlugin"):
+        train(learner, benchmark().train_stream[0])
+
+
+def test_a_scheduler_goes_on_through_the_tasks():
+    net = network("hat")
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    plugin = LRSchedulerPlugin(schedule, reset_scheduler=False, reset_lr=False)
+    learner = strategy(net, maskcl.HAT(), plugin, optimizer=optimizer)
+    for experience in benchmark().train_stream[:2]:
+        train(learner, experience)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.5 ** (2 * EPOCHS))
+
+
+def test_an_interrupted_experience_is_begun_again():
+    class Kill(MaskPlugin):
+        def before_backward(self, strategy, *args, **kwargs):
+            raise RuntimeError("killed")
+
+    net, stream = network("hat"), benchmark()
+    learner = strategy(net, maskcl.HAT())
+    train(learner, stream.train_stream[0])
+    kept, before = outputs(net, 0), learner.plugins[0]
+    learner.plugins[0] = kill = Kill(maskcl.HAT())
+    with pytest.raises(RuntimeError, match="killed"):
+        train(learner, stream.train_stream[1])
+    kill.before_training(learner)
+    learner.plugins[0] = before
+    train(learner, stream.train_stream[1])
+    assert net.finished.tolist() == [True, True, False]
+    assert torch.equal(kept, outputs(net, 0))
+
+
+def test_a_weight_written_between_two_evaluations_raises_at_the_end():
+    """Strategies move the model to its device again and again; that hides nothing."""
+
+    class Write(ReplayPlugin):
+        def after_training_epoch(self, strategy, *args, **kwargs):
+            with torch.no_grad():
+                for parameter in strategy.model.net.model.parameters():
+                    parameter.mul_(1.5)
+
+    net, stream = network("hat"), benchmark()
+    train(strategy(net, maskcl.HAT()), stream.train_stream[0])
+    learner = strategy(net, maskcl.HAT(), Write(), eval_every=1)
+    with pytest.raises(RuntimeError, match="has changed since the last one was finished"):
+        train(learner, stream.train_stream[1], eval_streams=[stream.test_stream[:2]])
+    assert net.finished.tolist() == [True, False, False]
