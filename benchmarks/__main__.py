@@ -158,8 +158,8 @@ def main(arguments: list[str]) -> int:
         output = Path(folder) / "benchmarks.json"
         options = ["-q", "-o", "python_files=bench_*.py", "--benchmark-disable-gc"]
         options += [
-            "--benchmark-min-rounds=15",
-            "--benchmark-max-time=1.5",
+            "--benchmark-min-rounds=7",
+            "--benchmark-max-time=0.5",
             "--benchmark-columns=median",
             f"--rootdir={ROOT}",
         ]

@@ -84,7 +84,7 @@ def timed(setting: Setting) -> tuple[StepTimes, dict[str, str]]:
 
 
 def seconds_of(setting: Setting) -> float:
-    """Of the rounds; large networks get at least seven whatever this says."""
+    """Of the rounds; each is taken five times whatever this says."""
     return 3.0 if setting.network in (SMALL[0], MIDDLE[0]) else 5.0
 
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from maskcl import backends, schemas
 from maskcl.bench.case import Case, differentiated
 from maskcl.bench.cases import case
+from maskcl.bench.op_results import difference, drawn, on_backend, result
 from maskcl.bench.timing import Spread, Timed, copy_of, in_turn
 
 __all__ = ["COMPILED", "COPY", "EAGER", "OpTimes", "time_op"]
 
 EAGER, COMPILED, COPY = "careful eager", "torch.compile", "copy of the same bytes"
-_TOLERANCE = 1e-4  # of the largest number
 
 
 @dataclass(frozen=True)
@@ -111,13 +109,6 @@ def _running(op: str, device: str, names: Sequence[str] | None) -> list[str]:
     return found
 
 
-def _drawn(op: str, size: int, batch: int, device: str) -> Case:
-    """The same numbers every time."""
-    with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(0)
-        return case(op, size, batch)
-
-
 def _measure(
     op: str,
     size: int,
@@ -133,23 +124,23 @@ def _measure(
     def run_of(pick: Callable[[Case], Callable[[], Any]], made: Case) -> Callable[[], Any]:
         return differentiated(pick(made), made.wrt) if both else pick(made)
 
-    wanted = _result(run_of(lambda c: c.plain, made := _drawn(op, size, batch, device)), made)
+    wanted = result(run_of(lambda c: c.plain, made := drawn(op, size, batch, device)), made)
     timed, absent = {}, {}
     for name in names or ["maskcl"]:
-        around = _on(op, name, device)
+        around = on_backend(op, name, device)
         with around():
-            run = run_of(lambda c: c.ours, made := _drawn(op, size, batch, device))
-            wrong = _difference(_result(run, made), wanted)
+            run = run_of(lambda c: c.ours, made := drawn(op, size, batch, device))
+            wrong = difference(result(run, made), wanted)
         if wrong:
             absent[name] = f"no figure: its result is not the formula's, {wrong}"
         else:
             timed[name] = Timed(run, around)
     ours = tuple(timed)
-    timed[EAGER] = Timed(run_of(lambda c: c.plain, _drawn(op, size, batch, device)))
+    timed[EAGER] = Timed(run_of(lambda c: c.plain, drawn(op, size, batch, device)))
     if compiled:
         torch.compiler.reset()
         try:
-            run = run_of(_compiled, made := _drawn(op, size, batch, device))
+            run = run_of(_compiled, made := drawn(op, size, batch, device))
             run()
             timed[COMPILED] = Timed(run)
         except Exception as error:  # no compiler, or what it cannot trace
@@ -161,33 +152,3 @@ def _measure(
 
 def _compiled(made: Case) -> Callable[[], Any]:
     return torch.compile(made.formula or made.plain)
-
-
-def _on(op: str, name: str, device: str) -> Callable[[], Any]:
-    """Run on this backend; one that would be taken anyway is not asked for, which costs time."""
-    low = op if op in schemas.STEM_OF else "hat_gate"
-    if name == "maskcl" or backends.choose(low, device, torch.float32) == name:
-        return contextlib.nullcontext
-    return lambda: backends.use_backend(name)
-
-
-def _result(run: Callable[[], Any], made: Case) -> list[Tensor]:
-    """What a call gives and writes, detached."""
-    found = run()
-    given = [] if made.written else list(found) if isinstance(found, tuple) else [found]
-    return [torch.as_tensor(value).detach().clone() for value in (*given, *made.written)]
-
-
-def _difference(found: list[Tensor], wanted: list[Tensor]) -> str:
-    """How far results are apart, in words; empty where they agree."""
-    for ours, plain in zip(found, wanted, strict=True):
-        if ours.shape != plain.shape:
-            return f"its shape is {list(ours.shape)} and not {list(plain.shape)}"
-        if not plain.is_floating_point():
-            if not torch.equal(ours.to(plain.dtype), plain):
-                return "other bits"
-            continue
-        apart = (ours.double() - plain.double()).abs().max().item()
-        if not apart <= _TOLERANCE * max(1e-30, plain.abs().max().item()):
-            return f"{apart:.2g} apart"
-    return ""

@@ -14,7 +14,7 @@ import torch
 
 __all__ = ["Spread", "Timed", "copy_of", "in_turn", "machine"]
 
-_WARM_UP, _FEWEST, _MOST = 3, 7, 5000
+_WARM_UP, _FEWEST, _MOST = 2, 5, 5000
 
 
 class Timed(NamedTuple):
@@ -37,7 +37,7 @@ def in_turn(functions: Mapping[str, Timed], seconds: float) -> dict[str, Spread]
 
     Args:
         functions: by name.
-        seconds: that all of this should take, calls to warm up aside; each is called 7 times at
+        seconds: that all of this should take, calls to warm up aside; each is called 5 times at
             least and 5,000 times at most.
 
     Returns:
