@@ -96,7 +96,7 @@ def held(model: Decoder, tasks: int = TASKS, ranks: int = RANKS) -> list[tuple[s
         ("Piggyback", "scores of all blocks, where backward keeps them", 4 * weights),
         ("MAS, EWC", "importances", 4 * weights / ranks),
         ("MAS, EWC", "anchors", 4 * weights / ranks),
-        ("MAS, EWC", 'measured with reduction="sample": weights and sums', 2 * 4 * weights),
+        ("MAS, EWC", 'measured with reduction="sample": weights and sums', (2 + 4) * weights),
         ("MAS, EWC", 'measured with reduction="batch": sums', 4 * weights / ranks),
     ]
 
@@ -116,21 +116,23 @@ def step(model: Decoder) -> list[tuple[str, str, float]]:
     ]
 
 
-def task(model: Decoder) -> list[tuple[str, str, float]]:
+def task(model: Decoder, tasks: int = TASKS) -> list[tuple[str, str, float]]:
     """(method, what, bytes that a process sends once a task)."""
-    hashes = 8 * (9 * model.layers + 3)
+    weights, layers = model.weights, 7 * model.layers + 2
+    own = tasks * (2 * model.layers + 2)  # norms, and embedding or head
+    hat, piggyback = (6 * sent(8 * (count + own)) for count in (layers, layers * tasks))
     return [
-        ("HAT", "fingerprints of what is kept, a number each, four times", 2 * 4 * sent(hashes)),
-        ("HAT", "the task's embedding, gathered", sent(4 * model.units)),
-        ("Piggyback", "scores gathered to be bits, three times", 3 * sent(4 * model.weights)),
-        ("Piggyback", "fingerprints of masks, a number each, three times", _of_masks(model)),
-        ("MAS, EWC", 'reduction="sample": weights gathered, sums reduced', sent(8 * model.weights)),
-        ("MAS, EWC", 'reduction="batch": as a step without gradients\' moments, a batch', 0.0),
+        ("HAT", "fingerprints: as it begins, ends, and has ended", hat),
+        ("HAT", "its embedding, as it ends", sent(4 * model.units)),
+        ("Piggyback", "fingerprints: as it begins, ends, and has ended", piggyback),
+        (
+            "Piggyback",
+            "scores, to be bits: as it begins, twice as it ends",
+            3 * sent(4 * weights),
+        ),
+        ("MAS, EWC", 'reduction="sample": weights gathered, sums reduced', sent(6 * weights)),
+        ("MAS, EWC", 'reduction="batch": each batch, as a step', sent(8 * weights)),
     ]
-
-
-def _of_masks(model: Decoder) -> float:
-    return 3 * 2 * sent(8 * TASKS * (7 * model.layers + 2))
 
 
 def size(count: float) -> str:
@@ -139,6 +141,12 @@ def size(count: float) -> str:
         if count >= scale:
             return f"{count / scale:.3g} {unit}"
     return f"{count:.0f} B"
+
+
+def seconds(count: float) -> str:
+    """Of so many bytes; what is small takes as long as a message does anyway."""
+    time = count / BANDWIDTH
+    return f"{time:.2g} s" if time >= 1e-4 else "that of a message"
 
 
 def table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
@@ -157,11 +165,14 @@ def tables(model: Decoder) -> list[list[str]]:
         ("words of a unit at 1,000 tasks", str(words(TASKS))),
     ]
     memory = [(a, b, size(n), "no" if n > DEVICE else "yes") for a, b, n in held(model)]
-    travels = [(a, b, size(n), f"{n / BANDWIDTH:.2g} s") for a, b, n in step(model)]
+    stepped, learned = (
+        [(a, b, size(n), seconds(n)) for a, b, n in rows] for rows in (step(model), task(model))
+    )
     return [
         table(("of the shape", ""), facts),
         table(("method", "held by a process", "", "fits"), memory),
-        table(("engine and method", "sent in a step", "by each", "time"), travels),
+        table(("engine and method", "sent in a step", "by each", "time"), stepped),
+        table(("method", "sent for a task", "by each", "time"), learned),
     ]
 
 
