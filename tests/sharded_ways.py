@@ -105,7 +105,7 @@ def _measured(make: Make) -> bool:
     with run.net.task(0):
         found = estimate(run.net, [batch], parameters=names, reduction="batch")
     own = {name.removeprefix("model."): omega for name, omega in found.items()}
-    before = {name: omega.full_tensor() for name, omega in run.net.importances.items()}
+    before = {name: omega.full_tensor().clone() for name, omega in run.net.importances.items()}
     run.net.begin_task(1)
     run.net.consolidate(1, own)
     after = run.net.importances

@@ -56,7 +56,7 @@ def test_one_sharded_argument_among_ordinary_ones_is_named(name, mesh, monkeypat
             return type(given)(map(sharded, given))
         if isinstance(given, torch.Tensor):
             seen.append(given)
-            if len(seen) == at + 1:
+            if chosen == [len(seen) - 1]:
                 rows = given.detach() if given.dim() else given.detach().view(1)
                 return dtensor.distribute_tensor(rows, mesh, [dtensor.Shard(0)])
         return given
@@ -65,11 +65,11 @@ def test_one_sharded_argument_among_ordinary_ones_is_named(name, mesh, monkeypat
         original(*map(sharded, args), **{key: sharded(value) for key, value in options.items()})
 
     monkeypatch.setattr(ops, name, call)
-    at = -1
+    chosen: list[int] = []
     found.ours()
-    count = len(seen)
-    assert count
-    for at in range(count):
+    assert seen
+    for at in range(len(seen)):
         seen.clear()
+        chosen[:] = [at]
         with pytest.raises(TypeError, match=f"^{name}: .* is a DTensor, wanted an ordinary tensor"):
             found.ours()
