@@ -214,6 +214,23 @@ def _add_up(value: Tensor, like: Any, largest: bool = False) -> None:
             distributed.all_reduce(value, kind, group=like.device_mesh.get_group(dim))
 
 
+@torch.no_grad()
+def added_up(value: Tensor, like: Any) -> Tensor:
+    """The sum of all processes' tensors, each of all of ``like``: sharded as that is.
+
+    Every process has to call it.
+    """
+    distributed = torch.distributed
+    if is_sharded(like) and like.device_mesh.size() == distributed.get_world_size():
+        from torch.distributed.tensor import DTensor, Partial
+
+        mesh = like.device_mesh
+        apart = DTensor.from_local(value, mesh, [Partial()] * mesh.ndim, run_check=False)
+        return apart.redistribute(placements=like.placements)
+    distributed.all_reduce(value)
+    return shard(value, like) if is_sharded(like) else value
+
+
 def total_norm(norms: Sequence[tuple[Tensor, Any]]) -> Tensor:
     """The norm of all, of norms of parts, each with a tensor that is sharded as the part is.
 

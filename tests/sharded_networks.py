@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskcl.methods import EWC, HAT, MAS, Piggyback
 from maskcl.methods.base import TaskData
 from maskcl.models import mlp
 from maskcl.nn import to_hat, to_importance, to_piggyback
-from maskcl.shards import is_sharded, whole
+from maskcl.shards import is_sharded, local, whole
 
-TASKS, STEPS = 3, 3
+TASKS, STEPS = 3, 2
 HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
@@ -29,6 +32,7 @@ class Case(NamedTuple):
         make: of the parameters' groups, an optimizer.
         model: "mlp", whose 33 and 13 rows two processes cannot halve, or "conv", with groups.
         policy: of mixed precision.
+        options: more of ``fully_shard``.
     """
 
     method: Any
@@ -37,6 +41,7 @@ class Case(NamedTuple):
     make: Any = partial(torch.optim.AdamW, lr=0.02)
     model: str = "mlp"
     policy: Any = None
+    options: Any = MappingProxyType({})
 
     @property
     def is_exact(self) -> bool:
@@ -59,6 +64,8 @@ CASES = {
     "half": Case(_HAT, policy=HALF),
     "mas": Case(MAS(strength=3.0)),
     "ewc": Case(EWC(strength=30.0), "root", "inside", make=_MOMENTUM),
+    "batch": Case(MAS(strength=3.0, reduction="batch")),
+    "fisher": Case(EWC(strength=30.0, reduction="batch"), "root", "between"),
     "piggyback": Case(Piggyback()),
     "topk": Case(Piggyback(levels="topk", density=0.6, spread="uniform"), "root"),
     "masks": Case(Piggyback(lr=9.0), "root", "between", make=_MOMENTUM),
@@ -76,6 +83,20 @@ def model_of(kind: str) -> tuple[nn.Module, tuple[int, ...]]:
         7,
         7,
     )
+
+
+class _Messages(TorchDispatchMode):
+    """Counts messages, by kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        space, _, name = func._schema.name.partition("::")
+        if space in ("c10d", "_c10d_functional") and name != "wait_tensor":
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
 
 
 class Run:
@@ -103,8 +124,9 @@ class Run:
             self.shard()
 
     def shard(self) -> None:
+        """What is sharded, over processes in a line, or two by two."""
         mesh = torch.distributed.init_device_mesh("cpu", (self.count,))
-        options: dict[str, Any] = {"mesh": mesh}
+        options: dict[str, Any] = {"mesh": mesh, **self.case.options}
         if self.case.policy:
             options["mp_policy"] = self.case.policy
         if self.case.how == "blocks":
@@ -115,7 +137,23 @@ class Run:
             options["ignored_params"] = set(self.net.embeddings.parameters())
         fully_shard(self.net, **options)
 
-    def learn(self, task: int, protected: bool = True) -> None:
+    def learn(
+        self,
+        task: int,
+        protected: bool = True,
+        call: Any = None,
+        between: Any = None,
+        scaler: Any = None,
+    ) -> None:
+        """Learn a task.
+
+        Args:
+            task: index.
+            protected: with what the method does to gradients and steps.
+            call: the forward, in the network's place.
+            between: called after every backward.
+            scaler: of the loss.
+        """
         net, method, x, y = self.net, self.case.method, self.x[task], self.y[task]
         state = method.begin_task(net, task)
         if self.when == "inside" and task == 1:
@@ -126,12 +164,17 @@ class Run:
             method.before_step(net, state, step / (STEPS - 1))
             optimizer.zero_grad()
             with net.task(task, state.scale):
-                loss = nn.functional.cross_entropy(net(x), y) + method.loss_term(net, state)
-                loss.backward()
+                y_hat = (call or net)(x)
+                loss = nn.functional.cross_entropy(y_hat, y) + method.loss_term(net, state)
+                (scaler.scale(loss) if scaler else loss).backward()
+            if between is not None:
+                between()
             self.average(optimizer)
             if protected:
-                method.after_backward(net, state)
-            optimizer.step()
+                method.after_backward(net, state, scaler=scaler)
+            scaler.step(optimizer) if scaler else optimizer.step()
+            if scaler:
+                scaler.update()
             method.after_step(net, state)
         if guard is not None:
             guard.remove()
@@ -156,6 +199,37 @@ class Run:
         self.net.train()
         return found.clone()
 
+    def counted(self, task: int) -> dict[str, dict[str, int]]:
+        """Messages while a task begins, in a step of it, and while it ends."""
+        net, method, x, y = self.net, self.case.method, self.x[task], self.y[task]
+        found = {}
+        with _Messages() as found["begin"]:
+            state = method.begin_task(net, task)
+        optimizer = self.case.make(method.parameter_groups(net, task))
+        method.protect(optimizer, net, state)
+        with _Messages() as found["step"]:
+            method.before_step(net, state, 0.5)
+            with net.task(task, state.scale):
+                loss = nn.functional.cross_entropy(net(x), y) + method.loss_term(net, state)
+                loss.backward()
+            method.after_backward(net, state)
+            optimizer.step()
+            method.after_step(net, state)
+        with _Messages() as found["end"]:
+            method.end_task(net, state, TaskData(lambda: iter([(x, y)])))
+        return {part: dict(mode.found) for part, mode in found.items()}
+
+    def kept(self, **options: Any) -> bool:
+        """Whether the first task's outputs are what they were after a second."""
+        self.learn(0)
+        before = self.outputs(0)
+        self.learn(1, **options)
+        self.net.check_kept()
+        return torch.equal(before, self.outputs(0))
+
+    def whole_state(self) -> dict[str, Tensor]:
+        return {n: whole(t) for n, t in self.net.state_dict().items() if isinstance(t, Tensor)}
+
     def result(self) -> dict[str, Any]:
         seen: dict[int, list[Tensor]] = {0: [], 1: []}
         for task in range(TASKS):
@@ -165,5 +239,11 @@ class Run:
             for k in range(min(task + 1, 2)):
                 seen[k].append(self.outputs(k))
         self.net.check_kept()
-        state = {n: whole(t) for n, t in self.net.state_dict().items() if isinstance(t, Tensor)}
-        return {"outputs": seen, "state": state}
+        return {"outputs": seen, "state": self.whole_state(), "parts": self.parts()}
+
+    def parts(self) -> dict[str, float]:
+        """Of what grows with the weights, the share that this process has."""
+        names = ("anchor.", "importance.", ".words", ".weight")
+        state = self.net.state_dict().items()
+        found = {n: t for n, t in state if any(name in n for name in names) and t.dim() > 1}
+        return {n: local(t).numel() / t.numel() for n, t in found.items()}

@@ -13,18 +13,24 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # fully_shard's hooks ask for it: once here, not in every process
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard
 
+from maskcl.export import compact, report
 from maskcl.masks import export_masks, import_masks
-from maskcl.nn import to_plain
-from tests import resume_run
+from maskcl.nn import to_importance, to_plain
+from maskcl.training.checks import check_kinds
+from tests import sharded_ways
 from tests.sharded_networks import CASES, Run
+
+SECONDS = 600  # a child takes some ten; one that hangs says where
 
 
 def lost(processes: int, rank: int) -> dict[str, Any]:
@@ -49,7 +55,13 @@ def refusals(processes: int, rank: int) -> dict[str, str]:
     mesh = torch.distributed.init_device_mesh("cpu", (processes,))
     even = Run(CASES["root"]._replace(when="never", model="even"), processes, rank)
     fully_shard(even.net, mesh=mesh, shard_placement_fn=lambda p: Shard(1) if p.dim() > 1 else None)
+    whole, sharded = Run(CASES["root"], None).net, run.net.state_dict()
     return {
+        "trainer": raised(lambda: check_kinds(run.net, *[None] * 5)),
+        "report": raised(lambda: report(run.net, 0, run.x[0])),
+        "copied": raised(lambda: compact(run.net, 0)),
+        "converted": raised(lambda: to_importance(run.net.model, 2)),
+        "loaded": raised(lambda: whole.load_state_dict(sharded)),
         "to_plain": raised(lambda: to_plain(run.net, 0)),
         "grow": raised(lambda: run.net.grow(2)),
         "add_tasks": raised(lambda: run.net.add_tasks(1)),
@@ -87,6 +99,13 @@ def travelled(path: Path, processes: int, rank: int) -> dict[str, bool]:
     }
 
 
+def attempt(function: Callable[[], bool]) -> Any:
+    try:
+        return function()
+    except Exception:
+        return traceback.format_exc()
+
+
 def raised(function: Callable[[], Any]) -> str:
     try:
         function()
@@ -95,14 +114,58 @@ def raised(function: Callable[[], Any]) -> str:
     return ""
 
 
+def pairs(processes: int, rank: int) -> dict[str, Any]:
+    """Two by two: what two processes share is there twice."""
+    sizes = 2, processes // 2
+    mesh = torch.distributed.init_device_mesh("cpu", sizes, mesh_dim_names=("copies", "rows"))
+    found = {}
+    for name in ("root", "mas", "batch", "piggyback"):
+        case = CASES[name]._replace(when="first", how="blocks", options={"mesh": mesh})
+        found[name] = Run(case, processes, rank).result()
+    small = {"reshard_after_forward": 2}
+    found["smaller"] = Run(CASES["root"]._replace(how="blocks", options=small), processes, rank)
+    found["smaller"] = found["smaller"].result()
+    return found
+
+
+def messages(processes: int, rank: int) -> dict[str, dict[str, dict[str, int]]]:
+    """How many messages of which kind go out, of a network sharded at the root."""
+    found = {}
+    for name in ("root", "mas", "batch", "piggyback"):
+        run = Run(CASES[name]._replace(when="first", how="root"), processes, rank)
+        run.learn(0)
+        found[name] = run.counted(1)
+    return found
+
+
+def flattened(processes: int, rank: int) -> dict[str, str]:
+    """Other engines around a network."""
+    found = {}
+    for name in ("root", "piggyback", "mas"):
+        for is_kept in (True, False):
+            run, cpu = Run(CASES[name]._replace(when="never"), processes, rank), torch.device("cpu")
+            FullyShardedDataParallel(run.net, use_orig_params=is_kept, device_id=cpu)
+            found[f"{name} {is_kept}"] = raised(partial(run.learn, 0))
+    return found
+
+
 def child(directory: Path, processes: int, rank: int) -> None:
-    faulthandler.dump_traceback_later(resume_run.SECONDS, exit=True)  # it waits for the other
+    faulthandler.dump_traceback_later(SECONDS, exit=True)  # it waits for the other
     torch.set_num_threads(1)
     path = f"file://{directory}/meeting.{processes}"
     torch.distributed.init_process_group("gloo", path, rank=rank, world_size=processes)
     found: dict[str, Any] = {}
+    if processes == 4:
+        torch.save(pairs(processes, rank), directory / f"{processes}.{rank}.pt")
+        torch.distributed.destroy_process_group()
+        return
     for name, case in CASES.items():
         found[name] = Run(case, processes, rank).result()
+    if processes == 2:
+        own = partial(sharded_ways.make, processes, rank)
+        found["ways"] = {n: attempt(partial(way, own)) for n, way in sharded_ways.WAYS.items()}
+        found["flattened"] = flattened(processes, rank)
+        found["messages"] = messages(processes, rank)
     found["lost"] = lost(processes, rank)
     found["refusals"] = refusals(processes, rank)
     found["travelled"] = travelled(directory / f"masks.{processes}.{rank}", processes, rank)
@@ -113,7 +176,7 @@ def child(directory: Path, processes: int, rank: int) -> None:
 def main() -> None:
     directory = Path(sys.argv[1])
     children = []
-    for processes, rank in ((1, 0), (2, 0), (2, 1)):
+    for processes, rank in ((1, 0), (2, 0), (2, 1), *((4, rank) for rank in range(4))):
         children.append(os.fork())
         if children[-1] == 0:
             code = 1

@@ -15,7 +15,7 @@ from maskcl.shards import cut_ends, local, rows
 from tests import resume_run
 
 pytest.importorskip("torch.distributed.fsdp", reason="torch without distributed")
-from tests import sharded_networks, sharded_runs
+from tests import sharded_networks, sharded_runs, sharded_ways
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 CASES = sharded_networks.CASES
@@ -31,8 +31,9 @@ def found(tmp_path_factory):
     command = [sys.executable, "-m", "tests.sharded_runs", str(folder)]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1:] == ["exit 0 0 0"], run.stdout
-    return {way: torch.load(folder / f"{way[0]}.{way[1]}.pt") for way in WAYS}
+    assert run.stdout.splitlines()[-1:] == ["exit 0 0 0 0 0 0 0"], run.stdout
+    ways = *WAYS, *((4, rank) for rank in range(4))
+    return {way: torch.load(folder / f"{way[0]}.{way[1]}.pt") for way in ways}
 
 
 @pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.is_exact])
@@ -59,6 +60,44 @@ def test_a_sharded_network_learns_what_an_unsharded_one_does(case, found):
         torch.testing.assert_close(one[name], tensor, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", ["root", "mas", "batch", "piggyback", "smaller"])
+def test_four_processes_two_by_two_learn_the_same(case, found):
+    origin = CASES["root" if case == "smaller" else case]._replace(when="first")
+    wanted = sharded_networks.Run(origin, None).result()["state"]
+    for rank in range(4):
+        one = found[4, rank][case]
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(one["state"][name], tensor, rtol=1e-6, atol=1e-6)
+        if origin.is_exact:
+            for outputs in one["outputs"].values():
+                assert all(torch.equal(outputs[0], later) for later in outputs)
+
+
+@pytest.mark.parametrize("case", ["mas", "ewc", "batch", "fisher", "piggyback", "masks", "topk"])
+def test_a_process_has_its_rows_of_all_that_grows_with_the_weights(case, found):
+    """33 and 13 rows in two processes; words of bits are cut where the words are."""
+    parts = [found[2, rank][case]["parts"] for rank in (0, 1)]
+    assert {name.rpartition(".")[2] for name in parts[0]} >= {"weight"}
+    if "mas" in case or case in ("ewc", "batch", "fisher"):
+        assert "importance.1.weight" in parts[0] and "anchor.1.weight" in parts[0]
+    else:
+        assert "model.1.words" in parts[0]
+    for name, share in parts[0].items():
+        assert share + parts[1][name] == 1 and share < 0.67, name
+
+
+@pytest.mark.parametrize("way", sharded_ways.WAYS)
+def test_what_is_done_around_a_sharded_network(way, found):
+    for rank in (0, 1):
+        assert found[2, rank]["ways"][way] is True, found[2, rank]["ways"][way]
+
+
+def test_other_engines_are_refused_by_a_sentence(found):
+    said = found[2, 0]["flattened"]
+    assert len(said) == 6
+    assert all("call torch.distributed.fsdp.fully_shard for" in text for text in said.values())
+
+
 def test_without_protection_the_first_task_is_lost_and_every_process_says_so(found):
     for way in WAYS:
         lost = found[way]["lost"]
@@ -71,6 +110,12 @@ def test_what_a_sharded_network_cannot_do_says_what_to_do(found):
     for way in WAYS:
         said = found[way]["refusals"]
         assert "model.1.weight is sharded: load its whole state" in said["to_plain"]
+        assert "Trainer: net is under fully_shard" in said["trainer"]
+        for name in ("report", "copied"):
+            assert "is sharded: load its whole state" in said[name]
+        assert "is a DTensor: fully_shard, or another way" in said["converted"]
+        assert "HATNetwork: the state is sharded and the network is not" in said["loaded"]
+        assert not any("FSDP" in text for text in said.values())
         for name in ("grow", "add_tasks"):
             assert f"{name}: model.1.weight is sharded: do this before fully_shard" in said[name]
         assert "forget_task: '1' is sharded: load its whole state" in said["forget"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,10 +16,12 @@ from maskcl.importance.likelihoods import LIKELIHOODS
 from maskcl.importance.objective import Objective
 from maskcl.importance.per_sample import gradients_of
 from maskcl.importance.quiet import quiet, requiring
+from maskcl.importance.shards import add_up, sum_of_joint_batches
 from maskcl.importance.subject import Forward, Subject, plain_forward
 from maskcl.nn.tasks.own_parts import all_modules
 from maskcl.ops import mas_accumulate_
-from maskcl.sharded_modules import gathered
+from maskcl.sharded_modules import gathered, reshard
+from maskcl.shards import is_sharded, local, totals
 
 _CHOICES = {
     "kind": ("mas", "fisher"),
@@ -55,8 +58,11 @@ def estimate(
     The model is in evaluation mode inside and as it was after, as are ``requires_grad``, ``.grad``
     and the random generators. Recurrent layers on a GPU run without cuDNN, which has no gradient of
     them in evaluation mode. Where torch.distributed is initialised every process gives its share of
-    the batches, and all get the mean over all of them. A network under ``fully_shard`` is gathered
-    for the time, and importances are of all rows.
+    the batches, and all get the mean over all of them.
+
+    Of a network under ``fully_shard`` importances are DTensors, sharded as the parameters are. By
+    samples every process has the whole network for the time, and all importances beside it; by
+    batches (``reduction``) never: the batches of all processes, as many in each, are one then.
 
     Args:
         model: any module; its parameters' device is where the batches are.
@@ -100,8 +106,12 @@ def estimate(
     _check_choices(given)
     if memory <= 0:
         raise ValueError(f"estimate: memory is {memory}, wanted more than 0 bytes")
-    with gathered(all_modules(model)):
-        wanted = _wanted(model, parameters)
+    modules = all_modules(model)
+    reshard(modules)
+    like = _wanted(model, parameters)
+    is_joint = reduction == "batch" and any(map(is_sharded, like.values()))
+    with contextlib.nullcontext() if is_joint else gathered(modules):
+        wanted = like if is_joint else _wanted(model, parameters)
         if not wanted:
             return {}
         names: dict[Tensor, str] = {}
@@ -116,23 +126,19 @@ def estimate(
             memory,
             segments,
         )
-        run = _sum_of_batches if reduction == "batch" else _sum_of_samples
-        return _importances(subject, wanted, lambda: run(subject, batches, check))
-
-
-def _importances(
-    subject: Subject, wanted: dict[str, Tensor], run: Callable[[], int]
-) -> dict[str, Tensor]:
-    """What ``run``, which returns the number of samples, adds up, over that number."""
-    device = next(iter(wanted.values())).device
-    with quiet(subject.model, device):
-        count = run()
-    total = _share(list(subject.omegas.values()), count)
-    if total == 0:
+        with quiet(model, next(iter(wanted.values())).device):
+            if is_joint:
+                count = sum_of_joint_batches(subject, batches)
+            else:
+                run = _sum_of_batches if reduction == "batch" else _sum_of_samples
+                count = run(subject, batches, check)
+    if not is_joint:
+        count = add_up(subject, wanted, like, count)
+    if count == 0:
         raise ValueError("estimate: batches hold no sample, wanted at least one")
     _check_finite(subject)
     for omega in subject.omegas.values():
-        omega.div_(total)
+        local(omega).div_(count)
     return {name: subject.omegas[p] for name, p in wanted.items()}
 
 
@@ -172,22 +178,6 @@ def _sum_of_batches(subject: Subject, batches: Iterable[Any], check: bool) -> in
             mas_accumulate_(omegas, found, float(count), square=subject.square)
             total += count
     return total
-
-
-def _share(sums: list[Tensor], count: int) -> int:
-    """Add up the sums of all processes, in place and in one message; the number of samples."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return count
-    dtype = torch.float64 if sums[0].dtype == torch.float64 else torch.float32
-    flat = torch.cat(
-        [*(s.flatten().to(dtype) for s in sums), sums[0].new_tensor([count], dtype=dtype)]
-    )
-    distributed.all_reduce(flat)
-    parts = flat[:-1].split([s.numel() for s in sums])
-    for total, part in zip(sums, parts, strict=True):
-        total.copy_(part.view_as(total))
-    return round(float(flat[-1]))
 
 
 def _check_choices(given: dict[str, str]) -> None:
@@ -237,13 +227,16 @@ def _parameter(model: nn.Module, name: str) -> Tensor | None:
 
 def _zeros(parameter: Tensor) -> Tensor:
     wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    if is_sharded(parameter):
+        return torch.zeros_like(parameter, dtype=wide, requires_grad=False)
     return torch.zeros(parameter.shape, dtype=wide, device=parameter.device)
 
 
 def _check_finite(subject: Subject) -> None:
-    finite = torch.stack([omega.isfinite().all() for omega in subject.omegas.values()]).tolist()
-    for fine, parameter in zip(finite, subject.omegas, strict=True):
-        if not fine:
+    omegas = list(subject.omegas.values())
+    odd = totals([(~local(o).isfinite()).any().long() for o in omegas], omegas, largest=True)
+    for is_odd, parameter in zip(odd.tolist(), subject.omegas, strict=True):
+        if is_odd:
             raise RuntimeError(
                 f"estimate: the importance of {subject.names[parameter]} is not finite"
             )

@@ -208,7 +208,8 @@ class Quadratic:
         new = {name: found[f"model.{name}"] for name in state.names}
         net.consolidate(state.task, new, decay=self.decay, anchors=self._anchors)
         net.finish_task(state.task)
-        if new and not bool(torch.stack([t.any() for t in new.values()]).any()):
+        held = list(new.values())
+        if new and not bool(totals([local(t).any().long() for t in held], held).any()):
             warnings.warn(
                 f"{self._name}: task {state.task}: all importances are 0, so the penalty does not"
                 " hold what it has learned",

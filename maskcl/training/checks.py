@@ -13,6 +13,7 @@ from maskcl.nn.inference.task_inference import TaskInference
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.network import TaskNetwork
 from maskcl.settings import Setting
+from maskcl.shards import is_sharded
 from maskcl.training.schedules import PERIODS, takes
 from maskcl.training.validation import Validation
 
@@ -27,11 +28,19 @@ EVALUATE = ("all", "last")
 def check_kinds(
     net: Any, method: Any, problem: Any, scenario: Any, optimizer_fn: Any, scheduler_fn: Any
 ) -> None:
-    """Raise TypeError where an argument is a class for an object, an object for a function, ..."""
+    """Raise TypeError where an argument is a class for an object, an object for a function, ...
+
+    Or where the network is sharded.
+    """
     if not isinstance(net, TaskNetwork):
         raise TypeError(
             f"Trainer: net is {_shown(net)}, wanted a network of tasks: maskcl.nn.to_hat,"
             " to_piggyback or to_importance makes one of a model"
+        )
+    if any(map(is_sharded, net.parameters())):
+        raise TypeError(
+            "Trainer: net is under fully_shard, and a Trainer's processes share batches, not"
+            " parameters: write the loop as docs/scaling.md does, or give it the unsharded network"
         )
     for name, value, hook, wanted in (
         ("method", method, "begin_task", "a method such as HAT()"),

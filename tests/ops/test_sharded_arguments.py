@@ -45,3 +45,31 @@ def test_every_op_names_the_argument_and_the_way_on(name, mesh, monkeypatch):
     monkeypatch.setattr(ops, name, call)
     with pytest.raises(TypeError, match=f"^{name}: .* is a DTensor, wanted an ordinary tensor"):
         found.ours()
+
+
+@pytest.mark.parametrize("name", [name for name in sorted(ops.__all__) if takes_tensors(name)])
+def test_one_sharded_argument_among_ordinary_ones_is_named(name, mesh, monkeypatch):
+    original, found, seen = getattr(ops, name), calls()[name], []
+
+    def sharded(given):
+        if isinstance(given, (list, tuple)):
+            return type(given)(map(sharded, given))
+        if isinstance(given, torch.Tensor):
+            seen.append(given)
+            if chosen == [len(seen) - 1]:
+                rows = given.detach() if given.dim() else given.detach().view(1)
+                return dtensor.distribute_tensor(rows, mesh, [dtensor.Shard(0)])
+        return given
+
+    def call(*args, **options):
+        original(*map(sharded, args), **{key: sharded(value) for key, value in options.items()})
+
+    monkeypatch.setattr(ops, name, call)
+    chosen: list[int] = []
+    found.ours()
+    assert seen
+    for at in range(len(seen)):
+        seen.clear()
+        chosen[:] = [at]
+        with pytest.raises(TypeError, match=f"^{name}: .* is a DTensor, wanted an ordinary tensor"):
+            found.ours()

@@ -29,6 +29,7 @@ from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.own_parts import shared_modules
 from maskcl.nn.tasks.state import Masked
 from maskcl.ops.gate import Gate, hat_gates
+from maskcl.shards import is_sharded
 
 
 class HATNetwork(GrowingUnits):
@@ -137,10 +138,12 @@ class HATNetwork(GrowingUnits):
 
     def _units_in(self, active: ActiveTask) -> TaskUnits:
         units: TaskUnits = active.record
-        if not torch.compiler.is_compiling():
-            embedding = self._embedding(active.task)
-            if embedding is not units.embedding:  # functional_call has put another in its place
-                units = active.record = self._units_of(active.task)
+        if torch.compiler.is_compiling():
+            # Gathered since the task was entered, it is another parameter.
+            return self._units_of(active.task) if is_sharded(units.embedding) else units
+        if self._embedding(active.task) is not units.embedding:
+            # functional_call has put another in its place.
+            units = active.record = self._units_of(active.task)
         return units
 
     def _gates_of(self, units: TaskUnits, scale: Tensor) -> Gates:

@@ -104,8 +104,6 @@ class RecordedMasks(LaterTasks):
         if not bool(self.finished[task]):
             raise RuntimeError(f"PiggybackNetwork.words: task {task} is not finished")
         self.take_shards()
-        if self.is_sharded:  # gathered, and so copies already
-            return {name: layer.words_of(task) for name, layer in self.layers.items()}
         return {name: layer.words_of(task).clone() for name, layer in self.layers.items()}
 
     @torch.no_grad()
