@@ -81,6 +81,16 @@ def cut(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def cut_as(tensor: Tensor, like: Any) -> Tensor:
+    """A whole tensor, which every process has, sharded as ``like`` is; nothing is sent."""
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = tensor.to(like.device)
+    found: Tensor = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    return found
+
+
+@torch.no_grad()
 def write(parameter: Tensor, values: Tensor) -> None:
     """Copy a whole tensor into a parameter, each process its rows."""
     local(parameter).copy_(cut(values, parameter))

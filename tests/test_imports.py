@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From the ground up: a file imports from its own layer and from those before it.
 LAYERS = [
-    ["_version", "callback", "graph", "metrics", "randomness", "settings", "shards", "text"],
+    ["_version", "callback", "collective", "graph", "metrics", "randomness"],
+    ["settings", "shards", "text"],
     ["files", "reading", "validation"],
     ["lock"],
     ["_extension", "checkpoint", "loggers", "progress", "reference", "schemas", "tensor_file"],

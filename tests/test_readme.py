@@ -20,6 +20,7 @@ LATER_TASKS = (ROOT / "docs" / "later-tasks.md").read_text()
 CALLBACKS = (ROOT / "docs" / "callbacks.md").read_text()
 TRAINING = (ROOT / "docs" / "training.md").read_text()
 YOUR_DATA = (ROOT / "docs" / "your-data.md").read_text()
+FILES = (ROOT / "docs" / "files.md").read_text()
 SCALING = (ROOT / "docs" / "scaling.md").read_text()
 TASK_INFERENCE = (ROOT / "docs" / "task-inference.md").read_text()
 SCENARIOS = (ROOT / "docs" / "scenarios.md").read_text()
@@ -316,3 +317,8 @@ def test_the_page_on_sharded_networks_keeps_the_first_tasks_outputs():
     names = {}
     exec(compile(example, "docs/scaling.md", "exec"), names)
     assert all(hasattr(p, "placements") for p in names["net"].task_parameters(1))
+
+
+def test_the_page_on_files_goes_on_with_a_killed_loop():
+    (example,) = blocks("python", FILES)
+    exec(compile(example, "docs/files.md", "exec"), {})
