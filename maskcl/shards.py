@@ -127,6 +127,16 @@ def _placed(tensor: Tensor, mesh: Any, places: Sequence[Any], dim: int) -> Tenso
 
 
 @torch.no_grad()
+def cut_as(tensor: Tensor, like: Any) -> Tensor:
+    """A whole tensor, which every process has, sharded as ``like`` is; nothing is sent."""
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = tensor.to(like.device)
+    found: Tensor = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    return found
+
+
+@torch.no_grad()
 def write(parameter: Tensor, values: Tensor) -> None:
     """Copy a whole tensor into a parameter, each process its rows."""
     local(parameter).copy_(cut(values, parameter))

@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 import torch
@@ -22,16 +22,22 @@ from maskcl.files import replacing
 from maskcl.reading import MissingError, ReadError, parse_json
 from maskcl.text import printable, sentence_of, shown
 
-_DIGEST = "content_sha256"
+DIGEST = "content_sha256"
+"""In the metadata, what a file's content has to be."""
+
 _NO_DIGEST = "0" * 64
 _CHUNK = 1 << 20
-_DTYPES = {
+DTYPES: dict[torch.dtype, str] = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
     torch.uint8: "U8", torch.bool: "BOOL", torch.complex64: "C64",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
+KINDS = {kind: dtype for dtype, kind in DTYPES.items()}
+"""The format's names of dtypes."""
 _LONGEST_HEADER = 100_000_000  # safetensors' own
+
+Choose = Callable[[dict[str, str], list[str]], Iterable[str]]
 
 
 def write_tensors(
@@ -48,13 +54,41 @@ def write_tensors(
         OSError: it cannot be written; what was there is intact then.
         TypeError: the format has no name for a tensor's dtype, or metadata is no text.
     """
+    head, parts = _laid_out(tensors, metadata)
+    digest = hashlib.sha256(head)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(head)
+        for part in parts:
+            data = _bytes_of(part)
+            digest.update(data)
+            file.write(data)
+        file.seek(_digest_place(head, _NO_DIGEST))
+        file.write(digest.hexdigest().encode())
+    return len(head) + sum(part.nbytes for part in parts)
+
+
+def digest_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """The SHA-256 that a file of `write_tensors` would have.
+
+    Raises:
+        TypeError: as `write_tensors`.
+    """
+    head, parts = _laid_out(tensors, metadata)
+    digest = hashlib.sha256(head)
+    for part in parts:
+        digest.update(_bytes_of(part))
+    return digest.hexdigest()
+
+
+def _laid_out(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[Tensor]]:
+    """A file's header with no digest in it yet, and the tensors behind it in their order."""
     if wrong := [key for key, value in metadata.items() if not isinstance(value, str)]:
         raise TypeError(f"metadata {wrong[0]} is {shown(metadata[wrong[0]])}, wanted text")
     # By hand: safetensors' own writer makes a file of its own, which only its owner can read, or
     # holds all tensors twice.
     held = {name: t.detach().cpu().contiguous().flatten() for name, t in tensors.items()}
     order = sorted(held, key=lambda name: (-held[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": {**metadata, _DIGEST: _NO_DIGEST}}
+    header: dict[str, Any] = {"__metadata__": {**metadata, DIGEST: _NO_DIGEST}}
     end = 0
     for name in order:
         start, end = end, end + held[name].nbytes
@@ -63,17 +97,11 @@ def write_tensors(
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    digest = hashlib.sha256(head)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
-        file.write(head)
-        for name in order:
-            part = held[name].view(torch.uint8).numpy().data if held[name].numel() else b""
-            digest.update(part)
-            file.write(part)
-        file.seek(_digest_place(head, _NO_DIGEST))
-        file.write(digest.hexdigest().encode())
-    return len(head) + end
+    return len(text).to_bytes(8, "little") + text, [held[name] for name in order]
+
+
+def _bytes_of(part: Tensor) -> Any:
+    return part.view(torch.uint8).numpy().data if part.numel() else b""
 
 
 def _name_of(name: str, dtype: torch.dtype) -> str:
@@ -82,9 +110,9 @@ def _name_of(name: str, dtype: torch.dtype) -> str:
     Raises:
         TypeError: it has none.
     """
-    if dtype not in _DTYPES:
+    if dtype not in DTYPES:
         raise TypeError(f"tensor {name} is {dtype}, which a safetensors file cannot hold")
-    return _DTYPES[dtype]
+    return DTYPES[dtype]
 
 
 def read_tensors(
@@ -99,16 +127,39 @@ def read_tensors(
     Raises:
         ReadError: there is no such file, or it is truncated, altered or something else.
     """
+    return _read(path, what, _verified, lambda _, names: names)
+
+
+def read_some(
+    path: str | os.PathLike[str], what: str, choose: Choose
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and some tensors of a file that may be large: its SHA-256 is not verified.
+
+    Args:
+        path: the file.
+        what: for errors.
+        choose: metadata and the names of all tensors -> the names of those that are read.
+
+    Raises:
+        ReadError: there is no such file, or it is something else.
+    """
+    return _read(path, what, lambda file, *said: _parsed(_header(file), *said)[0], choose)
+
+
+def _read(
+    path: str | os.PathLike[str], what: str, metadata_of: Callable[..., Any], choose: Choose
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     name = printable(os.fspath(path))
     with _sentences(name, what):
         while True:
             with open(path, "rb") as file:
-                metadata = _metadata(file, name, what)
+                metadata = metadata_of(file, name, what)
                 try:
                     with safe_open(os.fspath(path), framework="pt", device="cpu") as content:
-                        tensors = {n: content.get_tensor(n) for n in content.keys()}  # noqa: SIM118
+                        wanted = choose(metadata, list(content.keys()))
+                        tensors = {n: content.get_tensor(n) for n in wanted}
                 except SafetensorError as error:
                     raise ReadError(_damaged(name, what, sentence_of(error))) from None
                 # Between the two another process may have put a new file there.
@@ -116,20 +167,52 @@ def read_tensors(
                     return metadata, tensors
 
 
-def read_metadata(path: str | os.PathLike[str], what: str) -> dict[str, str]:
-    """The metadata alone, of a file that may be large: its SHA-256 is not verified.
+def read_header(
+    path: str | os.PathLike[str], what: str, *, verify: bool = False
+) -> tuple[dict[str, str], dict[str, tuple[torch.dtype, tuple[int, ...]]]]:
+    """The metadata, and dtype and shape of each tensor, none of which is read.
+
+    Args:
+        path: the file.
+        what: for errors.
+        verify: whether the SHA-256 is, for which all is read.
 
     Raises:
         ReadError: there is no such file, or it is something else.
     """
     name = printable(os.fspath(path))
     with _sentences(name, what), open(path, "rb") as file:
-        return _parsed(_header(file), name, what)
+        if verify:
+            _verified(file, name, what)
+        metadata, content = _parsed(_header(file), name, what)
+        return metadata, {n: (KINDS[t["dtype"]], tuple(t["shape"])) for n, t in content.items()}
+
+
+@contextlib.contextmanager
+def open_tensors(
+    path: str | os.PathLike[str], what: str
+) -> Iterator[Callable[[str, tuple[slice, ...]], Tensor]]:
+    """Inside, a function that reads a part of a tensor, by its name; no SHA-256 is verified.
+
+    Raises:
+        ReadError: there is no such file, or it is something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    name = printable(os.fspath(path))
+    with _sentences(name, what):
+        try:
+            with safe_open(os.fspath(path), framework="pt", device="cpu") as content:
+                yield (
+                    lambda key, cut: content.get_slice(key)[cut] if cut else content.get_tensor(key)
+                )
+        except SafetensorError as error:
+            raise ReadError(_damaged(name, what, sentence_of(error))) from None
 
 
 def has_digest(metadata: dict[str, str]) -> bool:
     """Whether the file that `read_tensors` read was verified."""
-    return _DIGEST in metadata
+    return DIGEST in metadata
 
 
 @contextlib.contextmanager
@@ -151,13 +234,13 @@ def _damaged(name: str, what: str, reason: str = "") -> str:
     return f"{name} is damaged or no {what}" + (f" ({reason})" if reason else "")
 
 
-def _metadata(file: BinaryIO, name: str, what: str) -> dict[str, str]:
+def _verified(file: BinaryIO, name: str, what: str) -> dict[str, str]:
     """The metadata of a file whose every byte is as it was written, where it says what that is."""
     header = _header(file)
-    metadata = _parsed(header, name, what)
-    if _DIGEST in metadata:
-        found = _digest(file, _digest_place(header, metadata[_DIGEST]))
-        if found != metadata[_DIGEST]:
+    metadata, _ = _parsed(header, name, what)
+    if DIGEST in metadata:
+        found = _digest(file, _digest_place(header, metadata[DIGEST]))
+        if found != metadata[DIGEST]:
             raise ReadError(
                 f"{name} is damaged: its content is not what its SHA-256 says (truncated or"
                 " altered)"
@@ -165,16 +248,17 @@ def _metadata(file: BinaryIO, name: str, what: str) -> dict[str, str]:
     return metadata
 
 
-def _parsed(header: bytes, name: str, what: str) -> dict[str, str]:
+def _parsed(header: bytes, name: str, what: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """The metadata of a header, and what it says of each tensor."""
     try:
         content = parse_json(header[8:], name)
     except ReadError as error:
         reason = str(error).partition(" cannot be read: ")[2]
         raise ReadError(_damaged(name, what, reason)) from None
-    metadata = content.get("__metadata__", {})
+    metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ReadError(_damaged(name, what, f"its metadata is {shown(metadata)}"))
-    return metadata
+    return metadata, content
 
 
 def _header(file: BinaryIO) -> bytes:
@@ -202,7 +286,7 @@ def _digest_place(header: bytes, digest: str) -> int:
     """
     if len(digest) != len(_NO_DIGEST):
         raise ValueError("not a SHA-256")
-    marker = f'"{_DIGEST}":"'.encode()
+    marker = f'"{DIGEST}":"'.encode()
     return header.index(marker + digest.encode() + b'"', 8) + len(marker)
 
 

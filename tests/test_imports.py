@@ -16,6 +16,7 @@ LAYERS = [
     [
         "_version",
         "callback",
+        "collective",
         "graph",
         "metrics",
         "randomness",

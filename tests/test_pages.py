@@ -232,3 +232,8 @@ def test_the_page_on_sharded_networks_keeps_the_first_tasks_outputs():
     names = {}
     exec(compile(example, "docs/scaling.md", "exec"), names)
     assert all(hasattr(p, "placements") for p in names["net"].task_parameters(1))
+
+
+def test_the_page_on_files_goes_on_with_a_killed_loop():
+    (example,) = blocks("python", page("files.md"))
+    exec(compile(example, "docs/files.md", "exec"), {})

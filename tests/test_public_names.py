@@ -15,7 +15,8 @@ PUBLIC = {
     "maskcl.backends": "BACKENDS BackendError not_supported_reasons select use_backend",
     "maskcl.callback": "Callback",
     "maskcl.loggers": "CSVLogger TensorBoardLogger",
-    "maskcl.checkpoint": "Checkpoint CheckpointError load_checkpoint save_checkpoint",
+    "maskcl.checkpoint": "Checkpoint CheckpointError Resumed load_checkpoint load_network"
+    " load_training network_state save_checkpoint save_training",
     "maskcl.export": "Cost Report compact report save",
     "maskcl.graph": "Graph",
     "maskcl.importance": "estimate",

@@ -7,7 +7,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maskcl.checkpoint import Checkpoint, CheckpointError, load_checkpoint, load_network
+from maskcl.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    load_network,
+    network_state,
+)
 from maskcl.cli.folders import CONFIG, config_of, read_saved
 from maskcl.cli.method import MethodCommand, TrainOptions
 from maskcl.cli.options import CommandError, check_saved, combine, flag_name, parse_groups
@@ -249,7 +255,8 @@ def start_of(
     """
     facts = run.checkpoint.facts
     tensors = {n: t for n, t in run.checkpoint.tensors.items() if n.startswith("rng.")}
-    tensors |= {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
+    state, lasting = network_state(net)
+    tensors |= state
     if not more:
         result, place = Result.empty(scenario.num_tasks), (0, run.num_tasks)
     else:
@@ -266,4 +273,4 @@ def start_of(
     position = {"task": place[0], "epoch": 0, "first_task": place[1]}
     with of_run(run.folder):
         content = {"result": result.to_dict(), "rng": facts["rng"]}
-    return Checkpoint(config, position, tensors, content)
+    return Checkpoint(config, position, tensors, content, lasting)

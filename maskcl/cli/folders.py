@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from maskcl.checkpoint import CheckpointError, load_checkpoint
+from maskcl.checkpoint import CheckpointError, load_checkpoint, remove_unnamed
 from maskcl.cli.options import CommandError
 from maskcl.files import is_no_room
 from maskcl.lock import LOCK, locked
@@ -175,6 +175,8 @@ def finish_taking_over(out: Path) -> None:
             elif path.name != LOCK:
                 path.replace(target)
         shutil.rmtree(added)
+        with contextlib.suppress(CheckpointError):  # whoever reads it next says so
+            remove_unnamed(out / CHECKPOINT)
 
 
 def forgotten_in(run: Path) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from maskcl import report
-from maskcl.checkpoint import Checkpoint, save_checkpoint
+from maskcl.checkpoint import Checkpoint, network_state, save_checkpoint
 from maskcl.cli.common import fingerprint
 from maskcl.cli.export import open_network
 from maskcl.cli.folders import FORGOTTEN, check_task, read_config_of
@@ -97,7 +97,7 @@ def _unlearn(net: Any, task: int, seed: int) -> Forgotten:
 
 def _save(path: Path, checkpoint: Checkpoint, net: Any, known: dict[str, Any]) -> None:
     others = {n: t for n, t in checkpoint.tensors.items() if not n.startswith("network.")}
-    tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
+    tensors, checkpoint.lasting = network_state(net)
     checkpoint.tensors = {**others, **tensors}
     checkpoint.facts = {**checkpoint.facts, FORGOTTEN: known}
     save_checkpoint(path, checkpoint)

@@ -11,6 +11,7 @@ from maskcl.checkpoint import (
     Checkpoint,
     load_checkpoint,
     load_network,
+    network_state,
     save_checkpoint,
 )
 from maskcl.cli import piggyback
@@ -82,7 +83,7 @@ def _put_in(file: Path, run: Path, task: int | None, replace: bool) -> int:
         raise CommandError(reason) from None
     target = found.task if task is None else task
     others = {n: t for n, t in checkpoint.tensors.items() if not n.startswith("network.")}
-    tensors = {f"network.{name}": tensor for name, tensor in net.state_dict().items()}
+    tensors, checkpoint.lasting = network_state(net)
     checkpoint.tensors = {**others, **tensors}
     save_checkpoint(run / CHECKPOINT, checkpoint)
     return target

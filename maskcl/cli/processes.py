@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from maskcl.cli.options import CommandError
+from maskcl.collective import together as all_together
 from maskcl.text import sentence_of
 from maskcl.training.accelerator import make_fabric
-from maskcl.training.processes import together as all_together
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from maskcl.collective import everyones
 from maskcl.nn.tasks.bits import fingerprints
 from maskcl.nn.tasks.kept_bits import share_statistics
 from maskcl.shards import is_sharded
@@ -26,20 +26,6 @@ LOST = "another process of the run has ended or does not answer"
 _GONE = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
-def everyones(processes: int, own: Item) -> list[Item]:
-    """What each process has, by its number; every process has to call it.
-
-    Args:
-        processes: how many share the run.
-        own: of this process; it is pickled, its tensors on the CPU.
-    """
-    if processes == 1:
-        return [own]
-    found: list[Any] = [None] * processes
-    torch.distributed.all_gather_object(found, own)
-    return found
-
-
 def in_turn(fabric: Fabric, items: Iterable[Item]) -> Iterator[Item]:
     """Those of the items that are this process's: one after the other has one."""
     return islice(items, fabric.global_rank, None, fabric.world_size)
@@ -52,34 +38,6 @@ def in_order(fabric: Fabric, own: list[Item]) -> list[Item]:
     dealt = everyones(fabric.world_size, own)
     longest = len(dealt[0])  # the first begins
     return [part[i] for i in range(longest) for part in dealt if i < len(part)]
-
-
-@contextlib.contextmanager
-def together(processes: int) -> Iterator[None]:
-    """Inside, what one process refuses all refuse: no other waits for it then.
-
-    Every process has to come by. Where several raise, each raises its own.
-    """
-    error = None
-    try:
-        yield
-    except Exception as found:
-        error = found
-    errors = everyones(processes, _portable(error))
-    if error is not None:
-        raise error
-    for other in errors:
-        if other is not None:
-            raise other
-
-
-def _portable(error: Exception | None) -> Exception | None:
-    """An error that other processes can read."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return RuntimeError(str(error))
-    return error
 
 
 @contextlib.contextmanager

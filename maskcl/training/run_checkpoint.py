@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,13 @@ from maskcl.checkpoint import (
     load_checkpoint,
     load_network,
     load_optimizer,
+    misfits,
+    network_state,
     optimizer_state,
     save_checkpoint,
     take,
 )
 from maskcl.randomness import set_rng_state
-from maskcl.text import sentence_of
 from maskcl.training.plan import Running
 from maskcl.training.result import Result
 
@@ -134,23 +135,6 @@ def _chance_of(rank: int) -> str:
     return f"rng{rank or ''}"
 
 
-def give_up(net: TaskNetwork, task: int) -> None:
-    """Let a network that a run was interrupted with take the run's checkpoint up.
-
-    Args:
-        net: with which nothing is in training afterwards.
-        task: of the network, to go on with; no longer finished afterwards.
-    """
-    if net.training_task is not None:
-        net.forget_task(net.training_task)
-    if net.finished[task : task + 1].any():
-        finished = net.finished.clone()
-        finished[task] = False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is not any more
-            net.load_state_dict({**net.state_dict(), "finished": finished})
-
-
 def put_back(net: TaskNetwork, state: dict[str, Tensor]) -> None:
     """Give a network the state that it had before a run was taken up that is another's."""
     if net.training_task is not None:
@@ -188,22 +172,6 @@ def open_run(path: Path | None, config: dict[str, Any], *, resume: bool) -> RunC
     return saved
 
 
-@contextlib.contextmanager
-def misfits(path: Path) -> Iterator[None]:
-    """Inside, a checkpoint's parts are taken up: one of another form becomes a sentence.
-
-    Raises:
-        CheckpointError: there is one.
-    """
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        said = f"{type(error).__name__}: {sentence_of(error)}"
-        raise CheckpointError(f"{path} does not fit the run: {said}") from None
-
-
 def save_run(
     path: Path,
     config: dict[str, Any],
@@ -215,6 +183,8 @@ def save_run(
     scaler: Any = None,
 ) -> None:
     """Write a run's checkpoint in one step that either happens or does not.
+
+    Every process that shares the run has to call it.
 
     Args:
         path: of the file; its folder is made.
@@ -230,7 +200,7 @@ def save_run(
         OSError: the disk is full, ...; the checkpoint before is intact then.
     """
     task, epoch, first = position
-    tensors = {f"network.{k}": v for k, v in net.state_dict().items()}
+    tensors, lasting = network_state(net)
     facts: dict[str, Any] = {"result": result.to_dict()}
     parts: dict[str, dict[str, Tensor]] = {}
     for rank, state in enumerate(chance):
@@ -247,4 +217,5 @@ def save_run(
     tensors |= {f"{part}.{k}": v for part, found in parts.items() for k, v in found.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     place = {"task": task, "epoch": epoch, "first_task": first}
-    save_checkpoint(path, Checkpoint(config, place, tensors, facts))
+    content = Checkpoint(config, place, tensors, facts, lasting)
+    save_checkpoint(path, content, shared=True if len(chance) > 1 else None)

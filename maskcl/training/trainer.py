@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from maskcl.callback import Callback, Callbacks
-from maskcl.checkpoint import CheckpointError
+from maskcl.checkpoint import CheckpointError, give_up
+from maskcl.collective import everyones, together
 from maskcl.lock import locked
 from maskcl.methods import Method, PlanWarning, derive_seed
 from maskcl.nn.inference.task_inference import TaskInference
@@ -39,9 +40,9 @@ from maskcl.training.continuing import first_task_of
 from maskcl.training.epoch import record_epoch, train_epoch
 from maskcl.training.inferring import attach, own_labels
 from maskcl.training.plan import Plan, Running
-from maskcl.training.processes import check_same, everyones, naming_the_lost, together
+from maskcl.training.processes import check_same, naming_the_lost
 from maskcl.training.result import Result
-from maskcl.training.run_checkpoint import RunCheckpoint, give_up, open_run, put_back, save_run
+from maskcl.training.run_checkpoint import RunCheckpoint, open_run, put_back, save_run
 from maskcl.training.run_config import describe
 from maskcl.training.samples import Samples, loader_of
 from maskcl.training.schedules import SchedulerFn
@@ -351,11 +352,10 @@ class Trainer:
         if (path := self.checkpoint_path) is None:
             return
         chance = everyones(self.fabric.world_size, rng_state(self.fabric.device))
-        if self.fabric.is_global_zero:
-            save_run(
-                path, self.config, (*position, self._first), self.net, self.result,
-                chance, run, self._plan.scaler,
-            )  # fmt: skip
+        save_run(
+            path, self.config, (*position, self._first), self.net, self.result,
+            chance, run, self._plan.scaler,
+        )  # fmt: skip
 
     @property
     def _plan(self) -> Plan:

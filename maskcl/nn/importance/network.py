@@ -259,6 +259,11 @@ class ImportanceNetwork(LaterTasks):
         row = dict(zip(self._names, self.drifts[task].tolist(), strict=True))
         return {name: row[name] for name in names if row[name] >= 0}
 
+    def lasting_state(self) -> dict[str, dict[str, slice | None]]:
+        """As of any network; importances and anchors change where a task ends."""
+        names = [f"{kind}.{name}" for kind in ("importance", "anchor") for name in self._names]
+        return super().lasting_state() | {"importance": dict.fromkeys(names)}
+
     def _records(self) -> dict[str, tuple[int, int, float]]:
         return super()._records() | {"drifts": (0, self.num_tasks, -1)}
 

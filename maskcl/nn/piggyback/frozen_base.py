@@ -34,14 +34,14 @@ def base_hash(model: nn.Module) -> str:
     The same on every device and for every memory layout, sharded or not.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(_base(model).items()):
+    for name, tensor in sorted(base_state(model).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         values = whole(tensor).cpu().contiguous().reshape(-1)
         digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _base(model: nn.Module) -> dict[str, Tensor]:
+def base_state(model: nn.Module) -> dict[str, Tensor]:
     """A model's state without what is of single tasks: masks, scores, their norms and heads."""
     state = model.state_dict()
     for name, module in model.named_modules(remove_duplicate=False):

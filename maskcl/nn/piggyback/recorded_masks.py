@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.piggyback.cut import NO_CUT, Cut, MaskState, check_levels
-from maskcl.nn.piggyback.frozen_base import base_hash, freeze
+from maskcl.nn.piggyback.frozen_base import base_hash, base_state, freeze
 from maskcl.nn.piggyback.layers import PIGGYBACK_LAYERS
 from maskcl.nn.piggyback.mask_words import check_all_words, differing_bits, off_shares
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
@@ -178,6 +178,17 @@ class RecordedMasks(LaterTasks):
         all other parameters and persistent buffers, but no masks, task norms or heads.
         """
         return base_hash(self.model)
+
+    def lasting_state(self) -> dict[str, dict[str, slice | None]]:
+        """As of any network; each task's masks are its own, those of tasks to come are zeros."""
+        found = super().lasting_state()
+        for task in range(self.num_tasks):
+            rows = {f"model.{name}.words": slice(task, task + 1) for name in self.layers}
+            found.setdefault(f"task-{task}", {}).update(rows)
+        return found
+
+    def _base_names(self) -> list[str]:
+        return [f"model.{name}" for name in base_state(self.model)]
 
     def own_state(self, task: int) -> dict[str, Tensor]:
         """A task's head and norms by their names in the ``state_dict``, not copied.

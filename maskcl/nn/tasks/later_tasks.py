@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from maskcl.nn.tasks.heads import GrowingHead, TaskHeads
 from maskcl.nn.tasks.loading import Loading
 from maskcl.nn.tasks.model_structure import ModelStructure
-from maskcl.nn.tasks.network import TaskNetwork
+from maskcl.nn.tasks.network import TaskNetwork, numbers_where
 from maskcl.nn.tasks.norms import TaskNorm
 from maskcl.nn.tasks.own_parts import holders, shared_modules
 from maskcl.nn.tasks.task_parameters import TaskParameter
@@ -125,6 +125,27 @@ class LaterTasks(Loading, TaskNetwork):
             if isinstance(found := new.get(prefix + name), Tensor):
                 new[prefix + name] = torch.cat([found, rows[len(found) :].to(found)])
         return new
+
+    def lasting_state(self) -> dict[str, dict[str, slice | None]]:
+        """What of the ``state_dict`` stays as it is while a task trains, by group.
+
+        ``base`` is what no task changes; ``task-K`` what is task K's alone and finished. Name ->
+        rows along the first dimension, None for all of it.
+        """
+        found: dict[str, dict[str, slice | None]] = {"base": dict.fromkeys(self._base_names())}
+        for task in numbers_where(self.finished):
+            found[f"task-{task}"] = dict.fromkeys(self._state_of([task]))
+        return {group: names for group, names in found.items() if names}
+
+    def _base_names(self) -> list[str]:
+        """Names in the ``state_dict`` of shared parameters that no task trains."""
+        learned = {id(p) for p in self.task_parameters(0)}
+        return [
+            f"model.{name}.{leaf}" if name else f"model.{leaf}"
+            for name, module in shared_modules(self.model)
+            for leaf, parameter in module._parameters.items()
+            if parameter is not None and id(parameter) not in learned
+        ]
 
     def check_count(self, state: Mapping[str, Any], prefix: str = "") -> int:
         """Of how many tasks a ``state_dict`` is; this network's number where it does not say.

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_version_1_has_no_digest_and_still_loads(tmp_path):
     assert found.position == saved.position
     assert all(torch.equal(found.tensors[name], t) for name, t in tensors.items())
     # The digest is no matter of choice: a file of today without it is damaged.
-    save_file(tensors, path, metadata | {"version": "2"})
+    save_file(tensors, path, metadata | {"version": "3"})
     with pytest.raises(ckpt.CheckpointError, match="its SHA-256 is missing"):
         ckpt.load_checkpoint(path)
 
@@ -138,7 +138,9 @@ def test_foreign_files_are_refused_and_not_unpickled(tmp_path):
     with pytest.raises(ckpt.CheckpointError, match="safetensors file but no checkpoint"):
         ckpt.load_checkpoint(path)
     save_file({"a": torch.zeros(1)}, path, {"format": ckpt.FORMAT, "version": "99"})
-    with pytest.raises(ckpt.CheckpointError, match="format version 99, this maskcl reads 1 and 2"):
+    with pytest.raises(
+        ckpt.CheckpointError, match="format version 99, this maskcl reads 1, 2 and 3"
+    ):
         ckpt.load_checkpoint(path)
     save_file({"a": torch.zeros(1)}, path, {"format": ckpt.FORMAT, "version": "1"})
     with pytest.raises(ckpt.CheckpointError, match="damaged"):
