@@ -8,6 +8,7 @@ smaller stack of blocks is trained on the CPU for a step of its second task, and
 
 - converted: the most that was alive beside the given model while it was converted.
 - held: the network's parameters and buffers, for two tasks.
+- trained: what a task trains, and gradients of it.
 - plain: what autograd keeps of the plain model's forward for backward, for one sample (or 16
   words), its weights apart; saved: what it keeps of the network's beyond that.
 - step: AdamW's state and whatever protects finished tasks, after one step; resumed: after its state
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import gc
 import weakref
 from collections.abc import Callable
@@ -32,7 +34,7 @@ from torch.utils._pytree import tree_leaves
 
 from maskcl import models
 from maskcl.nn import to_hat, to_importance, to_piggyback
-from maskcl.optim import protect
+from maskcl.optim import AdamW, protect
 
 
 class Block(nn.Module):
@@ -73,12 +75,24 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "stack of 1.1 B, bfloat16": lambda: _words(torch.bfloat16, 2048, 5632, 19, 32000),
 }
 REAL = {"stack of 200 M": lambda: _words(torch.float32, 1024, 2816, 14, 8000)}
+HALF = "Piggyback, bfloat16 scores"
 CONVERSIONS: dict[str, Callable[[nn.Module, Tensor], Any]] = {
     "HAT": lambda model, x: to_hat(model, 2, x),
     "Piggyback": lambda model, x: to_piggyback(model, 2),
+    HALF: lambda model, x: to_piggyback(model, 2),
     "MAS, EWC": lambda model, x: to_importance(model, 2),
 }
-COLUMNS = ("converted", "held", "plain", "saved", "step", "resumed", "guard", "guard resumed")
+COLUMNS = (
+    "converted",
+    "held",
+    "trained",
+    "plain",
+    "saved",
+    "step",
+    "resumed",
+    "guard",
+    "guard resumed",
+)
 
 
 class Alive(TorchDispatchMode):
@@ -160,15 +174,19 @@ def row(make: Callable[[], tuple[nn.Module, Tensor]], method: str, device: str) 
     if not x.is_meta and method == "HAT":  # what protects finished tasks
         net.finish_task(0)
     task = 1 if method == "HAT" and not x.is_meta else 0
-    net.begin_task(task)
+    net.begin_task(task, **({"score_dtype": torch.bfloat16} if method == HALF else {}))
     scale = {"scale": 10.0} if method == "HAT" else {}
     with net.task(task, **scale):
         kept, y = saved_bytes(lambda: net(x), [*net.parameters(), *net.buffers(), x])
         y.float().sum().backward()
         del y
+    trained = net.task_parameters(task)
+    found["trained"] = bytes_of([*trained, *(p.grad for p in trained if p.grad is not None)])
     found |= {"plain": plain, "saved": kept - plain}
     if not x.is_meta:
-        found |= dict(zip(("step", "resumed"), _steps(net, task, torch.optim.AdamW), strict=True))
+        drawn = functools.partial(AdamW, rounding="stochastic")
+        kind = drawn if method == HALF else torch.optim.AdamW
+        found |= dict(zip(("step", "resumed"), _steps(net, task, kind), strict=True))
     if not x.is_meta and method == "HAT":
         guarded = _steps(net, task, torch.optim.NAdam)
         found |= dict(zip(("guard", "guard resumed"), guarded, strict=True))

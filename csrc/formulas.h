@@ -192,13 +192,19 @@ MASKCL_HD int users(const int64_t* out, const int64_t* in, int64_t words, bool e
   return exact ? together : (outs < ins ? outs : ins);
 }
 
-// splitmix64's finaliser of a counter; 24 bits make a float in [0, 1)
-MASKCL_HD float uniform(uint64_t seed, uint64_t tensor, uint64_t index) {
-  uint64_t x = ((tensor << 40) + index) * 0x9E3779B97F4A7C15u + seed;
+// splitmix64's finaliser; and 64 bits for each counter of a key
+MASKCL_HD uint64_t splitmix(uint64_t x) {
   x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
   x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-  x = x ^ (x >> 31);
-  return static_cast<float>(x >> 40) * 5.9604644775390625e-8f;
+  return x ^ (x >> 31);
+}
+MASKCL_HD uint64_t random_bits(uint64_t key, uint64_t counter) {
+  return splitmix(counter * 0x9E3779B97F4A7C15u + key);
+}
+
+// The upper 24 of the bits make a float in [0, 1).
+MASKCL_HD float uniform(uint64_t seed, uint64_t tensor, uint64_t index) {
+  return static_cast<float>(random_bits(seed, (tensor << 40) + index) >> 40) * 5.9604644775390625e-8f;
 }
 
 // The factor of a gradient whose weight n tasks use; rule hat writes 0 where n > 0 instead of multiplying.

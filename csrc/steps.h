@@ -4,6 +4,8 @@
 // where a sum nearly cancels that is more than the last bit.
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+
 #include "formulas.h"
 
 namespace maskcl {
@@ -70,6 +72,32 @@ template <typename C>
 MASKCL_HD C bounded(C p, C bound) {
   const C below = bound < p ? bound : p;
   return -bound > below ? -bound : below;
+}
+
+// --- rounding -------------------------------------------------------------------------------------------------------
+
+using torch::headeronly::BFloat16;
+
+// Which 16 of an element's random bits round what: see maskcl/reference/update.py.
+constexpr int kParamBits = 48, kFirstBits = 32, kSecondBits = 16;
+
+// The key of one draw of all numbers.
+MASKCL_HD uint64_t step_key(int64_t seed, double draw) {
+  return random_bits(static_cast<uint64_t>(seed), static_cast<uint64_t>(static_cast<int64_t>(draw)));
+}
+
+// x as T: to nearest, or where `Random` bfloat16 by 16 random bits, which carry into what stays. Infinity and NaN stay.
+template <bool Random, typename T, typename C>
+MASKCL_HD T rounded(C x, uint64_t random, int shift) {
+  const T nearest = static_cast<T>(x);
+  if constexpr (Random && std::is_same_v<T, BFloat16>) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof(x));
+    const uint32_t moved = (bits + (static_cast<uint32_t>(random >> shift) & 0xFFFFu)) >> 16;
+    const bool finite = (bits & 0x7F800000u) != 0x7F800000u;
+    return BFloat16(static_cast<uint16_t>(finite ? moved : nearest.x), BFloat16::from_bits());
+  }
+  return nearest;
 }
 
 // --- SGD ------------------------------------------------------------------------------------------------------------

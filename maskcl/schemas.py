@@ -20,6 +20,8 @@ SIDES = "Tensor[] out_tasks, Tensor[] in_tasks, int[] groups, bool exact"
 # How far an optimizer's step goes: see reference.update.
 PACE = "float[] lr, float[] weight_decay, float[] bounds"
 SCALE = "Tensor? rate, Tensor? scale, Tensor? found_inf, Tensor? norm, float max_norm"
+# How bfloat16 is rounded, to nearest without a draw: see reference.update.
+ROUNDING = "Tensor? draw=None, int seed=0, int[] places=[]"
 # All gates of a network and the weighted term of its loss: see reference.gate.hat_gates.
 GATES = "Tensor embedding, Tensor scale, Tensor share, int[] sizes, float weight"
 SIGNATURES = {
@@ -76,10 +78,10 @@ SIGNATURES = {
     "update": (
         "sgd_update_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta,"
         f" {SIDES}, {PACE}, float momentum, float dampening, bool nesterov, bool maximize,"
-        f" bool first, {SCALE}) -> ()",
+        f" bool first, {SCALE}, {ROUNDING}) -> ()",
         "adam_update_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs,"
         f" Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, {SIDES}, {PACE}, float beta1, float beta2,"
-        f" float eps, bool decoupled, bool maximize, {SCALE}) -> ()",
+        f" float eps, bool decoupled, bool maximize, {SCALE}, {ROUNDING}) -> ()",
         f"unprotected_norm(Tensor[] grads, {SIDES}, Tensor? scale) -> Tensor",
     ),
     "weight_mask": (

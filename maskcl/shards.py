@@ -78,6 +78,11 @@ def span(tensor: Any, dim: int = 0) -> slice:
     return slice(0, count)
 
 
+def first_element(tensor: Tensor) -> int:
+    """The index, in all of a tensor, of the first element that this process has."""
+    return rows(tensor).start * tensor[0].numel() if is_sharded(tensor) and len(tensor) else 0
+
+
 def cut(tensor: Tensor, like: Tensor) -> Tensor:
     """The rows of a whole tensor that this process has of the parameter ``like``; a view.
 

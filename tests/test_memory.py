@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.memory import Alive, row, stack
+from benchmarks.memory import HALF, Alive, row, stack
 
 
 def tiny() -> tuple[nn.Module, torch.Tensor]:
@@ -41,3 +41,20 @@ def test_a_resumed_step_holds_what_a_step_holds() -> None:
     assert found["resumed"] == pytest.approx(found["step"], rel=0.01)
     assert found["guard"] <= found["step"] + 1.1 * weights
     assert found["guard resumed"] == pytest.approx(found["guard"], rel=0.01)
+
+
+@pytest.mark.parametrize("method", ["Piggyback", "MAS, EWC"])
+def test_what_is_not_protected_by_a_copy_holds_none_after_a_resume(method: str) -> None:
+    found = row(tiny, method, "cpu")
+    assert found["step"] == pytest.approx(found["trained"], rel=0.01)  # two moments
+    assert found["resumed"] == pytest.approx(found["step"], rel=0.01)
+
+
+def test_scores_of_two_bytes_halve_what_learning_a_mask_holds() -> None:
+    def half() -> tuple[nn.Module, torch.Tensor]:
+        model, x = tiny()
+        return model.to(torch.bfloat16), x
+
+    wide, narrow = (row(half, method, "cpu") for method in ("Piggyback", HALF))
+    for column in ("trained", "step", "resumed"):
+        assert narrow[column] == pytest.approx(wide[column] / 2, rel=0.01)

@@ -7,7 +7,6 @@
 
 namespace maskcl {
 
-using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 // T: the parameters' and gradients' dtype, S: the state's.
@@ -34,5 +33,20 @@ MASKCL_PLAIN(double, double)
 MASKCL_PLAIN(BFloat16, float)
 MASKCL_PLAIN(Half, float)
 #undef MASKCL_PLAIN
+
+// Rounded by random bits, of each element 64.
+#define MASKCL_RANDOM(S)                                                                                         \
+  void run_sgd(BFloat16* p, const BFloat16* g, S* m, const int32_t* hits, int64_t count, const Unscale<float>&,  \
+               const SgdFactors<float>&, const uint64_t* random);                                                \
+  void run_adam(BFloat16* p, const BFloat16* g, S* m, S* v, const int32_t* hits, int64_t count,                  \
+                const Unscale<float>&, const AdamFactors<float>&, const uint64_t* random);
+MASKCL_RANDOM(BFloat16)
+MASKCL_RANDOM(float)
+#undef MASKCL_RANDOM
+void run_plain_sgd(BFloat16* p, const BFloat16* g, const int32_t* hits, int64_t count, const Unscale<float>&,
+                   const SgdFactors<float>&, const uint64_t* random);
+
+// to[i] gets the random bits of counter first + i.
+void fill_random(uint64_t* to, int64_t count, uint64_t key, uint64_t first);
 
 }  // namespace maskcl

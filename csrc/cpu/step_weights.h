@@ -7,6 +7,7 @@
 #include "../handles.h"
 #include "../steps.h"
 #include "free_rows.h"
+#include "step_loops.h"
 
 namespace maskcl {
 
@@ -88,12 +89,14 @@ class Weights {
   // Lays the weights out; what param() and the like return is valid until finish().
   void prepare(bool exact) {
     rows_.reserve(size());
+    orders_.resize(size());
     for (size_t t = 0; t < size(); ++t) {
       Entry& e = entries_[t];
       Rows layout{e.rows(), e.columns(), e.param.numel / std::max<int64_t>(e.rows(), 1), groups_[t], {}};
       if (!e.param.contiguous && e.param.numel > 0) {
         Dense& dense = dense_.emplace_back(params_.tensor(t), groups_[t], false);
         layout = dense.rows;
+        if (!layout.order.empty()) orders_[t] = order_in_memory(dense.tensor, layout.width);
         e.param = View(dense.tensor.get());
       }
       rows_.emplace_back(layout, words(e.out, *outs_, t), words(e.in, *ins_, t), exact);
@@ -101,6 +104,8 @@ class Weights {
     }
   }
   void* param(size_t t) const { return entries_[t].param.data; }
+  // Of each place in the memory of a row, which element of it that is; empty where these are the same.
+  const std::vector<int64_t>& order(size_t t) const { return orders_[t]; }
   const void* grad(size_t t) { return in_order(*grads_, entries_[t].grad, t, false); }
   void* state(const Handles& list, const View& view, size_t t) { return in_order(list, view, t, true); }
 
@@ -139,6 +144,15 @@ class Weights {
     static bool is_side(const View& side, int64_t units) { return side.sizes[0] == units || side.sizes[0] == 1; }
   };
 
+  static std::vector<int64_t> order_in_memory(const Tensor& x, int64_t width) {
+    std::vector<int64_t> order(width, 0);
+    int64_t step = 1;
+    for (int64_t d = x.dim() - 1; d > 0; step *= x.size(d--))
+      for (int64_t place = 0; x.size(d) > 1 && place < width; ++place)
+        order[place] += place / x.stride(d) % x.size(d) * step;
+    return order;
+  }
+
   Words words(const View& side, const Handles& list, size_t t) {
     const int64_t count = side.sizes[1], step = side.sizes[0] == 1 ? 0 : count;
     if (side.contiguous) return {static_cast<const int64_t*>(side.data), step, count};
@@ -167,6 +181,7 @@ class Weights {
   std::vector<Entry> entries_;
   std::vector<ScalarType> dtypes_;
   std::vector<FreeRows> rows_;
+  std::vector<std::vector<int64_t>> orders_;
   std::vector<RowChunk> chunks_;
   std::deque<Dense> dense_;  // of the parameters that are not contiguous
   std::deque<Tensor> kept_;
@@ -190,6 +205,41 @@ struct Gradients {
     const C factor = clipped ? clip_factor(static_cast<C>(norm), static_cast<C>(max_norm)) : C(1);
     return {static_cast<C>(scale), maximize ? -factor : factor, {}};
   }
+};
+
+// How bfloat16 is rounded: to nearest, or by the random bits of a key.
+class Rounding {
+ public:
+  Rounding(const char* op, const MaybeTensor& draw, int64_t seed, const std::vector<int64_t>& places, size_t count)
+      : random_(draw.has_value()), key_(step_key(seed, value_or(op, "draw", draw, 0))), places_(places) {
+    if (random_) check_length(op, "places", places.size(), count);
+  }
+
+  bool is_random() const { return random_; }
+
+  // Calls body(offset, count, bits) for pieces of a span of parameter t that begins at element `at` of its memory.
+  template <typename F>
+  void for_pieces(const Weights& weights, int64_t t, int64_t at, int64_t count, const F& body) const {
+    const std::vector<int64_t>& order = weights.order(t);
+    const int64_t width = static_cast<int64_t>(order.size());
+    uint64_t bits[kPiece];
+    for (int64_t begin = 0; begin < count; begin += kPiece) {
+      const int64_t end = std::min(begin + kPiece, count);
+      if (width == 0)
+        fill_random(bits, end - begin, key_, places_[t] + at + begin);
+      else
+        for (int64_t i = begin; i < end; ++i)
+          bits[i - begin] = random_bits(key_, places_[t] + (at + i) / width * width + order[(at + i) % width]);
+      body(begin, end - begin, bits);
+    }
+  }
+
+ private:
+  static constexpr int64_t kPiece = 512;  // 4 KB of bits
+
+  bool random_;
+  uint64_t key_;
+  const std::vector<int64_t>& places_;
 };
 
 // Runs body<T, S>() for the dtypes of a parameter and of its state.

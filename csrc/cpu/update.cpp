@@ -9,6 +9,20 @@
 namespace maskcl {
 namespace {
 
+// Calls body<T, S>(offset, count, hits, random) for a span of parameter t; random is null where it rounds to nearest.
+template <typename F>
+void step_span(const char* op, const Weights& weights, const Rounding& rounding, int64_t t, bool wide, int64_t at,
+               int64_t count, const int32_t* hits, const F& body) {
+  dispatch_state(op, weights.dtype(t), wide, [&]<typename T, typename S>() {
+    const uint64_t* none = nullptr;
+    if (!std::is_same_v<T, BFloat16> || !rounding.is_random())
+      return body.template operator()<T, S>(at, count, hits, none);
+    rounding.for_pieces(weights, t, at, count, [&](int64_t begin, int64_t length, const uint64_t* random) {
+      body.template operator()<T, S>(at + begin, length, hits ? hits + begin : hits, random);
+    });
+  });
+}
+
 struct SgdWork {
   void *p, *m;
   const void* g;
@@ -23,14 +37,19 @@ struct SgdWork {
 };
 
 template <typename T, typename S>
-void sgd_span(const SgdWork& work, const Gradients& gradients, int64_t at, int64_t count, const int32_t* hits) {
+void sgd_span(const SgdWork& work, const Gradients& gradients, int64_t at, int64_t count, const int32_t* hits,
+              const uint64_t* random) {
   using C = compute_t<T>;
   T* p = static_cast<T*>(work.p) + at;
   const T* g = static_cast<const T*>(work.g) + at;
   const Unscale<C> unscale = gradients.as<C>();
   const SgdFactors<C> f = work.as<C>();
-  if (work.m == nullptr) return run_plain_sgd(p, g, hits, count, unscale, f, gradients.used());
   S* m = static_cast<S*>(work.m) + at;
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (random)
+      return work.m ? run_sgd(p, g, m, hits, count, unscale, f, random)
+                    : run_plain_sgd(p, g, hits, count, unscale, f, random);
+  if (work.m == nullptr) return run_plain_sgd(p, g, hits, count, unscale, f, gradients.used());
   run_sgd(p, g, m, hits, count, unscale, f, gradients.used());
 }
 
@@ -38,7 +57,8 @@ void sgd_update_cpu(const Handles& params, const Handles& grads, const Handles& 
                     const Handles& in_tasks, const std::vector<int64_t>& groups, bool exact, const Numbers& lr,
                     const Numbers& weight_decay, const Numbers& bounds, double momentum, double dampening,
                     bool nesterov, bool maximize, bool first, const MaybeTensor& rate, const MaybeTensor& scale,
-                    const MaybeTensor& found_inf, const MaybeTensor& norm, double max_norm) {
+                    const MaybeTensor& found_inf, const MaybeTensor& norm, double max_norm, const MaybeTensor& draw,
+                    int64_t seed, const std::vector<int64_t>& places) {
   const char* op = "sgd_update_";
   Weights weights(op, params, grads, out_tasks, in_tasks, groups);
   weights.check_numbers("lr", lr);
@@ -47,6 +67,7 @@ void sgd_update_cpu(const Handles& params, const Handles& grads, const Handles& 
   std::vector<View> buffers;
   if (!momenta.empty()) buffers = weights.state("momenta", momenta);
   const Gradients gradients(op, maximize, scale, norm, max_norm);
+  const Rounding rounding(op, draw, seed, places, params.size());
   const double pace = value_or(op, "rate", rate, 1);
   if (value_or(op, "found_inf", found_inf, 0) != 0) return;
   weights.prepare(exact);
@@ -64,8 +85,8 @@ void sgd_update_cpu(const Handles& params, const Handles& grads, const Handles& 
     works[t].wide = weights.is_wide(buffers[t], t);
   }
   weights.for_spans(kSgdGrain, [&](int64_t t, int64_t, int64_t at, int64_t count, const int32_t* hits) {
-    dispatch_state(op, weights.dtype(t), works[t].wide, [&]<typename T, typename S>() {
-      sgd_span<T, S>(works[t], gradients, at, count, hits);
+    step_span(op, weights, rounding, t, works[t].wide, at, count, hits, [&]<typename T, typename S>(auto... span) {
+      sgd_span<T, S>(works[t], gradients, span...);
     });
   });
   weights.finish();
@@ -87,10 +108,15 @@ struct AdamWork {
 };
 
 template <typename T, typename S>
-void adam_span(const AdamWork& work, const Gradients& gradients, int64_t at, int64_t count, const int32_t* hits) {
+void adam_span(const AdamWork& work, const Gradients& gradients, int64_t at, int64_t count, const int32_t* hits,
+               const uint64_t* random) {
   using C = compute_t<T>;
-  run_adam(static_cast<T*>(work.p) + at, static_cast<const T*>(work.g) + at, static_cast<S*>(work.m) + at,
-           static_cast<S*>(work.v) + at, hits, count, gradients.as<C>(), work.as<C>(), gradients.used());
+  T* p = static_cast<T*>(work.p) + at;
+  const T* g = static_cast<const T*>(work.g) + at;
+  S *m = static_cast<S*>(work.m) + at, *v = static_cast<S*>(work.v) + at;
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (random) return run_adam(p, g, m, v, hits, count, gradients.as<C>(), work.as<C>(), random);
+  run_adam(p, g, m, v, hits, count, gradients.as<C>(), work.as<C>(), gradients.used());
 }
 
 // The count of a parameter's steps, float32 or float64.
@@ -122,7 +148,8 @@ void adam_update_cpu(const Handles& params, const Handles& grads, const Handles&
                      const std::vector<int64_t>& groups, bool exact, const Numbers& lr, const Numbers& weight_decay,
                      const Numbers& bounds, double beta1, double beta2, double eps, bool decoupled, bool maximize,
                      const MaybeTensor& rate, const MaybeTensor& scale, const MaybeTensor& found_inf,
-                     const MaybeTensor& norm, double max_norm) {
+                     const MaybeTensor& norm, double max_norm, const MaybeTensor& draw, int64_t seed,
+                     const std::vector<int64_t>& places) {
   const char* op = "adam_update_";
   Weights weights(op, params, grads, out_tasks, in_tasks, groups);
   weights.check_numbers("lr", lr);
@@ -135,6 +162,7 @@ void adam_update_cpu(const Handles& params, const Handles& grads, const Handles&
       check_dtype(op, entry_name("exp_avg_sqs", t).c_str(), exp_avg_sqs.tensor(t), exp_avgs.tensor(t).scalar_type());
   std::vector<Step> counts = steps_of(op, steps, params.size());
   const Gradients gradients(op, maximize, scale, norm, max_norm);
+  const Rounding rounding(op, draw, seed, places, params.size());
   const double pace = value_or(op, "rate", rate, 1);
   if (value_or(op, "found_inf", found_inf, 0) != 0) return;
   weights.prepare(exact);
@@ -153,8 +181,8 @@ void adam_update_cpu(const Handles& params, const Handles& grads, const Handles&
                  bounds[t], beta2, eps, 1 - beta1, 1 - beta2, {}}};
   }
   weights.for_spans(kAdamGrain, [&](int64_t t, int64_t, int64_t at, int64_t count, const int32_t* hits) {
-    dispatch_state(op, weights.dtype(t), works[t].wide, [&]<typename T, typename S>() {
-      adam_span<T, S>(works[t], gradients, at, count, hits);
+    step_span(op, weights, rounding, t, works[t].wide, at, count, hits, [&]<typename T, typename S>(auto... span) {
+      adam_span<T, S>(works[t], gradients, span...);
     });
   });
   weights.finish();

@@ -12,9 +12,9 @@ struct AdamNumbers {
   bool decoupled;
 };
 
-template <typename T, typename S>
+template <bool Random, typename T, typename S>
 __device__ __forceinline__ void adam_segment(const Moved& e, const Place& place, bool exact, const Gradients& gradients,
-                                             const AdamNumbers& n) {
+                                             const AdamNumbers& n, const Rounding& rounding) {
   using C = compute_t<T>;
   const Unscale<C> unscale = gradients.get<C>();
   const bool scaled = gradients.scaled || gradients.clipped || gradients.maximize;
@@ -28,6 +28,7 @@ __device__ __forceinline__ void adam_segment(const Moved& e, const Place& place,
                          static_cast<C>(1 - n.beta1),
                          static_cast<C>(1 - n.beta2),
                          {}};
+  const uint64_t key = Random ? rounding.key() : 0;
   const int64_t base = place.row * e.width();
   T* params = static_cast<T*>(e.data) + base;
   const T* grads = static_cast<const T*>(e.grad) + base;
@@ -43,9 +44,10 @@ __device__ __forceinline__ void adam_segment(const Moved& e, const Place& place,
       C first = static_cast<C>(m.at[k]), second = static_cast<C>(v.at[k]);
       if (scaled) grad = unscale(grad);
       adam_step(f, grad, param, first, second);
-      p.at[k] = static_cast<T>(param);
-      m.at[k] = static_cast<S>(first);
-      v.at[k] = static_cast<S>(second);
+      const uint64_t random = Random ? random_bits(key, e.counter(place.row, at + k)) : 0;
+      p.at[k] = rounded<Random, T>(param, random, kParamBits);
+      m.at[k] = rounded<Random, S>(first, random, kFirstBits);
+      v.at[k] = rounded<Random, S>(second, random, kSecondBits);
     }
     store(params + at, p);
     store(firsts + at, m);
@@ -54,16 +56,17 @@ __device__ __forceinline__ void adam_segment(const Moved& e, const Place& place,
 }
 
 // Blocks of a multiprocessor for which nothing is spilled: each lane has four loads of 16 bytes on their way.
-template <typename T, int N>
+template <typename T, int N, bool Random>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
-adam_kernel(const __grid_constant__ Table<Moved, N> table, bool exact, Gradients gradients, AdamNumbers numbers) {
+adam_kernel(const __grid_constant__ Table<Moved, N> table, bool exact, Gradients gradients, AdamNumbers numbers,
+            Rounding rounding) {
   if (!gradients.are_finite()) return;
   const Moved& e = entry_of_block(table);
   const Place place(e);
   if (place.row >= e.rows) return;
   if constexpr (sizeof(T) == 2)
-    if (e.wide) return adam_segment<T, float>(e, place, exact, gradients, numbers);
-  adam_segment<T, T>(e, place, exact, gradients, numbers);
+    if (e.wide) return adam_segment<Random, T, float>(e, place, exact, gradients, numbers, rounding);
+  adam_segment<Random, T, T>(e, place, exact, gradients, numbers, rounding);
 }
 
 // A parameter's count of steps, or `counted` where that is on the host, and where what follows from it goes.
@@ -159,7 +162,8 @@ void adam_update_(const Tensors& params, const Tensors& grads, const Tensors& ex
                   const std::vector<int64_t>& groups, bool exact, const Numbers& lr, const Numbers& weight_decay,
                   const Numbers& bounds, double beta1, double beta2, double eps, bool decoupled, bool maximize,
                   const MaybeTensor& rate, const MaybeTensor& scale, const MaybeTensor& found_inf,
-                  const MaybeTensor& norm, double max_norm) {
+                  const MaybeTensor& norm, double max_norm, const MaybeTensor& draw, int64_t seed,
+                  const std::vector<int64_t>& places) {
   const char* op = "adam_update_";
   List list(op, params, groups);
   list.check_length("grads", grads.size());
@@ -168,7 +172,7 @@ void adam_update_(const Tensors& params, const Tensors& grads, const Tensors& ex
   list.check_length("steps", steps.size());
   list.check_length("out_tasks", out_tasks.size());
   list.check_length("in_tasks", in_tasks.size());
-  const Pace pace{lr, weight_decay, bounds};
+  const Pace pace{lr, weight_decay, bounds, draw ? &places : nullptr};
   pace.check(list);
   if (params.empty()) return;
   const DeviceGuard guard(params[0].get_device_index());
@@ -182,6 +186,7 @@ void adam_update_(const Tensors& params, const Tensors& grads, const Tensors& ex
   Tensors kept;
   const Gradients gradients = gradients_of(op, maximize, scale, found_inf, norm, max_norm, params[0], kept);
   const AdamNumbers numbers{beta1, beta2, eps, decoupled};
+  const Rounding rounding{number_of(op, "draw", draw, 0, params[0], kept), seed};
   const Number factor = number_of(op, "rate", rate, 1, params[0], kept);
   Counts counts(op, params, steps, factor, gradients.found_inf, numbers);
   if (gradients.found_inf.on_device == nullptr && gradients.found_inf.on_host != 0) return;
@@ -199,7 +204,9 @@ void adam_update_(const Tensors& params, const Tensors& grads, const Tensors& ex
   };
   for_dtypes<Moved>(op, params, fill, [&]<typename T>(const std::vector<Moved>& entries) {
     launch_entries<kStepParameters>(op, entries, [&]<int N>(const Table<Moved, N>& table, unsigned blocks) {
-      adam_kernel<T, N><<<blocks, kThreads, 0, stream>>>(table, exact, gradients, numbers);
+      for_rounding<T>(draw.has_value(), [&]<bool Random>() {
+        adam_kernel<T, N, Random><<<blocks, kThreads, 0, stream>>>(table, exact, gradients, numbers, rounding);
+      });
     });
   });
   list.finish();

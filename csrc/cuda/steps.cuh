@@ -34,6 +34,14 @@ struct Gradients {
   }
 };
 
+// How bfloat16 is rounded where that is by random bits.
+struct Rounding {
+  Number draw;
+  int64_t seed;
+
+  __device__ uint64_t key() const { return step_key(seed, draw.get()); }
+};
+
 // One parameter. m and v are its state: of float32 where `wide`, else of its dtype.
 struct Moved : Entry {
   const void* grad;
@@ -41,7 +49,14 @@ struct Moved : Entry {
   const double* known;  // Adam: step size, root and kept share, where they come from the device
   double lr, weight_decay, bound;
   double step_size, root, kept;
+  int64_t place;  // the number of its first element, of which its random bits follow
   bool wide;
+
+  // The number of the element at a position of a row, in the order of indices.
+  __device__ uint64_t counter(int64_t row, int64_t position) const {
+    const int64_t logical = channels_last ? position % columns * inner + position / columns : position;
+    return static_cast<uint64_t>(place + row * width() + logical);
+  }
 };
 
 // What a kernel takes besides its table, at most.
@@ -107,16 +122,26 @@ inline Gradients gradients_of(const char* op, bool maximize, const MaybeTensor& 
           maximize};
 }
 
-// The numbers of each parameter, all of one length.
+// The numbers of each parameter, all of one length; places where there is a draw.
 struct Pace {
   const Numbers &lr, &weight_decay, &bounds;
+  const std::vector<int64_t>* places = nullptr;
 
   void check(const List& list) const {
     list.check_length("lr", lr.size());
     list.check_length("weight_decay", weight_decay.size());
     list.check_length("bounds", bounds.size());
+    if (places) list.check_length("places", places->size());
   }
 };
+
+// Calls launch<true>() for bfloat16 that is rounded at random, launch<false>() for all else.
+template <typename T, typename F>
+void for_rounding(bool random, F&& launch) {
+  if constexpr (std::is_same_v<T, BFloat16>)
+    if (random) return launch.template operator()<true>();
+  launch.template operator()<false>();
+}
 
 inline void check_state(const char* op, const char* name, size_t t, const Tensor& state, const Tensor& param) {
   check_shape(op, entry_name(name, t).c_str(), state, param, "the parameter");
@@ -145,6 +170,7 @@ inline Moved moved(List& list, size_t t, const Tensor& grad, const Tensor& out, 
   e.lr = pace.lr[t];
   e.weight_decay = pace.weight_decay[t];
   e.bound = pace.bounds[t];
+  e.place = pace.places ? (*pace.places)[t] : 0;
   return e;
 }
 

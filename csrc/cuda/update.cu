@@ -14,14 +14,15 @@ struct SgdNumbers {
   bool nesterov, first;
 };
 
-template <typename T, typename S>
+template <bool Random, typename T, typename S>
 __device__ __forceinline__ void sgd_segment(const Moved& e, const Place& place, bool exact, const Gradients& gradients,
-                                            const SgdNumbers& n) {
+                                            const SgdNumbers& n, const Rounding& rounding) {
   using C = compute_t<T>;
   const Unscale<C> unscale = gradients.get<C>();
   const bool scaled = gradients.scaled || gradients.clipped || gradients.maximize;
   const SgdFactors<C> f{static_cast<C>(e.lr * n.rate.get()), static_cast<C>(e.weight_decay), static_cast<C>(e.bound),
                         static_cast<C>(n.momentum), static_cast<C>(n.first ? 1.0 : n.undampened), n.nesterov, {}};
+  const uint64_t key = Random ? rounding.key() : 0;
   const int64_t base = place.row * e.width();
   T* params = static_cast<T*>(e.data) + base;
   const T* grads = static_cast<const T*>(e.grad) + base;
@@ -41,24 +42,25 @@ __device__ __forceinline__ void sgd_segment(const Moved& e, const Place& place, 
         sgd_step<true>(f, grad, param, buffer);
       else
         sgd_step<false>(f, grad, param, buffer);
-      p.at[k] = static_cast<T>(param);
-      m.at[k] = static_cast<S>(buffer);
+      const uint64_t random = Random ? random_bits(key, e.counter(place.row, at + k)) : 0;
+      p.at[k] = rounded<Random, T>(param, random, kParamBits);
+      m.at[k] = rounded<Random, S>(buffer, random, kFirstBits);
     }
     store(params + at, p);
     if (momenta) store(momenta + at, m);
   });
 }
 
-template <typename T, int N>
+template <typename T, int N, bool Random>
 __global__ void __launch_bounds__(kThreads) sgd_kernel(const __grid_constant__ Table<Moved, N> table, bool exact,
-                                                       Gradients gradients, SgdNumbers numbers) {
+                                                       Gradients gradients, SgdNumbers numbers, Rounding rounding) {
   if (!gradients.are_finite()) return;
   const Moved& e = entry_of_block(table);
   const Place place(e);
   if (place.row >= e.rows) return;
   if constexpr (sizeof(T) == 2)
-    if (e.wide) return sgd_segment<T, float>(e, place, exact, gradients, numbers);
-  sgd_segment<T, T>(e, place, exact, gradients, numbers);
+    if (e.wide) return sgd_segment<Random, T, float>(e, place, exact, gradients, numbers, rounding);
+  sgd_segment<Random, T, T>(e, place, exact, gradients, numbers, rounding);
 }
 // One block's sum of squares goes to parts[its number].
 template <typename T, int N>
@@ -100,14 +102,15 @@ void sgd_update_(const Tensors& params, const Tensors& grads, const Tensors& mom
                  const Tensors& in_tasks, const std::vector<int64_t>& groups, bool exact, const Numbers& lr,
                  const Numbers& weight_decay, const Numbers& bounds, double momentum, double dampening, bool nesterov,
                  bool maximize, bool first, const MaybeTensor& rate, const MaybeTensor& scale,
-                 const MaybeTensor& found_inf, const MaybeTensor& norm, double max_norm) {
+                 const MaybeTensor& found_inf, const MaybeTensor& norm, double max_norm, const MaybeTensor& draw,
+                 int64_t seed, const std::vector<int64_t>& places) {
   const char* op = "sgd_update_";
   List list(op, params, groups);
   list.check_length("grads", grads.size());
   if (!momenta.empty()) list.check_length("momenta", momenta.size());
   list.check_length("out_tasks", out_tasks.size());
   list.check_length("in_tasks", in_tasks.size());
-  const Pace pace{lr, weight_decay, bounds};
+  const Pace pace{lr, weight_decay, bounds, draw ? &places : nullptr};
   pace.check(list);
   if (params.empty()) return;
   const DeviceGuard guard(params[0].get_device_index());
@@ -119,6 +122,7 @@ void sgd_update_(const Tensors& params, const Tensors& grads, const Tensors& mom
   Tensors kept;
   const Gradients gradients = gradients_of(op, maximize, scale, found_inf, norm, max_norm, params[0], kept);
   const SgdNumbers numbers{number_of(op, "rate", rate, 1, params[0], kept), momentum, 1 - dampening, nesterov, first};
+  const Rounding rounding{number_of(op, "draw", draw, 0, params[0], kept), seed};
   auto fill = [&](std::vector<Moved>& entries, size_t t) {
     if (params[t].numel() == 0) return;
     Moved e = moved(list, t, grads[t], out_tasks[t], in_tasks[t], pace);
@@ -130,7 +134,9 @@ void sgd_update_(const Tensors& params, const Tensors& grads, const Tensors& mom
   };
   for_dtypes<Moved>(op, params, fill, [&]<typename T>(const std::vector<Moved>& entries) {
     launch_entries<kStepParameters>(op, entries, [&]<int N>(const Table<Moved, N>& table, unsigned blocks) {
-      sgd_kernel<T, N><<<blocks, kThreads, 0, stream>>>(table, exact, gradients, numbers);
+      for_rounding<T>(draw.has_value(), [&]<bool Random>() {
+        sgd_kernel<T, N, Random><<<blocks, kThreads, 0, stream>>>(table, exact, gradients, numbers, rounding);
+      });
     });
   });
   list.finish();

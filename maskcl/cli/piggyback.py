@@ -59,6 +59,9 @@ class PiggybackOptions(TrainOptions):
     inclusive: bool = _piggyback("A score at the threshold does too.", _DEFAULT.inclusive)
     density: float | None = _piggyback("Share of weights that topk keeps.", _DEFAULT.density)
     init: float = _piggyback("Where scores start.", _DEFAULT.init)
+    score_dtype: str = _piggyback(
+        "Of scores: float32, or bfloat16, rounded at random.", _DEFAULT.score_dtype
+    )
     spread: str = _piggyback("constant (all at init), uniform (in +-init).", _DEFAULT.spread)
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _LEVELS = ("binary", "ternary", "ternary_symmetric", "topk")
 _SPREADS = ("constant", "uniform")
+_DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # None: of a float64 weight float64
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class Piggyback:
         density: the share of each layer's weights that ``topk`` keeps; None for the others.
         lr: learning rate of the scores; None: the optimizer's.
         head_lr: learning rate of head and norms; None: the optimizer's.
+        score_dtype: ``float32``, or ``bfloat16``: half the bytes for scores and their gradients,
+            and for the moments of an optimizer that keeps them in their parameters' dtype.
+            ``protect`` has steps rounded at random then, as small ones would be lost.
 
     Raises:
         ValueError: a value is outside its range; the message names it.
@@ -71,6 +75,7 @@ class Piggyback:
     density: float | None = None
     lr: float | None = None
     head_lr: float | None = None
+    score_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.levels == "soft":
@@ -78,7 +83,8 @@ class Piggyback:
                 "Piggyback: levels is 'soft', and a mask between 0 and 1 cannot be stored as bits;"
                 f" wanted one of {', '.join(_LEVELS)}"
             )
-        for name, choices in (("levels", _LEVELS), ("spread", _SPREADS)):
+        choices_of = {"levels": _LEVELS, "spread": _SPREADS, "score_dtype": tuple(_DTYPES)}
+        for name, choices in choices_of.items():
             found = getattr(self, name)
             if found not in choices:
                 raise ValueError(
@@ -140,6 +146,7 @@ class Piggyback:
             inclusive=self.inclusive,
             density=self.density,
             generator=torch.Generator().manual_seed(derive_seed("scores", seed, task)),
+            score_dtype=_DTYPES[self.score_dtype],
         )
         return PiggybackState(task, self._words(net))
 
@@ -195,9 +202,11 @@ class Piggyback:
         """Nothing to protect, as no other task reads what a task trains; a faster step.
 
         ``torch.optim``'s SGD, Adam and AdamW step through one op until ``remove()`` of what is
-        returned; None for others, which keep their step.
+        returned; None for others, which keep their step. Scores of bfloat16 are rounded at random
+        in it, and so is all else of that dtype; others' first step warns of what they lose.
         """
-        return fuse(optimizer)
+        how = "nearest" if self.score_dtype == "float32" else "stochastic"
+        return fuse(optimizer, rounding=how, seed=state.task)
 
     def before_step(self, net: PiggybackNetwork, state: PiggybackState, progress: float) -> None:
         """Of the masks nothing: one is as hard in the first step as at test."""

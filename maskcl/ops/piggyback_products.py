@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from maskcl import backends
@@ -35,7 +34,7 @@ def piggyback_linear(
     Args:
         x: [.., I], floating.
         weight: [O, I], x's dtype.
-        scores: [O, I], float32 or weight's dtype.
+        scores: [O, I], float32, bfloat16 or weight's dtype.
         threshold: as for :func:`piggyback_weight`.
         bias: [O], x's dtype, or None.
         levels: as for :func:`piggyback_weight`.
@@ -53,8 +52,6 @@ def piggyback_linear(
     check_pair(op, weight, scores)
     x, weight, bias = _check.linear_arguments(op, x, weight, bias)
     scores, select = selected(op, scores, threshold, levels, inclusive, density, scale)
-    if scores.dtype is not torch.float32 and scores.dtype is not weight.dtype:
-        scores = scores.to(torch.float32)  # autocast has turned the weight's dtype into another
     if x.dim() == 2:
         return masked_product(x, weight, scores, bias, select)
     y = masked_product(x.reshape(-1, x.shape[-1]), weight, scores, bias, select)

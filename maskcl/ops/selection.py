@@ -113,9 +113,10 @@ def check_pair(op: str, weight: Tensor, scores: Tensor) -> None:
     _check.floating(op, "scores", scores)
     _check.same_shape(op, "scores", scores, "weight", weight)
     _check.same_device(op, "scores", scores, "weight", weight)
-    if scores.dtype not in (torch.float32, weight.dtype):
+    if scores.dtype not in (torch.float32, torch.bfloat16, weight.dtype):
         raise TypeError(
-            f"{op}: scores is {scores.dtype}, wanted torch.float32 or weight's {weight.dtype}"
+            f"{op}: scores is {scores.dtype}, wanted torch.float32, torch.bfloat16 or weight's"
+            f" {weight.dtype}"
         )
 
 

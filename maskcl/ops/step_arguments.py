@@ -113,6 +113,40 @@ def clipping(op: str, norm: Tensor | None, max_norm: float | None) -> float:
     return _not_negative(op, "max_norm", max_norm)
 
 
+def rounding_of(
+    op: str,
+    draw: Tensor | None,
+    seed: int,
+    places: Sequence[int] | None,
+    params: Sequence[Tensor],
+) -> tuple[Tensor | None, int, list[int]]:
+    """How bfloat16 is rounded: the draw, the seed, and a place for each parameter if there is one.
+
+    Raises:
+        TypeError, ValueError: one is not as :func:`sgd_update_` has it.
+    """
+    check_scalars(op, params, draw=draw)
+    _integer(op, "seed", seed, -(2**63))
+    if draw is None:
+        if places is not None:
+            raise ValueError(f"{op}: places is {places!r}, wanted None where draw is None")
+        return None, seed, []
+    if places is None:
+        return draw, seed, [t << 40 for t in range(len(params))]
+    found = list(places)
+    lengths(op, "params", params, places=found)
+    for t, place in enumerate(found):
+        _integer(op, f"places[{t}]", place, 0)
+    return draw, seed, found
+
+
+def _integer(op: str, name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{op}: {name} is a {type(value).__name__}, wanted an int")
+    if not least <= value < 2**63:
+        raise ValueError(f"{op}: {name} is {value}, wanted one from {least} to 2^63 - 1")
+
+
 def state_of(op: str, name: str, state: Sequence[Tensor], params: Sequence[Tensor]) -> list[Tensor]:
     """A list of state, an entry like each parameter, of its dtype or of what that is computed in.
 

@@ -22,6 +22,7 @@ from maskcl.ops.step_arguments import (
     clipping,
     counts_of,
     one_for_each,
+    rounding_of,
     state_of,
     weights_of,
 )
@@ -55,6 +56,9 @@ def sgd_update_(
     found_inf: Tensor | None = None,
     norm: Tensor | None = None,
     max_norm: float | None = None,
+    draw: Tensor | None = None,
+    seed: int = 0,
+    places: Sequence[int] | None = None,
 ) -> None:
     """torch.optim.SGD's step of a whole model in one pass, in place.
 
@@ -82,6 +86,13 @@ def sgd_update_(
         found_inf: 0-d; where it is not 0 nothing is written.
         norm: 0-d norm of the unscaled gradients, such as :func:`unprotected_norm`'s.
         max_norm: with it: gradients times min(1, max_norm / (norm + 1e-6)).
+        draw: 0-d, a whole number: with it bfloat16 parameters and momenta are rounded up or down at
+            random, up as often as they lie that far between two of its numbers, and not to nearest,
+            by which steps below half their distance are lost. Each step wants another.
+        seed: of the random numbers, which follow from it, ``draw`` and ``places`` alone.
+        places: for each parameter, the number of its first element, others' counted on from it in
+            the order of indices; None: 2^40 a parameter. A process with some rows of a parameter
+            draws what the whole would with place + the index of its first element.
 
     Raises:
         TypeError, ValueError: an argument is not as above; nothing has been written then.
@@ -104,11 +115,13 @@ def sgd_update_(
         raise ValueError(f"{op}: momenta has {len(buffers)} entries, wanted 0 for momentum 0")
     check_scalars(op, params, rate=rate, scale=scale, found_inf=found_inf, norm=norm)
     most = clipping(op, norm, max_norm)
+    rounding = rounding_of(op, draw, seed, places, params)
     check_all_apart(op, grads, params=params, momenta=buffers)
     if params:
         how = momentum, dampening, bool(nesterov), bool(maximize), bool(first)
         run = backends.select(op, params[0])
-        run(params, grads, buffers, *sides, *pace, *how, rate, scale, found_inf, norm, most)
+        scaling = rate, scale, found_inf, norm, most
+        run(params, grads, buffers, *sides, *pace, *how, *scaling, *rounding)
 
 
 @torch.no_grad()
@@ -135,6 +148,9 @@ def adam_update_(
     found_inf: Tensor | None = None,
     norm: Tensor | None = None,
     max_norm: float | None = None,
+    draw: Tensor | None = None,
+    seed: int = 0,
+    places: Sequence[int] | None = None,
 ) -> None:
     """torch.optim.Adam's step, AdamW's where ``decoupled``, of a whole model in one pass, in place.
 
@@ -163,6 +179,9 @@ def adam_update_(
         found_inf: as there.
         norm: as there.
         max_norm: as there.
+        draw: as there, of the moments too.
+        seed: as there.
+        places: as there.
 
     Raises:
         TypeError, ValueError: an argument is not as above; nothing has been written then.
@@ -182,12 +201,14 @@ def adam_update_(
     check_scalars(op, params, rate=rate, scale=scale, found_inf=found_inf, norm=norm)
     counts = counts_of(op, steps, params, found_inf)
     most = clipping(op, norm, max_norm)
+    rounding = rounding_of(op, draw, seed, places, params)
     check_all_apart(op, grads, params=params, exp_avgs=firsts, exp_avg_sqs=seconds)
     if params:
         how = beta1, beta2, eps, bool(decoupled), bool(maximize)
         state = firsts, seconds, counts
         run = backends.select(op, params[0])
-        run(params, grads, *state, *sides, *pace, *how, rate, scale, found_inf, norm, most)
+        scaling = rate, scale, found_inf, norm, most
+        run(params, grads, *state, *sides, *pace, *how, *scaling, *rounding)
 
 
 @torch.no_grad()

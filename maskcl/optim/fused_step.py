@@ -35,6 +35,7 @@ from maskcl.shards import are_rows, is_sharded, local, total_norm
 Group = dict[str, Any]
 _IS_CUDA = attrgetter("is_cuda")
 _NOT_DONE = "amsgrad", "differentiable"
+ROUNDINGS = "nearest", "stochastic"
 
 
 class StepsFused:
@@ -64,6 +65,21 @@ def _unknown(group: Group) -> Iterator[str]:
         yield "parameters are sharded otherwise than by rows"
 
 
+def seed_of(caller: str, rounding: str, seed: int) -> int | None:
+    """``FusedStep``'s seed: None for rounding to nearest.
+
+    Raises:
+        TypeError, ValueError: rounding is neither "nearest" nor "stochastic", or the seed no int64.
+    """
+    if rounding not in ROUNDINGS:
+        raise ValueError(f"{caller}: rounding is {rounding!r}, wanted {' or '.join(ROUNDINGS)}")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"{caller}: seed is a {type(seed).__name__}, wanted an int")
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"{caller}: seed is {seed}, wanted one of 64 bits")
+    return seed if rounding == "stochastic" else None
+
+
 class FusedStep:
     """Stands in for one optimizer's ``step`` until ``remove``.
 
@@ -76,6 +92,8 @@ class FusedStep:
         max_norm: of the gradients of all elements that may move, or None; where they have a larger
             one, they are scaled as by ``torch.nn.utils.clip_grad_norm_``.
         state_dtype: of the moments of parameters of half precision; None for the parameter's.
+        seed: of the random numbers by which bfloat16 is rounded; None: it is rounded to nearest.
+            Which draw of them is next is ``draw`` of the first group, and so in the state_dict.
     """
 
     def __init__(
@@ -84,11 +102,15 @@ class FusedStep:
         elements: ProtectedElements,
         max_norm: float | None = None,
         state_dtype: torch.dtype | None = None,
+        seed: int | None = None,
     ) -> None:
         self._optimizer = optimizer
         self._elements = elements
         self._max_norm = max_norm
         self._state_dtype = state_dtype
+        self._seed = seed
+        if seed is not None:
+            optimizer.rounding = "stochastic"  # type: ignore[attr-defined]
         self._calls = Calls(adam_calls if isinstance(optimizer, Adam) else sgd_calls)
         self.is_active = True
         self._before = vars(optimizer).get("step")
@@ -110,6 +132,8 @@ class FusedStep:
     def remove(self) -> None:
         """Give the optimizer the step back that it had; a later `FusedStep` stays in place."""
         self.is_active = False
+        if self._seed is not None:
+            vars(self._optimizer).pop("rounding", None)
         if vars(self._optimizer).get("step") is not self._installed:
             return
         if self._before is None:
@@ -143,9 +167,11 @@ class FusedStep:
             optimizer._cuda_graph_capture_health_check()
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
+        scaling = Scaling(scale, found_inf)
+        if self._seed is not None:
+            scaling = scaling._replace(draw=self._draw(), seed=self._seed)
         made = self._elements, found_inf, self._state_dtype
         calls = self._calls.of(optimizer, parameters, *made)
-        scaling = Scaling(scale, found_inf)
         if self._max_norm is not None and calls:
             scaling = self._clipped(scaling, calls)
         for call in calls:
@@ -170,7 +196,16 @@ class FusedStep:
             kinds.setdefault(call.kind, []).append(call)
         norms = [(self._norm(some, scaling), some[0].parameters[0]) for some in kinds.values()]
         norm = norms[0][0] if kinds.keys() == {None} else total_norm(norms)
-        return Scaling(scaling.scale, scaling.found_inf, norm, self._max_norm or 0.0)
+        return scaling._replace(norm=norm, max_norm=self._max_norm or 0.0)
+
+    def _draw(self) -> Tensor:
+        """The number of this step's draw, counted in place, so that a CUDA graph counts on."""
+        group: Group = self._optimizer.param_groups[0]
+        if "draw" not in group:
+            device = group["params"][0].device if group.get("capturable") else "cpu"
+            group["draw"] = torch.zeros((), dtype=torch.float64, device=device)
+        draw: Tensor = group["draw"].add_(1)
+        return draw
 
     def _norm(self, calls: list[Call], scaling: Scaling) -> Tensor:
         parameters = [p for call in calls for p in call.parameters]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, optim
 
-from maskcl.optim.fused_step import FusedStep, StepsFused, not_fused_reasons
+from maskcl.optim.fused_step import FusedStep, StepsFused, not_fused_reasons, seed_of
 from maskcl.optim.protected_elements import ProtectedElements, protection_of
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class _Protected(StepsFused):
         protection: str = "exact",
         max_norm: float | None = None,
         state_dtype: torch.dtype | None = None,
+        rounding: str = "nearest",
+        seed: int = 0,
         **options: Any,
     ) -> None:
         name = type(self).__name__
@@ -35,11 +37,12 @@ class _Protected(StepsFused):
             raise ValueError(f"{name}: max_norm is {max_norm!r}, wanted a number above 0 or None")
         if state_dtype not in (None, torch.float32):
             raise ValueError(f"{name}: state_dtype is {state_dtype}, wanted torch.float32 or None")
+        rounding_seed = seed_of(name, rounding, seed)
         super().__init__(params, lr, **options)  # type: ignore[call-arg]
         optimizer: Any = self
         if reasons := not_fused_reasons(optimizer):
             raise ValueError(f"{name}: {'; '.join(reasons)}; maskcl.optim.protect takes any other")
-        FusedStep(optimizer, elements, max_norm, state_dtype)
+        FusedStep(optimizer, elements, max_norm, state_dtype, rounding_seed)
 
     def step(self, closure: Any = None) -> Any:
         """Of an optimizer whose own was lost; ``__init__`` puts the protected one in its place.
@@ -82,6 +85,10 @@ class SGD(_Protected, optim.SGD):
         protection: "exact", or "min", the paper's.
         max_norm: of the gradients of what may move: ``torch.nn.utils.clip_grad_norm_`` in the step.
         state_dtype: float32 for the momentum of parameters of half precision; None for theirs.
+        rounding: of bfloat16 parameters and their momenta: "nearest", torch's, or "stochastic": up
+            as often as a number lies that far between two of bfloat16's, so that steps below half
+            their distance, which "nearest" loses, are made in the mean. State_dicts go on with it.
+        seed: of "stochastic", the same in every process.
         options: of ``torch.optim.SGD``, by name.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
-from maskcl.optim.fused_step import FusedStep, not_fused_reasons
+from maskcl.optim.fused_step import FusedStep, not_fused_reasons, seed_of
 from maskcl.optim.guard import Guard, guard
 from maskcl.optim.protected_elements import ProtectedElements, protection_of
 
@@ -45,15 +45,21 @@ def protect(
     return FusedStep(optimizer, elements)
 
 
-def fuse(optimizer: Optimizer) -> FusedStep | None:
+def fuse(optimizer: Optimizer, *, rounding: str = "nearest", seed: int = 0) -> FusedStep | None:
     """Let torch's SGD, Adam or AdamW step through one op, with nothing to protect.
 
     Args:
         optimizer: any; one of another kind keeps its own step.
+        rounding: of bfloat16 parameters, as for ``maskcl.optim.SGD``.
+        seed: likewise.
 
     Returns:
         A handle with ``remove()``, or None for another kind.
+
+    Raises:
+        TypeError, ValueError: rounding or seed is not so.
     """
+    found = seed_of("fuse", rounding, seed)
     if not_fused_reasons(optimizer):
         return None
-    return FusedStep(optimizer, ProtectedElements("fuse", None))
+    return FusedStep(optimizer, ProtectedElements("fuse", None), seed=found)

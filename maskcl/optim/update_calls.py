@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maskcl import backends
 from maskcl.optim.protected_elements import ProtectedElements
-from maskcl.shards import kind_of, local
+from maskcl.shards import first_element, kind_of, local
 
 Parameters = list[nn.Parameter]
 _GRAD, _PARAMETERS = attrgetter("grad"), itemgetter("params")
@@ -27,12 +27,16 @@ class Scaling(NamedTuple):
         found_inf: 0-d, not 0 where nothing is to be written; None for never.
         norm: 0-d, of the unscaled gradients; None for no bound.
         max_norm: the bound.
+        draw: 0-d, of the random numbers that round bfloat16; None for rounding to nearest.
+        seed: of them.
     """
 
     scale: Tensor | None
     found_inf: Tensor | None
     norm: Tensor | None = None
     max_norm: float = 0.0
+    draw: Tensor | None = None
+    seed: int = 0
 
 
 class Alike(NamedTuple):
@@ -62,6 +66,7 @@ class Call(NamedTuple):
         state: a list of each kind.
         sides: out_tasks, in_tasks and groups.
         rest: what comes behind.
+        places: of each, the number of its first element among those of all of the optimizer's.
         kind: how the parameters are sharded, None where they are not.
     """
 
@@ -70,6 +75,7 @@ class Call(NamedTuple):
     state: list[list[Tensor]]
     sides: tuple[list[Tensor], list[Tensor], list[int]]
     rest: tuple[Any, ...]
+    places: list[int]
     kind: Any = None
 
     def __call__(self, scaling: Scaling) -> None:
@@ -80,7 +86,8 @@ class Call(NamedTuple):
             lists = [[*map(local, tensors)] for tensors in lists]
         elif not all(map(Tensor.dim, params)):
             lists = [rows(tensors) for tensors in lists]
-        backends.select(self.op, lists[0][0])(*lists, *self.sides, *self.rest, *scaling)
+        places = [] if scaling.draw is None else self.places
+        backends.select(self.op, lists[0][0])(*lists, *self.sides, *self.rest, *scaling, places)
 
 
 Make = Callable[[Any, list[Parameters], ProtectedElements, Tensor | None, Any], list[Call]]
@@ -179,7 +186,7 @@ def adam_calls(
         known = [state[p] for p in some.parameters]
         moments = [[s[name] for s in known] for name in _MOMENTS]
         pace = *betas, eps, decoupled, maximize
-        calls.append(_call("adam_update_", some, moments, elements, pace))
+        calls.append(_call(optimizer, "adam_update_", some, moments, elements, pace))
     return calls
 
 
@@ -218,11 +225,12 @@ def sgd_calls(
                     state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=_dtype(p, state_dtype))
             momenta = [state[p]["momentum_buffer"] for p in parameters] if momentum else []
             pace = momentum, dampening, nesterov, maximize, first
-            calls.append(_call("sgd_update_", some, [momenta], elements, pace))
+            calls.append(_call(optimizer, "sgd_update_", some, [momenta], elements, pace))
     return calls
 
 
 def _call(
+    optimizer: Any,
     op: str,
     some: Alike,
     state: list[list[Tensor]],
@@ -232,7 +240,9 @@ def _call(
     outs, ins, groups, bounds = elements.sides(some.parameters)
     rest = elements.exact, some.lr, some.weight_decay, bounds, *pace, some.rate
     kind = kind_of(some.parameters[0])
-    return Call(op, some.parameters, state, (outs, ins, groups), rest, kind)
+    numbers = {id(p): number for number, p in enumerate(parameters_of(optimizer))}
+    places = [(numbers[id(p)] << 40) + first_element(p) for p in some.parameters]
+    return Call(op, some.parameters, state, (outs, ins, groups), rest, places, kind)
 
 
 def _by_momentum(state: Any, alike: Alike) -> list[tuple[Alike, bool]]:

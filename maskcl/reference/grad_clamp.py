@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from maskcl.reference.gate import compute_dtype
+from maskcl.reference.random_bits import random_bits, shift_right
 
 RULES = ("hat", "const", "adahat", "random")
 AGGREGATIONS = ("min", "max", "mean")
@@ -63,24 +64,13 @@ def _over(matrix: Tensor, weight: Tensor) -> Tensor:
     return matrix.view(*matrix.shape, *[1] * (weight.dim() - 2))
 
 
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
 def uniform(seed: int, tensor_index: int, shape: torch.Size, device: torch.device) -> Tensor:
     """Counter-based uniform numbers in [0, 1), float32, the same on every backend.
 
-    splitmix64's finaliser (Steele, Lea, Flood 2014, "Fast splittable pseudorandom number
-    generators") of seed + golden * (tensor << 40 + flat index); the upper 24 bits make the float.
+    The upper 24 of the `random_bits` of (tensor << 40 + flat index).
     """
-    golden, mix1, mix2 = -7046029254386353131, -4658895280553007687, -7723592293110705685
-    count = torch.Size(shape).numel()
-    x = torch.arange(count, dtype=torch.int64, device=device) + (tensor_index << 40)
-    x = x * golden + seed
-    x = (x ^ _shift_right(x, 30)) * mix1
-    x = (x ^ _shift_right(x, 27)) * mix2
-    x = x ^ _shift_right(x, 31)
-    return (_shift_right(x, 40).to(torch.float32) * 2.0**-24).view(shape)
+    bits = random_bits(seed, tensor_index << 40, shape, device)
+    return shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def clamp_grads_(

@@ -9,6 +9,12 @@ The gradient that a step uses is grad / scale * min(1, max_norm / (norm + 1e-6))
 ``found_inf`` is not 0 nothing is written at all. Learning rates are lr[t] * rate. Arithmetic is
 float32, for float64 parameters float64; state is of the parameter's dtype or of that.
 
+What is written is rounded to nearest, or, where there is a ``draw``, bfloat16 at random, up as
+often as the number lies that far between its neighbours (Gupta et al. 2015, "Deep learning with
+limited numerical precision", section 3.1), so that steps below half of what bfloat16 tells apart
+add up. The bits follow from ``seed``, ``draw``, and the element's number, ``places[t]`` + its index
+(:mod:`maskcl.reference.random_bits`): 16 of an element's 64 for the parameter, 16 for each moment.
+
 C++ takes subnormal numbers (below 2^-126 in float32) as 0 here, and makes 0 of results that would
 be, as its masked activations do: the squares of what comes through nearly closed gates are such by
 the thousand, and each costs an x86 core a hundred cycles.
@@ -17,12 +23,14 @@ the thousand, and each costs an x86 core a hundred cycles.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.grad_clamp import _over, users
+from maskcl.reference.random_bits import random_bits, round_stochastic, shift_right, step_key
 
 
 def _free(param: Tensor, out_tasks: Tensor, in_tasks: Tensor, groups: int, exact: bool) -> Tensor:
@@ -54,6 +62,16 @@ def _pace(lr: float, rate: Tensor | None, param: Tensor) -> Tensor:
     return number if rate is None else number * rate.to(number)
 
 
+def _as(
+    dtype: torch.dtype, x: Tensor, draw: Tensor | None, seed: int, place: int, use: int
+) -> Tensor:
+    """x as ``dtype``; ``use``: which 16 of an element's bits round it, if any do."""
+    if draw is None or dtype is not torch.bfloat16:
+        return x.to(dtype)
+    bits = random_bits(step_key(seed, draw.to(x.device)), place, x.shape, x.device)
+    return round_stochastic(x, shift_right(bits, 48 - 16 * use))
+
+
 def _bounded(param: Tensor, bound: float) -> Tensor:
     return param if math.isinf(bound) else param.clamp(-bound, bound)
 
@@ -79,6 +97,9 @@ def sgd_update_(
     found_inf: Tensor | None,
     norm: Tensor | None,
     max_norm: float,
+    draw: Tensor | None = None,
+    seed: int = 0,
+    places: Sequence[int] = (),
 ) -> None:
     """torch.optim.SGD's step on the elements that are not protected, in place.
 
@@ -87,6 +108,7 @@ def sgd_update_(
     protected element's becomes 0. After the step a parameter lies in [-bounds[t], bounds[t]].
     """
     for t, param in enumerate(params):
+        rounding = draw, seed, 0 if draw is None else places[t]
         free = _free(param, out_tasks[t], in_tasks[t], groups[t], exact)
         written = _written(free, found_inf)
         wide = param.to(compute_dtype(param.dtype))
@@ -99,15 +121,16 @@ def sgd_update_(
             if not first:
                 moved = (buffer.to(wide.dtype) * momentum).add(step, alpha=1 - dampening)
             step = step.add(moved, alpha=momentum) if nesterov else moved
+            kept = _as(buffer.dtype, moved, *rounding, use=1)
             if first:
-                moved = torch.where(free, moved, 0.0)
+                kept = torch.where(free, kept, 0.0)
                 free_or_fresh = _written(torch.ones_like(free), found_inf)
-                buffer.copy_(torch.where(free_or_fresh, moved.to(buffer.dtype), buffer))
+                buffer.copy_(torch.where(free_or_fresh, kept, buffer))
             else:
-                buffer.copy_(torch.where(written, moved.to(buffer.dtype), buffer))
+                buffer.copy_(torch.where(written, kept, buffer))
         pace = _pace(lr[t], rate, param)
         result = _bounded(torch.addcmul(wide, step, pace, value=-1), bounds[t])
-        param.copy_(torch.where(written, result.to(param.dtype), param))
+        param.copy_(torch.where(written, _as(param.dtype, result, *rounding, use=0), param))
 
 
 def adam_update_(
@@ -133,6 +156,9 @@ def adam_update_(
     found_inf: Tensor | None,
     norm: Tensor | None,
     max_norm: float,
+    draw: Tensor | None = None,
+    seed: int = 0,
+    places: Sequence[int] = (),
 ) -> None:
     """torch.optim.Adam's step, AdamW's where ``decoupled``, on the elements that are not protected.
 
@@ -141,6 +167,7 @@ def adam_update_(
     parameter lies in [-bounds[t], bounds[t]].
     """
     for t, param in enumerate(params):
+        rounding = draw, seed, 0 if draw is None else places[t]
         free = _free(param, out_tasks[t], in_tasks[t], groups[t], exact)
         written = _written(free, found_inf)
         step = steps[t] + (1 if found_inf is None else (found_inf == 0).to(steps[t].device))
@@ -160,8 +187,9 @@ def adam_update_(
         second = second.addcmul(grad, grad, value=1 - beta2)
         result = _bounded(wide - size * first / (second.sqrt() / root + eps), bounds[t])
 
-        for old, new in ((param, result), (exp_avgs[t], first), (exp_avg_sqs[t], second)):
-            old.copy_(torch.where(written, new.to(old.dtype), old))
+        moved = (param, result), (exp_avgs[t], first), (exp_avg_sqs[t], second)
+        for use, (old, new) in enumerate(moved):
+            old.copy_(torch.where(written, _as(old.dtype, new, *rounding, use=use), old))
         steps[t].copy_(step)
 
 

@@ -5,7 +5,7 @@ fused multiply-add here, and nothing else is.
 """
 
 from maskcl.triton._compat import tl, triton
-from maskcl.triton.grad_clamp import column_of, tile_of
+from maskcl.triton.grad_clamp import column_of, index_of, splitmix, tile_of
 
 
 @triton.jit
@@ -69,6 +69,31 @@ def _bounded(param, bound):
 
 
 @triton.jit
+def _random_bits(entry, tensors, r, q, group, draw_ptr, seed, INDEX: tl.constexpr):
+    """64 bits for each element of the tile."""
+    key = splitmix(
+        tl.load(draw_ptr).to(tl.int64).to(tl.uint64) * 0x9E3779B97F4A7C15 + seed.to(tl.uint64)
+    )
+    row = group * tl.load(entry + 5 * tensors) + r
+    index = index_of(entry, row, column_of(entry, q, tensors, INDEX), q, tensors)
+    counter = (index + tl.load(entry + 21 * tensors)).to(tl.uint64)
+    return splitmix(counter * 0x9E3779B97F4A7C15 + key)
+
+
+@triton.jit
+def _rounded(x, bits, shift: tl.constexpr, DTYPE: tl.constexpr):
+    """bfloat16 by 16 of the bits, which carry into what stays; all else to nearest."""
+    if bits is None or tl.bfloat16 != DTYPE:
+        result = x.to(DTYPE)
+    else:
+        whole = x.to(tl.uint32, bitcast=True)
+        moved = (whole + ((bits >> shift).to(tl.uint32) & 0xFFFF)) & 0xFFFF0000
+        is_finite = (whole & 0x7F800000) != 0x7F800000
+        result = tl.where(is_finite, moved.to(tl.float32, bitcast=True), x).to(DTYPE)
+    return result
+
+
+@triton.jit
 def skips(found_inf_ptr):
     found = False
     if found_inf_ptr is not None:
@@ -76,7 +101,7 @@ def skips(found_inf_ptr):
     return found
 
 
-@triton.jit(do_not_specialize=["tensors", "momentum", "undampened", "max_norm"])
+@triton.jit(do_not_specialize=["tensors", "seed", "momentum", "undampened", "max_norm"])
 def sgd_kernel(
     table_ptr,
     tensors,
@@ -84,6 +109,8 @@ def sgd_kernel(
     scale_ptr,
     found_inf_ptr,
     norm_ptr,
+    draw_ptr,
+    seed,
     max_norm,
     momentum,
     undampened,
@@ -103,6 +130,9 @@ def sgd_kernel(
         return
     entry, r, q, group = tile_of(table_ptr, tensors, TENSORS, ROWS, COLUMNS)
     free, live, at = _free(entry, tensors, r, q, group, EXACT, INDEX)
+    bits = None
+    if draw_ptr is not None and tl.bfloat16 == DTYPE:
+        bits = _random_bits(entry, tensors, r, q, group, draw_ptr, seed, INDEX)
     param_ptr = tl.load(entry + tensors).to(tl.pointer_type(DTYPE)) + at
     param = tl.load(param_ptr, mask=free, other=0.0).to(tl.float32)
     grad_ptr = tl.load(entry + 15 * tensors)
@@ -114,21 +144,21 @@ def sgd_kernel(
         factor = tl.zeros_like(param) + momentum
         if FIRST:
             moved = step
-            tl.store(buffer_ptr, tl.where(free, moved, 0.0).to(STATE), mask=live)
+            tl.store(buffer_ptr, _rounded(tl.where(free, moved, 0.0), bits, 32, STATE), mask=live)
         else:
             moved = tl.load(buffer_ptr, mask=free, other=0.0).to(tl.float32)
             moved = tl.fma(step, tl.zeros_like(param) + undampened, moved * factor)
-            tl.store(buffer_ptr, moved.to(STATE), mask=free)
+            tl.store(buffer_ptr, _rounded(moved, bits, 32, STATE), mask=free)
         step = tl.fma(moved, factor, step) if NESTEROV else moved
     rate = _number(entry, 18, tensors)
     if rate_ptr is not None:
         rate *= tl.load(rate_ptr).to(tl.float64)
     param = tl.fma(step, tl.zeros_like(param) - rate.to(tl.float32), param)
     param = _bounded(param, _number(entry, 20, tensors).to(tl.float32))
-    tl.store(param_ptr, param.to(DTYPE), mask=free)
+    tl.store(param_ptr, _rounded(param, bits, 48, DTYPE), mask=free)
 
 
-@triton.jit(do_not_specialize=["tensors", "counted", "weight1", "beta2", "weight2", "eps"])
+@triton.jit(do_not_specialize=["tensors", "seed", "counted", "weight1", "beta2", "weight2", "eps"])
 def adam_kernel(
     table_ptr,
     tensors,
@@ -137,6 +167,8 @@ def adam_kernel(
     scale_ptr,
     found_inf_ptr,
     norm_ptr,
+    draw_ptr,
+    seed,
     max_norm,
     weight1,
     beta2,
@@ -163,6 +195,9 @@ def adam_kernel(
     kept = tl.load(known_ptr + 2 * counted).to(tl.float32)
     decay = _number(entry, 19, tensors).to(tl.float32)
 
+    bits = None
+    if draw_ptr is not None and tl.bfloat16 == DTYPE:
+        bits = _random_bits(entry, tensors, r, q, group, draw_ptr, seed, INDEX)
     param_ptr = tl.load(entry + tensors).to(tl.pointer_type(DTYPE)) + at
     param = tl.load(param_ptr, mask=free, other=0.0).to(tl.float32)
     grad_ptr = tl.load(entry + 15 * tensors)
@@ -184,9 +219,9 @@ def adam_kernel(
     denominator = tl.div_rn(tl.sqrt_rn(second), root + zeros) + eps
     param = param + tl.div_rn(-size * first, denominator)
     param = _bounded(param, _number(entry, 20, tensors).to(tl.float32))
-    tl.store(param_ptr, param.to(DTYPE), mask=free)
-    tl.store(first_ptr, first.to(STATE), mask=free)
-    tl.store(second_ptr, second.to(STATE), mask=free)
+    tl.store(param_ptr, _rounded(param, bits, 48, DTYPE), mask=free)
+    tl.store(first_ptr, _rounded(first, bits, 32, STATE), mask=free)
+    tl.store(second_ptr, _rounded(second, bits, 16, STATE), mask=free)
 
 
 @triton.jit(do_not_specialize=["tensors"])

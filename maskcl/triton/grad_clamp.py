@@ -50,13 +50,27 @@ def _popcount(words):
 
 
 @triton.jit
-def _uniform(counter):
-    """splitmix64's finaliser; the upper 24 bits make a float32 in [0, 1)."""
-    x = counter
+def splitmix(x):
+    """splitmix64's finaliser of uint64."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    x = x ^ (x >> 31)
-    return (x >> 40).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
+    return x ^ (x >> 31)
+
+
+@triton.jit
+def _uniform(counter):
+    """The upper 24 bits make a float32 in [0, 1)."""
+    return (splitmix(counter) >> 40).to(tl.int32).to(tl.float32) * 5.9604644775390625e-08  # 2^-24
+
+
+@triton.jit
+def index_of(entry, row, column, q, tensors):
+    """The index of the tile's elements in the order of indices; column: their in units."""
+    digit = tl.load(entry + 7 * tensors)
+    span = digit * tl.load(entry + 6 * tensors)
+    within = q % digit + q // span * digit
+    flat = row[:, None] * tl.load(entry + 13 * tensors)
+    return flat + (column * tl.load(entry + 14 * tensors) + within)[None, :]
 
 
 @triton.jit(do_not_specialize=["tensors"])
@@ -125,11 +139,7 @@ def _protect_kernel(
         # const, adahat: a float64's bits; random: the counter of element 0.
         extra = tl.load(entry + 4 * tensors)
         if RULE == "random":
-            digit = tl.load(entry + 7 * tensors)
-            span = digit * tl.load(entry + 6 * tensors)
-            within = q % digit + q // span * digit
-            flat = row[:, None] * tl.load(entry + 13 * tensors)
-            flat += (column * tl.load(entry + 14 * tensors) + within)[None, :]
+            flat = index_of(entry, row, column, q, tensors)
             factor = _uniform(flat.to(tl.uint64) * 0x9E3779B97F4A7C15 + extra.to(tl.uint64))
         elif RULE == "adahat":
             rate = extra.to(tl.float64, bitcast=True).to(tl.float32)

@@ -105,15 +105,19 @@ def sgd_update_(
     found_inf: Tensor | None,
     norm: Tensor | None,
     max_norm: float,
+    draw: Tensor | None = None,
+    seed: int = 0,
+    places: Sequence[int] = (),
 ) -> None:
     """torch.optim.SGD's step on the elements that are not protected, in place; one launch."""
     op = "sgd_update_"
     if not params:
         return
-    scalars = [_near(value, params[0]) for value in (rate, scale, found_inf, norm)]
+    scalars = [_near(value, params[0]) for value in (rate, scale, found_inf, norm, draw)]
     _checked(op, params[0], params=params, grads=grads, momenta=momenta, scalars=scalars)
     # The number in row 17 is Adam's second moment's.
     columns = [[0] * len(params), floats(lr), floats(weight_decay), floats(bounds)]
+    columns.append(list(places) or columns[0])
     if not momenta:
         columns.insert(0, columns[0])
     writes = [momenta] if momenta else []
@@ -124,6 +128,7 @@ def sgd_update_(
             device_table,
             len(table.entries),
             *scalars,
+            seed,
             max_norm,
             momentum,
             1 - dampening,
@@ -159,6 +164,9 @@ def adam_update_(
     found_inf: Tensor | None,
     norm: Tensor | None,
     max_norm: float,
+    draw: Tensor | None = None,
+    seed: int = 0,
+    places: Sequence[int] = (),
 ) -> None:
     """torch.optim.Adam's step, AdamW's where ``decoupled``, on what is not protected, in place."""
     op = "adam_update_"
@@ -170,12 +178,13 @@ def adam_update_(
             raise ValueError(f"{op}: steps are on cpu, wanted found_inf's device")
         if found_inf.item() != 0:
             return
-    scalars = [_near(value, params[0]) for value in (rate, scale, found_inf, norm)]
+    scalars = [_near(value, params[0]) for value in (rate, scale, found_inf, norm, draw)]
     lists = {"params": params, "grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs}
     _checked(op, params[0], **lists, steps=steps if not on_host else [], scalars=scalars)
     known = params[0].new_empty((3, len(params)), dtype=torch.float64)
     count_steps(steps, known, lr, weight_decay, (beta1, beta2), decoupled, scalars[0], scalars[2])
     numbers = [list(range(len(params))), floats(weight_decay), floats(bounds)]
+    numbers.append(list(places) or [0] * len(params))
     for table, device_table, constants in _launches(
         params, (out_tasks, in_tasks, groups), [grads], [exp_avgs, exp_avg_sqs], numbers
     ):
@@ -185,6 +194,7 @@ def adam_update_(
             known,
             len(params),
             *scalars[1:],
+            seed,
             max_norm,
             1 - beta1,
             beta2,

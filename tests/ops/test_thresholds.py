@@ -17,6 +17,8 @@ PAIRS = [  # of a weight and of its scores
     (torch.float32, torch.float32),
     (torch.bfloat16, torch.float32),
     (torch.bfloat16, torch.bfloat16),
+    (torch.float32, torch.bfloat16),
+    (torch.float16, torch.bfloat16),
     (torch.float16, torch.float32),
     (torch.float16, torch.float16),
     (torch.float64, torch.float32),

@@ -29,7 +29,9 @@ def fresh_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_every_kernel_is_compiled_below() -> None:
     found = {*kernels(_steps), *kernels(_step_counts)}
-    found -= {"skips", "tile_of", "column_of"} | {name for name in found if name.startswith("_")}
+    found -= {"skips", "tile_of", "column_of", "index_of", "splitmix"} | {
+        name for name in found if name.startswith("_")
+    }
     assert found == {"sgd_kernel", "adam_kernel", "count_kernel", "square_kernel", "root_kernel"}
 
 
@@ -43,6 +45,8 @@ PACE = [[0.1] * 2, [0.1] * 2, [1.5] * 2]
 CALLS = 16  # bytes of stack: the rare path of a correctly rounded division or root is a call
 ONE = torch.ones(())
 ALL, NONE = (ONE, ONE, ONE, ONE, 1.0), (None, None, None, None, 0.0)
+# The first fits int32, the second does not.
+DRAWN = [(ONE, 3, [0, 1 << 40]), (ONE.double(), -(2**63), [1 << 40, 5])]
 KINDS = [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)]
 KINDS += [(torch.float16, torch.float32)]
 
@@ -55,7 +59,11 @@ def test_sgd(dtype: torch.dtype, state: torch.dtype, launches: list[Any], tmp_pa
     for exact, momenta, scalars in cases:
         how = 0.9, 0.0, exact, exact, not exact
         update.sgd_update_(params, params, momenta, *sides, exact, *PACE, *how, *scalars)
-    compile_all(launches, 8, tmp_path, stack=CALLS)
+    how = 0.9, 0.0, False, False, False
+    for rounding in DRAWN if dtype is torch.bfloat16 else []:
+        update.sgd_update_(params, params, buffers, *sides, True, *PACE, *how, *NONE, *rounding)
+    count = 8 + len(DRAWN) * (dtype is torch.bfloat16)
+    compile_all(launches, count, tmp_path, stack=CALLS)
 
 
 @pytest.mark.parametrize(("dtype", "state"), KINDS, ids=str)
@@ -67,7 +75,11 @@ def test_adam(dtype: torch.dtype, state: torch.dtype, launches: list[Any], tmp_p
         how = 0.9 if exact else 0.4, 0.999, 1e-8, exact, exact
         lists = params, params, moments, moments, steps
         update.adam_update_(*lists, *sides, exact, *PACE, *how, *scalars)
-    compile_all(launches, 8, tmp_path, stack=CALLS)
+    # Each is two launches: one counts the steps.
+    for rounding in DRAWN if dtype is torch.bfloat16 else []:
+        update.adam_update_(*lists, *sides, True, *PACE, *how, *NONE, *rounding)
+    count = 8 + 2 * len(DRAWN) * (dtype is torch.bfloat16)
+    compile_all(launches, count, tmp_path, stack=CALLS)
 
 
 def test_norm(launches: list[Any], tmp_path: Path) -> None:

@@ -76,6 +76,14 @@ def check_start(owner: str, init: float, spread: str) -> None:
         raise ValueError(f"{owner}: init is {init!r}, wanted {wanted} for {spread!r}")
 
 
+def check_score_dtype(owner: str, dtype: torch.dtype | None) -> None:
+    """Raise ValueError unless scores can be kept in it."""
+    if dtype not in (None, torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"{owner}: score_dtype is {dtype!r}, wanted torch.float32, torch.bfloat16 or None"
+        )
+
+
 def check_levels(owner: str, levels: str) -> None:
     """Raise ValueError unless masks of these levels can be bits."""
     if levels not in LEVELS:

@@ -12,6 +12,7 @@ from maskcl import ops
 from maskcl.nn.piggyback.cut import NO_CUT, Cut, MaskState, check_levels, planes
 from maskcl.nn.tasks.state import TaskAware
 from maskcl.reference.bitmask import num_words
+from maskcl.reference.gate import compute_dtype
 from maskcl.sharded_modules import class_name
 from maskcl.shards import gather, is_sharded, local, placed, shard, span, whole, write
 
@@ -22,7 +23,8 @@ class PiggybackLayer(TaskAware):
     Attributes:
         weight, bias: parameters that take no gradient.
         scores: parameter of the weight's shape while a task trains, else None. float32 (float64 for
-            a float64 weight), and it stays so when the layer becomes half or bfloat16.
+            a float64 weight), or bfloat16 where ``begin_task`` was told so; they stay so when the
+            layer becomes half or bfloat16.
         words: int32 [T, P, W], one bit a weight and task; P = 2 for the ternary levels (not 0, and
             negative), else 1. See ``ops.pack_mask``. Under ``fully_shard`` a DTensor cut along W.
         num_tasks: T.
@@ -102,21 +104,27 @@ class PiggybackLayer(TaskAware):
             density=cut.density,
         )
 
-    def new_scores(self) -> nn.Parameter:
-        """Scores for this weight, not filled; sharded as it is."""
-        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
+    def new_scores(self, dtype: torch.dtype | None = None) -> nn.Parameter:
+        """Scores for this weight, not filled; sharded as it is. None: float32, or its float64."""
+        if dtype is None:
+            dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         new = nn.Parameter(torch.empty_like(self.weight, dtype=dtype, requires_grad=False))
         self._started = (new,)
         return new
 
     @torch.no_grad()
     def start_scores(
-        self, init: float, spread: str, generator: torch.Generator | None = None
+        self,
+        init: float,
+        spread: str,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Fresh scores: all ``init`` ("constant"), or U(-init, init) drawn on the CPU."""
-        self.scores = self.new_scores()
+        self.scores = self.new_scores(dtype)
         if spread == "uniform":
-            start = torch.empty(self.scores.shape, dtype=self.scores.dtype)
+            wide = compute_dtype(self.scores.dtype)  # the same numbers for every dtype
+            start = torch.empty(self.scores.shape, dtype=wide)
             write(self.scores, start.uniform_(-init, init, generator=generator))
         else:
             self.scores.fill_(init)
@@ -182,8 +190,11 @@ class PiggybackLayer(TaskAware):
     ) -> None:
         # Scores come and go with the task in training that a state is of.
         if prefix + "scores" in state_dict:
-            self.scores = self.scores if self.scores is not None else self.new_scores()
             given = state_dict[prefix + "scores"]
+            if self.scores is None:
+                self.scores = self.new_scores(
+                    given.dtype if given.dtype is torch.bfloat16 else None
+                )
             state_dict[prefix + "scores"] = placed(class_name(self), given, self.scores)
         elif prefix + "words" in state_dict:
             self.scores = None
@@ -195,7 +206,8 @@ class PiggybackLayer(TaskAware):
 
 
 def _keep_precision(scores: Tensor, moved: Tensor) -> Tensor:
-    """Where a conversion takes a parameter, scores go with it, but never below float32."""
+    """Where a conversion takes a parameter, scores go with it, but to no half precision."""
     if moved.dtype in (torch.float32, torch.float64):
         return moved
-    return scores.to(moved.device, torch.float32)
+    kept = torch.bfloat16 if scores.dtype is torch.bfloat16 else torch.float32
+    return scores.to(moved.device, kept)

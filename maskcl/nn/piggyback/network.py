@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.nn.piggyback.base_rows import base_rows, check_base
-from maskcl.nn.piggyback.cut import Cut, check_start
+from maskcl.nn.piggyback.cut import Cut, check_score_dtype, check_start
+from maskcl.nn.piggyback.first_step import warn_at_first_step
 from maskcl.nn.piggyback.layer_runs import LayerRuns
 from maskcl.nn.piggyback.recorded_masks import RecordedMasks
 from maskcl.nn.tasks.own_parts import all_parameters, drop_gradients, own_parameters
 from maskcl.nn.tasks.unlearning import Forgotten, Removed, fresh_own, rewrite, sha256
 from maskcl.ops.selection import selection
+from maskcl.reference.weight_mask import threshold_for
 from maskcl.shards import local
 
 
@@ -77,6 +79,7 @@ class PiggybackNetwork(RecordedMasks):
         inclusive: bool = False,
         density: float | None = None,
         generator: torch.Generator | None = None,
+        score_dtype: torch.dtype | None = None,
     ) -> None:
         """Give every layer scores, and let only what the task trains require gradients.
 
@@ -90,6 +93,11 @@ class PiggybackNetwork(RecordedMasks):
             inclusive: of "binary": the threshold itself keeps the weight too.
             density: of "topk", the share of each layer's weights that stays.
             generator: of "uniform", on the CPU.
+            score_dtype: bfloat16 for scores, and gradients of them, of two bytes. It rounds the
+                threshold too. Steps below half of what it tells apart, 3e-5 at 1e-2, are lost
+                unless the optimizer rounds at random: ``maskcl.optim``'s SGD, Adam and AdamW with
+                ``rounding="stochastic"``; the first step of any other warns. None: float32, or
+                float64 for a float64 weight.
 
         Raises:
             RuntimeError: the task is finished, or another one is in training.
@@ -110,8 +118,13 @@ class PiggybackNetwork(RecordedMasks):
             probe = local(layer.weight).detach().flatten()[:1]
             selection(caller, probe, threshold, self.levels, inclusive, density)
         check_start(caller, init, spread)
+        check_score_dtype(caller, score_dtype)
+        if score_dtype is torch.bfloat16:  # once, whatever a layer turns scores into
+            threshold = threshold_for(score_dtype, self.levels, threshold)
         for layer in layers:
-            layer.start_scores(init, spread, generator)
+            layer.start_scores(init, spread, generator, score_dtype)
+        if score_dtype is torch.bfloat16:
+            warn_at_first_step(self.scores())
         self._state.cut = Cut(task, threshold, inclusive, density)
         drop_gradients(all_parameters(self))
         self._settle()

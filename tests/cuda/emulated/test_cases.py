@@ -147,17 +147,21 @@ def test_lists_longer_than_a_kernels_parameters(dtype):
         bits, pace = (out, ins, groups, True), [[0.1] * len(shapes)] * 3
         steps = [torch.tensor(3.0) for _ in shapes]
         scalars = None, None, None, None, 0.0
+        plain, moments = (0.0, 0.0, *[False] * 3), (0.9, 0.99, 1e-8, True, False)
+        state = made, others, omegas, omegas, steps
+        draw = torch.tensor(2.0), 5, [t << 40 for t in range(count)]
+        drawn = [
+            ("sgd_update_", made, others, [], *bits, *pace, *plain, *scalars, *draw),
+            ("adam_update_", *state, *bits, *pace, *moments, *scalars, *draw),
+        ]
         for name, *arguments in [
+            *(drawn if dtype is torch.bfloat16 else []),
             ("clamp_grads_", made, out, ins, groups, True, "hat", [0.5] * len(shapes), 17),
             ("clamp_grads_", made, out, ins, groups, False, "adahat", [0.5] * len(shapes), 17),
             ("restore_protected_", made, others, out, ins, groups, True),
             ("clamp_grads_soft_", made, *sides, groups, "min"),
-            ("sgd_update_", made, others, [], *bits, *pace, 0.0, 0.0, *[False] * 3, *scalars),
-            (
-                "adam_update_",
-                *(made, others, omegas, omegas, steps, *bits, *pace),
-                *(0.9, 0.99, 1e-8, True, False, *scalars),
-            ),
+            ("sgd_update_", made, others, [], *bits, *pace, *plain, *scalars),
+            ("adam_update_", *state, *bits, *pace, *moments, *scalars),
             ("unprotected_norm", made, *bits, None),
             ("mas_accumulate_", omegas, made, 0.25, 0.5, False),
             ("mas_accumulate_", omegas, made, 0.25, 0.5, True),
