@@ -31,9 +31,10 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     if page.file.src_uri == "index.md":
         markdown = (ROOT / "README.md").read_text().replace("](docs/", "](")
         markdown = re.sub(r"\]\(([A-Z]+\.md)\)", r"](../\1)", markdown)
-    markdown = re.sub(r"\]\(((?:\.\./)*)\.\./README\.md", r"](\1index.md", markdown)
+    above = "../" * page.file.src_uri.count("/")
+    markdown = markdown.replace(f"]({above}../README.md", f"]({above}index.md")
     # Other files beside docs/ are in the checkout, not on the site.
-    markdown = re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?!docs/)[^)]+\)", r"\1", markdown)
+    markdown = re.sub(rf"\[([^\]]+)\]\({re.escape(above)}\.\./[^)]+\)", r"\1", markdown)
     return OP.sub(lambda m: m[0] + facts(m[1], m[2]), markdown)
 
 

@@ -129,3 +129,23 @@ def test_patterns_of_the_navigation_take_what_no_line_names(hooks):
     assert first["A"][:2] == ["ops/gate.md", "ops/index.md"]
     assert len(first["A"]) == len(set(first["A"])) == len(list(FOLDER.glob("*.md")))
     assert "promise.md" in last["C"] and not set(first["A"]) & set(last["C"])
+
+
+@pytest.mark.parametrize(
+    ("page", "text", "wanted"),
+    [
+        ("a.md", "[x](../README.md#a), [y](../a.py), [z](b.md)", "[x](index.md#a), y, [z](b.md)"),
+        ("f/a.md", "[x](../../README.md), [y](../../setup.py)", "[x](../index.md), y"),
+        ("f/a.md", "![x](../p/x.svg), [z](../b.md#c)", "![x](../p/x.svg), [z](../b.md#c)"),
+    ],
+)  # fmt: skip
+def test_links_that_leave_the_pages_become_words_and_all_others_stay(hooks, page, text, wanted):
+    where = SimpleNamespace(file=SimpleNamespace(src_uri=page))
+    assert hooks.on_page_markdown(text, where) == wanted
+
+
+def test_the_front_page_is_readme_with_links_of_the_site(hooks):
+    where = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    text = hooks.on_page_markdown("", where)
+    assert text.startswith("# maskcl\n") and "](ops/index.md)" in text
+    assert "](docs/" not in text and "CHANGELOG." in text and "](CHANGELOG.md" not in text
