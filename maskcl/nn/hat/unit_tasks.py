@@ -15,7 +15,7 @@ from maskcl.nn.hat.protection import Protection, protect
 from maskcl.nn.hat.reading_hooks import let_hooks_read_only
 from maskcl.nn.hat.shared_parameters import shared_parameters
 from maskcl.nn.hat.topology import Topology
-from maskcl.nn.tasks.kept_bits import KeptBits
+from maskcl.nn.tasks.kept_bits import KeptBits, not_finite
 from maskcl.nn.tasks.later_tasks import LaterTasks
 from maskcl.nn.tasks.model_structure import ModelStructure
 from maskcl.nn.tasks.narrow import numbers_of
@@ -194,6 +194,14 @@ class UnitTasks(LaterTasks):
         if kept is not None:
             kept.shared |= protection.fingerprints()
         return kept
+
+    def _changed_since(self, caller: str) -> str | None:
+        problem = super()._changed_since(caller)
+        if problem is not None or self._kept is None:
+            return problem
+        protection = self.protection()
+        parameters = map(torch.Tensor.detach, protection.parameters)
+        return not_finite(caller, dict(zip(protection.names, parameters, strict=True)))
 
     def protection(self) -> Protection:
         """What the finished tasks need of the shared parameters, from the bits as they are now."""

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Sequence
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from maskcl.nn.following.norm_conversion import task_norm
 from maskcl.nn.importance.network import ImportanceNetwork, shared_norms
@@ -110,8 +109,6 @@ def _check_arguments(
     refuse_cached("to_importance", model)
     for name, module in model.named_modules():
         where = f"to_importance: module {name!r} ({type(module).__name__})"
-        if any(is_lazy(p) for p in module._parameters.values()):
-            raise ConversionError(f"{where} has no shape yet: run the model once")
         if getattr(module, "sparse", False) is True:
             raise ConversionError(
                 f"{where} has sparse=True, and the penalty's gradient is dense: set it to False"

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from maskcl.nn.following.norm_conversion import task_norm
 from maskcl.nn.piggyback.cut import check_levels
@@ -141,8 +140,6 @@ def _check_arguments(
     refuse_reading("to_piggyback", model)
     for name, module in model.named_modules():
         where = f"to_piggyback: module {name!r} ({type(module).__name__})"
-        if any(is_lazy(p) for p in module._parameters.values()):
-            raise ConversionError(f"{where} has no shape yet: run the model once")
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
             raise ConversionError(
                 f"{where} has max_norm={module.max_norm}, which rewrites the weights that all tasks"

@@ -6,7 +6,7 @@ it shows when the task in training ends or the next begins, and nothing is recor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from operator import attrgetter, itemgetter
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.tasks.bits import fingerprint, fingerprints
 from maskcl.nn.tasks.own_parts import holders, shared_modules
-from maskcl.shards import is_sharded
+from maskcl.shards import is_sharded, local, total
 
 _CHILDREN = attrgetter("_modules")
 
@@ -143,6 +143,32 @@ def _same_own(before: KeptBits, now: KeptBits) -> bool:
     if before.done != now.done or before.own.keys() != now.own.keys():
         return False
     return all(torch.equal(hashes, now.own[name]) for name, hashes in before.own.items())
+
+
+def not_finite(caller: str, parameters: Mapping[str, Tensor]) -> str | None:
+    """A sentence that names shared parameters with NaN or an infinity; None where there is none.
+
+    A finished task multiplies what later tasks train by exact zeros, and 0 * inf is no 0. Of
+    sharded parameters every process has to call it.
+
+    Args:
+        caller: named in it.
+        parameters: by name.
+    """
+    flags = []
+    for parameter in parameters.values():
+        part = local(parameter.detach())
+        bad = ~torch.stack(part.aminmax()).isfinite().all() if part.numel() else part.new_zeros(())
+        flags.append(total(bad.to(torch.int64), [parameter]))
+    names = [name for name, flag in zip(parameters, flags, strict=True) if int(flag)]
+    if not names:
+        return None
+    return (
+        f"{caller}: training has diverged: {', '.join(names[:5])}{' and more' if names[5:] else ''}"
+        " hold NaN or infinities, which finished tasks multiply by 0 and would put out as NaN."
+        " Nothing was recorded. Go back to a checkpoint, or draw anew what no finished task needs,"
+        " by net.forget_task(task, reset=True) of the task that diverged; then take a smaller rate"
+    )
 
 
 class FinishedTasks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from maskcl.nn.tasks.errors import ConversionError
 from maskcl.nn.tasks.network import TaskNetwork
@@ -13,6 +14,8 @@ from maskcl.shards import is_sharded
 
 def check_unconverted(caller: str, model: nn.Module) -> None:
     """Raise ConversionError where a model is a network of tasks, out of one, or sharded.
+
+    Likewise where a parameter has no shape yet.
 
     Args:
         caller: for the message.
@@ -26,6 +29,10 @@ def check_unconverted(caller: str, model: nn.Module) -> None:
             )
     for name, module in model.named_modules():
         where = f"module {name!r}" if name else "the model"
+        if any(is_lazy(p) for p in module._parameters.values()):
+            raise ConversionError(
+                f"{caller}: {where} ({type(module).__name__}) has no shape yet: run the model once"
+            )
         if isinstance(module, TaskNetwork):
             found = f"is a network of class {class_name(module)}"
         elif isinstance(module, TaskAware) and module._state is not None:

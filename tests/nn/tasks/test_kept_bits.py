@@ -526,3 +526,24 @@ def test_a_changed_head_is_seen_after_a_check_that_saw_none(name: str) -> None:
         change(net.model[6].heads[0])
         with pytest.raises(maskcl.nn.ConversionError, match="since the model was converted"):
             net._structure.check("check", net.model)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_task_that_diverged_does_not_end_and_can_be_begun_again(value):
+    """0 times NaN is NaN: a finished task's outputs hang on its closed units being finite."""
+    net, method, state = begun("hat")
+    x = torch.randn(4, 8)
+    with torch.no_grad(), net.eval().task(0):
+        before = net(x)
+    closed = int((~net.hard_mask(0)[:32]).nonzero()[0])
+    with torch.no_grad():
+        net.model[1].weight[closed] = value
+    with pytest.raises(RuntimeError, match=r"HAT.end_task: training has diverged: model.1.weight"):
+        method.end_task(net, state)
+    assert net.finished.tolist() == [True, False, False]
+    with pytest.raises(RuntimeError, match="begin_task: training has diverged"):
+        method.begin_task(net, 1)
+    net.forget_task(1, reset=True)
+    train(net, method, method.begin_task(net, 1), 1)
+    with torch.no_grad(), net.eval().task(0):
+        assert torch.equal(net(x), before)

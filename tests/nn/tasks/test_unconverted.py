@@ -30,3 +30,10 @@ def test_what_to_plain_makes_can_be_converted_again(name):
     net = CONVERT["to_importance"](tiny.mlp())
     net.finish_task(0)
     CONVERT[name](maskcl.nn.to_plain(net, 0))
+
+
+@pytest.mark.parametrize("name", CONVERT)
+def test_a_layer_that_has_no_shape_yet_is_named(name):
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 2))
+    with pytest.raises(ConversionError, match=r"module '0' \(LazyLinear\) has no shape yet: run"):
+        CONVERT[name](model)
