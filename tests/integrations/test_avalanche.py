@@ -223,5 +223,5 @@ def test_the_example_of_its_page(capsys, tmp_path, monkeypatch):
     assert len(example.splitlines()) <= 40
     monkeypatch.chdir(tmp_path)
     exec(compile(example.replace("train_epochs=5", "train_epochs=1"), page.name, "exec"), {})
-    found = re.findall(r"'StreamBWT': ([-\d.e]+)", capsys.readouterr().out)
+    found = re.findall(r"BWT ([-\d.e]+)", capsys.readouterr().out)
     assert len(found) == 5 and set(map(float, found)) == {0.0}
