@@ -34,7 +34,7 @@ def main(epochs=2):
     folder = os.environ.get("MASKCL_DATA")
     if folder is None:
         sys.exit("MASKCL_DATA is not set, wanted the folder with notMNIST-10k/raw and USPS")
-    letters = scenarios.load("split-notmnist", data=f"{folder}/notMNIST-10k", tasks=1)
+    letters = scenarios.load("split-notmnist", data=folder, tasks=1)
     usps = scenarios.load("split-usps", data=folder)
 
     backbone = pretrained(letters.train_set(0), epochs)

@@ -6,6 +6,7 @@ network of tasks inside ``module``; docs/integrations/lightning.md.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -173,19 +174,14 @@ class MaskCallback(Callback):
                 " self.manual_backward(loss) rather than loss.backward()"
             )
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Leave the task."""
-        self._leave()
-
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Finish the task; its outputs keep their bits from here on."""
         self._leave()
-        run, self._run = self._training, None
         self._unhook()
-        batches = self._batches(trainer)
-        run.end(TaskData(batches) if self.forward is None else TaskData(batches, self.forward))
+        batches = functools.partial(self._batches, trainer)
+        data = TaskData(batches) if self.forward is None else TaskData(batches, self.forward)
+        self._training.end(data)
+        self._run = None
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the task unfinished, and the optimizers as they were."""
@@ -204,7 +200,8 @@ class MaskCallback(Callback):
         self._active.close()
 
     on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _enter
-    on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _leave
+    on_train_batch_end = on_validation_batch_end = _leave
+    on_test_batch_end = on_predict_batch_end = _leave
 
     @property
     def _training(self) -> TaskTraining:
@@ -235,13 +232,10 @@ class MaskCallback(Callback):
             hook.remove()
         self._hooks = []
 
-    def _batches(self, trainer: Any) -> Callable[[], Iterator[Any]]:
-        def batches() -> Iterator[Any]:
-            for batch in trainer.train_dataloader:
-                converted = trainer.precision_plugin.convert_input(batch)
-                yield trainer.strategy.batch_to_device(converted)
-
-        return batches
+    def _batches(self, trainer: Any) -> Iterator[Any]:
+        for batch in trainer.train_dataloader:
+            converted = trainer.precision_plugin.convert_input(batch)
+            yield trainer.strategy.batch_to_device(converted)
 
 
 def _network_of(module: nn.Module) -> TaskNetwork:

@@ -73,7 +73,8 @@ class MaskModel(ContinualModel):
             method = _METHODS[args.mask_method](**args.mask_options)
         except TypeError as error:
             raise ValueError(f"MaskModel: mask_options: {error}") from error
-        self.method, self.run = method, None
+        self.method = method
+        self.run: Any = None  # the TaskTraining of the task that has begun
         net = _converted(backbone, method, args.mask_head, dataset)
         super().__init__(net, loss, args, transform, dataset=dataset)
 

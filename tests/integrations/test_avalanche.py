@@ -1,8 +1,11 @@
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import maskcl
 from tests.integrations.small_tasks import (
@@ -22,10 +25,7 @@ pytest.importorskip("avalanche", reason="avalanche-lib is not installed")
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from avalanche.benchmarks import dataset_benchmark
-    from avalanche.benchmarks.utils import (
-        make_tensor_classification_dataset as make_dataset,
-    )
+    from avalanche.benchmarks import nc_benchmark
     from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics
     from avalanche.models import IncrementalClassifier
     from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, ReplayPlugin
@@ -36,13 +36,14 @@ with warnings.catch_warnings():
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-def benchmark(labels=(0, 1, 2), shift=0):
-    """An experience a task, with these task labels."""
-    data = [
-        make_dataset(x, y + shift, task_labels=[labels[k]] * SAMPLES)
-        for k, (x, y) in enumerate(map(samples, range(TASKS)))
-    ]
-    return dataset_benchmark(data, data)
+def benchmark(**options):
+    """An experience a task; classes are counted from 0 in each."""
+    data = []
+    for x, y in map(samples, range(TASKS)):
+        data.append(TensorDataset(x, y))
+        data[-1].targets = y.tolist()
+    given = {"task_labels": True, "class_ids_from_zero_in_each_exp": True, **options}
+    return nc_benchmark(data, data, TASKS, one_dataset_per_exp=True, shuffle=False, **given)
 
 
 def strategy(net, method, *plugins, tasks="labels", optimizer=None, evaluator=None, **options):
@@ -116,7 +117,7 @@ def test_without_task_labels_each_experience_is_a_task(name):
     base = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
     net = maskcl.nn.to_importance(base, TASKS)
     learner = strategy(net, METHODS[name](), tasks="experiences")
-    stream = benchmark(labels=(0, 0, 0))
+    stream = benchmark(task_labels=False)
     for experience in stream.train_stream:
         train(learner, experience)
     assert net.finished.all()
@@ -126,7 +127,7 @@ def test_without_task_labels_each_experience_is_a_task(name):
 def test_without_task_labels_masks_are_refused():
     with pytest.raises(ValueError, match="wanted a benchmark with task labels"):
         MaskedModel(network("hat"), tasks="experiences")
-    learner, stream = strategy(network("hat"), maskcl.HAT()), benchmark(labels=(0, 0, 0))
+    learner, stream = strategy(network("hat"), maskcl.HAT()), benchmark(task_labels=False)
     train(learner, stream.train_stream[0])
     with pytest.raises(RuntimeError, match="task 0 is finished"):
         train(learner, stream.train_stream[1])
@@ -136,7 +137,7 @@ def test_classes_that_no_head_has_are_refused():
     learner = strategy(network("hat"), maskcl.HAT())
     learner._criterion = lambda found, wanted: found.sum()  # which would not complain
     with pytest.raises(ValueError, match="class 3, and the outputs are 2"):
-        train(learner, benchmark(shift=2).train_stream[0])
+        train(learner, benchmark(class_ids_from_zero_in_each_exp=False).train_stream[1])
 
 
 def test_a_task_that_piggyback_has_not_trained_is_no_guess():
@@ -213,3 +214,14 @@ def test_a_weight_written_between_two_evaluations_raises_at_the_end():
     with pytest.raises(RuntimeError, match="has changed since the last one was finished"):
         train(learner, stream.train_stream[1], eval_streams=[stream.test_stream[:2]])
     assert net.finished.tolist() == [True, False, False]
+
+
+def test_the_example_of_its_page(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    page = Path(__file__).resolve().parents[2] / "docs" / "integrations" / "avalanche.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert len(example.splitlines()) <= 40
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.replace("train_epochs=5", "train_epochs=1"), page.name, "exec"), {})
+    found = re.findall(r"BWT ([-\d.e]+)", capsys.readouterr().out)
+    assert len(found) == 5 and set(map(float, found)) == {0.0}

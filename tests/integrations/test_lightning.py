@@ -1,4 +1,6 @@
 import logging
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,6 +236,19 @@ def test_a_module_without_one_network_is_refused(count):
     module.net = torch.nn.ModuleList(network("hat") for _ in range(count))
     with pytest.raises((TypeError, ValueError), match="network"):
         fit(module, maskcl.HAT(), 0)
+
+
+def test_the_example_of_its_page(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    page = Path(__file__).resolve().parents[2] / "docs" / "integrations" / "lightning.md"
+    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    assert len(example.splitlines()) <= 40
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.replace("max_epochs=5", "max_epochs=1"), page.name, "exec"), {})
+    printed = re.findall(r"^\[.*\]$", capsys.readouterr().out, flags=re.MULTILINE)
+    rows = [[float(n) for n in row[1:-1].split(",")] for row in printed]
+    assert [row[-1] for row in rows] == rows[-1] and len(rows) == 5
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_other_package_takes_the_callback_too():

@@ -1,3 +1,6 @@
+import importlib
+import sys
+
 import pytest
 import torch
 
@@ -84,3 +87,15 @@ def test_release_gives_the_step_back():
     assert "step" in vars(optimizer) and run.holds([optimizer])
     run.release()
     assert "step" not in vars(optimizer) and not run.holds([optimizer])
+
+
+def test_a_library_that_is_missing_is_named_by_its_own_module_alone(monkeypatch):
+    for name in ("lightning", "pytorch_lightning", "avalanche", "models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "maskcl.integrations", raising=False)
+    importlib.import_module("maskcl.integrations")
+    wanted = {"lightning": "install lightning", "avalanche": "avalanche-lib", "mammoth": "checkout"}
+    for stem, what in wanted.items():
+        monkeypatch.delitem(sys.modules, f"maskcl.integrations.{stem}", raising=False)
+        with pytest.raises(ImportError, match=what):
+            importlib.import_module(f"maskcl.integrations.{stem}")

@@ -124,6 +124,17 @@ def test_only_the_hat_rule_guards_the_optimizer():
         assert (method.protect(optimizer, net, state) is not None) == guarded
 
 
+def test_decay_on_the_embedding_is_warned_of():
+    net, method = tiny.network(), HAT()
+    state = method.begin_task(net, 0)
+    everything = torch.optim.AdamW(net.task_parameters(0), lr=0.1)
+    with pytest.warns(PlanWarning, match="weight decay on the task's embedding"):
+        method.check_plan(net, state, everything, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        method.check_plan(net, state, torch.optim.AdamW(method.parameter_groups(net, 0)), 10)
+
+
 def test_clip_comes_after_the_clamp():
     """Protected gradients do not count in the norm."""
     clipped, state = gradients(HAT(clip=1.0))
