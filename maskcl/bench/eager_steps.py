@@ -8,7 +8,7 @@ behind it. Which weights are protected is drawn, for the cost is the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -104,13 +104,14 @@ class EagerHAT(Unmasked):
             top = torch.cosh((_SCALE * e).clamp(-50, 50)).add_(1)
             assert e.grad is not None
             e.grad.mul_(top.mul_(_MAX_SCALE / _SCALE).div_(torch.cosh(e).add_(1)))
-        grads = [parameter.grad for parameter, _ in self.clamped]
+        grads = _grads(parameter for parameter, _ in self.clamped)
         torch._foreach_mul_(grads, [mask for _, mask in self.clamped])
 
     def after_step(self) -> None:
         """Bound the embeddings."""
-        torch._foreach_clamp_min_(self.embeddings, -6.0)
-        torch._foreach_clamp_max_(self.embeddings, 6.0)
+        embeddings: list[Tensor] = [*self.embeddings]
+        torch._foreach_clamp_min_(embeddings, -6.0)
+        torch._foreach_clamp_max_(embeddings, 6.0)
 
 
 class EagerPiggyback(Unmasked):
@@ -142,15 +143,15 @@ class EagerMAS(Unmasked):
 
     def prepare(self) -> None:
         """Anchors and importances, the strength in them."""
-        self.held = list(self.model.parameters())
+        self.held: list[Tensor] = list(self.model.parameters())
         self.anchors = [parameter.detach().clone() for parameter in self.held]
-        self.pull = [torch.ones_like(parameter) for parameter in self.held]
+        self.pull = [torch.ones_like(anchor) for anchor in self.anchors]
 
     def after_backward(self) -> None:
         """Pull parameters towards their anchors."""
-        apart = torch._foreach_sub(self.held, self.anchors)
+        apart = [*torch._foreach_sub(self.held, self.anchors)]  # type: ignore[arg-type]
         torch._foreach_mul_(apart, self.pull)
-        torch._foreach_add_([parameter.grad for parameter in self.held], apart)
+        torch._foreach_add_(_grads(self.held), apart)
 
 
 class _Threshold(torch.autograd.Function):
@@ -172,7 +173,7 @@ class _Threshold(torch.autograd.Function):
 class _ThresholdedLayer(nn.Module):
     """A linear layer or convolution under the mask of its scores."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.layer = layer
         self.scores = nn.Parameter(0.01 * torch.randn_like(layer.weight))
@@ -184,6 +185,10 @@ class _ThresholdedLayer(nn.Module):
         return F.linear(x, weight, self.layer.bias)
 
 
+def _grads(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def _is_product(module: nn.Module) -> bool:
     """A linear layer or convolution, torch's or inside one of torch_geometric's."""
     return isinstance(module, nn.Conv2d) or type(module).__name__ == "Linear"
@@ -193,11 +198,12 @@ def _layers(model: nn.Module) -> list[tuple[nn.Parameter, list[nn.Parameter], nn
     """In order the weights of products, parameters of their units, and whose output is gated."""
     found: list[tuple[nn.Parameter, list[nn.Parameter], nn.Module]] = []
     convolution: nn.Module | None = None
+    module: Any
     for module in model.modules():
         if type(module).__name__ == "GCNConv":
             convolution = module
         elif _is_product(module):
-            owner = module if convolution is None else convolution
+            owner: Any = module if convolution is None else convolution
             units = [] if owner.bias is None else [owner.bias]
             found.append((module.weight, units, owner))
             convolution = None
