@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.scaling import messages
 from maskcl.nn.hat.protection import Protection
 from maskcl.shards import cut_ends, local, rows
 from tests import resume_run
@@ -83,7 +85,7 @@ def test_a_process_has_its_rows_of_all_that_grows_with_the_weights(case, found):
     else:
         assert "model.1.words" in parts[0]
     for name, share in parts[0].items():
-        assert share + parts[1][name] == 1 and share < 0.67, name
+        assert share + parts[1][name] == pytest.approx(1) and share < 0.67, name
 
 
 @pytest.mark.parametrize("way", sharded_ways.WAYS)
@@ -96,6 +98,22 @@ def test_other_engines_are_refused_by_a_sentence(found):
     said = found[2, 0]["flattened"]
     assert len(said) == 6
     assert all("call torch.distributed.fsdp.fully_shard for" in text for text in said.values())
+
+
+def test_messages_are_those_that_the_page_on_scaling_counts(found):
+    names = {
+        "allreduce_": "all-reduce",
+        "allgather_": "all-gather",
+        "all_gather_into_tensor": "all-gather",
+        "reduce_scatter_tensor": "reduce-scatter",
+    }
+    wanted = messages(layers=2, parameters=4, batches=1)
+    for case, counted in zip(("root", "piggyback", "mas", "batch"), wanted.values(), strict=True):
+        for part, kinds in counted.items():
+            own: Counter[str] = Counter()  # those of fully_shard have other names
+            for name, count in found[2, 0]["messages"][case][part].items():
+                own.update({names[name]: count} if name in names else {})
+            assert own == kinds, (case, part)
 
 
 def test_without_protection_the_first_task_is_lost_and_every_process_says_so(found):
