@@ -54,8 +54,8 @@ class Decoder:
 
     @property
     def units(self) -> int:
-        """HAT's: of the table, and a block's values, output, and three of the gated layers."""
-        return self.width + self.layers * (self.values + 2 * self.width + 2 * self.hidden)
+        """HAT's: channels of the table, and the outputs of a block's seven layers."""
+        return self.width + self.layers * (2 * self.values + 3 * self.width + 2 * self.hidden)
 
 
 def words(tasks: int) -> int:
@@ -135,6 +135,37 @@ def task(model: Decoder, tasks: int = TASKS) -> list[tuple[str, str, float]]:
     ]
 
 
+Counts = dict[str, dict[str, int]]
+
+
+def messages(layers: int, parameters: int, batches: int) -> dict[str, Counts]:
+    """Of maskcl beside FSDP2's own, by method, for a task that others were finished before.
+
+    Args:
+        layers: with masks of weights.
+        parameters: that tasks share.
+        batches: a process measures importances on.
+    """
+    return {
+        "HAT": {"begin": {"all-reduce": 2}, "step": {}, "end": {"all-reduce": 4, "all-gather": 2}},
+        "Piggyback": {
+            "begin": {"all-reduce": 1 + layers, "all-gather": layers},
+            "step": {"all-gather": layers, "reduce-scatter": layers},
+            "end": {"all-reduce": 3 + 2 * layers, "all-gather": 1 + 2 * layers},
+        },
+        'MAS, EWC, reduction="sample"': {
+            "begin": {},
+            "step": {"all-reduce": 1},
+            "end": {"all-reduce": 5, "all-gather": 1, "reduce-scatter": parameters},
+        },
+        'MAS, EWC, reduction="batch"': {
+            "begin": {},
+            "step": {"all-reduce": 1},
+            "end": {"all-reduce": 5 + 2 * batches, "all-gather": 1},
+        },
+    }
+
+
 def size(count: float) -> str:
     """Bytes for a person."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -168,11 +199,16 @@ def tables(model: Decoder) -> list[list[str]]:
     stepped, learned = (
         [(a, b, size(n), seconds(n)) for a, b, n in rows] for rows in (step(model), task(model))
     )
+    counted = [
+        (name, *(", ".join(f"{n} {kind}" for kind, n in part.items()) for part in parts.values()))
+        for name, parts in messages(7 * model.layers + 2, 9 * model.layers + 3, 100).items()
+    ]
     return [
         table(("of the shape", ""), facts),
         table(("method", "held by a process", "", "fits"), memory),
         table(("engine and method", "sent in a step", "by each", "time"), stepped),
         table(("method", "sent for a task", "by each", "time"), learned),
+        table(("method", "as a task begins", "in a step", "as it ends"), counted),
     ]
 
 

@@ -226,7 +226,10 @@ def _add_up(value: Tensor, like: Any, largest: bool = False) -> None:
     for dim, place in enumerate(like.placements if is_sharded(like) else ()):
         if place.is_shard() and like.device_mesh.size(dim) > 1:
             kind = distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM
-            distributed.all_reduce(value, kind, group=like.device_mesh.get_group(dim))
+            # Parameters that wait on the CPU may be a GPU's, whose messages are.
+            sent = value.to(like.device_mesh.device_type)
+            distributed.all_reduce(sent, kind, group=like.device_mesh.get_group(dim))
+            value.copy_(sent)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from maskcl.training.checks import check_kinds
 from tests import sharded_ways
 from tests.sharded_networks import CASES, Run
 
+PAIRS = "root", "mas", "batch", "piggyback"
 SECONDS = 600  # a child takes some ten; one that hangs says where
 
 
@@ -115,16 +116,16 @@ def raised(function: Callable[[], Any]) -> str:
 
 
 def pairs(processes: int, rank: int) -> dict[str, Any]:
-    """Two by two: what two processes share is there twice."""
+    """Two by two: what two processes share is there twice. And "smaller": gathered by halves."""
     sizes = 2, processes // 2
     mesh = torch.distributed.init_device_mesh("cpu", sizes, mesh_dim_names=("copies", "rows"))
+    cases = {name: CASES[name]._replace(options={"mesh": mesh}) for name in PAIRS}
+    halves = {"reshard_after_forward": processes // 2}
+    cases["smaller"] = CASES["root"]._replace(how="blocks", options=halves)
     found = {}
-    for name in ("root", "mas", "batch", "piggyback"):
-        case = CASES[name]._replace(when="first", how="blocks", options={"mesh": mesh})
-        found[name] = Run(case, processes, rank).result()
-    small = {"reshard_after_forward": 2}
-    found["smaller"] = Run(CASES["root"]._replace(how="blocks", options=small), processes, rank)
-    found["smaller"] = found["smaller"].result()
+    for name, case in cases.items():
+        run = Run(case, processes, rank)
+        found[name] = {"kept": run.kept(), "state": run.whole_state()}
     return found
 
 
@@ -161,6 +162,10 @@ def child(directory: Path, processes: int, rank: int) -> None:
         return
     for name, case in CASES.items():
         found[name] = Run(case, processes, rank).result()
+    if processes == 1:
+        found["compiled"] = attempt(
+            partial(sharded_ways.compiled, partial(sharded_ways.make, 1, 0))
+        )
     if processes == 2:
         own = partial(sharded_ways.make, processes, rank)
         found["ways"] = {n: attempt(partial(way, own)) for n, way in sharded_ways.WAYS.items()}

@@ -19,7 +19,7 @@ from maskcl.nn.tasks.own_parts import (
     own_parameters,
     shared_modules,
 )
-from maskcl.shards import cut, is_sharded, local, shard, totals
+from maskcl.shards import cut, is_sharded, kind_of, local, shard, totals
 
 ANCHORS = ("last", "mean")
 
@@ -346,6 +346,11 @@ def _check_new(caller: str, new: Mapping[str, Tensor], like: Mapping[str, Tensor
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             found = getattr(tensor, "dtype", type(tensor).__name__)
             raise TypeError(f"{caller}: new[{name!r}] is {found}, wanted a floating tensor")
+        if is_sharded(tensor) and kind_of(tensor) != kind_of(like[name]):
+            raise ValueError(
+                f"{caller}: new[{name!r}] is sharded otherwise than the parameter, wanted all of it"
+                " (full_tensor()) or as the parameter is"
+            )
         if tensor.shape != like[name].shape:
             raise ValueError(
                 f"{caller}: new[{name!r}] has shape {list(tensor.shape)}, wanted"
