@@ -64,7 +64,8 @@ def _fits(value: Any, form: Any) -> bool:
     if isinstance(form, tuple):
         return any(_fits(value, one) for one in form)
     if isinstance(form, list):
-        return isinstance(value, list) and all(_fits(item, form[0]) for item in value)
+        is_any = form[0] is Any
+        return isinstance(value, list) and (is_any or all(_fits(item, form[0]) for item in value))
     if isinstance(form, dict):
         return isinstance(value, dict) and all(
             key in value and _fits(value[key], one) for key, one in _entries(value, form).items()

@@ -77,10 +77,10 @@ def parts_of(name: str, metadata: Mapping[str, str], tensors: dict[str, Tensor])
     found = {}
     names: set[str] = set()
     for key, value in jsons_of(name, metadata).items():
-        names |= packed_names(value)
         try:
+            names |= packed_names(value)
             found[key] = unpack(value, tensors)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ReadError(f"{name} is damaged: {key}: {sentence_of(error)}") from None
         check(found[key], _FORMS[key], name, key)
     for packed in names:

@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from maskcl.checkpoint.content import Checkpoint, jsons_of, parts_of
-from maskcl.checkpoint.packing import packed_names
+from maskcl.checkpoint.content import Checkpoint, parts_of
 from maskcl.checkpoint.parts import (
     PART,
     check_part,
@@ -54,7 +53,7 @@ class Index:
         path, name = Path(path), printable(os.fspath(path))
         parts = parts_of(name, *read_some(path, WHAT, lambda said, _: packed_in(name, said)))
         metadata, headers = read_header(path, WHAT)
-        packed = packed_names(list(jsons_of(name, metadata).values()))
+        packed = packed_in(name, metadata)
         own, zeros = places_of(
             metadata, {key: found for key, found in headers.items() if key not in packed}, name
         )

@@ -27,7 +27,7 @@ from maskcl.checkpoint.parts import (
 from maskcl.checkpoint.pieces import Pieces, Place
 from maskcl.reading import MissingError, ReadError
 from maskcl.tensor_file import read_tensors, write_tensors
-from maskcl.text import printable
+from maskcl.text import printable, sentence_of
 from maskcl.validation import ContentError
 
 WHAT = "checkpoint of maskcl"
@@ -65,7 +65,10 @@ def packed_in(name: str, metadata: dict[str, str]) -> set[str]:
     Raises:
         CheckpointError, ReadError: it is no checkpoint.
     """
-    return packed_names(list(jsons_of(name, metadata).values()))
+    try:
+        return packed_names(list(jsons_of(name, metadata).values()))
+    except RecursionError as error:
+        raise ReadError(f"{name} is damaged: {sentence_of(error)}") from None
 
 
 def read_whole(path: str | os.PathLike[str]) -> Checkpoint:

@@ -272,5 +272,5 @@ def start_of(
         place = run.cut["num_tasks"], run.first_task
     position = {"task": place[0], "epoch": 0, "first_task": place[1]}
     with of_run(run.folder):
-        content = {"result": result.to_dict(), "rng": facts["rng"]}
+        content = {"result": result.to_facts(), "rng": facts["rng"]}
     return Checkpoint(config, position, tensors, content, lasting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Callable
@@ -142,12 +143,20 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers."""
-        values = dataclasses.asdict(self)
-        values |= {"matrix": self.matrix.tolist(), "untrained": self.untrained.tolist()}
-        del values["inference"]  # runs without it are written as they always were
-        return (
-            values if self.inference is None else values | {"inference": self.inference.to_dict()}
-        )
+        found = copy.deepcopy(self.to_facts())
+        for values in (found, found.get("inference", {})):
+            arrays = {name: v.tolist() for name, v in values.items() if isinstance(v, np.ndarray)}
+            values.update(arrays)
+        return found
+
+    def to_facts(self) -> dict[str, Any]:
+        """The same, nothing copied: matrices are arrays."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if self.inference is None:
+            del values["inference"]  # runs without it are written as they always were
+            return values
+        scores = dataclasses.fields(self.inference)
+        return values | {"inference": {f.name: getattr(self.inference, f.name) for f in scores}}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Result:

@@ -201,7 +201,7 @@ def save_run(
     """
     task, epoch, first = position
     tensors, lasting = network_state(net)
-    facts: dict[str, Any] = {"result": result.to_dict()}
+    facts: dict[str, Any] = {"result": result.to_facts()}
     parts: dict[str, dict[str, Tensor]] = {}
     for rank, state in enumerate(chance):
         parts[_chance_of(rank)], facts[_chance_of(rank)] = state
