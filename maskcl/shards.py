@@ -79,7 +79,8 @@ def first_element(tensor: Tensor) -> int:
     """The index, in all of a tensor, of the first element that this process has."""
     if not is_sharded(tensor) or len(tensor) == 0:
         return 0
-    return rows(tensor).start * (tensor.numel() // len(tensor))
+    first: int = rows(tensor).start
+    return first * (tensor.numel() // len(tensor))
 
 
 def cut(tensor: Tensor, like: Tensor) -> Tensor:
