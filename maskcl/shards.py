@@ -80,7 +80,10 @@ def span(tensor: Any, dim: int = 0) -> slice:
 
 def first_element(tensor: Tensor) -> int:
     """The index, in all of a tensor, of the first element that this process has."""
-    return rows(tensor).start * tensor[0].numel() if is_sharded(tensor) and len(tensor) else 0
+    if not is_sharded(tensor) or len(tensor) == 0:
+        return 0
+    first: int = rows(tensor).start
+    return first * (tensor.numel() // len(tensor))
 
 
 def cut(tensor: Tensor, like: Tensor) -> Tensor:

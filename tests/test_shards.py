@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.scaling import messages
 from maskcl.nn.hat.protection import Protection
-from maskcl.shards import cut_ends, local, rows
+from maskcl.shards import cut_ends, first_element, local, rows
 from tests import resume_run
 
 pytest.importorskip("torch.distributed.fsdp", reason="torch without distributed")
@@ -209,3 +209,13 @@ def test_rows_of_any_processes_protect_what_the_whole_does(processes, groups):
         parts.append(clamped(weight[rows(shard)], *cut_ends(shard, out, into, groups)))
     assert torch.equal(torch.cat(parts), whole)
     assert local(weight) is weight
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 9])
+def test_the_first_element_of_a_process_is_counted_among_all(processes):
+    weight = torch.randn(7, 3, 2)
+    for rank in range(processes):
+        shard = Rows.of(weight, processes, rank)
+        mine, first = weight[rows(shard)].flatten(), first_element(shard)
+        assert torch.equal(weight.flatten()[first:][: len(mine)], mine)
+    assert first_element(weight) == first_element(torch.empty(0, 3)) == 0

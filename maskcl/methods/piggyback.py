@@ -75,7 +75,7 @@ class Piggyback:
     density: float | None = None
     lr: float | None = None
     head_lr: float | None = None
-    score_dtype: str = "float32"
+    score_dtype: str = field(default="float32", metadata={"later": True})
 
     def __post_init__(self) -> None:
         if self.levels == "soft":

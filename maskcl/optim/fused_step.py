@@ -92,8 +92,9 @@ class FusedStep:
         max_norm: of the gradients of all elements that may move, or None; where they have a larger
             one, they are scaled as by ``torch.nn.utils.clip_grad_norm_``.
         state_dtype: of the moments of parameters of half precision; None for the parameter's.
-        seed: of the random numbers by which bfloat16 is rounded; None: it is rounded to nearest.
-            Which draw of them is next is ``draw`` of the first group, and so in the state_dict.
+        seed: of the random numbers by which bfloat16 is rounded, ``rounding_seed`` of the optimizer
+            from here on; None: what that is already, or else rounding to nearest. Which draw is
+            next is ``draw`` of the first group, and so in the state_dict.
     """
 
     def __init__(
@@ -108,9 +109,9 @@ class FusedStep:
         self._elements = elements
         self._max_norm = max_norm
         self._state_dtype = state_dtype
-        self._seed = seed
-        if seed is not None:
-            optimizer.rounding = "stochastic"  # type: ignore[attr-defined]
+        self._seed_before = getattr(optimizer, "rounding_seed", None)
+        self._seed = self._seed_before if seed is None else seed
+        optimizer.rounding_seed = self._seed  # type: ignore[attr-defined]
         self._calls = Calls(adam_calls if isinstance(optimizer, Adam) else sgd_calls)
         self.is_active = True
         self._before = vars(optimizer).get("step")
@@ -132,10 +133,9 @@ class FusedStep:
     def remove(self) -> None:
         """Give the optimizer the step back that it had; a later `FusedStep` stays in place."""
         self.is_active = False
-        if self._seed is not None:
-            vars(self._optimizer).pop("rounding", None)
         if vars(self._optimizer).get("step") is not self._installed:
             return
+        self._optimizer.rounding_seed = self._seed_before  # type: ignore[attr-defined]
         if self._before is None:
             vars(self._optimizer).pop("step")
         else:

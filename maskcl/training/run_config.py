@@ -20,7 +20,7 @@ def describe(plan: Plan, scenario: Scenario, evaluate: str | int) -> dict[str, A
     inference = plan.net.inference
     precision = type(plan.fabric.strategy.precision).__name__
     found = {
-        "method": {"name": type(method).__name__, **dataclasses.asdict(method)},
+        "method": {"name": type(method).__name__, **_values(method)},
         "problem": plan.problem.describe(),
         "setting": scenario.setting.name,
         "scenario": scenario.describe(),
@@ -39,3 +39,12 @@ def describe(plan: Plan, scenario: Scenario, evaluate: str | int) -> dict[str, A
     if plan.accumulate != 1:
         found["accumulate"] = plan.accumulate
     return found
+
+
+def _values(method: Any) -> dict[str, Any]:
+    """A method's hyper-parameters; of those that came later only what is not their default."""
+    values = dataclasses.asdict(method)
+    for field in dataclasses.fields(method):
+        if field.metadata.get("later") and values[field.name] == field.default:
+            del values[field.name]
+    return values

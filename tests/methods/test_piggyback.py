@@ -31,6 +31,7 @@ from tests import tiny
         ({"levels": "topk", "density": 1.5}, "density is 1.5, wanted at most 1"),
         ({"density": 0.5}, "density is 0.5, wanted None for 'binary'"),
         ({"lr": 0.0}, "lr is 0.0, wanted a finite number above 0"),
+        ({"score_dtype": "float16"}, "score_dtype is 'float16', wanted one of float32, bfloat16"),
         ({"head_lr": -1}, "head_lr is -1"),
     ],
 )
@@ -270,3 +271,22 @@ def test_the_state_goes_through_a_checkpoint():
     net.forget_task(1)
     with pytest.raises(ValueError, match="found task 1, wanted 2"):
         method.begin_task(net, 2).load_state_dict(state.state_dict())
+
+
+def test_bfloat16_scores_are_rounded_at_random_by_whatever_steps_them():
+    net = tiny.piggyback()
+    method = Piggyback(score_dtype="bfloat16")
+    state = method.begin_task(net, 0)
+    assert {p.dtype for p in net.scores()} == {torch.bfloat16}
+    optimizer = torch.optim.Adam(method.parameter_groups(net, 0), lr=1e-6)
+    method.protect(optimizer, net, state)
+    before = [p.detach().clone() for p in net.scores()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for p in net.scores():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    moved = sum(int((p != b).sum()) for p, b in zip(net.scores(), before, strict=True))
+    count = sum(p.numel() for p in net.scores())
+    # Each goes to its neighbour, 6e-5 away, with a probability of 1e-6 / 6e-5.
+    assert 0 < moved < count / 10

@@ -126,12 +126,21 @@ def test_bfloat16_moments_decay_as_they_should():
 def test_a_removed_step_gives_the_optimizer_its_own_back():
     p = parameters()
     optimizer = torch.optim.SGD(p, lr=1e-3)
-    handle = fuse(optimizer, rounding="stochastic", seed=3)
-    assert optimizer.rounding == "stochastic"
-    handle.remove()
-    assert not hasattr(optimizer, "rounding")
+    fuse(optimizer, rounding="stochastic", seed=3).remove()
     run(optimizer, p, range(1))
     assert "draw" not in optimizer.param_groups[0]
+
+
+def test_a_step_in_the_place_of_another_rounds_as_that_did():
+    """As a method's ``protect`` is, for the optimizer that a user has built."""
+    ends = []
+    for fused in (False, True):
+        ends.append(parameters())
+        optimizer = Adam(ends[-1], lr=1e-3, rounding="stochastic", seed=5)
+        if fused:
+            fuse(optimizer)
+        run(optimizer, ends[-1], range(3))
+    assert same(*ends)
 
 
 @pytest.mark.parametrize(

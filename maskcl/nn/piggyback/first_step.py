@@ -25,7 +25,7 @@ class _FirstStep:
         if not mine or mine.isdisjoint(held):
             return
         self._scores = []
-        if getattr(optimizer, "rounding", "nearest") == "nearest":
+        if getattr(optimizer, "rounding_seed", None) is None:
             warnings.warn(
                 f"{type(optimizer).__name__}.step: scores are bfloat16, and a step below half of"
                 " what that tells apart (3e-5 at 1e-2) is lost where it is rounded to nearest:"
