@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 import torch
@@ -210,7 +210,7 @@ def open_tensors(
             raise ReadError(_damaged(name, what, sentence_of(error))) from None
 
 
-def has_digest(metadata: dict[str, str]) -> bool:
+def has_digest(metadata: Mapping[str, str]) -> bool:
     """Whether the file that `read_tensors` read was verified."""
     return DIGEST in metadata
 

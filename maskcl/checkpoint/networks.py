@@ -18,7 +18,8 @@ def network_state(net: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict[str
 
     Names are those of the ``state_dict``, with ``network.`` before them.
     """
-    own = net.lasting_state() if hasattr(net, "lasting_state") else {}
+    lasting_state: Any = getattr(net, "lasting_state", dict)
+    own = lasting_state()
     lasting = {
         group: {f"network.{name}": rows for name, rows in names.items()}
         for group, names in own.items()

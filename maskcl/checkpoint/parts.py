@@ -56,7 +56,7 @@ def write_lasting(
         The files' names with their SHA-256, what is in none of them, and what is zero.
     """
     groups, rest, zeros = grouped(pieces, lasting)
-    files = {}
+    files: dict[str, str] = {}
     for group, found in groups.items():
         if group != BASE and sum(tensor.nbytes for tensor in found.values()) < LEAST:
             rest |= found

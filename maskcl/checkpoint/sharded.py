@@ -105,7 +105,8 @@ class _Writer(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this process's files; their names and SHA-256."""
         try:
-            pieces = {_place_of(item): planner.resolve_data(item).detach() for item in plan.items}
+            given: dict[Place, Any] = {_place_of(i): planner.resolve_data(i) for i in plan.items}
+            pieces = {place: tensor.detach() for place, tensor in given.items()}
             files, rest, zeros = write_lasting(self._folder, pieces, self._checkpoint.lasting)
             if rest or zeros:
                 group = f"process-{plan.storage_data}"
@@ -131,8 +132,8 @@ def _place_of(item: Any) -> Place:
     data = item.tensor_data
     if data is None:
         raise TypeError(f"{item.index.fqn} is no tensor, which a checkpoint cannot hold")
-    shapes = (tuple(part) for part in (data.size, data.chunk.offsets, data.chunk.sizes))
-    return Place(item.index.fqn, *shapes, data.properties.dtype)
+    whole, offsets, sizes = map(tuple, (data.size, data.chunk.offsets, data.chunk.sizes))
+    return Place(item.index.fqn, whole, offsets, sizes, data.properties.dtype)
 
 
 class _Reader(StorageReader):

@@ -72,7 +72,7 @@ class MaskedModel(MultiTaskModule):
     def begin(self, run: TaskTraining) -> None:
         """Take over a task that has begun: in training mode its masks are those that learn."""
         self.run, self._latest = run, run.task
-        self.known_train_tasks_labels = {*self.known_train_tasks_labels, run.task}
+        self.known_train_tasks_labels: set[int] = {*self.known_train_tasks_labels, run.task}
 
     def task_of(self, experience: Any) -> int:
         """The network's task that an experience trains.

@@ -56,8 +56,8 @@ def fingerprints(tensors: Sequence[Tensor]) -> Tensor:
         groups.setdefault(kind, []).append(place)
     found = torch.empty(len(kinds), dtype=torch.int64, device=tensors[0].device)
     for kind, places in groups.items():
-        own = _of_alike([tensors[place] for place in places], kind[0])
-        found[torch.tensor(places, device=found.device)] = own.to(found.device)
+        alike = _of_alike([tensors[place] for place in places], kind[0])
+        found[torch.tensor(places, device=found.device)] = alike.to(found.device)
     return found
 
 
