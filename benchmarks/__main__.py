@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks import speed_page
 from benchmarks.commits import commit
 from benchmarks.pieces import Piece
 
@@ -177,6 +178,7 @@ def main(arguments: list[str]) -> int:
     show(rows)
     if given.save:
         save(rows, known, table().stem)
+        speed_page.write()
     print("there is more: the same command goes on" if piece.is_over else "")
     return int(status)
 

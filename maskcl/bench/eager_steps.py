@@ -51,17 +51,7 @@ class Unmasked:
         """One training step."""
         self.optimizer.zero_grad()
         self.run(inputs, targets).backward()
-        with torch.no_grad():
-            self.after_backward()
         self.optimizer.step()
-        with torch.no_grad():
-            self.after_step()
-
-    def after_backward(self) -> None:
-        """Change gradients."""
-
-    def after_step(self) -> None:
-        """Bound parameters."""
 
 
 class EagerHAT(Unmasked):
@@ -69,21 +59,19 @@ class EagerHAT(Unmasked):
 
     def prepare(self) -> None:
         """Masks of weights and of units, and hooks that gate."""
-        layers = _layers(self.model)
-        sizes = [weight.shape[0] for weight, _, _ in layers[:-1]]
+        layers = _layers(self.model)[:-1]  # the last one is the task's own head
+        sizes = [weight.shape[0] for weight, _, _ in layers]
         self.embeddings = [nn.Parameter(torch.randn(size)) for size in sizes]
         used = [(torch.rand(size) < _USED).float() for size in sizes]
         self.free = [1 - mask for mask in used]
         self.count = sum(float(mask.sum()) for mask in self.free)
         self.clamped: list[tuple[nn.Parameter, Tensor]] = []
         for index, (weight, units, place) in enumerate(layers):
-            rows = used[index] if index < len(used) else torch.ones(weight.shape[0])
-            columns = (torch.rand(weight.shape[1]) < _USED).float() if index else rows.new_ones(1)
-            outer = torch.minimum(rows[:, None], columns[None])
+            columns = (torch.rand(weight.shape[1]) < _USED).float() if index else torch.ones(1)
+            outer = torch.minimum(used[index][:, None], columns[None])
             self.clamped.append((weight, 1 - _over(outer, weight).expand_as(weight).contiguous()))
-            if index < len(used):
-                self.clamped += [(parameter, self.free[index]) for parameter in units]
-                place.register_forward_hook(lambda _m, _x, y, i=index: self._gated(i, y))
+            self.clamped += [(parameter, self.free[index]) for parameter in units]
+            place.register_forward_hook(lambda _m, _x, y, i=index: self._gated(i, y))
 
     def trained(self) -> list[nn.Parameter]:
         """Embeddings too."""
@@ -98,7 +86,19 @@ class EagerHAT(Unmasked):
         taken = sum((m * free).sum() for m, free in zip(self.masks, self.free, strict=True))
         return super().loss(inputs, targets) + _SPARSITY / self.count * taken
 
-    def after_backward(self) -> None:
+    def step(self, inputs: tuple[Tensor, ...], targets: Tensor) -> None:
+        """One training step; in the end the embeddings are bounded."""
+        self.optimizer.zero_grad()
+        self.run(inputs, targets).backward()
+        self._clamp()
+        self.optimizer.step()
+        with torch.no_grad():
+            embeddings: list[Tensor] = [*self.embeddings]
+            torch._foreach_clamp_min_(embeddings, -6.0)
+            torch._foreach_clamp_max_(embeddings, 6.0)
+
+    @torch.no_grad()
+    def _clamp(self) -> None:
         """Compensate the embeddings' gradients, clamp the others."""
         for e in self.embeddings:
             top = torch.cosh((_SCALE * e).clamp(-50, 50)).add_(1)
@@ -106,12 +106,6 @@ class EagerHAT(Unmasked):
             e.grad.mul_(top.mul_(_MAX_SCALE / _SCALE).div_(torch.cosh(e).add_(1)))
         grads = _grads(parameter for parameter, _ in self.clamped)
         torch._foreach_mul_(grads, [mask for _, mask in self.clamped])
-
-    def after_step(self) -> None:
-        """Bound the embeddings."""
-        embeddings: list[Tensor] = [*self.embeddings]
-        torch._foreach_clamp_min_(embeddings, -6.0)
-        torch._foreach_clamp_max_(embeddings, 6.0)
 
 
 class EagerPiggyback(Unmasked):
@@ -147,11 +141,15 @@ class EagerMAS(Unmasked):
         self.anchors = [parameter.detach().clone() for parameter in self.held]
         self.pull = [torch.ones_like(anchor) for anchor in self.anchors]
 
-    def after_backward(self) -> None:
-        """Pull parameters towards their anchors."""
-        apart = [*torch._foreach_sub(self.held, self.anchors)]  # type: ignore[arg-type]
-        torch._foreach_mul_(apart, self.pull)
-        torch._foreach_add_(_grads(self.held), apart)
+    def step(self, inputs: tuple[Tensor, ...], targets: Tensor) -> None:
+        """One training step; parameters are pulled towards their anchors."""
+        self.optimizer.zero_grad()
+        self.run(inputs, targets).backward()
+        with torch.no_grad():
+            apart = [*torch._foreach_sub(self.held, self.anchors)]  # type: ignore[arg-type]
+            torch._foreach_mul_(apart, self.pull)
+            torch._foreach_add_(_grads(self.held), apart)
+        self.optimizer.step()
 
 
 class _Threshold(torch.autograd.Function):
