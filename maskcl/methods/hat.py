@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, field
-from operator import is_
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from maskcl.methods.base import (
     PlanWarning,
     TaskData,
-    TaskState,
     check_measurable,
     hidden_task_reasons,
     measure_task,
     no_classes_reasons,
 )
-from maskcl.methods.loss_scaling import ScalerWatch, clip_norm, factor
+from maskcl.methods.hat_state import HATState
+from maskcl.methods.loss_scaling import clip_norm, factor
 from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks, share_statistics
 from maskcl.nn.tasks.network import way_on
 from maskcl.ops import hat_scale
@@ -32,10 +31,9 @@ from maskcl.optim.protected_elements import ProtectedElements
 from maskcl.randomness import derive_seed
 from maskcl.settings import Setting
 from maskcl.sharded_modules import class_name
-from maskcl.shards import is_sharded
 
 if TYPE_CHECKING:
-    from maskcl.nn import HATNetwork, Protection
+    from maskcl.nn import HATNetwork
 
 _CHOICES = {
     "schedule": ("linear", "cosine", "exponential", "constant"),
@@ -328,46 +326,3 @@ class HAT:
     def not_supported_reasons(self, problem: Any, setting: Setting) -> list[str]:
         """Why HAT cannot run on this problem in this setting; empty where it can."""
         return hidden_task_reasons("HAT", setting) + no_classes_reasons(problem, setting)
-
-
-@dataclass
-class HATState(TaskState):
-    """What changes while one task is trained.
-
-    Attributes:
-        task: index of the task.
-        scale: s, a 0-d tensor on the network's device, filled in place.
-        protection: what the tasks finished before use.
-        trained: the parameters that the task trains.
-        begun: the tasks that were finished when this one began.
-        method: that began it.
-        watch: of scalers of the loss.
-        seed: of the rule ``random``.
-        steps: optimizer steps so far.
-        step: that stands in for the optimizer's own.
-    """
-
-    SAVED = ("task", "seed", "steps")
-
-    task: int
-    scale: Tensor
-    protection: Protection
-    trained: list[nn.Parameter]
-    begun: FinishedTasks = field(repr=False)
-    method: HAT = field(repr=False)
-    watch: ScalerWatch = field(default_factory=ScalerWatch, repr=False)
-    seed: int = 0
-    steps: int = 0
-    step: FusedStep | None = field(default=None, repr=False)
-
-    @property
-    def is_fused(self) -> bool:
-        """Whether the optimizer of all that the task trains steps by `FusedStep`."""
-        return self.step is not None and self.step.is_active
-
-    def follow_shards(self, net: HATNetwork) -> None:
-        """Take the parameters over that ``fully_shard`` has put in the place of those of before."""
-        trained = net.task_parameters(self.task)
-        if any(map(is_sharded, trained)) and not all(map(is_, trained, self.trained)):
-            self.begun.check("HAT.protect", net)
-            self.protection, self.trained = net.protection(), trained
