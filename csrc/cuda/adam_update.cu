@@ -57,7 +57,7 @@ __device__ __forceinline__ void adam_segment(const Moved& e, const Place& place,
 
 // Blocks of a multiprocessor for which nothing is spilled: each lane has four loads of 16 bytes on their way.
 template <typename T, int N, bool Random>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 2 : 3)
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 || Random ? 2 : 3)
 adam_kernel(const __grid_constant__ Table<Moved, N> table, bool exact, Gradients gradients, AdamNumbers numbers,
             Rounding rounding) {
   if (!gradients.are_finite()) return;

@@ -51,9 +51,11 @@ __device__ __forceinline__ void sgd_segment(const Moved& e, const Place& place, 
   });
 }
 
+// Three blocks of a multiprocessor where it draws: for four, as ptxas would have it, registers are spilled.
 template <typename T, int N, bool Random>
-__global__ void __launch_bounds__(kThreads) sgd_kernel(const __grid_constant__ Table<Moved, N> table, bool exact,
-                                                       Gradients gradients, SgdNumbers numbers, Rounding rounding) {
+__global__ void __launch_bounds__(kThreads, Random ? 3 : 0)
+sgd_kernel(const __grid_constant__ Table<Moved, N> table, bool exact, Gradients gradients, SgdNumbers numbers,
+           Rounding rounding) {
   if (!gradients.are_finite()) return;
   const Moved& e = entry_of_block(table);
   const Place place(e);
