@@ -69,13 +69,17 @@ def rows(tensor: Any) -> slice:
 
 def span(tensor: Any, dim: int = 0) -> slice:
     """Which part of a dimension this process has, where a tensor is cut along that one at most."""
-    count, mesh = tensor.shape[dim], tensor.device_mesh
     for at, place in enumerate(tensor.placements):
         if place.is_shard():
-            step = -(-count // mesh.size(at))
-            first = min(count, step * mesh.get_local_rank(at))
-            return slice(first, min(count, first + step))
-    return slice(0, count)
+            return _share(tensor.shape[dim], tensor.device_mesh, at)
+    return slice(0, tensor.shape[dim])
+
+
+def _share(count: int, mesh: Any, at: int) -> slice:
+    """Which of so many rows this process has where a mesh's dimension shares them."""
+    step = -(-count // mesh.size(at))
+    first = min(count, step * mesh.get_local_rank(at))
+    return slice(first, min(count, first + step))
 
 
 def first_element(tensor: Tensor) -> int:
@@ -102,7 +106,16 @@ def shard(tensor: Tensor, like: Any, dim: int = 0) -> Tensor:
 
     rows(like)  # raises where it is cut otherwise
     places = [Shard(dim) if place.is_shard() else place for place in like.placements]
-    return _placed(tensor, like.device_mesh, places, dim)
+    return _placed(tensor, like.device_mesh, places)
+
+
+def shard_as(tensor: Tensor, like: Any) -> Tensor:
+    """A whole tensor of the shape of ``like``, the same in every process, sharded as that is.
+
+    Raises:
+        RuntimeError: that is sharded in another way than by rows, columns, ... of its dimensions.
+    """
+    return _placed(tensor.detach().to(local(like).device), like.device_mesh, like.placements)
 
 
 def placed(caller: str, tensor: Any, own: Any) -> Any:
@@ -112,8 +125,7 @@ def placed(caller: str, tensor: Any, own: Any) -> Any:
         RuntimeError: it is sharded, and that is not.
     """
     if is_sharded(own) and type(tensor) in _PLAIN and tensor.shape == own.shape:
-        dims = [place.dim for place in own.placements if place.is_shard()]
-        return _placed(tensor.detach(), own.device_mesh, own.placements, dims[0] if dims else 0)
+        return shard_as(tensor, own)
     if is_sharded(tensor) and own is not None and not is_sharded(own):
         raise RuntimeError(
             f"{caller}: the state is sharded and the network is not: give it"
@@ -124,24 +136,20 @@ def placed(caller: str, tensor: Any, own: Any) -> Any:
 
 
 @torch.no_grad()
-def _placed(tensor: Tensor, mesh: Any, places: Sequence[Any], dim: int) -> Tensor:
+def _placed(tensor: Tensor, mesh: Any, places: Sequence[Any]) -> Tensor:
     """A DTensor with a copy of this process's part; nothing is sent."""
     from torch.distributed.tensor import DTensor
 
+    part = tensor
+    for at, place in enumerate(places):
+        if place.is_replicate():
+            continue
+        if not repr(place).startswith("Shard("):
+            raise RuntimeError(f"a tensor is sharded as {place}, wanted along its dimensions")
+        own = _share(part.shape[place.dim], mesh, at)
+        part = part.narrow(place.dim, own.start, own.stop - own.start)
     options: Any = {"shape": tensor.shape, "stride": tensor.stride(), "run_check": False}
-    part = span(DTensor.from_local(tensor.narrow(dim, 0, 0), mesh, places, **options), dim)
-    mine = tensor.narrow(dim, part.start, part.stop - part.start).clone()
-    return DTensor.from_local(mine, mesh, places, **options)
-
-
-@torch.no_grad()
-def cut_as(tensor: Tensor, like: Any) -> Tensor:
-    """A whole tensor, which every process has, sharded as ``like`` is; nothing is sent."""
-    from torch.distributed.tensor import distribute_tensor
-
-    whole = tensor.to(like.device)
-    found: Tensor = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
-    return found
+    return DTensor.from_local(part.clone(), mesh, places, **options)
 
 
 @torch.no_grad()
@@ -181,93 +189,6 @@ def cut_ends(
 def kind_of(tensor: Any) -> Any:
     """How it is sharded, None where it is not."""
     return (tensor.device_mesh, tensor.placements) if is_sharded(tensor) else None
-
-
-def total(value: Tensor, like: Sequence[Tensor]) -> Tensor:
-    """The sum over the processes that share parameters, which are all sharded in one way.
-
-    Every process has to call it.
-
-    Raises:
-        RuntimeError: only some of the parameters are sharded, or in several ways.
-    """
-    if len(set(map(kind_of, like))) > 1:
-        raise RuntimeError(
-            "parameters that tasks share are sharded in different ways, and some not at all or over"
-            " other processes: call fully_shard for the network itself too, after its blocks"
-        )
-    found = value.clone()
-    _add_up(found, like[0])
-    return found
-
-
-def totals(values: Sequence[Tensor], like: Sequence[Any], *, largest: bool = False) -> Tensor:
-    """Of each value of a process's rows that of all rows, their sum or the largest: [n].
-
-    One message for each way in which what they are of is sharded. Every process has to call it.
-
-    Args:
-        values: 0-d, of one dtype, n > 0.
-        like: for each the tensor that it is of.
-        largest: not their sum.
-    """
-    found = torch.stack([value.to(values[0].device) for value in values])
-    kinds: dict[Any, list[int]] = {}
-    for place, tensor in enumerate(like):
-        if is_sharded(tensor):
-            kinds.setdefault(kind_of(tensor), []).append(place)
-    for places in kinds.values():
-        part = found[places]
-        _add_up(part, like[places[0]], largest)
-        found[places] = part
-    return found
-
-
-def _add_up(value: Tensor, like: Any, largest: bool = False) -> None:
-    """Sum over the processes that have other rows of a tensor, in place; or take the largest."""
-    distributed = torch.distributed
-    for dim, place in enumerate(like.placements if is_sharded(like) else ()):
-        if place.is_shard() and like.device_mesh.size(dim) > 1:
-            kind = distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM
-            # Parameters that wait on the CPU may be a GPU's, whose messages are.
-            sent = value.to(like.device_mesh.device_type)
-            distributed.all_reduce(sent, kind, group=like.device_mesh.get_group(dim))
-            value.copy_(sent)
-
-
-@torch.no_grad()
-def added_up(value: Tensor, like: Any) -> Tensor:
-    """The sum of all processes' tensors, each of all of ``like``: sharded as that is.
-
-    Every process has to call it.
-    """
-    distributed = torch.distributed
-    if is_sharded(like) and like.device_mesh.size() == distributed.get_world_size():
-        from torch.distributed.tensor import DTensor, Partial
-
-        mesh = like.device_mesh
-        apart = DTensor.from_local(value, mesh, [Partial()] * mesh.ndim, run_check=False)
-        return apart.redistribute(placements=like.placements)
-    distributed.all_reduce(value)
-    return shard(value, like) if is_sharded(like) else value
-
-
-def total_norm(norms: Sequence[tuple[Tensor, Any]]) -> Tensor:
-    """The norm of all, of norms of parts, each with a tensor that is sharded as the part is.
-
-    Where one is sharded every process has to call it.
-    """
-    found = []
-    for norm, like in norms:
-        if is_sharded(like):
-            squares = norm.square()
-            _add_up(squares, like)
-            # With one process it is to the bit what it is without sharding.
-            norm = squares.sqrt() if like.device_mesh.size() > 1 else norm
-        found.append(norm)
-    if len(found) == 1:
-        return found[0]
-    return torch.linalg.vector_norm(torch.stack([norm.to(found[0]) for norm in found]))
 
 
 class _Gather(torch.autograd.Function):

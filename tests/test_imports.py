@@ -23,6 +23,7 @@ LAYERS = [
         "settings",
         "sharded_modules",
         "shards",
+        "shard_sums",
         "text",
     ],
     ["extras", "files", "reading", "validation"],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maskcl.checkpoint.content import CheckpointError
-from maskcl.shards import cut_as, is_sharded, whole
+from maskcl.shards import is_sharded, shard_as, whole
 
 
 def network_state(net: nn.Module) -> tuple[dict[str, Tensor], dict[str, dict[str, slice | None]]]:
@@ -73,7 +73,7 @@ def _as(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor, sharded as the network's is."""
     if is_sharded(like) == is_sharded(tensor):
         return tensor
-    return cut_as(tensor, like) if is_sharded(like) else whole(tensor)
+    return shard_as(tensor, like) if is_sharded(like) else whole(tensor)
 
 
 def take(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

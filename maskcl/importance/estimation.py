@@ -20,8 +20,9 @@ from maskcl.importance.shards import add_up, sum_of_joint_batches
 from maskcl.importance.subject import Forward, Subject, plain_forward
 from maskcl.nn.tasks.own_parts import all_modules
 from maskcl.ops import mas_accumulate_
+from maskcl.shard_sums import totals
 from maskcl.sharded_modules import gathered, reshard
-from maskcl.shards import is_sharded, local, totals
+from maskcl.shards import is_sharded, local
 
 _CHOICES = {
     "kind": ("mas", "fisher"),

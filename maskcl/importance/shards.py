@@ -11,7 +11,8 @@ from torch import Tensor
 from maskcl.importance.quiet import requiring
 from maskcl.importance.subject import Subject
 from maskcl.ops import mas_accumulate_
-from maskcl.shards import added_up, is_sharded, local
+from maskcl.shard_sums import added_up
+from maskcl.shards import is_sharded, local
 
 
 def sum_of_joint_batches(subject: Subject, batches: Iterable[Any]) -> int:

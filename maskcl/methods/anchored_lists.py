@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from maskcl.shards import cut, is_sharded, total
+from maskcl.shard_sums import total
+from maskcl.shards import cut, is_sharded
 
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork

@@ -19,7 +19,8 @@ from torch.amp import GradScaler
 from torch.amp.grad_scaler import OptState
 from torch.nn.utils import get_total_norm
 
-from maskcl.shards import are_plain, kind_of, local, total_norm
+from maskcl.shard_sums import total_norm
+from maskcl.shards import are_plain, kind_of, local
 
 NOT_SCALED = GradScaler("cpu", enabled=False)
 """Says that a loss is not scaled, whatever scalers there are."""

@@ -27,8 +27,9 @@ from maskcl.methods.base import (
 from maskcl.nn.tasks.kept_bits import check_ranks, share_statistics
 from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
+from maskcl.shard_sums import totals
 from maskcl.sharded_modules import class_name
-from maskcl.shards import totals, whole
+from maskcl.shards import whole
 
 if TYPE_CHECKING:
     from maskcl.nn import PiggybackNetwork

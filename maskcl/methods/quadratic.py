@@ -20,8 +20,9 @@ from maskcl.methods.loss_scaling import ScalerWatch, factor
 from maskcl.nn.tasks.kept_bits import check_ranks
 from maskcl.optim import FusedStep, fuse
 from maskcl.settings import Setting
+from maskcl.shard_sums import total, totals
 from maskcl.sharded_modules import class_name
-from maskcl.shards import local, total, totals
+from maskcl.shards import local
 
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork

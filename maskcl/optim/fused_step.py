@@ -30,7 +30,8 @@ from maskcl.optim.update_calls import (
     rows,
     sgd_calls,
 )
-from maskcl.shards import are_rows, is_sharded, local, total_norm
+from maskcl.shard_sums import total_norm
+from maskcl.shards import are_rows, is_sharded, local
 
 Group = dict[str, Any]
 _IS_CUDA = attrgetter("is_cuda")
@@ -201,9 +202,10 @@ class FusedStep:
     def _draw(self) -> Tensor:
         """The number of this step's draw, counted in place, so that a CUDA graph counts on."""
         group: Group = self._optimizer.param_groups[0]
+        device = group["params"][0].device if group.get("capturable") else torch.device("cpu")
         if "draw" not in group:
-            device = group["params"][0].device if group.get("capturable") else "cpu"
-            group["draw"] = torch.zeros((), dtype=torch.float64, device=device)
+            group["draw"] = torch.zeros((), dtype=torch.float64)
+        group["draw"] = group["draw"].to(device)  # a checkpoint's is on the CPU
         draw: Tensor = group["draw"].add_(1)
         return draw
 

@@ -37,12 +37,8 @@ class InferenceScores:
             getattr(new, field.name)[:count, :count] = getattr(self, field.name)
         return new
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
-        return {f.name: getattr(self, f.name).tolist() for f in dataclasses.fields(self)}
-
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> InferenceScores:
-        """Those that `to_dict` came from."""
+        """From plain lists of the attributes."""
         matrices = {k: np.array(v, dtype=np.float64) for k, v in values.items()}
         return cls(**{**matrices, "confusion": np.array(values["confusion"], dtype=np.int64)})

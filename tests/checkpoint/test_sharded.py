@@ -60,6 +60,7 @@ def test_any_number_of_processes_takes_all_of_it_up(stage, name, folder):
     wanted, found = told(folder, "learn-2.0")[name], told(folder, stage)[name]
     assert found["is_sharded"] == (stage != "alone")
     assert_same(found["saved"], wanted["saved"])
+    assert_same(found["optimizer"], wanted["optimizer"])
     assert found["position"] == {"task": 1, "step": 2}
     assert found["facts"] == {"x": 1}
 
@@ -74,6 +75,13 @@ def test_whoever_reads_it_alone_has_whole_tensors(name, folder):
     assert load_facts(path) == (found.config, found.position, found.facts)
     assert {"rng0.torch", "rng1.torch"} < found.tensors.keys()
     assert any(n.startswith("optimizer.state.") for n in found.tensors)
+
+
+def test_scores_of_bfloat16_travel_with_the_number_of_their_last_draw(folder):
+    found = told(folder, "resume-4.3")["piggyback"]
+    assert {t.dtype for n, t in found["saved"].items() if n.endswith("scores")} == {torch.bfloat16}
+    draw = found["optimizer"]["group.0.draw"]
+    assert draw.dtype is torch.float64 and draw == 2
 
 
 def test_what_lasts_is_in_a_file_of_each_process(folder):

@@ -18,7 +18,8 @@ from maskcl.nn.tasks.bits import protected_fingerprint
 from maskcl.nn.tasks.state import WORD
 from maskcl.ops import protected_fraction
 from maskcl.ops.protected_pairs import protected_pairs
-from maskcl.shards import cut_ends, is_sharded, local, totals
+from maskcl.shard_sums import totals
+from maskcl.shards import cut_ends, is_sharded, local
 
 _LAYER, _KIND, _PARAMETERS = itemgetter(0), itemgetter(1), attrgetter("_parameters")
 

@@ -19,7 +19,8 @@ from maskcl.nn.tasks.own_parts import (
     own_parameters,
     shared_modules,
 )
-from maskcl.shards import cut, is_sharded, kind_of, local, shard, totals
+from maskcl.shard_sums import totals
+from maskcl.shards import cut, is_sharded, kind_of, local, shard
 
 ANCHORS = ("last", "mean")
 
@@ -87,7 +88,6 @@ class ImportanceNetwork(LaterTasks):
         self.register_buffer("drifts", drifts)
         self._state.bind(model)
         self.register_load_state_dict_post_hook(_freeze_after_loading)
-        self.register_state_dict_pre_hook(_take_shards)
 
     def finish_task(self, task: int) -> None:
         """Mark the task as trained, and freeze its own head and norms.
@@ -367,10 +367,6 @@ def _check_new(caller: str, new: Mapping[str, Tensor], like: Mapping[str, Tensor
                 f"{caller}: new[{name!r}] has values that are negative or not finite, wanted"
                 " importances"
             )
-
-
-def _take_shards(net: ImportanceNetwork, *_: Any) -> None:
-    net._reshard()
 
 
 def _freeze_after_loading(net: ImportanceNetwork, incompatible_keys: Any) -> None:

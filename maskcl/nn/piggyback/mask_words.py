@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maskcl import ops
 from maskcl.nn.piggyback.masked_layer import PiggybackLayer
-from maskcl.shards import totals
+from maskcl.shard_sums import totals
 
 Words = Mapping[str, Tensor]
 

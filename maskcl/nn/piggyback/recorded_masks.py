@@ -27,7 +27,8 @@ from maskcl.nn.tasks.own_parts import (
     shared_modules,
     train_only,
 )
-from maskcl.shards import is_sharded, local, span, total
+from maskcl.shard_sums import total
+from maskcl.shards import is_sharded, local, span
 
 
 class RecordedMasks(LaterTasks):

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskcl import backends
-from maskcl.shards import cut_ends, is_sharded, local, rows, totals
+from maskcl.shard_sums import totals
+from maskcl.shards import cut_ends, is_sharded, local, rows
 
 _WORDS = 1 << 16  # int64 at a time: they stay in a core's cache
 _KIND = attrgetter("__class__", "shape", "dtype", "device")

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from maskcl.nn.tasks.bits import fingerprint, fingerprints
 from maskcl.nn.tasks.own_parts import holders, shared_modules
-from maskcl.shards import is_sharded, local, total
+from maskcl.shard_sums import total
+from maskcl.shards import is_sharded, local
 
 _CHILDREN = attrgetter("_modules")
 

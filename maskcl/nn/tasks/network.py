@@ -69,6 +69,7 @@ class TaskNetwork(TaskForwards, Inferring):
         self._begun: int | None = None
         self._resets: dict[int, int] = {}
         self.register_load_state_dict_post_hook(_after_loading)
+        self.register_state_dict_pre_hook(_take_shards)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output for the active task.
@@ -291,6 +292,10 @@ class TaskNetwork(TaskForwards, Inferring):
                 f"{class_name(self)}.{caller}: task {task} is finished;"
                 f" {way_on(self.finished.tolist())}"
             )
+
+
+def _take_shards(net: TaskNetwork, *_: Any) -> None:
+    net._reshard()
 
 
 def numbers_where(finished: Tensor) -> list[int]:
