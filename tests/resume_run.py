@@ -35,7 +35,7 @@ from maskcl.training.validation import Validation
 from tests import tiny
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-SECONDS = 120  # a child takes one or two; one that hangs says where
+SECONDS = 600  # a child takes one or two; one that hangs says where
 CASES = {
     "adamw": (HAT(sparsity=0.3, clip=1.0), "conv", "adamw"),
     "dropout": (HAT(sparsity=0.3), "dropout", "adam"),
