@@ -109,7 +109,7 @@ class FusedStep:
         self._elements = elements
         self._max_norm = max_norm
         self._state_dtype = state_dtype
-        self._seed_before = getattr(optimizer, "rounding_seed", None)
+        self._seed_before: int | None = getattr(optimizer, "rounding_seed", None)
         self._seed = self._seed_before if seed is None else seed
         optimizer.rounding_seed = self._seed  # type: ignore[attr-defined]
         self._calls = Calls(adam_calls if isinstance(optimizer, Adam) else sgd_calls)
@@ -144,10 +144,10 @@ class FusedStep:
 
     def _seed_left(self) -> int | None:
         """Of the step that the optimizer has without this one, which may be removed already."""
-        under = getattr(self._before, "fused", None)
+        under: FusedStep | None = getattr(self._before, "fused", None)
         if under is None:
             return self._seed_before
-        return under._seed if under.is_active else under._seed_left()  # type: ignore[no-any-return]
+        return under._seed if under.is_active else under._seed_left()
 
     def __call__(self, closure: Callable[[], Any] | None = None) -> Any:
         """``Optimizer.step``, hooks included."""
@@ -213,7 +213,8 @@ class FusedStep:
         draw = group.get("draw", 0.0)
         if not isinstance(draw, Tensor) or draw.device != device:  # a file's is on the CPU
             draw = group["draw"] = torch.as_tensor(draw, dtype=torch.float64, device=device)
-        return draw.add_(1)
+        counted: Tensor = draw.add_(1)
+        return counted
 
     def _norm(self, calls: list[Call], scaling: Scaling) -> Tensor:
         parameters = [p for call in calls for p in call.parameters]
