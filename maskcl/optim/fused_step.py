@@ -110,7 +110,7 @@ class FusedStep:
         self._elements = elements
         self._max_norm = max_norm
         self._state_dtype = state_dtype
-        self._seed_before = getattr(optimizer, "rounding_seed", None)
+        self._seed_before: int | None = getattr(optimizer, "rounding_seed", None)
         self._seed = self._seed_before if seed is None else seed
         optimizer.rounding_seed = self._seed  # type: ignore[attr-defined]
         self._calls = Calls(adam_calls if isinstance(optimizer, Adam) else sgd_calls)
@@ -129,6 +129,7 @@ class FusedStep:
             return (self._before or type(optimizer).step.__get__(optimizer))(closure)
 
         step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+        step.fused = self  # type: ignore[attr-defined]
         return step
 
     def remove(self) -> None:
@@ -136,11 +137,18 @@ class FusedStep:
         self.is_active = False
         if vars(self._optimizer).get("step") is not self._installed:
             return
-        self._optimizer.rounding_seed = self._seed_before  # type: ignore[attr-defined]
+        self._optimizer.rounding_seed = self._seed_left()  # type: ignore[attr-defined]
         if self._before is None:
             vars(self._optimizer).pop("step")
         else:
             self._optimizer.step = self._before  # type: ignore[method-assign]
+
+    def _seed_left(self) -> int | None:
+        """Of the step that the optimizer has without this one, which may be removed already."""
+        under: FusedStep | None = getattr(self._before, "fused", None)
+        if under is None:
+            return self._seed_before
+        return under._seed if under.is_active else under._seed_left()
 
     def __call__(self, closure: Callable[[], Any] | None = None) -> Any:
         """``Optimizer.step``, hooks included."""
@@ -169,8 +177,8 @@ class FusedStep:
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
         scaling = Scaling(scale, found_inf)
-        if self._seed is not None:
-            scaling = scaling._replace(draw=self._draw(), seed=self._seed)
+        if self._seed is not None and parameters:
+            scaling = scaling._replace(draw=self._draw(parameters), seed=self._seed)
         made = self._elements, found_inf, self._state_dtype
         calls = self._calls.of(optimizer, parameters, *made)
         if self._max_norm is not None and calls:
@@ -199,15 +207,15 @@ class FusedStep:
         norm = norms[0][0] if kinds.keys() == {None} else total_norm(norms)
         return scaling._replace(norm=norm, max_norm=self._max_norm or 0.0)
 
-    def _draw(self) -> Tensor:
+    def _draw(self, parameters: list[nn.Parameter]) -> Tensor:
         """The number of this step's draw, counted in place, so that a CUDA graph counts on."""
         group: Group = self._optimizer.param_groups[0]
-        device = group["params"][0].device if group.get("capturable") else torch.device("cpu")
-        if "draw" not in group:
-            group["draw"] = torch.zeros((), dtype=torch.float64)
-        group["draw"] = group["draw"].to(device)  # a checkpoint's is on the CPU
-        draw: Tensor = group["draw"].add_(1)
-        return draw
+        device = parameters[0].device if group.get("capturable") else torch.device("cpu")
+        draw = group.get("draw", 0.0)
+        if not isinstance(draw, Tensor) or draw.device != device:  # a file's is on the CPU
+            draw = group["draw"] = torch.as_tensor(draw, dtype=torch.float64, device=device)
+        counted: Tensor = draw.add_(1)
+        return counted
 
     def _norm(self, calls: list[Call], scaling: Scaling) -> Tensor:
         parameters = [p for call in calls for p in call.parameters]

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from maskcl.nn import HATNetwork, Protection
 
 
+_OF_ALL = "protect", "protection", "max_norm", "state_dtype", "rounding", "seed"
+
+
 class _Protected(StepsFused):
     """What the three have beside torch's arguments."""
 
@@ -57,6 +60,19 @@ class _Protected(StepsFused):
             " state_dict() into it"
         )
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's, which takes any entry and would leave one of all groups unread.
+
+        Raises:
+            ValueError: a group has an option of the whole optimizer.
+        """
+        if found := [name for name in _OF_ALL if name in param_group]:
+            raise ValueError(
+                f"{type(self).__name__}: a group has {', '.join(found)}, wanted among the"
+                " optimizer's arguments, for all groups"
+            )
+        super().add_param_group(param_group)  # type: ignore[misc]
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, and moments that were float32 stay so."""
         optimizer: Any = self
@@ -92,7 +108,8 @@ class SGD(_Protected, optim.SGD):
         options: of ``torch.optim.SGD``, by name.
 
     Raises:
-        ValueError, TypeError: an option that the step does not do, or an argument is not as above.
+        ValueError, TypeError: an option that the step does not do, a group has what is of all, or
+            an argument is not as above.
     """
 
 

@@ -50,7 +50,8 @@ def fuse(optimizer: Optimizer, *, rounding: str = "nearest", seed: int = 0) -> F
 
     Args:
         optimizer: any; one of another kind keeps its own step.
-        rounding: of bfloat16 parameters, as for ``maskcl.optim.SGD``.
+        rounding: of bfloat16 parameters, as for ``maskcl.optim.SGD``; an optimizer that rounds at
+            random already goes on so with "nearest".
         seed: likewise.
 
     Returns:

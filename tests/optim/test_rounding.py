@@ -143,6 +143,29 @@ def test_a_step_in_the_place_of_another_rounds_as_that_did():
     assert same(*ends)
 
 
+def test_steps_removed_in_any_order_leave_no_rounding_behind():
+    p = parameters()
+    optimizer = torch.optim.SGD(p, lr=1e-3)
+    first = fuse(optimizer, rounding="stochastic", seed=3)
+    second = fuse(optimizer)
+    assert optimizer.rounding_seed == 3
+    first.remove()
+    second.remove()
+    assert optimizer.rounding_seed is None
+
+
+def test_what_is_of_the_whole_optimizer_is_refused_in_a_group():
+    first, second, *_ = parameters()
+    message = "SGD: a group has rounding, seed, wanted among the optimizer's arguments"
+    group = {"params": [second], "rounding": "stochastic", "seed": 1}
+    with pytest.raises(ValueError, match=message):
+        SGD([{"params": [first]}, group], lr=0.1)
+    optimizer = SGD([first], lr=0.1)
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+
+
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from maskcl.nn.tasks.state import TaskState
+from maskcl.reference.weight_mask import threshold_for
 
 LEVELS = ("binary", "ternary", "ternary_symmetric", "topk")
 SPREADS = ("constant", "uniform")
@@ -27,6 +28,12 @@ class Cut:
     threshold: float
     inclusive: bool
     density: float | None
+
+    def seen_by(self, dtype: torch.dtype, levels: str) -> Cut:
+        """For bfloat16 scores with a threshold of theirs, whatever a layer turns scores into."""
+        if dtype is not torch.bfloat16:
+            return self
+        return replace(self, threshold=threshold_for(dtype, levels, self.threshold))
 
     def numbers(self) -> Tensor:
         """All four for a ``state_dict``: float64 [4] on the CPU, 0 for a density of None."""

@@ -15,7 +15,6 @@ from maskcl.nn.piggyback.recorded_masks import RecordedMasks
 from maskcl.nn.tasks.own_parts import all_parameters, drop_gradients, own_parameters
 from maskcl.nn.tasks.unlearning import Forgotten, Removed, fresh_own, rewrite, sha256
 from maskcl.ops.selection import selection
-from maskcl.reference.weight_mask import threshold_for
 from maskcl.shards import local
 
 
@@ -119,13 +118,12 @@ class PiggybackNetwork(RecordedMasks):
             selection(caller, probe, threshold, self.levels, inclusive, density)
         check_start(caller, init, spread)
         check_score_dtype(caller, score_dtype)
-        if score_dtype is torch.bfloat16:  # once, whatever a layer turns scores into
-            threshold = threshold_for(score_dtype, self.levels, threshold)
         for layer in layers:
             layer.start_scores(init, spread, generator, score_dtype)
         if score_dtype is torch.bfloat16:
             warn_at_first_step(self.scores())
-        self._state.cut = Cut(task, threshold, inclusive, density)
+        cut = Cut(task, threshold, inclusive, density)
+        self._state.cut = cut.seen_by(score_dtype or torch.float32, self.levels)
         drop_gradients(all_parameters(self))
         self._settle()
 

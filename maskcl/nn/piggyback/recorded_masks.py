@@ -322,4 +322,6 @@ def _after_loading(net: RecordedMasks, incompatible_keys: Any) -> None:
             f"PiggybackNetwork: the loaded state has scores for {len(with_scores)} layers, wanted"
             f" {len(wanted)} for the task in training ({net.training_task})"
         )
+    if (cut := net._state.cut) is not None:  # of a state with other scores, perhaps
+        net._state.cut = cut.seen_by(net.scores()[0].dtype, net.levels)
     net._settle()

@@ -100,6 +100,23 @@ def test_a_score_at_the_threshold_is_on_one_side_for_all(levels):
             torch.testing.assert_close(logits(net, 0, x), wanted, rtol=1e-2, atol=1e-2)
 
 
+def test_a_loaded_threshold_is_rounded_as_the_scores_are():
+    """A state of float32 scores has 5e-3 itself, which scores cast to float32 would be above."""
+    wide, net = frozen("mlp"), frozen("mlp")
+    wide.begin_task(0)
+    begin(net, 0)
+    threshold = net.get_extra_state()[1]
+    with torch.no_grad():
+        for p in wide.scores():
+            p.fill_(float(threshold))
+    assert wide.get_extra_state()[1] < threshold
+    net.load_state_dict(wide.state_dict())
+    assert net.scores()[0].dtype is BF16
+    assert net.get_extra_state()[1] == threshold
+    net.float()
+    assert all((w == 0).all() for w in masked(net, 0))
+
+
 def test_gradients_are_the_float32_scores_rounded():
     nets = [frozen("mlp") for _ in range(2)]
     nets[0].begin_task(0, init=2.0**-6)
