@@ -48,7 +48,8 @@ class MaskPlugin(SupervisedPlugin[Any]):
 
         Raises:
             RuntimeError: the task is finished, or earlier ones are no longer what they were.
-            TypeError, ValueError: model or benchmark cannot say which task this is.
+            TypeError, ValueError: model or benchmark cannot say which task this is, or there are
+                two plugins of this kind.
         """
         model = getattr(strategy.model, "module", strategy.model)
         if not isinstance(model, MaskedModel):
@@ -60,6 +61,12 @@ class MaskPlugin(SupervisedPlugin[Any]):
             raise ValueError(
                 "MaskPlugin: an online stream cuts a task into experiences that do not say how many"
                 " steps the task has, wanted a stream with one experience a task"
+            )
+        plugins = sum(isinstance(plugin, MaskPlugin) for plugin in strategy.plugins)
+        if plugins > 1:
+            raise ValueError(
+                f"MaskPlugin: the strategy has {plugins} of them, which would each add their term"
+                " to the loss: wanted one"
             )
         self._release()
         task = model.task_of(strategy.experience)
@@ -92,6 +99,8 @@ class MaskPlugin(SupervisedPlugin[Any]):
     def before_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """Add the method's term to the loss."""
         strategy.loss = strategy.loss + self._run.term
+        if not strategy.loss.requires_grad:  # of samples of finished tasks alone
+            strategy.loss.requires_grad_()
 
     def after_backward(self, strategy: Any, *args: Any, **kwargs: Any) -> None:
         """The method's part of the gradients; those of protected weights are 0 then."""

@@ -66,8 +66,15 @@ class MaskedModel(MultiTaskModule):
         self.run: TaskTraining | None = None
         self._latest = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which other plugins make: the task in training stays with this model."""
+        return {**self.__dict__, "run": None}
+
     def adaptation(self, experience: Any) -> None:
-        """Nothing: heads were made at conversion."""
+        """Drop a task whose training was interrupted, so that no other strategy goes on with it."""
+        if self.training and self.run is not None:
+            self.run.release()
+            self.run = None
 
     def begin(self, run: TaskTraining) -> None:
         """Take over a task that has begun: in training mode its masks are those that learn."""

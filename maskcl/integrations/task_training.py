@@ -73,6 +73,7 @@ class TaskTraining:
 
     def before_step(self, epoch: int, epochs: int, step: int, steps: int) -> None:
         """Set the masks' scale; all counted from 0, ``steps`` of an epoch."""
+        self.term = 0.0  # of a step whose samples are all of other tasks
         progress = task_progress(epoch, max(epochs, epoch + 1), step, max(steps, step + 1))
         self.method.before_step(self.net, self.state, progress)
 

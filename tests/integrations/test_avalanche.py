@@ -28,8 +28,15 @@ with warnings.catch_warnings():
     from avalanche.benchmarks import nc_benchmark
     from avalanche.evaluation.metrics import accuracy_metrics, bwt_metrics
     from avalanche.models import IncrementalClassifier
-    from avalanche.training.plugins import EvaluationPlugin, LRSchedulerPlugin, ReplayPlugin
-    from avalanche.training.supervised import Naive
+    from avalanche.training.plugins import (
+        EarlyStoppingPlugin,
+        EvaluationPlugin,
+        LRSchedulerPlugin,
+        LwFPlugin,
+        ReplayPlugin,
+    )
+    from avalanche.training.supervised import Cumulative, Naive
+    from avalanche.training.templates.base_sgd import PeriodicEval
 
     from maskcl.integrations.avalanche import NO_CLASS, MaskedModel, MaskPlugin
 
@@ -46,18 +53,18 @@ def benchmark(**options):
     return nc_benchmark(data, data, TASKS, one_dataset_per_exp=True, shuffle=False, **given)
 
 
-def strategy(net, method, *plugins, tasks="labels", optimizer=None, evaluator=None, **options):
+def strategy(
+    net, method, *plugins, kind=Naive, tasks="labels", optimizer=None, evaluator=None, **options
+):
     model = MaskedModel(net, tasks=tasks)
-    return Naive(
+    return kind(
         model=model,
         optimizer=optimizer or torch.optim.Adam(model.parameters(), lr=0.01),
         criterion=nn.CrossEntropyLoss(),
-        train_mb_size=BATCH,
-        train_epochs=EPOCHS,
         eval_mb_size=SAMPLES,
         plugins=[MaskPlugin(method), *plugins],
         evaluator=evaluator or EvaluationPlugin(loggers=[]),
-        **options,
+        **{"train_mb_size": BATCH, "train_epochs": EPOCHS, **options},
     )
 
 
@@ -82,8 +89,8 @@ def test_finished_tasks_keep_their_outputs_and_bwt_is_0(name, habit):
     metrics = [accuracy_metrics(experience=True), bwt_metrics(stream=True)]
     given = {"evaluator": EvaluationPlugin(*metrics, loggers=[])}
     plugins = [ReplayPlugin(mem_size=20)] if habit == "replay" else []
-    if habit == "evaluation in between":
-        given["eval_every"] = 1
+    if habit == "evaluation in between":  # before a task Piggyback has no mask to evaluate
+        plugins = [PeriodicEval(1, do_initial=name == "hat")]
     if habit == "momentum":
         given["optimizer"] = torch.optim.SGD(
             net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1
@@ -98,6 +105,68 @@ def test_finished_tasks_keep_their_outputs_and_bwt_is_0(name, habit):
         assert not all(map(torch.equal, before, net.parameters()))
     for task, before in enumerate(kept):
         assert torch.equal(before, outputs(net, task))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_may_have_samples_of_finished_tasks_alone(name):
+    net = network(name)
+    learner = strategy(net, METHODS[name](), kind=Cumulative, train_mb_size=1, train_epochs=1)
+    stream, kept = benchmark().train_stream, []
+    for task in range(2):
+        train(learner, stream[task])
+        kept.append(outputs(net, task))
+    assert name in ("mas", "ewc") or torch.equal(kept[0], outputs(net, 0))
+
+
+@pytest.mark.parametrize("name", ["hat", "piggyback"])
+def test_norms_of_finished_tasks_stand_still_while_their_samples_are_replayed(name):
+    base = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+    given = (torch.zeros(2, 8),) if name == "hat" else ()
+    net = getattr(maskcl.nn, f"to_{name}")(base, TASKS, *given, classes=[2] * TASKS)
+    learner, stream = strategy(net, METHODS[name](), ReplayPlugin(mem_size=20)), benchmark()
+    train(learner, stream.train_stream[0])
+    kept = outputs(net, 0)
+    train(learner, stream.train_stream[1])
+    assert torch.equal(kept, outputs(net, 0))
+
+
+def test_an_experience_is_trained_once_and_by_one_plugin():
+    net, stream = network("hat"), benchmark().train_stream
+    learner = strategy(net, maskcl.HAT())
+    train(learner, stream[0])
+    kept = outputs(net, 0)
+    with pytest.raises(RuntimeError, match="task 0 is finished"):
+        train(learner, stream[0])
+    with pytest.raises(ValueError, match="the strategy has 2 of them"):
+        train(strategy(net, maskcl.HAT(), MaskPlugin(maskcl.HAT())), stream[1])
+    other = strategy(net, maskcl.HAT())  # a second strategy goes on where the first one stopped
+    train(other, stream[1])
+    train(learner, stream[2])
+    assert net.finished.all() and torch.equal(kept, outputs(net, 0))
+
+
+def test_a_plugin_before_it_may_copy_the_model_at_the_end():
+    net, stream = network("hat"), benchmark().train_stream
+    learner = strategy(net, maskcl.HAT())
+    learner.plugins.insert(0, LwFPlugin())  # the copy is taken before the task is finished
+    train(learner, stream[0])
+    kept = outputs(net, 0)
+    train(learner, stream[1])
+    assert net.finished.tolist() == [True, True, False]
+    assert torch.equal(kept, outputs(net, 0))
+
+
+def test_an_early_stop_goes_back_to_its_best_state_and_ends_the_task():
+    net, stream, kept = network("hat"), benchmark(), []
+    stop = EarlyStoppingPlugin(patience=1, val_stream_name="test_stream", margin=2.0)
+    seen = EvaluationPlugin(accuracy_metrics(experience=True, stream=True), loggers=[])
+    learner = strategy(net, maskcl.HAT(), stop, evaluator=seen, eval_every=1, train_epochs=6)
+    for task in range(2):
+        train(learner, stream.train_stream[task], eval_streams=[stream.test_stream[: task + 1]])
+        assert learner.clock.train_exp_epochs < 6
+        kept.append(outputs(net, task))
+    assert net.finished.tolist() == [True, True, False]
+    assert torch.equal(kept[0], outputs(net, 0))
 
 
 def test_each_sample_of_a_mixed_batch_is_answered_under_its_own_task():
@@ -192,6 +261,14 @@ def test_an_interrupted_experience_is_begun_again():
     learner.plugins[0] = kill = Kill(maskcl.HAT())
     with pytest.raises(RuntimeError, match="killed"):
         train(learner, stream.train_stream[1])
+    plain = Naive(
+        model=learner.model,
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+        criterion=nn.CrossEntropyLoss(),
+        evaluator=EvaluationPlugin(loggers=[]),
+    )
+    with pytest.raises(RuntimeError, match="wanted a MaskPlugin"):
+        train(plain, stream.train_stream[1])  # without the plugin nobody would protect
     kill.before_training(learner)
     learner.plugins[0] = before
     train(learner, stream.train_stream[1])
