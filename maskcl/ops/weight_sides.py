@@ -187,7 +187,7 @@ def _words_of(
         return None
     plain = isinstance(side, Tensor) and side.dtype is torch.int64
     plain = plain and side.layout is torch.strided and not side.is_nested
-    plain = plain and side.device == weight.device
+    plain = plain and side.device == weight.device and not is_sharded(side)
     if not (plain and side.dim() in (1, 2) and side.shape[0] == units):
         label = f"{end}_tasks[{t}]"
         task_words(op, label, side)
