@@ -65,7 +65,7 @@ CASES = {
     "mas": Case(MAS(strength=3.0)),
     "ewc": Case(EWC(strength=30.0), "root", "inside", make=_MOMENTUM),
     "batch": Case(MAS(strength=3.0, reduction="batch")),
-    "fisher": Case(EWC(strength=30.0, reduction="batch"), "root", "between"),
+    "fisher": Case(EWC(strength=30.0, reduction="batch"), "root"),
     "piggyback": Case(Piggyback()),
     "topk": Case(Piggyback(levels="topk", density=0.6, spread="uniform"), "root"),
     "masks": Case(Piggyback(lr=9.0), "root", "between", make=_MOMENTUM),

@@ -45,8 +45,8 @@ def test_hat_in_a_loop_of_ones_own(capsys):
 def test_mas_class_by_class(capsys):
     pytest.importorskip("lightning_fabric", reason="the trainer needs maskcl[train]")
     rows = run("mas_class_by_class", capsys, 4)
-    mas, plain = rows[-1][1], rows[-1][3]
-    assert mas > plain
+    one_head, inferred = rows[-1][1], rows[-1][3]
+    assert inferred > 0.8 and one_head < 0.3
 
 
 def test_ten_tasks_to_onnx(capsys, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from maskcl.nn.tasks.bits import fingerprint, fingerprints
 from maskcl.nn.tasks.own_parts import holders, shared_modules
-from maskcl.shard_sums import total
+from maskcl.shard_sums import totals
 from maskcl.shards import is_sharded, local
 
 _CHILDREN = attrgetter("_modules")
@@ -160,8 +160,9 @@ def not_finite(caller: str, parameters: Mapping[str, Tensor]) -> str | None:
     for parameter in parameters.values():
         part = local(parameter.detach())
         bad = ~torch.stack(part.aminmax()).isfinite().all() if part.numel() else part.new_zeros(())
-        flags.append(total(bad.to(torch.int64), [parameter]))
-    names = [name for name, flag in zip(parameters, flags, strict=True) if int(flag)]
+        flags.append(bad.to(torch.int64))
+    found = totals(flags, list(parameters.values())).tolist() if flags else []
+    names = [name for name, flag in zip(parameters, found, strict=True) if flag]
     if not names:
         return None
     return (
