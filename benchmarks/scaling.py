@@ -147,7 +147,7 @@ def messages(layers: int, parameters: int, batches: int) -> dict[str, Counts]:
         batches: a process measures importances on.
     """
     return {
-        "HAT": {"begin": {"all-reduce": 2}, "step": {}, "end": {"all-reduce": 4, "all-gather": 2}},
+        "HAT": {"begin": {"all-reduce": 3}, "step": {}, "end": {"all-reduce": 5, "all-gather": 2}},
         "Piggyback": {
             "begin": {"all-reduce": 1 + layers, "all-gather": layers},
             "step": {"all-gather": layers, "reduce-scatter": layers},

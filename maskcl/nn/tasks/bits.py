@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maskcl import backends
 from maskcl.shard_sums import totals
-from maskcl.shards import cut_ends, is_sharded, local, rows
+from maskcl.shards import are_plain, cut_ends, is_sharded, local, rows
 
 _WORDS = 1 << 16  # int64 at a time: they stay in a core's cache
 _KIND = attrgetter("__class__", "shape", "dtype", "device")
@@ -46,7 +46,7 @@ def fingerprint(tensor: Tensor) -> Tensor:
 
 def fingerprints(tensors: Sequence[Tensor]) -> Tensor:
     """The same of each of n tensors, int64 [n]; those that are alike take a few calls together."""
-    if any(map(is_sharded, tensors)):
+    if not are_plain(tensors) and any(map(is_sharded, tensors)):
         own = [_of_rows(t) if is_sharded(t) else fingerprint(t) for t in tensors]
         return totals(own, tensors)
     kinds = list(map(_KIND, tensors))
