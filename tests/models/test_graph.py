@@ -149,6 +149,7 @@ def test_without_torch_geometric_one_sentence_says_what_to_install():
 import sys
 sys.modules["torch_geometric"] = None
 from maskcl import models
+from maskcl.extras import install
 models.build("mlp", (4,), 2)
 try:
     models.build_graph("node", "gcn", 3, 2)
