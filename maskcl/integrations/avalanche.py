@@ -88,7 +88,8 @@ class MaskPlugin(SupervisedPlugin[Any]):
         """Refuse labels that the task's head has no output for."""
         if strategy.clock.train_exp_iterations > 0:
             return
-        outputs, largest = strategy.mb_output.shape[1], int(strategy.mb_y.max())
+        outputs = strategy.mb_output.shape[1]
+        largest = max(strategy.experience.classes_in_this_experience)
         if largest >= outputs:
             raise ValueError(
                 f"MaskPlugin: a sample of task {self._run.task} has class {largest}, and the"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import maskcl
 from tests.integrations.small_tasks import (
@@ -34,6 +34,7 @@ with warnings.catch_warnings():
         LRSchedulerPlugin,
         LwFPlugin,
         ReplayPlugin,
+        SupervisedPlugin,
     )
     from avalanche.training.supervised import Cumulative, Naive
     from avalanche.training.templates.base_sgd import PeriodicEval
@@ -107,10 +108,18 @@ def test_finished_tasks_keep_their_outputs_and_bwt_is_0(name, habit):
         assert torch.equal(before, outputs(net, task))
 
 
+class OneAtATime(SupervisedPlugin):
+    """Samples of all tasks so far, one a step: Avalanche's own loader mixes tasks in each batch."""
+
+    def before_training_epoch(self, strategy, *args, **kwargs):
+        data = strategy.adapted_dataset
+        strategy.dataloader = DataLoader(data, batch_size=1, collate_fn=data.collate_fn)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_may_have_samples_of_finished_tasks_alone(name):
     net = network(name)
-    learner = strategy(net, METHODS[name](), kind=Cumulative, train_mb_size=1, train_epochs=1)
+    learner = strategy(net, METHODS[name](), OneAtATime(), kind=Cumulative, train_epochs=1)
     stream, kept = benchmark().train_stream, []
     for task in range(2):
         train(learner, stream[task])

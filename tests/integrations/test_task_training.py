@@ -90,12 +90,14 @@ def test_release_gives_the_step_back():
 
 
 def test_a_library_that_is_missing_is_named_by_its_own_module_alone(monkeypatch):
-    for name in ("lightning", "pytorch_lightning", "avalanche", "models"):
+    missing = {"lightning", "pytorch_lightning", "avalanche", "models"}
+    for name in {*missing, *(name for name in sys.modules if name.partition(".")[0] in missing)}:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "maskcl.integrations", raising=False)
     importlib.import_module("maskcl.integrations")
     wanted = {"lightning": "install lightning", "avalanche": "avalanche-lib", "mammoth": "checkout"}
     for stem, what in wanted.items():
         monkeypatch.delitem(sys.modules, f"maskcl.integrations.{stem}", raising=False)
+        monkeypatch.delitem(sys.modules, "maskcl.integrations.masked_model", raising=False)
         with pytest.raises(ImportError, match=what):
             importlib.import_module(f"maskcl.integrations.{stem}")
