@@ -29,6 +29,7 @@ from maskcl.nn import to_importance, to_plain
 from maskcl.training.checks import check_kinds
 from tests import sharded_ways
 from tests.sharded_networks import CASES, Run
+from tests.spawned import raised
 
 PAIRS = "root", "mas", "batch", "piggyback"
 SECONDS = 600  # a child takes some ten; one that hangs says where
@@ -105,14 +106,6 @@ def attempt(function: Callable[[], bool]) -> Any:
         return function()
     except Exception:
         return traceback.format_exc()
-
-
-def raised(function: Callable[[], Any]) -> str:
-    try:
-        function()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def pairs(processes: int, rank: int) -> dict[str, Any]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +11,7 @@ import torch
 from benchmarks.scaling import messages
 from maskcl.nn.hat.protection import Protection
 from maskcl.shards import cut_ends, first_element, local, rows
-from tests import resume_run
+from tests.spawned import last_line_of
 
 pytest.importorskip("torch.distributed.fsdp", reason="torch without distributed")
 from tests import sharded_networks, sharded_runs, sharded_ways
@@ -28,12 +25,8 @@ SAME = [name for name, case in CASES.items() if case.policy is None]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    root = str(Path(sharded_runs.__file__).parents[1])
-    environment = os.environ | resume_run.ONE_THREAD | {"PYTHONPATH": root}
-    command = [sys.executable, "-m", "tests.sharded_runs", str(folder)]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1:] == ["exit 0 0 0 0 0 0 0"], run.stdout
+    said = last_line_of("tests.sharded_runs", folder)
+    assert said.startswith("exit 0 0 0 0 0 0 0"), said
     ways = *WAYS, *((4, rank) for rank in range(4))
     return {way: torch.load(folder / f"{way[0]}.{way[1]}.pt") for way in ways}
 

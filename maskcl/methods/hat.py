@@ -258,8 +258,7 @@ class HAT:
                 scaler was given and one is in use.
         """
         state.begun.check("HAT.after_backward", net)
-        if not state.protection.is_current():
-            net.take_shards()
+        net.take_shards()
         state.protection.check_parameters("HAT.after_backward")
         state.steps += 1
         if state.is_fused:

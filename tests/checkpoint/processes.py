@@ -36,6 +36,7 @@ from maskcl.checkpoint.parts import folder_of
 from maskcl.methods import Piggyback, TaskData
 from maskcl.shards import is_sharded, whole
 from tests.sharded_networks import CASES, Case, Run
+from tests.spawned import raised
 
 STEPS = 3
 SECONDS = 600  # a child takes a few; one that hangs says where
@@ -109,14 +110,6 @@ def resume(case: Case, path: Path, processes: int | None, rank: int) -> Told:
         case.method.end_task(run.net, found.state, data(run, 1))
         told |= {"end": state_of(run.net), "chance": torch.rand(3)}
     return told
-
-
-def raised(function: Callable[[], Any]) -> str:
-    try:
-        function()
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def refusals(folder: Path, processes: int, rank: int) -> Told:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from maskcl.checkpoint import load_checkpoint, load_facts
-from tests import resume_run
+from tests.spawned import last_line_of
 
 pytest.importorskip("torch.distributed.fsdp", reason="torch without distributed")
 from tests.checkpoint import processes
@@ -24,13 +21,7 @@ STAGES = ["alone"] + [f"resume-{n}.{rank}" for n in (1, 2, 4) for rank in range(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("shared")
-    root = str(Path(processes.__file__).parents[2])
-    environment = os.environ | resume_run.ONE_THREAD | {"PYTHONPATH": root}
-    command = [sys.executable, "-m", "tests.checkpoint.processes", str(made)]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1:] == ["exit" + 10 * " 0"], run.stdout
-    assert run.stderr == ""
+    assert last_line_of("tests.checkpoint.processes", made) == "exit" + 10 * " 0"
     return made
 
 

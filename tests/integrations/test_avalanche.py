@@ -1,6 +1,5 @@
 import re
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from tests.integrations.small_tasks import (
     outputs,
     samples,
 )
+from tests.pages import blocks, page
 
 pytest.importorskip("avalanche", reason="avalanche-lib is not installed")
 
@@ -304,10 +304,9 @@ def test_a_weight_written_between_two_evaluations_raises_at_the_end():
 
 def test_the_example_of_its_page(capsys, tmp_path, monkeypatch):
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    page = Path(__file__).resolve().parents[2] / "docs" / "integrations" / "avalanche.md"
-    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    (example,) = blocks("python", page("integrations/avalanche.md"))
     assert len(example.splitlines()) <= 40
     monkeypatch.chdir(tmp_path)
-    exec(compile(example.replace("train_epochs=5", "train_epochs=1"), page.name, "exec"), {})
+    exec(compile(example.replace("train_epochs=5", "train_epochs=1"), "a page", "exec"), {})
     found = re.findall(r"BWT ([-\d.e]+)", capsys.readouterr().out)
     assert len(found) == 5 and set(map(float, found)) == {0.0}

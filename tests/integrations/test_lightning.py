@@ -1,6 +1,5 @@
 import logging
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from tests.integrations.small_tasks import (
     outputs,
     samples,
 )
+from tests.pages import blocks, page
 
 pl = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
 
@@ -240,11 +240,10 @@ def test_a_module_without_one_network_is_refused(count):
 
 def test_the_example_of_its_page(capsys, tmp_path, monkeypatch):
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    page = Path(__file__).resolve().parents[2] / "docs" / "integrations" / "lightning.md"
-    (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    (example,) = blocks("python", page("integrations/lightning.md"))
     assert len(example.splitlines()) <= 40
     monkeypatch.chdir(tmp_path)
-    exec(compile(example.replace("max_epochs=5", "max_epochs=1"), page.name, "exec"), {})
+    exec(compile(example.replace("max_epochs=5", "max_epochs=1"), "a page", "exec"), {})
     printed = re.findall(r"^\[.*\]$", capsys.readouterr().out, flags=re.MULTILINE)
     rows = [[float(n) for n in row[1:-1].split(",")] for row in printed]
     assert [row[-1] for row in rows] == rows[-1] and len(rows) == 5
