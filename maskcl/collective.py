@@ -12,6 +12,14 @@ import torch
 Item = TypeVar("Item")
 
 
+def processes() -> tuple[int, int]:
+    """How many there are, and which of them this is; 1 and 0 where nothing is distributed."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 1, 0
+    return distributed.get_world_size(), distributed.get_rank()
+
+
 def everyones(processes: int, own: Item) -> list[Item]:
     """What each process has, by its number; every process has to call it.
 

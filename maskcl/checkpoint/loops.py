@@ -18,7 +18,7 @@ from maskcl.checkpoint.content import Checkpoint, CheckpointError, check_config,
 from maskcl.checkpoint.files import load_checkpoint, load_facts, save_checkpoint
 from maskcl.checkpoint.networks import give_up, load_network, network_state, take
 from maskcl.checkpoint.optimizers import load_optimizer, optimizer_state
-from maskcl.collective import everyones, together
+from maskcl.collective import everyones, processes, together
 from maskcl.randomness import rng_state, set_rng_state
 from maskcl.text import printable
 from maskcl.validation import ContentError, check
@@ -84,7 +84,7 @@ def save_training(
         tensors |= {f"optimizer.{name}": tensor for name, tensor in found.items()}
     if state is not None:
         content["method"] = state.state_dict()
-    count, rank = _processes()
+    count, rank = processes()
     own, content["rng"] = rng_state(_device(net))
     tensors |= {f"rng{rank}.{name}": tensor for name, tensor in own.items()}
     content["rng"] = everyones(count, content["rng"])
@@ -118,7 +118,7 @@ def load_training(
         TypeError: it was saved inside a task, and no method or optimizer is given.
     """
     name = printable(os.fspath(path))
-    count, rank = _processes()
+    count, rank = processes()
     with together(count):
         found, position, content = load_facts(path)
         if config is not None:
@@ -185,13 +185,6 @@ def _give_up_training(net: Any, task: int | None) -> None:
         give_up(net, task)
     elif training is not None:
         net.forget_task(training)
-
-
-def _processes() -> tuple[int, int]:
-    """How many share the run, and which of them this is."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 1, 0
-    return torch.distributed.get_world_size(), torch.distributed.get_rank()
 
 
 def _device(net: nn.Module) -> torch.device:

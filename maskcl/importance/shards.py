@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskcl.collective import processes
 from maskcl.importance.quiet import requiring
 from maskcl.importance.subject import Subject
 from maskcl.ops import mas_accumulate_
@@ -104,14 +105,13 @@ def add_up(subject: Subject, wanted: dict[str, Tensor], like: dict[str, Tensor],
 
 def _share(sums: list[Tensor], count: int, like: Tensor) -> int:
     """Add up the sums of all processes, in place and in one message; the number of samples."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if processes()[0] == 1:
         return count
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     flat = torch.cat(
         [*(s.flatten().to(dtype) for s in sums), like.new_tensor([count], dtype=dtype)]
     )
-    distributed.all_reduce(flat)
+    torch.distributed.all_reduce(flat)
     parts = flat[:-1].split([s.numel() for s in sums])
     for total, part in zip(sums, parts, strict=True):
         total.copy_(part.view_as(total))

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from maskcl.collective import processes
 from maskcl.importance import estimate
 from maskcl.methods.base import TaskData, derive_seed
 from maskcl.methods.mas import REDUCTIONS
@@ -84,8 +84,7 @@ class EWC(Quadratic):
         generator = None
         if self.labels == "sampled":
             # Each process has samples of its own, and draws of its own for them.
-            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-            seed = derive_seed("labels", state.seed, state.task, rank)
+            seed = derive_seed("labels", state.seed, state.task, processes()[1])
             generator = torch.Generator(net.finished.device).manual_seed(seed)
         return estimate(
             net,

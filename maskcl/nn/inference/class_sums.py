@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from maskcl.collective import processes
+
 # Rows that are gathered before they are multiplied: batches may be small.
 _ROWS = 1024
 
@@ -99,22 +101,12 @@ class ClassSums:
     def _gather(self) -> None:
         """Add up the sums of all processes."""
         classes = len(self._count)
-        if is_shared():
+        if processes()[0] > 1:
             most = torch.tensor(classes, device=self._count.device)
             torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
             self._grow(int(most))
             for sums in (self._count, self._total, self._square):
                 torch.distributed.all_reduce(sums)
-
-
-def is_shared() -> bool:
-    """Whether other processes have samples too."""
-    distributed = torch.distributed
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
 
 
 def pack(matrix: Tensor) -> Tensor:

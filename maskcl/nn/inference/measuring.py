@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maskcl.nn.inference.class_sums import ClassSums, is_shared
+from maskcl.collective import processes
+from maskcl.nn.inference.class_sums import ClassSums
 from maskcl.nn.inference.gaussians import Gaussians
 from maskcl.nn.inference.statistics import TaskStatistics
 
@@ -53,7 +54,7 @@ def measure(
         found, labels = _labelled(task, data.forward(probe, batch))
         if sums is None:
             sums = ClassSums(found.shape[1], own, found.device)
-            if is_shared():
+            if processes()[0] > 1:
                 _widest(found.shape[1], found.device)
         sums.add(found, labels)
     sums = sums or _sums_of_none(own, device)
@@ -78,7 +79,7 @@ def measure(
 
 def _sums_of_none(own: bool, device: torch.device) -> ClassSums | None:
     """Of a process that has no sample, where another has; None where nobody has."""
-    width = _widest(0, device) if is_shared() else 0
+    width = _widest(0, device) if processes()[0] > 1 else 0
     return ClassSums(width, own, device) if width else None
 
 
@@ -102,7 +103,7 @@ def _spread(
         own = scores.gather(1, place[:, None])[:, 0].double()
         for power in range(3):
             sums[power].index_add_(0, place, own**power)
-    if is_shared():
+    if processes()[0] > 1:
         torch.distributed.all_reduce(sums)
     mean = sums[1] / sums[0]
     deviation = (sums[2] / sums[0] - mean**2).clamp_min(0).sqrt()

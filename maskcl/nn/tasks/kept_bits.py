@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskcl.collective import processes
 from maskcl.nn.tasks.bits import fingerprint, fingerprints
 from maskcl.nn.tasks.own_parts import holders, shared_modules
 from maskcl.shard_sums import totals
@@ -227,9 +228,8 @@ def check_ranks(caller: str, net: nn.Module, problem: str | None = None) -> None
     Raises:
         RuntimeError: there is a problem here or elsewhere, or parameters differ.
     """
-    distributed = torch.distributed
-    is_alone = not (distributed.is_available() and distributed.is_initialized())
-    if is_alone or distributed.get_world_size() == 1:
+    count, _ = processes()
+    if count == 1:
         if problem:
             raise RuntimeError(problem)
         return
@@ -237,8 +237,8 @@ def check_ranks(caller: str, net: nn.Module, problem: str | None = None) -> None
     device = next((p.device for p in whole.values()), torch.device("cpu"))
     flag = torch.tensor(int(problem is not None), dtype=torch.int64, device=device)
     mine = torch.stack([flag, *(fingerprint(p) for p in whole.values())])
-    everyones = [torch.empty_like(mine) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(everyones, mine)
+    everyones = [torch.empty_like(mine) for _ in range(count)]
+    torch.distributed.all_gather(everyones, mine)
     if problem:
         raise RuntimeError(problem)
     if any(int(other[0]) for other in everyones):
@@ -264,10 +264,7 @@ def share_statistics(modules: Iterable[nn.Module]) -> None:
     Args:
         modules: a task's norms, and what else is its own.
     """
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    if distributed.get_world_size() > 1:
+    if processes()[0] > 1:
         for module in modules:
             for buffer in module.buffers():
-                distributed.broadcast(buffer, 0)
+                torch.distributed.broadcast(buffer, 0)
