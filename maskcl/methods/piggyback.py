@@ -149,7 +149,7 @@ class Piggyback:
             generator=torch.Generator().manual_seed(derive_seed("scores", seed, task)),
             score_dtype=_DTYPES[self.score_dtype],
         )
-        return PiggybackState(task, self._words(net))
+        return PiggybackState(task, self._words(net), derive_seed("rounding", seed, task))
 
     def parameter_groups(self, net: PiggybackNetwork, task: int) -> list[dict[str, Any]]:
         """The scores, never with decay, which would pull them under the threshold; then the rest.
@@ -207,7 +207,7 @@ class Piggyback:
         in it, and so is all else of that dtype; others' first step warns of what they lose.
         """
         how = "nearest" if self.score_dtype == "float32" else "stochastic"
-        return fuse(optimizer, rounding=how, seed=state.task)
+        return fuse(optimizer, rounding=how, seed=state.rounding_seed)
 
     def before_step(self, net: PiggybackNetwork, state: PiggybackState, progress: float) -> None:
         """Of the masks nothing: one is as hard in the first step as at test."""
@@ -300,13 +300,15 @@ class PiggybackState(TaskState):
     Attributes:
         task: index of the task.
         start: by layer, the words of the mask that the task started with.
+        rounding_seed: of the random numbers by which ``protect``'s steps round bfloat16 scores.
         scale: None; masks are hard throughout.
     """
 
-    SAVED = ("task",)  # what it started with follows from the seed
+    SAVED = ("task",)  # the rest follows from the seed
 
     task: int
     start: dict[str, Tensor] = field(repr=False)
+    rounding_seed: int
     scale: None = None
 
 

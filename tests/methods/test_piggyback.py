@@ -290,3 +290,19 @@ def test_bfloat16_scores_are_rounded_at_random_by_whatever_steps_them():
     count = sum(p.numel() for p in net.scores())
     # Each goes to its neighbour, 6e-5 away, with a probability of 1e-6 / 6e-5.
     assert 0 < moved < count / 10
+
+
+def test_runs_of_other_seeds_round_otherwise():
+    def after_a_step(seed):
+        net, method = tiny.piggyback(), Piggyback(score_dtype="bfloat16")
+        state = method.begin_task(net, 1, seed=seed)
+        optimizer = torch.optim.SGD(method.parameter_groups(net, 1), lr=3e-5)
+        method.protect(optimizer, net, state)
+        for p in net.scores():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        return torch.cat([p.detach().flatten() for p in net.scores()])
+
+    first = after_a_step(seed=0)
+    assert torch.equal(first, after_a_step(seed=0))
+    assert not torch.equal(first, after_a_step(seed=1))

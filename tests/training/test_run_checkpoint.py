@@ -14,6 +14,10 @@ TASKS = 3
 NETS = {
     "hat": (HAT(), lambda: tiny.network("mlp", TASKS)),
     "piggyback": (Piggyback(), lambda: tiny.piggyback("conv", TASKS, norms="task")),
+    "bfloat16": (
+        Piggyback(score_dtype="bfloat16"),
+        lambda: tiny.piggyback("conv", TASKS, norms="task"),
+    ),
     "ewc": (EWC(), lambda: tiny.importance("mlp", TASKS)),
 }
 
