@@ -147,8 +147,9 @@ def _follows(place: Place, before: Place) -> bool:
     is_beside = (before.name, before.offsets[1:], before.sizes[1:]) == (
         place.name, place.offsets[1:], place.sizes[1:],
     )  # fmt: skip
-    ends = bool(place.whole) and before.offsets[0] + before.sizes[0] == place.offsets[0]
-    return is_beside and ends
+    if not is_beside or not place.whole:  # a number has no rows
+        return False
+    return before.offsets[0] + before.sizes[0] == place.offsets[0]
 
 
 def check_covered(places: Iterable[Place], where: str) -> dict[str, list[Place]]:

@@ -23,12 +23,13 @@ GIVEN = {
     "base": torch.randn(4, 3),
     "minus": torch.full((2,), -0.0),
     "one": torch.tensor(2.5),
+    "count": torch.zeros((), dtype=torch.int64),
     "none": torch.zeros(0, 3),
     "still": torch.zeros(3, 2),
     "free": torch.randn(5),
 }
 LASTING = {
-    "base": dict.fromkeys(("base", "minus", "one", "none", "still", "absent")),
+    "base": dict.fromkeys(("base", "minus", "one", "count", "none", "still", "absent")),
     **{f"task-{k}": {"words": slice(k, k + 1)} for k in range(5)},
 }
 
@@ -41,6 +42,7 @@ def test_groups_take_their_rows_and_zeros_need_no_file():
     # The last task is in no group; of those that are, rows of zeros are one piece.
     assert {place.key for place in rest} == {"words@5,0,0", "free"}
     assert [(z.name, z.offsets, z.sizes) for z in zeros] == [
+        ("count", (), ()),
         ("none", (0, 0), (0, 3)),
         ("still", (0, 0), (3, 2)),
         ("words", (2, 0, 0), (3, 2, 3)),
