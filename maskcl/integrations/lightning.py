@@ -15,10 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maskcl.integrations.task_training import TaskTraining
+from maskcl.integrations.task_training import TaskTraining, network_of
 from maskcl.methods import Method, TaskData
 from maskcl.methods.loss_scaling import NOT_SCALED
-from maskcl.nn import TaskNetwork
 
 try:
     from lightning.pytorch import Callback
@@ -64,12 +63,13 @@ class MaskCallback(Callback):
         self._restored: dict[str, int] | None = None
         self._active = ExitStack()
         self._hooks: list[Any] = []
-        self._backwards = 0
         self._is_due = False  # gradients have come that the method has not seen
+        self._is_announced = False  # an optimizer is about to step, by Lightning's hook
+        self._stepped: set[int] | None = None  # with the batch's last gradients; None before any
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Begin the task, before ``configure_optimizers``."""
-        self._net = _network_of(pl_module)
+        self._net = network_of("MaskCallback", pl_module)
         self._restored = None
         if stage == "fit":
             self._run = TaskTraining(self.method, self._net, self.task, self.seed)
@@ -141,7 +141,7 @@ class MaskCallback(Callback):
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
         step = batch_idx // every
         run.before_step(trainer.current_epoch, epochs, step, math.ceil(batches / every))
-        self._backwards = 0
+        self._is_announced, self._stepped = False, None
         self._active.enter_context(run.entered())
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
@@ -158,7 +158,7 @@ class MaskCallback(Callback):
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Remember that there are gradients."""
         self._is_due = True
-        self._backwards += 1
+        self._stepped = set()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Optimizer) -> None:
         """The method's part of the gradients, before Lightning clips them."""
@@ -168,11 +168,15 @@ class MaskCallback(Callback):
                 scaler = NOT_SCALED  # not by one of another trainer's that is still alive
             self._training.after_backward(scaler)
             self._is_due = False
-        elif self._backwards == 0 and not pl_module.automatic_optimization:
+        elif not pl_module.automatic_optimization and (
+            self._stepped is None or id(optimizer) in self._stepped
+        ):
             raise RuntimeError(
                 "MaskCallback: an optimizer steps and no gradient has come by Lightning: call"
                 " self.manual_backward(loss) rather than loss.backward()"
             )
+        self._stepped = {*(self._stepped or ()), id(optimizer)}
+        self._is_announced = True
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Finish the task; its outputs keep their bits from here on."""
@@ -182,6 +186,11 @@ class MaskCallback(Callback):
         data = TaskData(batches) if self.forward is None else TaskData(batches, self.forward)
         self._training.end(data)
         self._run = None
+
+    def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
+        """Raise where callbacks behind this one wrote what finished tasks need, at the end."""
+        if not self._net.is_sharded:  # a strategy's teardown takes shards from their device
+            self._net.check_kept("MaskCallback")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the task unfinished, and the optimizers as they were."""
@@ -220,11 +229,12 @@ class MaskCallback(Callback):
             self._hooks.append(optimizer.register_step_post_hook(self._after_step))
 
     def _after_step(self, *args: Any) -> None:
-        if self._is_due:
+        if self._is_due or not self._is_announced:
             raise RuntimeError(
                 "MaskCallback: an optimizer has stepped past Lightning's hooks, with gradients that"
                 " the method has not seen: step what self.optimizers() gives"
             )
+        self._is_announced = False
         self._training.after_step()
 
     def _unhook(self) -> None:
@@ -236,19 +246,3 @@ class MaskCallback(Callback):
         for batch in trainer.train_dataloader:
             converted = trainer.precision_plugin.convert_input(batch)
             yield trainer.strategy.batch_to_device(converted)
-
-
-def _network_of(module: nn.Module) -> TaskNetwork:
-    """The one network of tasks inside a module."""
-    found = [inner for inner in module.modules() if isinstance(inner, TaskNetwork)]
-    if not found:
-        raise TypeError(
-            f"MaskCallback: {type(module).__name__} holds no network of tasks (maskcl.nn.to_hat,"
-            " to_piggyback or to_importance make one)"
-        )
-    if len(found) > 1:
-        raise ValueError(
-            f"MaskCallback: {type(module).__name__} holds {len(found)} networks of tasks,"
-            " wanted one"
-        )
-    return found[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maskcl.methods import Method, TaskData
@@ -98,6 +98,26 @@ class TaskTraining:
         self.release()
 
 
+def network_of(caller: str, module: nn.Module) -> TaskNetwork:
+    """The one network of tasks inside a module.
+
+    Raises:
+        TypeError: there is none.
+        ValueError: there are several.
+    """
+    found = [inner for inner in module.modules() if isinstance(inner, TaskNetwork)]
+    if not found:
+        raise TypeError(
+            f"{caller}: {type(module).__name__} holds no network of tasks (maskcl.nn.to_hat,"
+            " to_piggyback or to_importance make one)"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"{caller}: {type(module).__name__} holds {len(found)} networks of tasks, wanted one"
+        )
+    return found[0]
+
+
 class Regrouped:
     """An optimizer that was made for all tasks, on the parameters of one until `undo`.
 
@@ -122,9 +142,11 @@ class Regrouped:
         extra: list[Group] = []
         for wanted in groups:
             settings = {key: value for key, value in wanted.items() if key != "params"}
+            fitting = [at for at, (group, _) in enumerate(self._before) if _has(group, settings)]
+            first = fitting[0] if fitting else 0  # for what came with the task
             for at, (group, _) in enumerate(self._before):
-                mine = [p for p in wanted["params"] if home.get(id(p), 0) == at]
-                if all(group[key] == value for key, value in settings.items()):
+                mine = [p for p in wanted["params"] if home.get(id(p), first) == at]
+                if at in fitting:
                     inside[at] += mine
                 elif mine:
                     extra.append({**group, **settings, "params": mine})
@@ -146,6 +168,14 @@ class Regrouped:
             group["params"][:] = params
         self._optimizer.param_groups[:] = [group for group, _ in self._before]
         self._optimizer.state.clear()
+
+
+def _has(group: Group, settings: Group) -> bool:
+    """Whether a group has the settings: a rate before its scheduler; Rprop knows no decay."""
+    return all(
+        group.get(f"initial_{key}", group.get(key, value)) == value
+        for key, value in settings.items()
+    )
 
 
 def _settings(extra: Sequence[Group], groups: Sequence[Group]) -> list[str]:

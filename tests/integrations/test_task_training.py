@@ -66,6 +66,26 @@ def test_a_scheduler_that_counts_groups_is_not_outgrown():
     assert len(plain.param_groups) == 1
 
 
+def test_a_scheduled_rate_is_still_the_methods():
+    net, method = network("piggyback"), maskcl.Piggyback(lr=0.02)
+    groups = method.parameter_groups(net, 0)
+    optimizer = torch.optim.AdamW(groups[::-1], lr=0.01, weight_decay=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.param_groups[1]["lr"] = 0.002  # as the scheduler has it by now
+    run = TaskTraining(method, net, 0)
+    Regrouped("test", optimizer, method.parameter_groups(net, 0))
+    decayed, scores = optimizer.param_groups
+    assert set(scores["params"]) == set(net.scores()) and scores["lr"] == 0.002
+    assert {*decayed["params"], *scores["params"]} == set(run.net.task_parameters(0))
+
+
+def test_an_optimizer_that_knows_no_decay_needs_no_group_without():
+    run, _ = begun("hat", maskcl.HAT())
+    optimizer = torch.optim.Rprop(run.net.parameters())
+    Regrouped("test", optimizer, run.method.parameter_groups(run.net, 1))
+    assert len(optimizer.param_groups) == 1
+
+
 def test_gradients_of_protected_weights_are_zero_for_whoever_clips():
     run, optimizer = begun("hat", maskcl.HAT())
     Regrouped("test", optimizer, run.method.parameter_groups(run.net, 1))
