@@ -89,6 +89,7 @@ def time_steps(
     methods: tuple[str, ...] = METHODS,
     seconds: float = 4.0,
     others: dict[tuple[str, str], Step] | None = None,
+    fewest: int = 5,
 ) -> StepTimes:
     """Time the second task's steps, in turn in one process.
 
@@ -97,6 +98,7 @@ def time_steps(
         methods: of ``METHODS``.
         seconds: that all rounds should take together.
         others: steps of others on the same network, by method and whose.
+        fewest: rounds, however long they take.
 
     Raises:
         ValueError: an unknown network.
@@ -105,7 +107,7 @@ def time_steps(
     torch.set_num_threads(setting.threads)
     steps = {**steps_of(setting, methods), **(others or {})}
     named = {f"{method}/{whose}": Timed(step) for (method, whose), step in steps.items()}
-    found = in_turn(named, seconds)
+    found = in_turn(named, seconds, fewest)
     return StepTimes(setting, dict(zip(steps, found.values(), strict=True)))
 
 

@@ -14,7 +14,7 @@ import torch
 
 __all__ = ["Spread", "Timed", "copy_of", "in_turn", "machine"]
 
-_WARM_UP, _FEWEST, _MOST = 2, 5, 5000
+_WARM_UP, _MOST = 2, 5000
 
 
 class Timed(NamedTuple):
@@ -32,13 +32,14 @@ class Spread(NamedTuple):
     high: float
 
 
-def in_turn(functions: Mapping[str, Timed], seconds: float) -> dict[str, Spread]:
+def in_turn(functions: Mapping[str, Timed], seconds: float, fewest: int = 5) -> dict[str, Spread]:
     """Call the functions one after the other, again and again.
 
     Args:
         functions: by name.
-        seconds: that all of this should take, calls to warm up aside; each is called 5 times at
-            least and 5,000 times at most.
+        seconds: that all of this should take, calls to warm up aside; each is called 5,000 times
+            at most.
+        fewest: calls of each, however long they take.
 
     Returns:
         By name the spread over rounds; a GPU's work is waited for in every call.
@@ -49,7 +50,7 @@ def in_turn(functions: Mapping[str, Timed], seconds: float) -> dict[str, Spread]
                 _seconds(function.run)
     taken: dict[str, list[float]] = {name: [] for name in functions}
     end, rounds = time.perf_counter() + seconds, 0
-    while rounds < _FEWEST or (rounds < _MOST and time.perf_counter() < end):
+    while rounds < fewest or (rounds < _MOST and time.perf_counter() < end):
         rounds += 1
         for name, function in functions.items():
             with function.around():
