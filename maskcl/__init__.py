@@ -2,9 +2,11 @@
 
 ``maskcl.ops`` holds the fused ops, ``maskcl.nn`` the modules that carry masks, ``maskcl.masks`` the
 files that masks travel in, ``maskcl.importance`` what measures parameters, ``maskcl.optim``
-optimizers that cannot move what is protected, ``maskcl.export`` one task's network by itself. All
-of it is imported when it is first named, so that the command line can say something before torch,
-which takes seconds, is there.
+optimizers that cannot move what is protected, ``maskcl.export`` one task's network by itself,
+``maskcl.checkpoint`` training that goes on after a kill; ``maskcl.methods``, ``maskcl.models``,
+``maskcl.problems`` and ``maskcl.scenarios`` are what a ``Trainer`` is given. All of it is imported
+when it is first named, so that the command line can say something before torch, which takes
+seconds, is there.
 """
 
 import importlib
@@ -13,7 +15,20 @@ from typing import TYPE_CHECKING, Any
 from maskcl._version import __version__
 
 if TYPE_CHECKING:
-    from maskcl import backends, export, importance, masks, nn, ops, optim
+    from maskcl import (
+        backends,
+        checkpoint,
+        export,
+        importance,
+        masks,
+        methods,
+        models,
+        nn,
+        ops,
+        optim,
+        problems,
+        scenarios,
+    )
     from maskcl.methods.ewc import EWC
     from maskcl.methods.hat import HAT
     from maskcl.methods.mas import MAS
@@ -32,15 +47,23 @@ __all__ = [
     "Validation",
     "__version__",
     "backends",
+    "checkpoint",
     "export",
     "importance",
     "masks",
+    "methods",
+    "models",
     "nn",
     "ops",
     "optim",
+    "problems",
+    "scenarios",
 ]
 
-_ROOMS = ("backends", "export", "importance", "masks", "nn", "ops", "optim")
+_ROOMS = (
+    *("backends", "checkpoint", "export", "importance", "masks", "methods", "models", "nn"),
+    *("ops", "optim", "problems", "scenarios"),
+)
 _LATE = {
     "EWC": "maskcl.methods.ewc",
     "HAT": "maskcl.methods.hat",

@@ -5,13 +5,17 @@ Names may be added here, never moved or taken away.
 
 from __future__ import annotations
 
+import ast
 import importlib
+import itertools
 
 import pytest
 
+from tests.pages import README, ROOT, blocks
+
 PUBLIC = {
     "maskcl": "EWC HAT MAS Piggyback TaskInference Trainer Validation __version__ backends"
-    " export importance masks nn ops optim",
+    " checkpoint export importance masks methods models nn ops optim problems scenarios",
     "maskcl.backends": "BACKENDS BackendError not_supported_reasons select use_backend",
     "maskcl.callback": "Callback",
     "maskcl.loggers": "CSVLogger TensorBoardLogger",
@@ -108,3 +112,20 @@ def test_a_public_name_imports_from_where_it_did(module: str) -> None:
 @pytest.mark.parametrize("module", ["maskcl", "maskcl.nn", "maskcl.ops", "maskcl.masks"])
 def test_every_promised_name_is_in_the_list(module: str) -> None:
     assert set(importlib.import_module(module).__all__) <= set(PUBLIC[module].split())
+
+
+def test_names_that_pages_take_from_the_package_are_there_whatever_is_imported() -> None:
+    """``import maskcl`` alone has no submodule that it does not look up itself."""
+    pages = [README, *(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))]
+    code = itertools.chain.from_iterable(blocks("python", text) for text in pages)
+    scripts = (path.read_text() for path in sorted((ROOT / "examples").glob("*.py")))
+    parsed = [ast.parse(text) for text in (*code, *scripts)]
+    found = {
+        node.attr
+        for node in itertools.chain.from_iterable(map(ast.walk, parsed))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "maskcl"
+    }
+    assert len(found) > 5
+    assert found <= set(importlib.import_module("maskcl").__all__)
