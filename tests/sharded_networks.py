@@ -33,6 +33,7 @@ class Case(NamedTuple):
         model: "mlp", whose 33 and 13 rows two processes cannot halve, or "conv", with groups.
         policy: of mixed precision.
         options: more of ``fully_shard``.
+        tasks: how many the network has.
     """
 
     method: Any
@@ -42,6 +43,7 @@ class Case(NamedTuple):
     model: str = "mlp"
     policy: Any = None
     options: Any = MappingProxyType({})
+    tasks: int = TASKS
 
     @property
     def is_exact(self) -> bool:
@@ -106,13 +108,13 @@ class Run:
         torch.manual_seed(0)
         self.case, self.count = case, processes or 1
         model, shape = model_of(case.model)
-        classes = [2] * TASKS
+        classes = [2] * case.tasks
         if isinstance(case.method, HAT):
-            net: Any = to_hat(model, TASKS, torch.zeros(2, *shape), classes=classes)
+            net: Any = to_hat(model, case.tasks, torch.zeros(2, *shape), classes=classes)
         elif isinstance(case.method, Piggyback):
-            net = to_piggyback(model, TASKS, classes=classes, levels=case.method.levels)
+            net = to_piggyback(model, case.tasks, classes=classes, levels=case.method.levels)
         else:
-            net = to_importance(model, TASKS, classes=classes)
+            net = to_importance(model, case.tasks, classes=classes)
         self.net: Any = net if case.policy else net.double()
         dtype = torch.float32 if case.policy else torch.float64
         x = torch.randn(TASKS, 16, *shape, dtype=dtype)

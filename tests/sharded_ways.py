@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maskcl import TaskInference
 from maskcl.importance import estimate
-from tests.sharded_networks import CASES, Run
+from tests.sharded_networks import CASES, TASKS, Run
 
 Make = Callable[..., Run]
 
@@ -97,6 +97,23 @@ def _loaded(make: Make, case: str) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+def _loaded_fewer(make: Make, case: str) -> bool:
+    """A state of fewer tasks, whole or of a sharded network, goes into a sharded one of more."""
+    plain, small = (make(case, when=when, tasks=TASKS - 1) for when in ("never", "first"))
+    for parameter in plain.net.parameters():
+        torch.nn.init.normal_(parameter)
+    wanted = plain.whole_state()
+    small.net.load_state_dict(plain.net.state_dict())
+    equal = []
+    for state in (plain.net.state_dict(), small.net.state_dict()):
+        run = make(case, how="root", when="first")
+        run.net.load_state_dict(state)
+        found = run.whole_state()
+        equal += [torch.equal(found[name][: len(t)], t) for name, t in wanted.items() if t.dim()]
+        run.learn(TASKS - 1)
+    return len(equal) > 8 and all(equal)
+
+
 def _measured(make: Make) -> bool:
     """Importances are sharded, and by hand go where the method's do."""
     run = make("mas")
@@ -131,6 +148,7 @@ WAYS: dict[str, Callable[[Make], bool]] = {
     **{f"recomputed {case}": partial(_recomputed, case=case) for case in KINDS[::2]},
     **{f"inferred {case}": partial(_inferred, case=case) for case in KINDS},
     **{f"loaded {case}": partial(_loaded, case=case) for case in KINDS},
+    **{f"fewer tasks {case}": partial(_loaded_fewer, case=case) for case in KINDS},
 }
 
 
