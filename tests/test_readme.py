@@ -90,6 +90,30 @@ def test_figures_of_ops_are_those_of_the_table_of_results(row):
             assert float(cell) == pytest.approx(known[name], rel=0.05)
 
 
+# Those of steps: what steps.csv has of them, on one thread.
+STEPS = {
+    "HAT step, small net: MLP 64-200-200-2, batch 16, AdamW": ("64-200-200-2", "16", "HAT"),
+    "Piggyback step, the same": ("64-200-200-2", "16", "Piggyback"),
+    "MAS step, the same": ("64-200-200-2", "16", "MAS"),
+    "HAT step, MLP 784-2000-2000-10, batch 64, AdamW": ("784-2000-2000-10", "64", "HAT"),
+}
+
+
+@pytest.mark.parametrize("row", STEPS)
+def test_figures_of_steps_are_those_of_the_table_of_results(row):
+    network, batch, method = STEPS[row]
+    setting = {"network": network, "batch": batch, "optimizer": "adamw", "threads": "1"}
+    setting |= {"compiled": "False", "method": method}
+    with (ROOT / "benchmarks/results/steps.csv").open(newline="") as file:
+        rows = [r for r in csv.DictReader(file) if setting.items() <= r.items()]
+    ratios = {r["whose"]: float(r["of_unmasked"]) for r in rows}
+    (line,) = [line for line in README.splitlines() if line.startswith(f"| {row} |")]
+    unmasked, compiled, eager = (cell.strip() for cell in line.split("|")[2:5])
+    assert float(unmasked) == pytest.approx(1 / ratios["maskcl"], rel=0.02)
+    assert not compiled
+    assert float(eager) == pytest.approx(ratios["careful eager"] / ratios["maskcl"], rel=0.02)
+
+
 def test_what_it_says_to_run_is_there():
     for module in re.findall(r"python -m ([\w.]+)", README):
         assert importlib.util.find_spec(module), module
