@@ -67,6 +67,9 @@ def test_four_processes_learn_the_same_two_by_two(case, found):
             torch.testing.assert_close(one["state"][name], tensor, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="Dynamo has no guard for the active task before torch 2.13"
+)
 def test_compiled_blocks_keep_the_first_task(found):
     assert found[1, 0]["compiled"] is True, found[1, 0]["compiled"]
 
