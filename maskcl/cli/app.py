@@ -214,7 +214,13 @@ def _refused(error: Exception) -> int:
     # typer's usage errors, whichever package its click is (inside typer from 0.16 on).
     if not any(kind.__name__ == "ClickException" for kind in type(error).__mro__):
         raise error
-    return refuse(error.format_message()) if str(error) else 2  # type: ignore[attr-defined]
+    if not str(error):
+        return 2
+    text: str = error.format_message()  # type: ignore[attr-defined]
+    commands = getattr(getattr(getattr(error, "ctx", None), "command", None), "commands", None)
+    if commands and text.startswith("No such option"):  # a run's option, and not yet which run
+        text = f"{text}: wanted one of {', '.join(commands)} in front of it"
+    return refuse(text)
 
 
 def _train_command(method: MethodCommand) -> None:

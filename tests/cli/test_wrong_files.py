@@ -473,3 +473,9 @@ def test_a_writer_inside_a_lock_is_one_with_its_trainer(tmp_path):
     """The command holds the folder around the Trainer, which asks for it too."""
     with locked(tmp_path), locked(tmp_path):
         assert (tmp_path / LOCK).exists()
+
+
+def test_an_option_in_the_place_of_a_method_is_told_what_comes_first(capsys):
+    wanted = "No such option: --out: wanted one of hat, piggyback, mas, ewc, finetune"
+    refused(capsys, wanted, "train", "--out", "run", "--resume")
+    refused(capsys, "wanted one of export, import, inspect in front of it", "masks", "--task", 1)
