@@ -7,6 +7,7 @@ docs/integrations/mammoth.md.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ class MaskModel(ContinualModel):
     def get_parser(parser: Any) -> Any:
         """The options of this model."""
         parser.add_argument("--mask_method", choices=sorted(_METHODS), required=True)
-        parser.add_argument("--mask_options", type=json.loads, default={})
+        parser.add_argument("--mask_options", type=_options, default="{}")
         parser.add_argument("--mask_head", default=None)
         return parser
 
@@ -135,6 +136,17 @@ class MaskModel(ContinualModel):
         all_classes = outputs.new_full((len(x), self.num_classes), -math.inf)
         all_classes[:, first:end] = outputs
         return all_classes
+
+
+def _options(given: Any) -> dict[str, Any]:
+    """A word of the command line; Mammoth sends defaults here too, such as a checkpoint's dict."""
+    try:
+        found = json.loads(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{given!r} is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"{given!r} is no JSON object, wanted {{name: value}}")
+    return found
 
 
 def _converted(backbone: nn.Module, method: Any, head: str | None, dataset: Any) -> TaskNetwork:
