@@ -79,6 +79,7 @@ def count() -> dict[str, int]:
         command += [f"--callgrind-out-file={folder / 'out'}", f"--log-file={folder / 'log'}"]
         command += [sys.executable, "-m", "benchmarks.counted", str(library)]
         environment = {**os.environ, **ENVIRONMENT}
+        environment.pop("COVERAGE_PROCESS_CONFIG", None)  # a process that is counted is not traced
         ran = subprocess.run(
             command, cwd=FOLDER.parent, env=environment, capture_output=True, text=True
         )

@@ -1,4 +1,4 @@
-// Convolutions of channels_last images by the device's own library.
+// Convolutions of images by the device's own library.
 #pragma once
 
 #include "products.h"
@@ -50,6 +50,11 @@ inline Tensor in_channels_last(const Tensor& t) {
   return out;
 }
 
+// In x's order: channels_last where x is, and not in the ordinary order as well.
+inline Tensor in_images_order(const Tensor& t, const Tensor& x) {
+  return is_channels_last(x) && !x.is_contiguous() ? in_channels_last(t) : as_contiguous(t);
+}
+
 inline Tensor convolution(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                           const ConvolutionOptions& o) {
   const int64_t none[2] = {0, 0};
@@ -78,7 +83,7 @@ inline std::tuple<Tensor, Tensor, Tensor> convolution_backward(const Tensor& dz,
     const Tensor made(found[i]);
     if (wanted[i]) out[i] = made;
   }
-  if (wanted[0]) out[0] = in_channels_last(out[0]);
+  if (wanted[0]) out[0] = in_images_order(out[0], x);
   if (wanted[1]) out[1] = in_order_of(out[1], weight);
   return {out[0], out[1], out[2]};
 }

@@ -6,6 +6,7 @@
 #include "open_filters.h"
 #include "open_gemm.h"
 #include "open_linear.h"
+#include "open_planes.h"
 
 namespace maskcl {
 namespace {
@@ -143,6 +144,7 @@ void open_linear_backward_into(const Tensor& grad, const Tensor& x_in, const Ten
   const int64_t batch = x_in.size(0), ins = weight.size(1), outs = weight.size(0);
   const bool can = weight.numel() > 0 && batch > 0 && all_float({&grad, &x_in, &weight});
   const bool few = batch < kFewest;
+  const FlushSubnormals flush;  // the library's small products are this thread's own
   const double left = (known_rows ? known_rows->share() : 1.0) * (known_columns ? known_columns->share() : 1.0);
   if (!can || (few && left > kFewGradsWorthwhile))
     return linear_backward_out(grad, x_in, weight, dx, dweight);
@@ -286,8 +288,13 @@ void filter_grad(const Tensor& x_in, const Tensor& dz, const Tensor& dweight, co
 }
 
 bool may_skip(const Tensor& x, const Tensor& weight) {
-  return is_channels_last(x) && x.numel() > 0 && weight.numel() > 0 && weight.size(0) >= kFewestChannels &&
-         x.numel() / x.size(0) <= kLargestImage;
+  return is_channels_last(x) && !x.is_contiguous() && x.numel() > 0 && weight.numel() > 0 &&
+         weight.size(0) >= kFewestChannels && x.numel() / x.size(0) <= kLargestImage;
+}
+
+// Whether images lie plane by plane, and a channel that is left out is worth looking for.
+bool by_planes(const Tensor& x, const Tensor& weight) {
+  return x.is_contiguous() && x.numel() > 0 && weight.numel() > 0 && weight.size(1) >= kFewestChannels;
 }
 
 OpenColumns open_channels(const Tensor& x) { return open_columns(floats(x), x.numel() / x.size(1), x.size(1)); }
@@ -305,9 +312,10 @@ Tensor open_conv_cpu(const Tensor& x, const Tensor& weight, const std::optional<
       if (y.numel() > 0) convolve(x, y, weight, b, options, open.index, false);
       return y;
     }
-  // The library makes its output itself: in memory that was asked for and given back a moment ago, if it can.
-  expect_large_writes(empty_images(x, output_sizes(x, weight, options)));
-  return in_channels_last(convolution(x, weight, bias, options));
+  if (by_planes(x, weight) && all_float({&x, &weight, bias ? &*bias : nullptr}))
+    return convolve_planes(x, as_contiguous(weight), bias, options);
+  const FlushSubnormals flush;
+  return in_images_order(convolution(x, weight, bias, options), x);
 }
 
 std::tuple<Tensor, Tensor, Tensor> open_conv_backward_cpu(const Tensor& grad, const Tensor& x, const Tensor& weight,
@@ -317,8 +325,15 @@ std::tuple<Tensor, Tensor, Tensor> open_conv_backward_cpu(const Tensor& grad, co
   const ConvolutionOptions options{stride, padding, dilation};
   check_convolution("open_conv_backward", x, weight, std::nullopt, options);
   check_sizes("open_conv_backward", "grad", grad, output_sizes(x, weight, options));
-  const Tensor dz = in_channels_last(grad);
-  if (!may_skip(x, weight) || dz.numel() == 0 || !all_float({&grad, &x, &weight}))
+  const Tensor dz = in_images_order(grad, x);
+  const bool can = dz.numel() > 0 && all_float({&grad, &x, &weight});
+  const FlushSubnormals flush;
+  if (can && by_planes(x, weight)) {
+    auto [dx, dweight, dbias] =
+        convolve_planes_backward(dz, x, as_contiguous(weight), options, {want_x, want_weight, want_bias});
+    return {dx, want_weight ? in_order_of(dweight, weight) : dweight, dbias};
+  }
+  if (!can || !may_skip(x, weight))
     return convolution_backward(dz, x, weight, options, {want_x, want_weight, want_bias});
   const OpenColumns rows = open_channels(dz), columns = want_weight ? open_channels(x) : OpenColumns{};
   const bool skip_x = want_x && (worthwhile(rows.share()) || near_underflow(rows.least));

@@ -35,7 +35,7 @@ Tensor open_conv(const Tensor& x, const Tensor& weight, const std::optional<Tens
   check_cuda("open_conv", "weight", weight, x);
   check_convolution("open_conv", x, weight, bias, options);
   const DeviceGuard guard(x.get_device_index());
-  return in_channels_last(convolution(x, weight, bias, options));
+  return in_images_order(convolution(x, weight, bias, options), x);
 }
 
 std::tuple<Tensor, Tensor, Tensor> open_conv_backward(const Tensor& grad, const Tensor& x, const Tensor& weight,

@@ -29,6 +29,7 @@ METHODS = tuple(EAGER)
 OURS, CAREFUL = "maskcl", "careful eager"
 UNMASKED = {"unmasked, fused": {"fused": True}, "unmasked, foreach": {"foreach": True}}
 _SPARSITY = 0.75
+_TURN = 0.01  # seconds, a dozen small steps: a loop's step comes behind others of its own
 Step = Callable[[], None]
 
 
@@ -91,7 +92,7 @@ def time_steps(
     others: dict[tuple[str, str], Step] | None = None,
     fewest: int = 5,
 ) -> StepTimes:
-    """Time the second task's steps, in turn in one process.
+    """Time the second task's steps, a hundredth of a second of each in turn, in one process.
 
     Args:
         setting: what to step.
@@ -107,7 +108,7 @@ def time_steps(
     torch.set_num_threads(setting.threads)
     steps = {**steps_of(setting, methods), **(others or {})}
     named = {f"{method}/{whose}": Timed(step) for (method, whose), step in steps.items()}
-    found = in_turn(named, seconds, fewest)
+    found = in_turn(named, seconds, fewest, _TURN)
     return StepTimes(setting, dict(zip(steps, found.values(), strict=True)))
 
 

@@ -32,17 +32,22 @@ class Spread(NamedTuple):
     high: float
 
 
-def in_turn(functions: Mapping[str, Timed], seconds: float, fewest: int = 5) -> dict[str, Spread]:
+def in_turn(
+    functions: Mapping[str, Timed], seconds: float, fewest: int = 5, turn: float = 0.0
+) -> dict[str, Spread]:
     """Call the functions one after the other, again and again.
 
     Args:
         functions: by name.
         seconds: that all of this should take, calls to warm up aside; each is called 5,000 times
             at most.
-        fewest: calls of each, however long they take.
+        fewest: rounds, however long they take.
+        turn: seconds of calls of one function before it is another's turn, for what is called in a
+            loop: it finds its own data and code in the caches. Where a turn has several calls, the
+            first one is not counted.
 
     Returns:
-        By name the spread over rounds; a GPU's work is waited for in every call.
+        By name the spread over calls; a GPU's work is waited for in every call.
     """
     for function in functions.values():
         with function.around():
@@ -54,8 +59,18 @@ def in_turn(functions: Mapping[str, Timed], seconds: float, fewest: int = 5) -> 
         rounds += 1
         for name, function in functions.items():
             with function.around():
-                taken[name].append(1e6 * _seconds(function.run))
+                taken[name] += _turn(function.run, turn)
     return {name: _spread(times) for name, times in taken.items()}
+
+
+def _turn(run: Callable[[], Any], turn: float) -> list[float]:
+    """Microseconds of each call that counts."""
+    first = _seconds(run)
+    taken, left = [], turn - first
+    while left > 0:
+        taken.append(_seconds(run))
+        left -= taken[-1]
+    return [1e6 * each for each in taken or [first]]
 
 
 def _seconds(run: Callable[[], Any]) -> float:

@@ -110,7 +110,7 @@ def steps(
     """Time a training step of each method beside the network's unmasked step and careful eager.
 
     It is the second task's step, the optimizer protected. The unmasked step is torch's fastest of
-    fused and foreach; all steps are taken in turn.
+    fused and foreach; small steps are taken a dozen at a time, each method's in turn.
     """
     methods = tuple(_method(name) for name in method or bench.METHODS)
     _one_of("optimizer", optimizer, tuple(bench.OPTIMIZERS))

@@ -18,7 +18,7 @@ from maskcl import backends
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops._numbers import integer
-from maskcl.reference.open_products import open_linear_backward
+from maskcl.reference.open_products import open_linear_backward, order_of
 from maskcl.schemas import fake
 
 
@@ -57,9 +57,9 @@ def open_conv(
 ) -> Tensor:
     """conv2d(x) + bias without the closed channels of x; gradients without those of dy as well.
 
-    ``F.conv2d`` within rounding. Channels are left out on a CPU, of float32 images in channels_last
-    (``x.contiguous(memory_format=torch.channels_last)``), where a third or more are closed. All
-    else is ``F.conv2d``, autocast too.
+    ``F.conv2d`` within rounding. Channels are left out on a CPU, of float32 images, contiguous or
+    in channels_last, where a fifth or more are closed (a third in channels_last). All else is
+    ``F.conv2d``, autocast too.
 
     Args:
         x: [N, I, H, W], or [I, H, W] for one image; floating.
@@ -87,13 +87,15 @@ def may_skip(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     dtypes = {t.dtype for t in (x, weight, bias) if t is not None}
-    return dtypes == {torch.float32} and weight.dim() == 4 and _is_channels_last(x)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    # Images of one channel or one pixel are in both orders: conv2d then takes the ordinary one.
-    ordinary = x.dim() != 4 or x.is_contiguous()
-    return not ordinary and x.is_contiguous(memory_format=torch.channels_last)
+    if dtypes != {torch.float32} or weight.dim() != 4 or x.dim() != 4:
+        return False
+    if not x.is_contiguous():
+        return x.is_contiguous(memory_format=torch.channels_last)
+    # The compiler lays such images out as it likes, transforms have rules for conv2d, and weights
+    # in channels_last have it give such images.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return weight.is_contiguous()
 
 
 def conv_arguments(
@@ -223,7 +225,7 @@ def _(
         for d in range(2)
     ]
     y = x.new_empty(x.shape[0], weight.shape[0], *sizes)
-    return y.contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=order_of(x))
 
 
 @fake("open_conv_backward")
@@ -238,6 +240,6 @@ def _(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dx = torch.empty_like(x, memory_format=torch.channels_last) if want_x else x.new_empty(0)
+    dx = torch.empty_like(x, memory_format=order_of(x)) if want_x else x.new_empty(0)
     dweight = torch.empty_like(weight) if want_weight else weight.new_empty(0)
     return dx, dweight, weight.new_empty(weight.shape[0] if want_bias else 0)

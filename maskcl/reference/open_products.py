@@ -48,9 +48,12 @@ def open_conv(
     padding: list[int],
     dilation: list[int],
 ) -> Tensor:
-    """conv2d(x) + b: x [N, I, H, W], weight [O, I, *], bias [O] -> [N, O, *], channels_last."""
+    """conv2d(x) + b: x [N, I, H, W], weight [O, I, *], bias [O] -> [N, O, *], in x's order.
+
+    That is channels_last or, of all other x, the ordinary one.
+    """
     y = F.conv2d(x, weight, bias, stride, padding, dilation)
-    return y.contiguous(memory_format=torch.channels_last)
+    return y.contiguous(memory_format=order_of(x))
 
 
 def open_conv_backward(
@@ -64,7 +67,7 @@ def open_conv_backward(
     want_weight: bool,
     want_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, channels_last, dweight in the weight's order, dbias [O]); those not asked for are [0].
+    """(dx in x's order, dweight in the weight's order, dbias [O]); those not asked for are [0].
 
     The transposed convolution of ``grad`` with the weight, and the correlation of x with ``grad``.
     """
@@ -72,6 +75,12 @@ def open_conv_backward(
     dx, dweight, dbias = torch.ops.aten.convolution_backward(
         grad, x, weight, [weight.shape[0]], stride, padding, dilation, False, [0, 0], 1, wanted
     )
-    dx = dx.contiguous(memory_format=torch.channels_last) if want_x else x.new_empty(0)
+    dx = dx.contiguous(memory_format=order_of(x)) if want_x else x.new_empty(0)
     dweight = torch.empty_like(weight).copy_(dweight) if want_weight else weight.new_empty(0)
     return dx, dweight, dbias if want_bias else weight.new_empty(0)
+
+
+def order_of(x: Tensor) -> torch.memory_format:
+    """That y has; images of one channel or one pixel are in both, and y in the ordinary one."""
+    is_last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format

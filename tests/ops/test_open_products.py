@@ -82,10 +82,12 @@ def conv_inputs(case, share, dtype, device):
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("case", CONV, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_convolution_matches_float64(backend, device, dtype, case, share):
+@pytest.mark.parametrize("images", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_convolution_matches_float64(backend, device, dtype, case, share, images):
     if backends.not_supported_reasons(backend, "open_conv", device, dtype):
         pytest.skip(f"{backend} does not take {dtype}")
     x, w, b, g, options = conv_inputs(case, share, dtype, device)
+    x = x.contiguous(memory_format=images)
     run, back = backends.select("open_conv", x), backends.select("open_conv_backward", x)
     wide = [t.double().requires_grad_() for t in (x, w, b)]
     right = F.conv2d(*wide, *options)
@@ -94,7 +96,7 @@ def test_convolution_matches_float64(backend, device, dtype, case, share):
         weight = w.contiguous(memory_format=order)
         for bias, wanted in ((b, right), (None, right - wide[2].view(-1, 1, 1))):
             y = run(x, weight, bias, *options)
-            assert y.is_contiguous(memory_format=torch.channels_last)
+            assert y.is_contiguous(memory_format=images)
             assert_close(y, wanted.detach(), dtype, scale=slack)
         grads = torch.autograd.grad(right, wide, g.double(), retain_graph=True)
         found = back(g.contiguous(memory_format=order), x, weight, *options, True, True, True)
@@ -129,8 +131,12 @@ def test_closed_units_are_not_multiplied():
     assert (dw[~out_shut][:, ~shut] > 0).all()
 
 
-def test_closed_channels_are_not_multiplied():
-    x = torch.rand(4, 16, 6, 6).contiguous(memory_format=torch.channels_last)
+ORDERS = pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=str)
+
+
+@ORDERS
+def test_closed_channels_are_not_multiplied(order):
+    x = torch.rand(4, 16, 6, 6).contiguous(memory_format=order)
     shut, out_shut = half_closed(16), half_closed(18)
     x[:, shut] *= -0.0
     w = torch.randn(18, 16, 3, 3)
@@ -139,6 +145,7 @@ def test_closed_channels_are_not_multiplied():
     assert y.isfinite().all()
     w = torch.randn(18, 16, 3, 3)
     w[out_shut] = float("nan")
+    assert y.is_contiguous(memory_format=order)
     g = torch.rand_like(y)
     g[:, out_shut] *= -0.0
     options = [1, 1], [0, 0], [1, 1]
@@ -147,6 +154,19 @@ def test_closed_channels_are_not_multiplied():
     assert dx.isfinite().all() and (db[~out_shut] > 0).all()
     assert (dw[out_shut] == 0).all() and (dw[:, shut] == 0).all()
     assert (dw[~out_shut][:, ~shut] > 0).all()
+
+
+@ORDERS
+def test_where_no_channel_is_open_the_bias_is_left(order):
+    x, w, b = torch.zeros(2, 16, 6, 6), torch.full((18, 16, 3, 3), torch.nan), torch.randn(18)
+    x = x.contiguous(memory_format=order)
+    assert torch.equal(ops.open_conv(x, w, b), b.view(-1, 1, 1).expand(2, 18, 4, 4))
+    assert (ops.open_conv(x, w, None) == 0).all()
+    back = backends.select("open_conv_backward", x)
+    options = [1, 1], [0, 0], [1, 1]
+    for grad in (torch.zeros(2, 18, 4, 4), torch.rand(2, 18, 4, 4)):
+        dx, dw, _ = back(grad, x, w, *options, not grad.any(), True, False)
+        assert (dx == 0).all() and (dw == 0).all() and dw.shape == w.shape
 
 
 def test_only_exact_zeros_are_left_out():
@@ -188,10 +208,11 @@ def test_every_column_has_the_digits_of_float32(backend, device, rows):
         assert (error <= 4e-6 * terms.abs().sum(dim)).all()
 
 
-def test_every_channel_has_the_digits_of_float32():
+@ORDERS
+def test_every_channel_has_the_digits_of_float32(order):
     of_x, of_g = powers(16, device="cpu"), powers(18, device="cpu")
     x = torch.rand(4, 16, 6, 6) * (of_x * half_closed(16)).view(-1, 1, 1)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=order)
     g = torch.rand(4, 18, 4, 4) * (of_g * half_closed(18)).view(-1, 1, 1)
     w = torch.rand(18, 16, 3, 3) + 0.5
     rest = [1, 1], [0, 0], [1, 1]
@@ -241,9 +262,10 @@ def test_open_layers_have_the_bits_of_ordinary_ones():
         y = ops.masked_linear(x, w, mask, b)
         torch.testing.assert_close(y.detach(), F.linear(x, w, b))
         assert mask.requires_grad or torch.equal(y, F.linear(x, w, b))
-    x = torch.randn(4, 16, 6, 6).contiguous(memory_format=torch.channels_last)
     w, b = torch.randn(18, 16, 3, 3), torch.randn(18)
-    assert torch.equal(ops.open_conv(x, w, b), F.conv2d(x, w, b))
+    for order in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(4, 16, 6, 6).contiguous(memory_format=order)
+        assert torch.equal(ops.open_conv(x, w, b), F.conv2d(x, w, b))
 
 
 def test_fixed_masks_leave_an_ordinary_network_s_bits():
@@ -252,8 +274,10 @@ def test_fixed_masks_leave_an_ordinary_network_s_bits():
     x, w, mask = torch.rand(64, 40) * shut, torch.randn(50, 40), (~half_closed(50)).float()
     assert torch.equal(ops.masked_linear(x, w, mask), F.linear(x, w) * mask)
     x = torch.rand(4, 40, 6, 6) * shut.view(-1, 1, 1)
-    x, w = x.contiguous(memory_format=torch.channels_last), torch.randn(50, 40, 3, 3)
-    assert torch.equal(ops.masked_conv(x, w, mask), F.conv2d(x, w) * mask.view(-1, 1, 1))
+    w = torch.randn(50, 40, 3, 3)
+    for order in (torch.contiguous_format, torch.channels_last):
+        x = x.contiguous(memory_format=order)
+        assert torch.equal(ops.masked_conv(x, w, mask), F.conv2d(x, w) * mask.view(-1, 1, 1))
 
 
 def test_what_closed_units_weigh_changes_no_bit():
@@ -305,6 +329,9 @@ def test_subnormals_are_flushed_inside_the_kernels_alone():
     assert (y[:, ::2] == 0).all() and (y[:, 1::2] == x[:, 1::2]).all()
     run = backends.select("open_linear", x)
     run(x * half_closed(40), torch.randn(50, 40), None)
+    images = torch.rand(64, 16, 12, 12) * half_closed(16).view(-1, 1, 1)
+    leaves = [t.requires_grad_() for t in (images, torch.randn(18, 16, 3, 3))]
+    torch.autograd.grad(ops.open_conv(*leaves, None).sum(), leaves)
     small = torch.full((1 << 20,), 1e-40)  # on every thread
     assert (small * 0.5 != 0).all()
 

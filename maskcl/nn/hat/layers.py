@@ -18,7 +18,6 @@ from maskcl.ops import masked_conv, masked_linear, open_conv
 from maskcl.reference.masked_forward import activate
 
 _FEWEST_CHANNELS = 16
-_MOST_OPEN = 0.75
 
 
 class HATLinear(Masked, nn.Linear):
@@ -134,10 +133,7 @@ class _HATConv(Masked):
             weight, bias = _narrowed(narrow, weight, bias)
         if has_plain_window(self) and input.dim() == 4:
             mask = self._mask()
-            if self._pays_in_channels_last(input, weight):
-                x = input.contiguous(memory_format=torch.channels_last)
-                return self._masked_images(x, weight, bias, mask).contiguous()
-            if mask is not None:
+            if mask is not None or self._pays_to_look(input, weight):
                 return self._masked_images(input, weight, bias, mask)
         y = self._conv_forward(input, weight, bias)
         return self._finish(y, y.dim() - 1 - self._space)
@@ -161,28 +157,22 @@ class _HATConv(Masked):
             save=self._save,
         )
 
-    def _pays_in_channels_last(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether to leave closed channels out is worth two copies of x and two of the output.
+    def _pays_to_look(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether to look for closed channels of x, without a mask of one's own.
 
-        In training on a CPU, whose kernels read images in that order alone, and behind the layer
-        they are again as ``nn.Conv2d`` leaves them. Measured: a window of one pixel has too little
-        to do, and with more than three quarters of the units open the library is faster.
+        In training on a CPU, of images as ``nn.Conv2d`` takes and leaves them; a window of one
+        pixel has too little to do.
         """
         if x.device.type != "cpu" or x.dtype is not torch.float32 or not x.is_contiguous():
             return False
-        if backends.choose("open_conv", "cpu", torch.float32) != "cpp":
-            return False
-        if not weight.is_contiguous() or type(x) is not Tensor:  # nn.Conv2d's order, or traced
+        if not weight.is_contiguous() or type(x) is not Tensor:  # or traced
             return False
         outs, ins, *window = weight.shape
         if min(outs, ins) < _FEWEST_CHANNELS or math.prod(window) == 1:
             return False
-        active = self._active()
-        if active.scale is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if self._active().scale is None or not torch.is_grad_enabled():
             return False
-        if torch._C._are_functorch_transforms_active():
-            return False
-        return not torch.is_autocast_enabled("cpu") and active.open_share() <= _MOST_OPEN
+        return backends.choose("open_conv", "cpu", torch.float32) == "cpp"
 
 
 class HATConv1d(_HATConv, nn.Conv1d):

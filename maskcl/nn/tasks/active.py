@@ -52,7 +52,6 @@ class ActiveTask:
         self.make_masks: Callable[[ActiveTask], None] | None = None
         self._parts: tuple[Tensor, ...] | None = None
         self._mask: tuple[Tensor, list[int]] | None = None
-        self._open: tuple[tuple[Tensor, ...], float] | None = None
         self.term: Tensor | None = None
         self.term_weight = 0.0
         self.before: ActiveTask | None = None
@@ -79,15 +78,6 @@ class ActiveTask:
     def set_mask(self, mask: Tensor, sizes: list[int]) -> None:
         """Set ``parts`` as one tensor, which is cut only where somebody asks."""
         self._mask = mask, sizes
-
-    def open_share(self) -> float:
-        """Share of all units whose mask is not exactly 0; it waits for masks on a GPU."""
-        parts = self.parts or ()
-        if self._open is None or self._open[0] is not parts:
-            units = sum(part.numel() for part in parts)
-            count = sum(int(part.count_nonzero()) for part in parts)
-            self._open = parts, count / max(units, 1)
-        return self._open[1]
 
     def chain(self) -> Iterator[ActiveTask]:
         """This one and what is active around it, of whichever network."""

@@ -11,7 +11,6 @@ from torch import nn
 
 from maskcl import backends
 from maskcl.nn import to_hat
-from maskcl.nn.hat import layers
 
 SCALE = 400.0
 
@@ -39,31 +38,26 @@ def opened(net, share):
         embedding[torch.randperm(len(embedding))[: round(share * len(embedding))]] = 6.0
 
 
-@pytest.fixture
-def rearranged(monkeypatch):
-    """Layouts of the images that reach the ops that may skip channels."""
-    seen = []
-    for name in ("masked_conv", "open_conv"):
-        inner = getattr(layers, name)
-
-        def spy(x, *args, inner=inner, **options):
-            seen.append(not x.is_contiguous())
-            return inner(x, *args, **options)
-
-        monkeypatch.setattr(layers, name, spy)
-    return seen
+def spoil_what_closed_units_meet(net):
+    """NaN in the second convolution, where its input is closed: what is left out is not seen."""
+    closed = net.embeddings[0][:24] < 0
+    with torch.no_grad():
+        net.model[-4].weight[:, closed] = torch.nan
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_half_closed_they_are_rearranged_and_put_back(rearranged, norm):
-    net, x = network(norm=norm)
+@pytest.mark.parametrize("window", [1, 3])
+def test_half_closed_channels_are_left_out_and_images_stay_in_their_order(norm, window):
+    net, x = network(window, norm)
     opened(net, 0.5)
-    shapes = []
+    if window == 3 or not norm:  # a window of one pixel has too little to do for a look of its own
+        spoil_what_closed_units_meet(net)
+    orders = []
     for module in net.model:
-        module.register_forward_hook(lambda *args: shapes.append(args[2].is_contiguous()))
+        module.register_forward_hook(lambda *args: orders.append(args[2].is_contiguous()))
     with net.task(0, scale=SCALE):
         y = net(x)
-    assert rearranged == [True, True] and all(shapes)
+    assert y.isfinite().all() and orders and all(orders)
     grads = torch.autograd.grad(y.square().sum(), list(net.model.parameters()))
     assert all(bool(g.isfinite().all()) for g in grads)
 
@@ -87,17 +81,17 @@ def test_the_values_are_those_of_the_formula():
         torch.testing.assert_close(g, w, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("case", ["open", "window", "evaluation", "hard", "double", "reference"])
-def test_where_it_does_not_pay_they_stay_as_they_are(rearranged, case):
-    net, x = network(window=1 if case == "window" else 3)
-    opened(net, 1.0 if case == "open" else 0.5)
+@pytest.mark.parametrize("case", ["evaluation", "hard", "double", "reference"])
+def test_elsewhere_nothing_is_left_out(case):
+    net, x = network()
+    opened(net, 0.5)
+    spoil_what_closed_units_meet(net)
     if case == "double":
         net, x = net.double(), x.double()
     scale = None if case == "hard" else SCALE
     backend = backends.use_backend("reference") if case == "reference" else nullcontext()
     with torch.set_grad_enabled(case != "evaluation"), net.task(0, scale=scale), backend:
-        net(x)
-    assert rearranged == [case == "window", False]
+        assert net(x).isnan().all()
 
 
 def test_a_compiled_network_takes_them_as_they_are():
@@ -109,7 +103,7 @@ def test_a_compiled_network_takes_them_as_they_are():
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_weights_in_channels_last_give_images_in_that_order_as_in_torch(rearranged):
+def test_weights_in_channels_last_give_images_in_that_order_as_in_torch():
     net, x = network()
     net = net.to(memory_format=torch.channels_last)
     for share in (1.0, 0.5):
