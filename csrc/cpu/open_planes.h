@@ -132,7 +132,7 @@ inline Tensor convolve_planes(const Tensor& x, const Tensor& weight, const std::
   const std::vector<int64_t> sizes = output_sizes(x, weight, options);
   const OpenColumns open = open_planes(x), outs = all_columns(weight.size(0));
   expect_large_writes(fresh(x, sizes));  // the library makes it itself, of the memory that this gives back
-  const FlushSubnormals flush;
+  const FlushOnAllThreads flush;
   if (!planes_worthwhile(open.share(), sizes[0] * sizes[2] * sizes[3])) return convolution(x, weight, bias, options);
   if (open.index.empty()) return constant_images(x, sizes, bias);
   return convolution(taken_planes(x, open), taken_filters(weight, outs, open), bias, options);
@@ -147,7 +147,7 @@ inline std::tuple<Tensor, Tensor, Tensor> convolve_planes_backward(const Tensor&
   const OpenColumns columns = wanted[1] ? open_planes(x) : ins;
   const bool skip_x = wanted[0] && planes_worthwhile(rows.share(), pixels);
   const bool skip_weight = wanted[1] && planes_worthwhile(rows.share() * columns.share(), pixels);
-  const FlushSubnormals flush;
+  const FlushOnAllThreads flush;
   auto [dx, dweight, dbias] =
       convolution_backward(dz, x, weight, options, {wanted[0] && !skip_x, wanted[1] && !skip_weight, false});
   const bool none = rows.index.empty();

@@ -314,7 +314,6 @@ Tensor open_conv_cpu(const Tensor& x, const Tensor& weight, const std::optional<
     }
   if (by_planes(x, weight) && all_float({&x, &weight, bias ? &*bias : nullptr}))
     return convolve_planes(x, as_contiguous(weight), bias, options);
-  const FlushSubnormals flush;
   return in_images_order(convolution(x, weight, bias, options), x);
 }
 
@@ -327,7 +326,6 @@ std::tuple<Tensor, Tensor, Tensor> open_conv_backward_cpu(const Tensor& grad, co
   check_sizes("open_conv_backward", "grad", grad, output_sizes(x, weight, options));
   const Tensor dz = in_images_order(grad, x);
   const bool can = dz.numel() > 0 && all_float({&grad, &x, &weight});
-  const FlushSubnormals flush;
   if (can && by_planes(x, weight)) {
     auto [dx, dweight, dbias] =
         convolve_planes_backward(dz, x, as_contiguous(weight), options, {want_x, want_weight, want_bias});

@@ -57,8 +57,8 @@ inline void expect_large_writes(const Tensor& out) {
 }
 
 // While it lives, this thread takes numbers below 2^-126 as 0 and makes 0 of such results. A gate that is nearly closed
-// brings them forth by the thousand, and each costs an x86 core a hundred cycles. For kernels alone: others' threads and
-// callers keep gradual underflow.
+// brings them forth by the thousand, and each costs an x86 core a hundred cycles. For the time of a kernel alone: callers
+// keep gradual underflow.
 struct FlushSubnormals {
 #if defined(__SSE__)
   const unsigned before = _mm_getcsr();
@@ -81,5 +81,24 @@ void parallel(int64_t count, int64_t cost, const F& body) {
   if (count <= grain) return body(0, count);
   torch::stable::parallel_for(0, count, grain, body);
 }
+
+// FlushSubnormals on all threads of the pool, which the library's products share.
+class FlushOnAllThreads {
+ public:
+  FlushOnAllThreads() { on_each([] { own().emplace(); }); }
+  ~FlushOnAllThreads() { on_each([] { own().reset(); }); }
+  FlushOnAllThreads(const FlushOnAllThreads&) = delete;
+
+ private:
+  static std::optional<FlushSubnormals>& own() {
+    thread_local std::optional<FlushSubnormals> flush;
+    return flush;
+  }
+  template <typename F>
+  static void on_each(const F& body) {
+    const int64_t threads = torch::stable::get_num_threads();  // each has one iteration, and the same one every time
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) { body(); });
+  }
+};
 
 }  // namespace maskcl
