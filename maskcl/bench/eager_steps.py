@@ -1,24 +1,40 @@
 """Steps of the methods written carefully in torch's own operations.
 
 What holds for a task is made before, lists are stepped by torch's foreach operations, the optimizer
-is torch's fused one. None of them is guarded: momentum and decay move what earlier tasks need. HAT
-gates what each layer, or the BatchNorm behind it, gives, in front of the ReLU: the same numbers as
-behind it. Which weights are protected is drawn, for the cost is the same.
+is torch's fused one, and they run while numbers below 2^-126 are taken as 0 (`flushing`). None of
+them is guarded: momentum and decay move what earlier tasks need. HAT gates what each layer, or the
+BatchNorm behind it, gives, in front of the ReLU: the same numbers as behind it. Which weights are
+protected is drawn, for the cost is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["EagerHAT", "EagerMAS", "EagerPiggyback", "Unmasked"]
+__all__ = ["EagerHAT", "EagerMAS", "EagerPiggyback", "Unmasked", "flushing"]
 
 _SCALE, _MAX_SCALE, _SPARSITY, _USED, _THRESHOLD = 200.0, 400.0, 0.75, 0.3, 5e-3
 OptimizerOf = Callable[[Any], torch.optim.Optimizer]
+
+
+@contextlib.contextmanager
+def flushing() -> Iterator[None]:
+    """Have torch take subnormal numbers as 0 in this thread.
+
+    Gates that are nearly closed bring them forth in every product, and each costs an x86 core a
+    hundred cycles: a step of HAT's takes two to seven times as long without.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class Unmasked:

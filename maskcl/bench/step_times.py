@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskcl.bench.eager_steps import EagerHAT, EagerMAS, EagerPiggyback, Unmasked
+from maskcl.bench.eager_steps import EagerHAT, EagerMAS, EagerPiggyback, Unmasked, flushing
 from maskcl.bench.networks import Network, network
 from maskcl.bench.timing import Spread, Timed, in_turn
 from maskcl.methods import HAT, MAS, Method, Piggyback
@@ -107,7 +108,10 @@ def time_steps(
     """
     torch.set_num_threads(setting.threads)
     steps = {**steps_of(setting, methods), **(others or {})}
-    named = {f"{method}/{whose}": Timed(step) for (method, whose), step in steps.items()}
+    named = {
+        f"{method}/{whose}": Timed(step, flushing if whose == CAREFUL else nullcontext)
+        for (method, whose), step in steps.items()
+    }
     found = in_turn(named, seconds, fewest, _TURN)
     return StepTimes(setting, dict(zip(steps, found.values(), strict=True)))
 
