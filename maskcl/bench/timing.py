@@ -15,6 +15,7 @@ import torch
 __all__ = ["Spread", "Timed", "copy_of", "in_turn", "machine"]
 
 _WARM_UP, _MOST = 2, 5000
+_LONG = 10  # turns: what takes longer finds no cache as it left it
 
 
 class Timed(NamedTuple):
@@ -43,8 +44,8 @@ def in_turn(
             at most.
         fewest: rounds, however long they take.
         turn: seconds of calls of one function before it is another's turn, for what is called in a
-            loop: it finds its own data and code in the caches. Where a turn has several calls, the
-            first one is not counted.
+            loop: it finds its own data, code and memory as it left them. The first call of a turn
+            is not counted, unless it takes ten turns.
 
     Returns:
         By name the spread over calls; a GPU's work is waited for in every call.
@@ -66,11 +67,12 @@ def in_turn(
 def _turn(run: Callable[[], Any], turn: float) -> list[float]:
     """Microseconds of each call that counts."""
     first = _seconds(run)
-    taken, left = [], turn - first
-    while left > 0:
+    if first > _LONG * turn:
+        return [1e6 * first]
+    taken: list[float] = []
+    while not taken or sum(taken) < turn:
         taken.append(_seconds(run))
-        left -= taken[-1]
-    return [1e6 * each for each in taken or [first]]
+    return [1e6 * each for each in taken]
 
 
 def _seconds(run: Callable[[], Any]) -> float:
