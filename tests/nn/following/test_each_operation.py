@@ -80,10 +80,13 @@ def test_a_finished_task_is_kept(name: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_opens_closed_units_is_refused_or_all_is_protected(name: str) -> None:
     torch.manual_seed(0)
+    net, problem = None, ""
     try:
         net = to_hat(Between(REFUSED[name]), 2, images(2)).eval()
     except ConversionError as error:
-        assert "second" in str(error) or "operation" in str(error) or "forward" in str(error)
+        problem = str(error)
+    if net is None:
+        assert "second" in problem
         return
     close_every_other_unit(net)
     assert_restores(net, images(5))
