@@ -82,6 +82,10 @@ class Count(TorchDispatchMode):
             self._torch(func, name)
             return func(*args, **kwargs)
         name = name.removeprefix("triton_")
+        if name.startswith("open_conv"):
+            kind = "convolution backward" if name.endswith("backward") else "convolution"
+            self.found["op", kind] += 1
+            return func(*args, **kwargs)
         if name.startswith("open_"):
             wanted = sum(1 for a in args if a is True) if name.endswith("backward") else 1
             self.found["op", "product"] += wanted
