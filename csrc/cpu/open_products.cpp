@@ -294,7 +294,8 @@ bool may_skip(const Tensor& x, const Tensor& weight) {
 
 // Whether images lie plane by plane, and a channel that is left out is worth looking for.
 bool by_planes(const Tensor& x, const Tensor& weight) {
-  return x.is_contiguous() && x.numel() > 0 && weight.numel() > 0 && weight.size(1) >= kFewestChannels;
+  const int64_t most = std::max(weight.size(0), weight.size(1));
+  return x.is_contiguous() && x.numel() > 0 && weight.numel() > 0 && most >= kFewestChannels;
 }
 
 OpenColumns open_channels(const Tensor& x) { return open_columns(floats(x), x.numel() / x.size(1), x.size(1)); }
