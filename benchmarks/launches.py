@@ -8,8 +8,8 @@ make them, with recorders in the kernels' places.
 
 A row is a kernel of ours ("kernel"), an op of torch's that launches ("op", where one of a list may
 be several launches), or one that copies from host to device ("copy"). Views and allocations are
-none. What torch does on a GPU is what counts: ``open_linear``, of a CPU alone, is the product that
-F.linear is there.
+none. What torch does on a GPU is what counts: ``open_linear`` and ``open_conv``, of a CPU alone,
+are the product and the convolution that F.linear and F.conv2d are there.
 """
 
 from __future__ import annotations

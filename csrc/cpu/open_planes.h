@@ -56,7 +56,7 @@ inline bool planes_worthwhile(double share, int64_t pixels) {
   return share <= kMostPlanesOpen && (1 - share) * pixels >= share * kPixelsForFilters;
 }
 
-// Pieces of `count` elements, `stride` apart, at these places, one after the other.
+// The pieces of `count` elements at these places, one after the other.
 MASKCL_INLINE void gather(const float* from, const Index& at, int64_t count, float* to) {
   for (const int32_t place : at) to = std::copy_n(from + place * count, count, to);
 }
