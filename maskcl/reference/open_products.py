@@ -8,7 +8,8 @@ columns out, and nothing else, however small it is. The sums are then these with
 What a closed column would have met is not looked at where it is left out: a NaN or an infinity
 there is not in the sum, as IEEE's 0 NaN = NaN would have it. It is where the column is not left
 out: in backends other than C++, where fewer than a third of the columns are closed (a fifth of the
-channels of contiguous images), and with ``ordinary``. So the weights of closed units may be anything, but no result should hang on it.
+channels of contiguous images), and with ``ordinary``. So the weights of closed units may be
+anything, but no result should hang on it.
 
 The C++ backend's float32 products take numbers below 2^-126 (subnormals) as 0, and make 0 of terms
 and sums that are as small, as its masked activations do: each would cost an x86 core a hundred
