@@ -135,13 +135,15 @@ def _implementations() -> dict[str, dict[str, Callable[..., Any]]]:
 
 _TABLE = _implementations()
 # The automatic choice, looked up once: an op's call must not cost more than its kernel.
-_CHOSEN = {
-    (op, device, dtype): _TABLE[name][op]
-    for op in schemas.STEM_OF
-    for device in _PREFERENCE
-    for name in reversed(_order(op, device))
-    for dtype in BACKENDS[name].dtypes
-}
+_ON_CPU, _ON_CUDA = (
+    {
+        (op, dtype): _TABLE[name][op]
+        for op in schemas.STEM_OF
+        for name in reversed(_order(op, device))
+        for dtype in BACKENDS[name].dtypes
+    }
+    for device in ("cpu", "cuda")
+)
 # One choice for the process, not for the thread: the backward of a CUDA graph runs in another
 # thread.
 _forced: str | None = None
@@ -183,19 +185,26 @@ def not_supported_reasons(backend: str, op: str, device: str, dtype: torch.dtype
 
 def select(op: str, tensor: Tensor) -> Callable[..., Any]:
     """The implementation of low-level ``op`` for tensors on this one's device and of its dtype."""
-    if _forced is None:
-        found = _CHOSEN.get((op, tensor.device.type, tensor.dtype))
-        if found is not None:
-            return found
+    found = _chosen(op, tensor, tensor.dtype)
+    if found is not None:
+        return found
     return _TABLE[choose(op, tensor.device.type, tensor.dtype)][op]
 
 
 def select_any(op: str, tensor: Tensor) -> Callable[..., Any]:
     """The same for an op that takes words or masks, whose dtype says nothing."""
-    device = tensor.device.type
-    if _forced is None and (found := _CHOSEN.get((op, device, torch.float32))) is not None:
+    found = _chosen(op, tensor, torch.float32)
+    if found is not None:
         return found
-    return _TABLE[choose(op, device, torch.float32)][op]
+    return _TABLE[choose(op, tensor.device.type, torch.float32)][op]
+
+
+def _chosen(op: str, tensor: Tensor, dtype: torch.dtype) -> Callable[..., Any] | None:
+    if _forced is not None:
+        return None
+    if tensor.is_cpu:  # a device's type is a string that is made anew
+        return _ON_CPU.get((op, dtype))
+    return _ON_CUDA.get((op, dtype)) if tensor.is_cuda else None
 
 
 def select_visible(op: str, tensor: Tensor) -> Callable[..., Any]:

@@ -101,10 +101,8 @@ def one_of(op: str, name: str, value: str, wanted: Sequence[str]) -> None:
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """What autocast makes of a linear layer's or a convolution's tensors on this one's device."""
-    device = tensor.device.type
-    if not is_autocast(device):
-        return None
-    return torch.get_autocast_dtype(device)
+    device = "cpu" if tensor.is_cpu else tensor.device.type
+    return torch.get_autocast_dtype(device) if is_autocast(device) else None
 
 
 def in_autocast(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
@@ -130,17 +128,19 @@ def linear_arguments(
     if (dtype := autocast_dtype(x)) is not None:
         x, weight = x.to(in_autocast(x, dtype)), weight.to(in_autocast(weight, dtype))
         bias = None if bias is None else bias.to(in_autocast(bias, dtype))
-    one_kind(op, x, weight=weight, bias=bias)
+    one_kind(op, x, weight, bias)
     return x, weight, bias
 
 
-def one_kind(op: str, x: Tensor, **others: Tensor | None) -> None:
+def one_kind(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise unless all are on x's device and of its dtype."""
     device, dtype = x.device, x.dtype
-    for name, tensor in others.items():
-        if tensor is not None and (tensor.device != device or tensor.dtype is not dtype):
-            same_device(op, name, tensor, "x", x)
-            same_dtype(op, name, tensor, "x", x)
+    if weight.device != device or weight.dtype is not dtype:
+        same_device(op, "weight", weight, "x", x)
+        same_dtype(op, "weight", weight, "x", x)
+    if bias is not None and (bias.device != device or bias.dtype is not dtype):
+        same_device(op, "bias", bias, "x", x)
+        same_dtype(op, "bias", bias, "x", x)
 
 
 def is_autocast(device: str) -> bool:

@@ -94,7 +94,8 @@ def activate_and_mask(
 def check_vectors(op: str, x: Tensor, mask: Tensor, bias: Tensor | None) -> None:
     """Raise TypeError or ValueError unless mask (and bias) are floating vectors on x's device."""
     _check.floating(op, "mask", mask)
-    _check.dimensions(op, "mask", mask, 1)
+    if mask.dim() != 1:
+        _check.dimensions(op, "mask", mask, 1)
     if mask.device != x.device:
         _check.same_device(op, "mask", mask, "x", x)
     if bias is not None:
@@ -116,6 +117,8 @@ def check_options(op: str, activation: str, negative_slope: float, save: str) ->
 
 def check_channels(op: str, mask: Tensor, bias: Tensor | None, channels: int) -> None:
     """Raise ValueError unless both are vectors with an element for each channel."""
+    if bias is None and mask.shape == (channels,):
+        return
     for name, vector in (("mask", mask), ("bias", bias)):
         if vector is None or vector.shape == (channels,):
             continue

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import repeat
+from operator import is_not
 from typing import Any
 
 import torch
@@ -180,12 +182,16 @@ class MaskedLinearsFunction(OpFunction):
     def forward(
         x: Tensor, activation: str, slope: float, count: int, *layers: Tensor | None
     ) -> tuple[Tensor, ...]:
-        none = x.new_empty(0)
-        biases = [none if b is None else b for b in layers[count : 2 * count]]
-        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        biases: Sequence[Tensor | None] = layers[count : 2 * count]
+        if not all(map(is_not, biases, repeat(None))):
+            none = x.new_empty(0)
+            biases = [none if b is None else b for b in biases]
         run = backends.select("masked_linears", x)
+        if x.dim() == 2:
+            return run(x, layers[:count], biases, layers[2 * count :], activation, slope)
+        rows = x.reshape(-1, x.shape[-1])
         *inner, y = run(rows, layers[:count], biases, layers[2 * count :], activation, slope)
-        return *inner, y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
+        return *inner, y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     def result(output: tuple[Tensor, ...]) -> Tensor:
@@ -195,12 +201,13 @@ class MaskedLinearsFunction(OpFunction):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         x, ctx.activation, ctx.slope, count, *layers = inputs
         ctx.count = count
-        # An ordinary last layer's gradients are not made of its output, which may be written to.
         masks = layers[2 * count :]
-        kept = output[:-1] if len(masks) < count else output
-        ctx.save_for_backward(x, *layers[:count], *masks, *kept)
         ctx.masks = len(masks)
-        ctx.mark_non_differentiable(*output[:-1])
+        # An ordinary last layer's gradients are not made of its output, which may be written to.
+        kept = output[:-1] if ctx.masks < count else output
+        ctx.save_for_backward(x, *layers[:count], *masks, *kept)
+        if count > 1:
+            ctx.mark_non_differentiable(*output[:-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -231,7 +238,7 @@ def outputs_for(grad: Tensor, kept: list[Tensor], count: int) -> list[Tensor]:
     """
     if len(kept) < count:
         return [*kept, grad]
-    return [*kept[:-1], kept[-1].reshape(grad.shape)]
+    return kept if kept[-1].dim() == 2 else [*kept[:-1], kept[-1].reshape(grad.shape)]
 
 
 def bits_of_wanted(want: Sequence[bool], count: int) -> list[int]:

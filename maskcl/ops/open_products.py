@@ -145,7 +145,7 @@ def _check_kinds(op: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Non
     """Raise unless all are on one device and, after autocast, of one dtype."""
     dtype = _check.autocast_dtype(x)
     if dtype is None:
-        _check.one_kind(op, x, weight=weight, bias=bias)
+        _check.one_kind(op, x, weight, bias)
         return
     kept = _check.in_autocast(x, dtype)
     for name, tensor in (("weight", weight), ("bias", bias)):
