@@ -82,7 +82,7 @@ class ClassSums:
         self._count.index_add_(0, labels, self._count.new_ones(len(labels)))
         self._total.index_add_(0, labels, features.double())
         if not self.by_class:
-            self._square[0] += features.T @ features
+            self._square[0] += _square(features)
             return
         for label in labels.unique().tolist():
             own = features[labels == label].double()
@@ -107,6 +107,19 @@ class ClassSums:
             self._grow(int(most))
             for sums in (self._count, self._total, self._square):
                 torch.distributed.all_reduce(sums)
+
+
+def _square(features: Tensor) -> Tensor:
+    """float64 [F, F]: the sum over samples of x x', multiplied in the features' dtype.
+
+    As (x - p)(x - p)' + (x - p) p' + p (x - p)' + p p' with p about the mean: what is the same for
+    all samples would take all digits of a product, and the scatter is what is left without it.
+    """
+    pivot = features.mean(0)
+    rest = features - pivot
+    p, r = pivot.double(), rest.double().sum(0)
+    mixed = torch.outer(r, p)
+    return (rest.T @ rest).double() + mixed + mixed.T + len(features) * torch.outer(p, p)
 
 
 def pack(matrix: Tensor) -> Tensor:
