@@ -45,7 +45,7 @@ MASKCL_INLINE void forward_groups(const Product& p, int64_t begin, int64_t end) 
   constexpr int64_t width = Vector<Bytes>::width, block = kBlock;
   const int64_t terms = p.x.terms(), outs = p.columns();
   const int32_t* wanted = p.wanted->data();
-  std::vector<float> scratch(kTogether * kRows * block);
+  float scratch[kTogether * kRows * block];  // 18 KB; what is read has been written
   for (int64_t item = begin; item < end; ++item) {
     const int64_t group = item / p.blocks(), row = item % p.blocks() * block, rows = std::min(block, p.x.rows - row);
     const int64_t panels = tiles_of(rows, width);

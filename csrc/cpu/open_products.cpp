@@ -2,6 +2,7 @@
 // skipping goes to the device's library as it is.
 
 #include "../convolution.h"
+#include "few_rows.h"
 #include "open_columns.h"
 #include "open_filters.h"
 #include "open_gemm.h"
@@ -15,6 +16,7 @@ constexpr int64_t kFewest = 32;  // rows: of fewer no closed units are looked fo
                                  // of up to kBlock the library is at half of an AMD core's peak where nothing is closed
 constexpr int64_t kSmall = int64_t{1} << 16;  // elements of a weight: fewer rows meet it here faster than through the
                                               // library, whose product has to be looked up among many
+constexpr int64_t kFewestHere = 4;  // rows: of fewer the gradients of such a weight are the library's
 constexpr double kFewGradsWorthwhile = 0.15;  // of the products of fewer rows' gradients, which are mostly writing
 constexpr int64_t kLarge = int64_t{1} << 20;  // elements of a weight's gradient, which no cache near a core holds
 constexpr int64_t kFewestChannels = 16;  // that come out of a convolution: tiles are as wide
@@ -28,6 +30,8 @@ struct Kernels {
   void (*forward)(const Product&, int64_t, int64_t);
   void (*input_grad)(const Product&, int64_t, int64_t);
   void (*weight_grad)(const Product&, int64_t, int64_t);
+  void (*few_input_grad)(const Product&, int64_t, int64_t);
+  void (*few_weight_grad)(const Product&, int64_t, int64_t);
   void (*convolve)(const Convolution&, int64_t, int64_t);
   void (*filter_grad)(const FilterGrad&, int64_t, int64_t);
 };
@@ -38,10 +42,13 @@ struct Kernels {
   MASKCL_KERNEL(TARGET, forward_##level, forward_groups<bytes>, Product)                 \
   MASKCL_KERNEL(TARGET, input_grad_##level, input_grad_strips<bytes>, Product)           \
   MASKCL_KERNEL(TARGET, weight_grad_##level, weight_grad_pairs<bytes>, Product)          \
+  MASKCL_KERNEL(TARGET, few_input_grad_##level, maskcl::few_input_grad<bytes>, Product)  \
+  MASKCL_KERNEL(TARGET, few_weight_grad_##level, maskcl::few_weight_grad<bytes>, Product) \
   MASKCL_KERNEL(TARGET, convolve_##level, convolve_blocks<bytes>, Convolution)           \
   MASKCL_KERNEL(TARGET, filter_grad_##level, filter_grad_items<bytes>, FilterGrad)       \
   constexpr Kernels level{Vector<bytes>::width,  &forward_##level,  &input_grad_##level, \
-                          &weight_grad_##level,  &convolve_##level, &filter_grad_##level};
+                          &weight_grad_##level,  &few_input_grad_##level, &few_weight_grad_##level, \
+                          &convolve_##level, &filter_grad_##level};
 
 MASKCL_KERNELS(, plain, 16)
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -101,17 +108,36 @@ void write_zeros(float* to, int64_t count, bool past) {
   std::fill_n(to + done, count - done, 0.0f);
 }
 
-void weight_grad(Product p, const Tensor& dweight) {
-  const Kernels& k = kernels();
-  const Scratch packed_x = columns_packed(dweight, p.x, k.width), packed_dz = columns_packed(dweight, p.dz, kRows);
-  p.packed_x = packed_x.data, p.packed_dz = packed_dz.data, p.out = mutable_floats(dweight);
+// The rows of closed units.
+void write_closed_rows(const Product& p) {
+  if (p.dz.terms() == p.outs) return;
   std::vector<bool> open(p.outs, false);
   for (const int32_t o : *p.dz.open) open[o] = true;
   parallel(p.outs, p.ins, [&](int64_t begin, int64_t end) {
     for (int64_t o = begin; o < end; ++o)
       if (!open[o]) write_zeros(p.out + o * p.ins, p.ins, p.outs * p.ins >= kLarge);
   });
+}
+
+void weight_grad(Product p, const Tensor& dweight) {
+  const Kernels& k = kernels();
+  const Scratch packed_x = columns_packed(dweight, p.x, k.width), packed_dz = columns_packed(dweight, p.dz, kRows);
+  p.packed_x = packed_x.data, p.packed_dz = packed_dz.data, p.out = mutable_floats(dweight);
+  write_closed_rows(p);
   run(k.weight_grad, p, tiles_of(p.dz.terms(), kPair), kPair * p.ins);
+}
+
+// Both of a few rows; of x every column is multiplied.
+void few_grads(Product p, const Tensor* dx, const Tensor* dweight) {
+  const Kernels& k = kernels();
+  if (dx) {
+    p.out = mutable_floats(*dx);
+    run(k.few_input_grad, p, tiles_of(p.ins, k.width), k.width * p.dz.terms());
+  }
+  if (!dweight) return;
+  p.out = mutable_floats(*dweight);
+  write_closed_rows(p);
+  run(k.few_weight_grad, p, tiles_of(p.dz.terms(), kRows), kRows * p.ins);
 }
 
 }  // namespace
@@ -146,10 +172,18 @@ void open_linear_backward_into(const Tensor& grad, const Tensor& x_in, const Ten
   const bool few = batch < kFewest;
   const FlushSubnormals flush;  // the library's small products are this thread's own
   const double left = (known_rows ? known_rows->share() : 1.0) * (known_columns ? known_columns->share() : 1.0);
-  if (!can || (few && left > kFewGradsWorthwhile))
+  const bool small = few && batch >= kFewestHere && weight.numel() <= kSmall && worthwhile(left);
+  if (!can || (few && left > kFewGradsWorthwhile && !small))
     return linear_backward_out(grad, x_in, weight, dx, dweight);
   const Tensor dz = as_contiguous(grad), w = as_contiguous(weight);
   const Tensor x = as_contiguous(x_in);
+  if (small) {
+    const OpenColumns rows = known_rows ? *known_rows : all_columns(outs);
+    Product p{};
+    p.dz = {floats(dz), batch, outs, &rows.index}, p.x = {floats(x), batch, ins, nullptr}, p.weight = floats(w);
+    p.ins = ins, p.outs = outs;
+    return few_grads(p, dx, dweight);
+  }
   const auto found = [&](const OpenColumns* known, const Tensor& t) {
     return known ? *known : few ? all_columns(t.size(1)) : open_columns(floats(t), batch, t.size(1));
   };

@@ -38,6 +38,13 @@ struct Packed {
   MASKCL_INLINE float operator()(int r, int64_t k) const { return values[k * kRows + r]; }
 };
 
+// A tile's right operand: values side by side for each term, every `stride` elements.
+struct Panel {
+  const float* values;
+  int64_t stride;
+  MASKCL_INLINE const float* operator()(int64_t k) const { return values + k * stride; }
+};
+
 // A tile's sums.
 template <int Bytes>
 struct Sums {
@@ -48,10 +55,15 @@ struct Sums {
   // at[r][j] += sum over k < depth of left(r, k) right[k][j]
   template <typename Left>
   MASKCL_INLINE void add(int64_t depth, const Left& left, const float* right) {
+    add(depth, left, Panel{right, 2 * lanes});
+  }
+  template <typename Left, typename Right>
+  MASKCL_INLINE void add(int64_t depth, const Left& left, const Right& right) {
     for (int64_t k = 0; k < depth; ++k) {
+      const float* values = right(k);
       V first, second;
-      memcpy(&first, right + k * 2 * lanes, Bytes);
-      memcpy(&second, right + k * 2 * lanes + lanes, Bytes);
+      memcpy(&first, values, Bytes);
+      memcpy(&second, values + lanes, Bytes);
       MASKCL_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const V value = left(r, k) - V{};

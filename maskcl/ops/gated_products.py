@@ -13,7 +13,7 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops.gate import Gate, gates_backward
-from maskcl.ops.masked_products import as_wanted, bits_of_wanted, outputs_for
+from maskcl.ops.masked_products import as_wanted, bits_of_wanted, outputs_for, without_none
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.masked_products import BIAS, WEIGHT
 from maskcl.schemas import fake
@@ -67,8 +67,7 @@ class GatedLinearsFunction(OpFunction):
         count: int,
         *layers: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        none = x.new_empty(0)
-        biases = [none if b is None else b for b in layers[count:]]
+        biases = without_none(layers[count:], x)
         rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
         run = backends.select("gated_linears", x)
         units = embedding, scale, share, sizes, gate.weight, gate.floor

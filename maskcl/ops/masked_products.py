@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import repeat
-from operator import is_not
+from operator import is_
 from typing import Any
 
 import torch
@@ -182,13 +182,10 @@ class MaskedLinearsFunction(OpFunction):
     def forward(
         x: Tensor, activation: str, slope: float, count: int, *layers: Tensor | None
     ) -> tuple[Tensor, ...]:
-        biases: Sequence[Tensor | None] = layers[count : 2 * count]
-        if not all(map(is_not, biases, repeat(None))):
-            none = x.new_empty(0)
-            biases = [none if b is None else b for b in biases]
+        biases = without_none(layers[count : 2 * count], x)
         run = backends.select("masked_linears", x)
         if x.dim() == 2:
-            return run(x, layers[:count], biases, layers[2 * count :], activation, slope)
+            return tuple(run(x, layers[:count], biases, layers[2 * count :], activation, slope))
         rows = x.reshape(-1, x.shape[-1])
         *inner, y = run(rows, layers[:count], biases, layers[2 * count :], activation, slope)
         return *inner, y.view(*x.shape[:-1], y.shape[-1])
@@ -229,6 +226,14 @@ class MaskedLinearsFunction(OpFunction):
         ]
         dlayers = as_wanted([*found[::3], *found[1::3]], want, x.dtype)
         return dx.view(x.shape) if want_x else None, None, None, None, *dlayers, *found_masks
+
+
+def without_none(biases: tuple[Tensor | None, ...], like: Tensor) -> Sequence[Tensor]:
+    """Biases as the kernels take them: none has no elements."""
+    if any(map(is_, biases, repeat(None))):
+        none = like.new_empty(0)
+        return [none if bias is None else bias for bias in biases]
+    return biases  # type: ignore[return-value]
 
 
 def outputs_for(grad: Tensor, kept: list[Tensor], count: int) -> list[Tensor]:
