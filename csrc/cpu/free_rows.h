@@ -100,51 +100,55 @@ class FreeRows {
 
   // Finds each row's kind from the tasks of any column and those of every one; false where no row is mixed.
   bool sort_rows(int64_t columns) {
+    return exact_ ? sort_rows(columns, [](const Words& side, int64_t unit, int64_t w) { return side.word(unit, w); })
+                  : sort_rows(columns, [](const Words& side, int64_t unit, int64_t) { return uint64_t{side.any(unit)}; });
+  }
+  template <typename F>
+  bool sort_rows(int64_t columns, const F& word_of) {
     const int64_t units = in_.step ? rows_ / group_rows_ * columns : 1, listed = out_.step ? rows_ : 1;
-    std::vector<uint64_t> any(words_, 0), every(words_, ~uint64_t{0}), used(words_, 0);
-    for (int64_t w = 0; w < words_; ++w) {
-      for (int64_t row = 0; row < listed; ++row) used[w] |= word(out_, row, w);
-      if (used[w] == 0) continue;
-      for (int64_t u = 0; u < units; ++u) {
-        const uint64_t column = word(in_, u, w);
-        any[w] |= column;
-        every[w] &= column;
-      }
-    }
+    std::vector<uint64_t> any(words_, 0), every(words_, ~uint64_t{0});
     uint64_t shared = 0;
-    for (int64_t w = 0; w < words_; ++w) shared |= used[w] & any[w];
-    if (shared == 0) return false;
-    kinds_.resize(rows_);
-    any_ = std::move(any);
-    bool mixed = false;
-    for (int64_t row = 0; row < rows_; ++row) {
-      bool some = false, all = false;
-      for (int64_t w = 0; w < words_; ++w) {
-        const uint64_t bits = word(out_, row, w);
-        some |= (bits & any_[w]) != 0;
-        all |= (bits & every[w]) != 0;
+    for (int64_t w = 0; w < words_; ++w) {
+      uint64_t used = 0, of_any = 0, of_every = ~uint64_t{0};
+      for (int64_t row = 0; row < listed; ++row) used |= word_of(out_, row, w);
+      if (used == 0) continue;
+      for (int64_t u = 0; u < units; ++u) {
+        const uint64_t column = word_of(in_, u, w);
+        of_any |= column;
+        of_every &= column;
       }
-      kinds_[row] = !some ? Kind::free : (all ? Kind::skipped : Kind::mixed);
-      mixed |= some && !all;
+      any[w] = of_any, every[w] = of_every;
+      shared |= used & of_any;
     }
-    return mixed;
+    if (shared == 0) return false;
+    kinds_.assign(rows_, Kind::free);
+    for (int64_t w = 0; w < words_; ++w)
+      for (int64_t row = 0; row < rows_ && any[w] != 0; ++row) {
+        const uint64_t bits = word_of(out_, row, w);
+        if (bits & every[w]) kinds_[row] = Kind::skipped;
+        if ((bits & any[w]) && kinds_[row] == Kind::free) kinds_[row] = Kind::mixed;
+      }
+    any_ = std::move(any);
+    return std::find(kinds_.begin(), kinds_.end(), Kind::mixed) != kinds_.end();
   }
 
   // The columns' bits in the memory order of a row, as halves of words, for those that some column has.
   void lay_out(const Rows& layout, int64_t columns) {
     const int64_t groups = rows_ / group_rows_, repeat = width_ / columns;
+    std::vector<int32_t> bits(columns);
     halves_.resize(2 * words_);
     for (int64_t half = 0; half < 2 * words_; ++half) {
       if (half_of(any_[half / 2], half) == 0) continue;
       halves_[half].resize(groups * width_);
       int32_t* to = halves_[half].data();
       for (int64_t g = 0; g < groups; ++g, to += width_) {
-        auto bits = [&](int64_t column) { return half_of(word(in_, g * columns + column, half / 2), half); };
-        if (layout.order.empty() || repeat == 1)
-          for (int64_t column = 0, p = 0; column < columns; ++column)
-            for (const int32_t b = bits(column); p < (column + 1) * repeat; ++p) to[p] = b;
+        for (int64_t c = 0; c < columns; ++c) bits[c] = half_of(word(in_, g * columns + c, half / 2), half);
+        if (repeat == 1)
+          std::copy(bits.begin(), bits.end(), to);
+        else if (layout.order.empty())
+          for (int64_t c = 0; c < columns; ++c) std::fill_n(to + c * repeat, repeat, bits[c]);
         else
-          for (int64_t p = 0; p < width_; ++p) to[p] = bits(layout.order[p]);
+          for (int64_t p = 0; p < width_; ++p) to[p] = bits[layout.order[p]];
       }
     }
   }
