@@ -127,12 +127,26 @@ void weight_grad(Product p, const Tensor& dweight) {
   run(k.weight_grad, p, tiles_of(p.dz.terms(), kPair), kPair * p.ins);
 }
 
-// Both of a few rows; of x every column is multiplied.
-void few_grads(Product p, const Tensor* dx, const Tensor* dweight) {
+// 0 in all other columns: what closed units hold, even NaN, goes no further.
+void keep_columns(const OpenColumns& open, int64_t rows, float* to) {
+  if (static_cast<int64_t>(open.index.size()) == open.columns) return;
+  for (int64_t n = 0; n < rows; ++n, to += open.columns) {
+    int64_t column = 0;
+    for (const int32_t next : open.index) {
+      std::fill(to + column, to + next, 0.0f);
+      column = next + 1;
+    }
+    std::fill(to + column, to + open.columns, 0.0f);
+  }
+}
+
+// Both of a few rows; `columns` of x: where dx is wanted, if it is not all of it.
+void few_grads(Product p, const Tensor* dx, const Tensor* dweight, const OpenColumns* columns) {
   const Kernels& k = kernels();
   if (dx) {
     p.out = mutable_floats(*dx);
     run(k.few_input_grad, p, tiles_of(p.ins, k.width), k.width * p.dz.terms());
+    if (columns) keep_columns(*columns, p.x.rows, p.out);
   }
   if (!dweight) return;
   p.out = mutable_floats(*dweight);
@@ -182,7 +196,7 @@ void open_linear_backward_into(const Tensor& grad, const Tensor& x_in, const Ten
     Product p{};
     p.dz = {floats(dz), batch, outs, &rows.index}, p.x = {floats(x), batch, ins, nullptr}, p.weight = floats(w);
     p.ins = ins, p.outs = outs;
-    return few_grads(p, dx, dweight);
+    return few_grads(p, dx, dweight, known_columns);
   }
   const auto found = [&](const OpenColumns* known, const Tensor& t) {
     return known ? *known : few ? all_columns(t.size(1)) : open_columns(floats(t), batch, t.size(1));

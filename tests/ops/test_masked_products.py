@@ -61,6 +61,14 @@ def test_any_share_of_open_units(backend, device, batch, share):
     compare(x, layers(device, torch.float32, share), "relu", torch.float32)
 
 
+@pytest.mark.parametrize("batch", [4, 6, 13, 31])
+@pytest.mark.parametrize("widths", [(1, 9, 16), (17, 70, 5), (64, 33, 100, 2), (5, 32, 31, 15)])
+def test_few_rows_of_any_width(backend, device, batch, widths):
+    """Tiles that stick out of a matrix, on every side and for every width of vectors."""
+    x = torch.randn(batch, widths[0], device=device, requires_grad=True)
+    compare(x, layers(device, torch.float32, 0.6, widths=widths), "relu", torch.float32)
+
+
 @pytest.mark.parametrize("activation", reference.masked_forward.FROM_OUTPUT)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_every_activation_whose_slope_the_output_tells(backend, device, dtype, activation):
@@ -101,11 +109,12 @@ def test_strided_inputs_and_weights(backend, device):
         torch.testing.assert_close(again, y, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_what_closed_units_hold_meets_nothing(backend, device):
-    """In C++, for 32 rows or more: neither closed units' weights count nor those behind them."""
+@pytest.mark.parametrize("batch", [4, 21, 48])
+def test_what_closed_units_hold_meets_nothing(backend, device, batch):
+    """In C++, for 4 rows or more: neither closed units' weights count nor those behind them."""
     if backend != "cpp":
         pytest.skip(f"{backend} multiplies closed units")
-    x = torch.randn(48, WIDTHS[0], requires_grad=True)
+    x = torch.randn(batch, WIDTHS[0], requires_grad=True)
     weights, biases, masks = layers(device, torch.float32, share=0.4)
     y = masked_linears(x, weights, biases, masks, "relu", 0.0)
     grads = torch.autograd.grad(y.sum(), [x, *weights[:2]])
