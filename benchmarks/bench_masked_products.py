@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from benchmarks.conftest import device
 from maskcl import ops
-from maskcl.ops.masked_products import masked_linears
+from maskcl.ops.masked_runs import masked_linears
 
 NAMES = ["one run", "layer by layer", "eager relu(linear) m", "linear + relu, no mask"]
 SIZES = {

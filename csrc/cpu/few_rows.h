@@ -1,4 +1,4 @@
-// The gradients of a small linear layer for a few batch rows: operands are read where they lie. To pack them, or to have
+// The gradients of a small linear layer for a few batch rows: operands are read where they lie. To pack them, or to let
 // the library look for a kernel, takes longer than such a product.
 //
 // Columns of x that are closed are multiplied like others: their zeros give the zeros that are wanted.

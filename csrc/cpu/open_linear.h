@@ -1,4 +1,4 @@
-// A linear layer's products without closed units, for the ops that are made of them: see open_products.cpp.
+// A linear layer's products without closed units, for the ops that are made of them: see open_linear.cpp.
 #pragma once
 
 #include <numeric>

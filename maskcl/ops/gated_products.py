@@ -13,7 +13,7 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops.gate import Gate, gates_backward
-from maskcl.ops.masked_products import as_wanted, bits_of_wanted, outputs_for, without_none
+from maskcl.ops.masked_runs import as_wanted, bits_of_wanted, outputs_for, without_none
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.masked_products import BIAS, WEIGHT
 from maskcl.schemas import fake

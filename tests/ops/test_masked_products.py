@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from maskcl import backends, ops, reference
 from maskcl.ops.gate import Gate, hat_gates
 from maskcl.ops.gated_products import gated_linears
-from maskcl.ops.masked_products import masked_linears
+from maskcl.ops.masked_runs import masked_linears
 from tests.helpers import TOLERANCE, variants
 from tests.ops.test_masked_forward import ACT
 

@@ -21,7 +21,7 @@ from maskcl.ops._check import is_autocast
 from maskcl.ops.gate import Gate
 from maskcl.ops.gated_products import gated_linears
 from maskcl.ops.masked_forward import keeps_output
-from maskcl.ops.masked_products import masked_linears
+from maskcl.ops.masked_runs import masked_linears
 
 Gates = tuple[Tensor, Tensor, Tensor, list[int], Gate]
 """The arguments of `hat_gates`."""
