@@ -16,7 +16,7 @@ from maskcl import schemas
 
 ROOT = Path(__file__).resolve().parent.parent
 STEMS = list(schemas.SIGNATURES)
-MOST_SECONDS = 0.3
+MOST_SECONDS, MOST_OF_TORCH = 0.3, 0.25  # whichever is more: processors differ
 
 # Runs in a fresh interpreter; tells what importing maskcl costs beyond `import torch`, and does.
 # The processor's time: what else the machine does is not the import's.
@@ -34,7 +34,8 @@ sys.addaudithook(watch)
 start = time.process_time()
 from maskcl import backends, masks, nn, ops
 seconds = time.process_time() - start
-print(json.dumps({"seconds": seconds, "acts": acts, "modules": sorted(set(sys.modules) - before)}))
+found = {"seconds": seconds, "torch": start, "acts": acts}
+print(json.dumps({**found, "modules": sorted(set(sys.modules) - before)}))
 """
 
 
@@ -66,12 +67,13 @@ def test_import_compiles_nothing_and_starts_nothing(first_import: dict[str, obje
 
 
 def test_import_takes_little_beyond_torch(first_import: dict[str, object]) -> None:
-    best = float(first_import["seconds"])  # type: ignore[arg-type]
+    found = first_import
     for _ in range(6):  # the machine may be busy: the best of a few is what the import costs
-        if best <= MOST_SECONDS:
-            break
-        best = min(best, float(import_in_fresh_process()["seconds"]))  # type: ignore[arg-type]
-    assert best <= MOST_SECONDS, f"import maskcl takes {best:.2f} s beyond import torch"
+        seconds, torch_seconds = float(found["seconds"]), float(found["torch"])  # type: ignore[arg-type]
+        if seconds <= max(MOST_SECONDS, MOST_OF_TORCH * torch_seconds):
+            return
+        found = import_in_fresh_process()
+    pytest.fail(f"import maskcl takes {seconds:.2f} s beyond import torch's {torch_seconds:.2f}")
 
 
 @pytest.mark.parametrize("stem", STEMS)
