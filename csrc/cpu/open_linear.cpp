@@ -13,7 +13,7 @@ constexpr int64_t kFewest = 32;  // rows: of fewer no closed units are looked fo
                                  // of up to kBlock the library is at half of an AMD core's peak where nothing is closed
 constexpr int64_t kSmall = int64_t{1} << 16;  // elements of a weight: fewer rows meet it here faster than through the
                                               // library, whose product has to be looked up among many
-constexpr int64_t kFewestHere = 4;  // rows: of fewer the gradients of such a weight are the library's
+constexpr int64_t kFewestHere = 4;  // rows: of fewer the products of such a weight are the library's, in its order of terms
 constexpr double kFewGradsWorthwhile = 0.15;  // of the products of fewer rows' gradients, which are mostly writing
 constexpr int64_t kLarge = int64_t{1} << 20;  // elements of a weight's gradient, which no cache near a core holds
 
@@ -115,7 +115,7 @@ void open_linear_into(const Tensor& x_in, const Tensor& weight, const std::optio
   const bool can = weight.numel() > 0 && batch > 0 && all_float({&x_in, &weight, bias ? &*bias : nullptr});
   const bool few = batch < kFewest;
   const double left = (known ? known->share() : 1.0) * (wanted ? wanted->share() : 1.0);
-  const bool small = weight.numel() <= kSmall && (known || wanted);
+  const bool small = batch >= kFewestHere && weight.numel() <= kSmall && (known || wanted);
   if (!can || (few && !worthwhile(left) && !small))
     return linear_out(x_in, weight, bias, y);
   const Tensor x = as_contiguous(x_in);

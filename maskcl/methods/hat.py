@@ -259,10 +259,10 @@ class HAT:
         """
         state.begun.check("HAT.after_backward", net)
         net.take_shards()
+        state.protection.check_parameters("HAT.after_backward")
         state.steps += 1
         if state.is_fused:
-            return  # the step itself leaves out what is protected, looks for it first, and clips
-        state.protection.check_parameters("HAT.after_backward")
+            return  # the step itself leaves out what is protected, and clips
         seed = 0
         if self.rule == "random":
             seed = derive_seed("rule", state.seed, state.task, state.steps - 1)
