@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from maskcl import _extension, reference, schemas
+from maskcl._version import __version__
 
 __all__ = ["BACKENDS", "BackendError", "not_supported_reasons", "select", "use_backend"]
 
@@ -168,6 +169,15 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def graph_key() -> tuple[str | None, str]:
+    """What the graph of a traced op depends on beside its arguments (see ``schemas.TRACED``).
+
+    The backend that was asked for, None where each op's is chosen, and the version of maskcl: torch
+    keeps on disk what it made of a graph.
+    """
+    return _forced, __version__
 
 
 def not_supported_reasons(backend: str, op: str, device: str, dtype: torch.dtype) -> list[str]:

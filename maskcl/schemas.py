@@ -117,6 +117,17 @@ SIGNATURES = {
         " bool square) -> ()",
     ),
 }
+# Made of ops above, for code that torch.compile traces. Dynamo guards every function and constant
+# that it looks into, and checks some hundred guards at each call, in memory that is cold by then:
+# of these it sees one node, which autograd and inductor take apart.
+GRAPH_KEY = "str? backend, str version"
+TRACED = (
+    f"traced_gated_linears(Tensor x, Tensor[] weights, Tensor?[] biases, {GATES}, float floor,"
+    f" float max_scale, float cosh_clamp, bool recipe, str activation, float slope, {GRAPH_KEY})"
+    " -> (Tensor, Tensor)",
+    "traced_piggyback_linears(Tensor x, Tensor[] weights, Tensor[] scores, Tensor?[] biases,"
+    f" bool[] relus, str levels, float threshold, bool inclusive, {GRAPH_KEY}) -> Tensor",
+)
 STEM_OF = {line.split("(")[0]: stem for stem, lines in SIGNATURES.items() for line in lines}
 
 library = torch.library.Library("maskcl", "DEF")
@@ -124,6 +135,8 @@ for _lines in SIGNATURES.values():
     for _line in _lines:
         library.define(_line)
         library.define("triton_" + _line)
+for _line in TRACED:
+    library.define(_line)
 
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._functorch.config
 
 from maskcl import backends
 from tests.cuda.emulator import device as emulated
@@ -23,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # What was compiled of an earlier state of the ops is on disk under the same names.
+    torch._functorch.config.enable_autograd_cache = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

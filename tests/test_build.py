@@ -47,6 +47,39 @@ print(json.dumps({
 }))
 """
 
+# A whole loss of each method's network, compiled, against the same without.
+COMPILED = """
+import torch
+from torch import nn
+from maskcl import HAT, MAS, Piggyback
+from maskcl.nn import to_hat, to_importance, to_piggyback
+
+x, y = torch.randn(5, 6), torch.tensor([0, 2, 1, 1, 0])
+for method, convert in [(HAT(), to_hat), (Piggyback(), to_piggyback), (MAS(), to_importance)]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 3))
+    net = convert(model, 2, *[x] * (convert is to_hat), classes=[3, 3]).train()
+    for task in (0, 1):
+        state = method.begin_task(net, task)
+        scale = getattr(state, "scale", None)
+
+        def loss():
+            return nn.functional.cross_entropy(net(x), y) + method.loss_term(net, state)
+
+        compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+        parameters = net.task_parameters(task)
+        with net.task(task, scale):
+            method.before_step(net, state, 0.5)
+            found, wanted = compiled(), loss()
+            torch.testing.assert_close(found, wanted)
+            torch.testing.assert_close(
+                torch.autograd.grad(found, parameters, allow_unused=True),
+                torch.autograd.grad(wanted, parameters, allow_unused=True),
+            )
+        net.finish_task(task)
+print("compiled as without")
+"""
+
 
 def run(words: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if k not in ("MASKCL_BUILD", "MASKCL_CUDA", "CXX")}
@@ -133,12 +166,15 @@ def test_built_library_runs_and_knows_its_build(native_wheel: Path, tmp_path: Pa
 @needs_compiler
 @pytest.mark.skipif(SECOND_PYTHON is None, reason="MASKCL_SECOND_PYTHON names no other interpreter")
 def test_the_same_binary_serves_a_second_torch(native_wheel: Path, tmp_path: Path) -> None:
-    told = use(str(SECOND_PYTHON), unpack(native_wheel, tmp_path))
+    package = unpack(native_wheel, tmp_path)
+    told = use(str(SECOND_PYTHON), package)
     assert told["torch"] != torch.__version__, "MASKCL_SECOND_PYTHON has the same torch"
     assert told["status"]["cpp"] is None
     assert told["warnings"] == []
     assert_agree(told["found"])
     assert "cpp" in told["found"]
+    words = [str(SECOND_PYTHON), "-W", "ignore", "-c", COMPILED]
+    assert "as without" in run(words, tmp_path, PYTHONPATH=str(package)).stdout
 
 
 def test_build_0_is_pure_python_and_info_says_why(tmp_path: Path) -> None:

@@ -11,14 +11,17 @@ struct Block {
   int64_t row, rows, column, columns;
 };
 
-// Lines of a block, a multiple of 32: for each thread so few that they, and what they are made of, stay in the core's
-// second-level cache while they are multiplied, but as many as rows of x, which each block's product reads and packs
-// again.
+// Lines of a block, a multiple of 32, much the same in all blocks: for each thread so few that they, and what they are
+// made of, stay in the core's second-level cache while they are multiplied, but as many as rows of x, which each block's
+// product reads and packs again. Several threads meet four times a block, which costs more than the next cache does.
 inline int64_t lines_in_block(const Tensor& x, int64_t lines, int64_t length, int64_t element) {
   const int64_t batch = x.size(0), line = std::max<int64_t>(1, length * element);
-  const int64_t near = (256 << 10) / line, most = (batch < 128 ? 4 << 20 : 16 << 20) / line;
-  const int64_t each = std::max(near, batch < 128 ? batch : 2 * batch), threads = torch::stable::get_num_threads();
-  return std::min<int64_t>(lines, std::max<int64_t>(32, std::min(each * threads, most) / 32 * 32));
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t near = (threads > 1 ? 1 << 20 : 256 << 10) / line, most = (batch < 128 ? 4 << 20 : 16 << 20) / line;
+  const int64_t each = std::max(near, batch < 128 ? batch : 2 * batch);
+  const int64_t at_most = std::max<int64_t>(32, std::min(each * threads, most) / 32 * 32);
+  const int64_t blocks = std::max<int64_t>(1, (lines + at_most - 1) / at_most);
+  return std::min(lines, (lines + 32 * blocks - 1) / (32 * blocks) * 32);
 }
 
 inline int64_t rows_in_block(const Tensor& x, const Tensor& weight) {

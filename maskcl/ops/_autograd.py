@@ -63,7 +63,7 @@ def call(function: type[OpFunction], *args: Any) -> Any:
 
 
 def _refuse_transforms() -> None:
-    if _is_transformed():
+    if is_transformed():
         raise RuntimeError(
             "maskcl: inside a transform of torch.func (grad, vjp, vmap, jvp) torch.compile would"
             " lose the ops' gradients. Compile without the transform and call"
@@ -71,13 +71,14 @@ def _refuse_transforms() -> None:
         )
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
+    """Whether a transform of torch.func is at work; to Dynamo a constant."""
     # Dynamo enters the transforms that it traces, and guards what it compiled by them.
     return torch._C._are_functorch_transforms_active()
 
 
 # What torch.compiler.assume_constant_result does, which would import the compiler.
-_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 class _SecondOrder(Function):

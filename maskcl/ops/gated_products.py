@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from maskcl import backends
@@ -16,7 +17,7 @@ from maskcl.ops.gate import Gate, gates_backward
 from maskcl.ops.masked_runs import as_wanted, bits_of_wanted, outputs_for, without_none
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.masked_products import BIAS, WEIGHT
-from maskcl.schemas import fake
+from maskcl.schemas import fake, library
 
 
 def gated_linears(
@@ -45,6 +46,47 @@ def gated_linears(
     count, layers = len(weights), (*weights, *biases)
     found = call(GatedLinearsFunction, x, *gates, activation, slope, count, *layers)
     return found[:3]
+
+
+def traced_gated_linears(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    gates: tuple[Tensor, Tensor, Tensor, list[int], Gate],
+    activation: str,
+    slope: float,
+) -> tuple[Tensor, Tensor]:
+    """The first two of `gated_linears` as one node of a graph that ``torch.compile`` traces."""
+    embedding, scale, share, sizes, gate = gates
+    units = embedding, scale, share, sizes, gate.weight, gate.floor
+    how = gate.max_scale, gate.cosh_clamp, gate.recipe, activation, slope
+    return _TRACED(x, weights, biases, *units, *how, *backends.graph_key())
+
+
+def _taken_apart(
+    x: Tensor,
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    embedding: Tensor,
+    scale: Tensor,
+    share: Tensor,
+    sizes: list[int],
+    weight: float,
+    floor: float,
+    max_scale: float,
+    cosh_clamp: float,
+    recipe: bool,
+    activation: str,
+    slope: float,
+    *key: str | None,
+) -> tuple[Tensor, Tensor]:
+    gates = embedding, scale, share, sizes, Gate(max_scale, cosh_clamp, recipe, floor, weight)
+    y, term, _ = gated_linears(x, weights, biases, gates, activation, slope)
+    return y, term
+
+
+library.impl("traced_gated_linears", _taken_apart, "CompositeImplicitAutograd")
+_TRACED = torch.ops.maskcl.traced_gated_linears.default
 
 
 class GatedLinearsFunction(OpFunction):

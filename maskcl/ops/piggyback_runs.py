@@ -14,6 +14,7 @@ from torch import Tensor
 from maskcl import backends
 from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops.selection import Select
+from maskcl.schemas import library
 
 
 def piggyback_linears(
@@ -43,6 +44,42 @@ def piggyback_linears(
     layers = (*scores, *weights, *biases)
     y = call(PiggybackLinearsFunction, x, select, relus, *layers)
     return y if isinstance(y, Tensor) else y[-1]
+
+
+def traced_piggyback_linears(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    relus: Sequence[bool],
+    select: Select,
+) -> Tensor:
+    """`piggyback_linears` as one node of a graph that ``torch.compile`` traces.
+
+    The numbers of ``select`` are constants of the graph.
+    """
+    _, levels, threshold, inclusive, _ = select
+    how = relus, levels, threshold, inclusive
+    return _TRACED(x, weights, scores, biases, *how, *backends.graph_key())
+
+
+def _taken_apart(
+    x: Tensor,
+    weights: list[Tensor],
+    scores: list[Tensor],
+    biases: list[Tensor | None],
+    relus: list[bool],
+    levels: str,
+    threshold: float,
+    inclusive: bool,
+    *key: str | None,
+) -> Tensor:
+    select = None, levels, threshold, inclusive, 1.0
+    return piggyback_linears(x, weights, scores, biases, relus, select)
+
+
+library.impl("traced_piggyback_linears", _taken_apart, "CompositeImplicitAutograd")
+_TRACED = torch.ops.maskcl.traced_piggyback_linears.default
 
 
 class PiggybackLinearsFunction(OpFunction):

@@ -17,9 +17,10 @@ from maskcl.nn.hat.layers import HATLinear
 from maskcl.nn.tasks.active import ActiveTask
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.sequential import are_watched, has_own_forward, modules_of
-from maskcl.ops._check import is_autocast
+from maskcl.ops._autograd import is_transformed
+from maskcl.ops._check import FLOATS, is_autocast
 from maskcl.ops.gate import Gate
-from maskcl.ops.gated_products import gated_linears
+from maskcl.ops.gated_products import gated_linears, traced_gated_linears
 from maskcl.ops.masked_forward import keeps_output
 from maskcl.ops.masked_runs import masked_linears
 
@@ -41,6 +42,10 @@ class Run:
         self.activation = layers[0].activation
         self.slope = layers[0].negative_slope
         self.slots = [layer._slots[0] for layer in layers if layer._slots]
+        self._keeps_output = {
+            dtype: keeps_output("masked_linears", dtype, self.activation, self.slope, "auto")
+            for dtype in FLOATS
+        }
         self._ordinary = [] if last is None or type(last) is TaskHeads else [last]
 
     def output(self, x: Any, active: ActiveTask) -> Tensor | None:
@@ -56,8 +61,12 @@ class Run:
         found = self._weights_and_biases(x, active)
         if found is None:
             return None
-        y, active.term, mask = gated_linears(x, *found, gates, self.activation, self.slope)
         active.term_weight = gates[4].weight
+        if torch.compiler.is_compiling():
+            y, active.term = traced_gated_linears(x, *found, gates, self.activation, self.slope)
+            active.has_masks = True
+            return y
+        y, active.term, mask = gated_linears(x, *found, gates, self.activation, self.slope)
         active.set_mask(mask, gates[3])
         return y
 
@@ -67,9 +76,7 @@ class Run:
         if not isinstance(x, Tensor) or x.dim() == 0:
             return None
         dtype, device = x.dtype, x.device
-        if is_autocast(device.type) or not keeps_output(
-            "masked_linears", dtype, self.activation, self.slope, "auto"
-        ):
+        if is_autocast(device.type) or not self._keeps_output.get(dtype):
             return None
         linear = [*self.layers, *self._ordinary]
         if type(self.last) is TaskHeads:
@@ -118,8 +125,7 @@ class LayerRuns:
 
         Else None, and nothing has been done.
         """
-        # The compiler fuses gates with what is around them; transforms map over smaller ops.
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if is_transformed():  # which map over smaller ops
             return None
         if len(args) != 1 or active.narrow is not None or not self._may_run(model, gates[0]):
             return None
@@ -153,6 +159,8 @@ class LayerRuns:
             return False
         modules = modules_of(model)
         if model is not self._model or modules != self._modules:
+            if torch.compiler.is_compiling():
+                return False  # what is compiled for the old modules would be compiled once more
             self._follow(model, modules)
         # Of modules in no run ``__call__`` sees to their own hooks.
         return not (_has_any_global_hook() or are_watched(self._looked_at))

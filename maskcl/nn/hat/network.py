@@ -98,6 +98,12 @@ class HATNetwork(GrowingUnits):
         """
         active = self._prepared()
         self._check_arguments(args, kwargs)
+        output = self._output(active, args, kwargs)
+        if torch.compiler.is_compiling():
+            active.let_masks_go()
+        return output
+
+    def _output(self, active: ActiveTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not kwargs and active.scale is not None:
             gates = self._gates_of(self._units_in(active), active.scale)
             output = self._runs.gated_output(self.model, active, args, gates)
@@ -130,10 +136,12 @@ class HATNetwork(GrowingUnits):
         units = self._units_in(active)
         if active.scale is None:
             mask = units.hard_mask().to(units.embedding.dtype)
-            active.parts, active.term = mask.split(self._sizes), None
+            active.set_parts(mask.split(self._sizes))
+            active.term = None
         else:
             gates = self._gates_of(units, active.scale)
-            active.parts, active.term = hat_gates(*gates)
+            parts, active.term = hat_gates(*gates)
+            active.set_parts(parts)
             active.term_weight = gates[4].weight
 
     def _units_in(self, active: ActiveTask) -> TaskUnits:
@@ -237,10 +245,24 @@ class HATNetwork(GrowingUnits):
             )
         units: TaskUnits = active.record
         term = active.term
-        if active.scale is not None and not active.learns and torch.is_grad_enabled():
-            # A checkpointed forward ran without gradients, and its recomputation is yet to come.
-            _, term = hat_gates(*self._gates_of(units, active.scale))
+        if torch.compiler.is_compiling():
+            active.term = None  # as the masks: made anew for who asks again
+        # A checkpointed forward ran without gradients, and its recomputation is yet to come.
+        is_to_come = not active.learns and torch.is_grad_enabled()
+        if active.scale is not None and (is_to_come or (term is None and active.parts is None)):
+            gates = self._gates_of(units, active.scale)
+            _, term = hat_gates(*gates)
+            active.term_weight = gates[4].weight
         if term is not None and weight == active.term_weight:
             return term
-        mask = torch.cat(active.parts) if active.parts else units.free_share  # of no units
-        return weight * torch.dot(mask, units.free_share)
+        return weight * torch.dot(self._mask_again(active), units.free_share)
+
+    def _mask_again(self, active: ActiveTask) -> Tensor:
+        """The last forward's mask."""
+        if active.parts is None:
+            self._make_masks(active)
+        parts = active.parts
+        if torch.compiler.is_compiling():
+            active.let_masks_go()
+        units: TaskUnits = active.record
+        return torch.cat(parts) if parts else units.free_share  # of no units

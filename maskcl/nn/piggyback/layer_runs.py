@@ -18,8 +18,10 @@ from maskcl.nn.piggyback.layers import PiggybackLinear
 from maskcl.nn.tasks.active import ActiveTask
 from maskcl.nn.tasks.heads import TaskHeads
 from maskcl.nn.tasks.sequential import are_watched, has_own_forward, modules_of
+from maskcl.ops._autograd import is_transformed
 from maskcl.ops._check import is_autocast
-from maskcl.ops.piggyback_runs import piggyback_linears
+from maskcl.ops._numbers import changes
+from maskcl.ops.piggyback_runs import piggyback_linears, traced_piggyback_linears
 from maskcl.shards import gather
 
 
@@ -39,7 +41,11 @@ class Run:
                 x = module(x)
             return x
         cut: Cut = active.record
-        select = None, self.layers[0].levels, float(cut.threshold), cut.inclusive, 1.0
+        levels = self.layers[0].levels
+        if torch.compiler.is_compiling():
+            select = None, levels, cut.threshold, cut.inclusive, 1.0
+            return traced_piggyback_linears(x, *found, self.relus, select)
+        select = None, levels, float(cut.threshold), cut.inclusive, 1.0
         return piggyback_linears(x, *found, self.relus, select)
 
     def _parts(
@@ -69,20 +75,25 @@ class Run:
 
 
 class LayerRuns:
-    """How a model is run when all its modules are called one after the other."""
+    """How a model is run when all its modules are called one after the other.
 
-    def __init__(self) -> None:
-        self._model: nn.Module | None = None
-        self._modules: list[nn.Module] = []
-        self._steps: list[Run | nn.Module] = []
-        self._looked_at: list[nn.Module] = []
+    Args:
+        model: of the network, which may get another.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._follow(model, modules_of(model))
 
     def output(self, model: nn.Module | None, active: ActiveTask, args: tuple[Any, ...]) -> Any:
         """The model's output where the task trains and the model may be run so, else None.
 
         A hook anywhere, which wants to see its module's call, sees it.
         """
-        if active.record is None or len(args) != 1 or not self._may_run(model, args[0]):
+        cut: Cut | None = active.record
+        if cut is None or len(args) != 1 or not self._may_run(model, args[0]):
+            return None
+        # A threshold that differs from call to call is no constant of a graph.
+        if torch.compiler.is_compiling() and changes(cut.threshold):
             return None
         x = args[0]
         for step in self._steps:
@@ -97,13 +108,14 @@ class LayerRuns:
     def _may_run(self, model: nn.Module | None, x: Any) -> bool:
         if type(model) is not nn.Sequential or not isinstance(x, Tensor):
             return False
-        # The compiler fuses what it sees; transforms have rules for single layers.
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if is_transformed():  # which have rules for single layers
             return False
         if is_autocast(x.device.type):
             return False
         modules = modules_of(model)
         if model is not self._model or modules != self._modules:
+            if torch.compiler.is_compiling():
+                return False  # what is compiled for the old modules would be compiled once more
             self._follow(model, modules)
         # Of modules in no run ``__call__`` sees to their own hooks.
         return not (_has_any_global_hook() or are_watched(self._looked_at))

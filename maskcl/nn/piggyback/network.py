@@ -44,7 +44,7 @@ class PiggybackNetwork(RecordedMasks):
 
     def __init__(self, model: nn.Module, num_tasks: int, *, levels: str = "binary") -> None:
         super().__init__(model, num_tasks, levels=levels)
-        self._runs = LayerRuns()
+        self._runs = LayerRuns(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output for the active task.

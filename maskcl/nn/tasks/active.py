@@ -34,8 +34,10 @@ class ActiveTask:
         narrow: what the task sees of the modules in a network that grew since, by place; else None.
         version: of the state, when ``own`` and ``record`` were made.
         learns: the last forward here began with gradients.
+        has_masks: a forward here has made masks.
         make_masks: makes ``parts`` and ``term`` anew; None where there are no such masks.
-        term: 0-d, what the network makes of them for the loss; None where nothing.
+        term: 0-d, what the network makes of them for the loss; None where nothing, or where it is
+            to be made anew.
         term_weight: that it is multiplied by.
         before: what was active before, of this network or another.
     """
@@ -49,6 +51,7 @@ class ActiveTask:
         self.narrow: dict[int, Narrow] | None = None
         self.version = -1
         self.learns = False
+        self.has_masks = False
         self.make_masks: Callable[[ActiveTask], None] | None = None
         self._parts: tuple[Tensor, ...] | None = None
         self._mask: tuple[Tensor, list[int]] | None = None
@@ -58,7 +61,10 @@ class ActiveTask:
 
     @property
     def parts(self) -> tuple[Tensor, ...] | None:
-        """Masks of all units as the last forward here made them, by layer; None before it."""
+        """Masks of all units as the last forward here made them, by layer.
+
+        None before it, and behind a compiled one.
+        """
         if self._mask is not None:
             mask, sizes = self._mask
             # As the forward would have cut it, whatever mode this is.
@@ -66,18 +72,22 @@ class ActiveTask:
                 self._parts, self._mask = mask.split(sizes), None
         return self._parts
 
-    @parts.setter
-    def parts(self, parts: tuple[Tensor, ...] | None) -> None:
-        self._parts, self._mask = parts, None
-
-    @property
-    def has_masks(self) -> bool:
-        """Whether a forward here has made masks."""
-        return self._mask is not None or self._parts is not None
+    # No setter: before 2.13 Dynamo would not run it.
+    def set_parts(self, parts: tuple[Tensor, ...]) -> None:
+        """Set ``parts``."""
+        self._parts, self._mask, self.has_masks = parts, None, True
 
     def set_mask(self, mask: Tensor, sizes: list[int]) -> None:
         """Set ``parts`` as one tensor, which is cut only where somebody asks."""
-        self._mask = mask, sizes
+        self._mask, self.has_masks = (mask, sizes), True
+
+    def let_masks_go(self) -> None:
+        """Forget the masks, not that there were some.
+
+        What compiled code leaves in an object is an output of its graph, and autograd makes zeros
+        for the gradient of each that nobody uses.
+        """
+        self._parts = self._mask = None
 
     def chain(self) -> Iterator[ActiveTask]:
         """This one and what is active around it, of whichever network."""
@@ -101,7 +111,10 @@ _READS_CONTEXT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
 
 
 class _ThreadLocal(threading.local):
-    active: ActiveTask | None = None
+    active: ActiveTask | None
+
+    def __init__(self) -> None:  # in each thread; before 2.13 Dynamo would take the class's value
+        self.active = None
 
 
 _LOCAL = _ThreadLocal()

@@ -217,10 +217,10 @@ class TaskNetwork(TaskForwards, Inferring):
         active = active_of(self._state)
         if active is None:
             raise RuntimeError(f"{class_name(self)}: {NO_TASK}")
+        active.learns = torch.is_grad_enabled()
         if not torch.compiler.is_compiling():
             if active.version != self._state.version:
                 self._fill(active)
-            active.learns = torch.is_grad_enabled()
             remember_for_recomputation(active, outermost=True)
         return active
 

@@ -13,9 +13,9 @@ _HOOK_NAMES = (
     "_forward_pre_hooks",
     "_backward_hooks",
     "_backward_pre_hooks",
-    "_compiled_call_impl",  # of a module that is compiled by itself
 )
-_HOOKS = attrgetter(*_HOOK_NAMES)
+# And of a module that is compiled by itself, which makes no difference inside compiled code.
+_HOOKS = attrgetter(*_HOOK_NAMES, "_compiled_call_impl")
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

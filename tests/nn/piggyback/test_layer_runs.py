@@ -103,7 +103,7 @@ def test_global_hooks_and_other_forwards_are_called() -> None:
     relu = net.model[1]
     relu.forward = lambda x: (seen.append("own"), F.relu(x))[1]
     net.model[1] = relu  # nothing tells of a forward that is put in later but a fresh look
-    net._runs = layer_runs.LayerRuns()
+    net._runs = layer_runs.LayerRuns(net.model)
     result(net, x, net)
     assert seen[-1] == "own"
 

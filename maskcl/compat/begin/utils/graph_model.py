@@ -123,7 +123,7 @@ class GraphModel(LayerNames, nn.Module):
             )
         with self._in_a_task():
             active = net._prepared()
-            active.parts = tuple(mask.flatten() for mask in hat_masks)
+            active.set_parts(tuple(mask.flatten() for mask in hat_masks))
             return net.model(*tensors)
 
     def _seen(
