@@ -72,7 +72,7 @@ class ActiveTask:
                 self._parts, self._mask = mask.split(sizes), None
         return self._parts
 
-    # No setter: before 2.13 Dynamo would not run it.
+    # No setter: Dynamo of torch 2.11 would not run it.
     def set_parts(self, parts: tuple[Tensor, ...]) -> None:
         """Set ``parts``."""
         self._parts, self._mask, self.has_masks = parts, None, True
@@ -113,7 +113,7 @@ _READS_CONTEXT = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
 class _ThreadLocal(threading.local):
     active: ActiveTask | None
 
-    def __init__(self) -> None:  # in each thread; before 2.13 Dynamo would take the class's value
+    def __init__(self) -> None:  # in each thread; Dynamo of torch 2.11 would take the class's value
         self.active = None
 
 
