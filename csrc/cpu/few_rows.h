@@ -8,6 +8,16 @@
 
 namespace maskcl {
 
+constexpr int64_t kFewestRows = 4, kMostRows = 31;  // batch rows: the library has fewer for itself, in its order of terms
+constexpr int64_t kSmallWeight = int64_t{1} << 16;  // elements
+
+inline bool few_rows(int64_t batch, int64_t weights) {
+  return batch >= kFewestRows && batch <= kMostRows && weights > 0 && weights <= kSmallWeight;
+}
+
+// What a product of so many batch rows and elements of a weight costs, in elements of a plain loop.
+inline int64_t few_rows_cost(int64_t batch, int64_t elements) { return std::max<int64_t>(1, batch / 8) * elements; }
+
 // A tile's right operand: the open rows of a matrix as they lie in memory.
 struct OpenRows {
   const float* data;
@@ -41,7 +51,7 @@ MASKCL_INLINE void write_tile(int64_t depth, const Left& left, const Right& righ
     // Of a number of rows that is known the sums stay in registers.
     MASKCL_UNROLL
     for (int r = 0; r < kRows; ++r)
-      if (r < count) memcpy(to[r], &tile.at[r], 2 * Bytes);
+      if (r < count) tile.store_row(r, to[r]);
     return;
   }
   for (int64_t r = 0; r < count; ++r) {

@@ -11,9 +11,6 @@ namespace {
 
 constexpr int64_t kFewest = 32;  // rows: of fewer no closed units are looked for, which takes the time of the product;
                                  // of up to kBlock the library is at half of an AMD core's peak where nothing is closed
-constexpr int64_t kSmall = int64_t{1} << 16;  // elements of a weight: fewer rows meet it here faster than through the
-                                              // library, whose product has to be looked up among many
-constexpr int64_t kFewestHere = 4;  // rows: of fewer the products of such a weight are the library's, in its order of terms
 constexpr double kFewGradsWorthwhile = 0.15;  // of the products of fewer rows' gradients, which are mostly writing
 constexpr int64_t kLarge = int64_t{1} << 20;  // elements of a weight's gradient, which no cache near a core holds
 
@@ -98,13 +95,13 @@ void few_grads(Product p, const Tensor* dx, const Tensor* dweight, const OpenCol
   const Kernels& k = kernels();
   if (dx) {
     p.out = mutable_floats(*dx);
-    run(k.few_input_grad, p, tiles_of(p.ins, k.width), k.width * p.dz.terms());
+    run(k.few_input_grad, p, tiles_of(p.ins, k.width), few_rows_cost(p.x.rows, k.width * p.dz.terms()));
     if (columns) keep_columns(*columns, p.x.rows, p.out);
   }
   if (!dweight) return;
   p.out = mutable_floats(*dweight);
   write_closed_rows(p);
-  run(k.few_weight_grad, p, tiles_of(p.dz.terms(), kRows), kRows * p.ins);
+  run(k.few_weight_grad, p, tiles_of(p.dz.terms(), kRows), few_rows_cost(p.x.rows, kRows * p.ins));
 }
 
 }  // namespace
@@ -115,7 +112,7 @@ void open_linear_into(const Tensor& x_in, const Tensor& weight, const std::optio
   const bool can = weight.numel() > 0 && batch > 0 && all_float({&x_in, &weight, bias ? &*bias : nullptr});
   const bool few = batch < kFewest;
   const double left = (known ? known->share() : 1.0) * (wanted ? wanted->share() : 1.0);
-  const bool small = batch >= kFewestHere && weight.numel() <= kSmall && (known || wanted);
+  const bool small = few_rows(batch, weight.numel()) && (known || wanted);
   if (!can || (few && !worthwhile(left) && !small))
     return linear_out(x_in, weight, bias, y);
   const Tensor x = as_contiguous(x_in);
@@ -139,7 +136,7 @@ void open_linear_backward_into(const Tensor& grad, const Tensor& x_in, const Ten
   const bool few = batch < kFewest;
   const FlushSubnormals flush;  // the library's small products are this thread's own
   const double left = (known_rows ? known_rows->share() : 1.0) * (known_columns ? known_columns->share() : 1.0);
-  const bool small = few && batch >= kFewestHere && weight.numel() <= kSmall && worthwhile(left);
+  const bool small = few_rows(batch, weight.numel());
   if (!can || (few && left > kFewGradsWorthwhile && !small))
     return linear_backward_out(grad, x_in, weight, dx, dweight);
   const Tensor dz = as_contiguous(grad), w = as_contiguous(weight);

@@ -50,7 +50,13 @@ template <int Bytes>
 struct Sums {
   using V = typename Vector<Bytes>::type;
   static constexpr int lanes = Vector<Bytes>::lanes;
-  V at[kRows][2] = {};
+  V at[kRows][2];
+
+  // One vector at a time, here and below: of memory set or copied as a whole the sums would be in memory.
+  MASKCL_INLINE Sums() {
+    MASKCL_UNROLL
+    for (int r = 0; r < kRows; ++r) at[r][0] = at[r][1] = V{};
+  }
 
   // at[r][j] += sum over k < depth of left(r, k) right[k][j]
   template <typename Left>
@@ -76,11 +82,19 @@ struct Sums {
   // To and from rows of `stride` elements, kRows of them.
   MASKCL_INLINE void load(const float* from, int64_t stride) {
     MASKCL_UNROLL
-    for (int r = 0; r < kRows; ++r) memcpy(&at[r], from + r * stride, 2 * Bytes);
+    for (int r = 0; r < kRows; ++r) load_row(r, from + r * stride);
   }
   MASKCL_INLINE void store(float* to, int64_t stride) const {
     MASKCL_UNROLL
-    for (int r = 0; r < kRows; ++r) memcpy(to + r * stride, &at[r], 2 * Bytes);
+    for (int r = 0; r < kRows; ++r) store_row(r, to + r * stride);
+  }
+  MASKCL_INLINE void load_row(int r, const float* from) {
+    memcpy(&at[r][0], from, Bytes);
+    memcpy(&at[r][1], from + lanes, Bytes);
+  }
+  MASKCL_INLINE void store_row(int r, float* to) const {
+    memcpy(to, &at[r][0], Bytes);
+    memcpy(to + lanes, &at[r][1], Bytes);
   }
 };
 

@@ -252,6 +252,31 @@ def test_piggyback_linear_gradients_over_many_row_blocks(backend, device):
         assert_close(f, w, torch.float32, 40)
 
 
+@pytest.mark.parametrize("batch", [4, 6, 13, 31])
+@pytest.mark.parametrize("shape", [(1, 16), (9, 1), (70, 17), (5, 70), (57, 1100)], ids=str)
+def test_piggyback_linear_of_few_rows(backend, device, batch, shape):
+    """Tiles that stick out of a small weight, which is made and multiplied some rows at a time."""
+    if backend == "triton" and device == "cpu":
+        shape = tuple(min(size, 70) for size in shape)
+    weight, scores = inputs(shape, torch.float32, device)
+    x, grad = (torch.randn(batch, size, device=device) for size in reversed(shape))
+    x[0, -1] = weight[-1, 0] = torch.nan
+    x[1, 0], grad[2, -1] = torch.inf, torch.nan
+    for levels in ("ternary", "soft"):
+        how = arguments(levels)
+        leaves = [t.clone().requires_grad_() for t in (x, weight, scores)]
+        found = ops.piggyback_linear(*leaves, THRESHOLD, **how)
+        with backends.use_backend("reference"):
+            masked = ops.piggyback_weight(*leaves[1:], THRESHOLD, **how)
+        wanted = F.linear(leaves[0], masked)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3, equal_nan=True)
+        right = torch.autograd.grad(wanted, leaves, grad)
+        for names in ((0, 1, 2), (0,), (1,), (2,)):
+            grads = torch.autograd.grad(found, [leaves[i] for i in names], grad, retain_graph=True)
+            for name, each in zip(names, grads, strict=True):
+                torch.testing.assert_close(each, right[name], rtol=1e-4, atol=1e-3, equal_nan=True)
+
+
 @pytest.mark.parametrize("levels", ["binary", "soft"])
 def test_autocast(backend, device, levels):
     weight, scores = inputs((6, 10), torch.float32, device)
