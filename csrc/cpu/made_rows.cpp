@@ -7,14 +7,17 @@
 
 #include "few_rows.h"
 #include "open_columns.h"
+#include "open_gemm.h"
 #include "open_kernels.h"
 
 namespace maskcl {
 namespace {
 
-constexpr int64_t kMade = 6 << 10;             // elements of it that are made at once: 24 KB
-constexpr int64_t kStripMost = 512;            // columns, of which all batch rows' sums stay near
-constexpr int64_t kAlignment = 16;             // of rows in scratch, in elements
+constexpr int64_t kFewestAnyway = 8;  // batch rows: of fewer the library reads a larger weight as fast
+constexpr int64_t kMade = 6 << 10;    // elements of it that are made at once: 24 KB, but one tile's rows at least
+constexpr int64_t kColumns = 1024;    // of them, in the forward
+constexpr int64_t kStripMost = 512;   // columns, of which all batch rows' sums stay near
+constexpr int64_t kAlignment = 16;    // of blocks and strips, in elements
 
 int64_t rounded(int64_t count, int64_t size) { return tiles_of(count, size) * size; }
 
@@ -40,23 +43,16 @@ struct Job {
   Block block;
 };
 
-// y [N, block] = x M^T + bias; x as tiles of batch rows.
+// sums [block, N] += M x^T over the block's columns; x as tiles of batch rows.
 template <int Bytes>
 MASKCL_INLINE void forward_block(const Job& p) {
   constexpr int64_t width = Vector<Bytes>::width;
   for (int64_t r = 0; r < p.block.rows; r += kRows) {
-    const int64_t count = std::min<int64_t>(kRows, p.block.rows - r), first = p.block.row + r;
     Rows left;
-    for (int64_t i = 0; i < kRows; ++i) left.rows[i] = p.made + (r + std::min(i, count - 1)) * p.stride;
-    for (int64_t n = 0; n < p.batch; n += width) {
-      Sums<Bytes> tile;
-      tile.add(p.ins, left, p.x + n * p.ins);
-      float found[kRows * width];
-      tile.store(found, width);
-      for (int64_t j = 0; j < std::min(width, p.batch - n); ++j)
-        for (int64_t i = 0; i < count; ++i)
-          p.out[(n + j) * p.outs + first + i] = found[i * width + j] + (p.bias ? p.bias[first + i] : 0.0f);
-    }
+    for (int64_t i = 0; i < kRows; ++i) left.rows[i] = p.made + std::min(r + i, p.block.rows - 1) * p.stride;
+    for (int64_t n = 0; n < p.batch; n += width)
+      add_stored<Bytes>(p.block.columns, left, p.x + n * p.ins + p.block.column * width, p.sums + r * kBlock + n, kBlock,
+                        p.block.column == 0);
   }
 }
 
@@ -129,32 +125,42 @@ void backward_strip(Job p, float* dx, int64_t begin, int64_t end, const MakeRows
 
 }  // namespace
 
-bool few_rows(const Tensor& x, const Tensor& weight) {
+bool backward_by_made_rows(const Tensor& x, const Tensor& weight) {
   return few_rows(x.size(0), weight.numel()) && all_float({&x, &weight});
 }
 
-void few_rows_linear(const Tensor& x, const std::optional<Tensor>& bias, const Tensor& y, const MakeRows& make) {
+bool forward_by_made_rows(const Tensor& x, const Tensor& weight) {
+  const bool some = x.size(0) >= kFewestAnyway && x.size(0) <= kBlock;
+  return backward_by_made_rows(x, weight) || (some && weight.numel() > 0 && all_float({&x, &weight}));
+}
+
+void made_rows_linear(const Tensor& x, const std::optional<Tensor>& bias, const Tensor& y, const MakeRows& make) {
   const Kernels& k = kernels();
-  const int64_t batch = x.size(0), ins = x.size(1), outs = y.size(1), rows = rows_at_once(outs, ins);
-  const auto tiles = scratch_of(rounded(batch, k.width) * ins);
-  Index all(ins);
-  std::iota(all.begin(), all.end(), 0);
-  for (int64_t n = 0; n < batch; n += k.width)
-    pack_rows(Operand{floats(x), batch, ins, &all}, n, std::min(k.width, batch - n), k.width, tiles.get() + n * ins);
+  const int64_t batch = x.size(0), ins = x.size(1), outs = y.size(1);
+  const int64_t most = std::min(ins, rounded(tiles_of(ins, tiles_of(ins, kColumns)), kAlignment));
+  const int64_t rows = std::min(rows_at_once(outs, most), kTogether * kRows);
+  const Index all = all_columns(ins).index;
+  const Scratch tiles = rows_packed(x, Operand{floats(x), batch, ins, &all}, k.width);
   parallel(tiles_of(outs, rows), few_rows_cost(batch, rows * ins), [&](int64_t begin, int64_t end) {
-    const auto made = scratch_of(rows * ins);
-    Job p{made.get(), tiles.get(), nullptr, bias ? floats(*bias) : nullptr, mutable_floats(y), nullptr, batch, ins, outs,
-          ins, {}};
+    const auto made = scratch_of(rows * most), sums = scratch_of(rows * kBlock);
+    Job p{made.get(), tiles.data, nullptr, bias ? floats(*bias) : nullptr, mutable_floats(y), sums.get(), batch, ins, outs,
+          most, {}};
     for (int64_t row = begin * rows; row < std::min(end * rows, outs); row += rows) {
-      p.block = {row, std::min(rows, outs - row), 0, ins};
-      make(p.block, made.get(), ins);
-      k.forward(p);
+      const int64_t count = std::min(rows, outs - row);
+      for (int64_t column = 0; column < ins; column += most) {
+        p.block = {row, count, column, std::min(most, ins - column)};
+        make(p.block, made.get(), most);
+        k.forward(p);
+      }
+      for (int64_t n = 0; n < batch; ++n)
+        for (int64_t o = 0; o < count; ++o)
+          p.out[n * outs + row + o] = sums[o * kBlock + n] + (p.bias ? p.bias[row + o] : 0.0f);
     }
   });
 }
 
-void few_rows_backward(const Tensor& grad, const Tensor& x, const Tensor* dx, const MakeRows& make,
-                       const UseRows* use) {
+void made_rows_backward(const Tensor& grad, const Tensor& x, const Tensor* dx, const MakeRows& make,
+                        const UseRows* use) {
   const int64_t batch = x.size(0), ins = x.size(1), outs = grad.size(1);
   const Job p{nullptr, floats(x), floats(grad), nullptr, nullptr, nullptr, batch, ins, outs, 0, {}};
   parallel(tiles_of(ins, kAlignment), few_rows_cost(batch, kAlignment * outs), [&](int64_t begin, int64_t end) {

@@ -22,9 +22,9 @@ Tensor piggyback_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tens
       select_block<T, S>(const_data<T>(w), const_data<S>(s), to, stride, block, ins, p);
     };
     if constexpr (std::is_same_v<T, float>)
-      if (few_rows(x, w)) {
+      if (forward_by_made_rows(x, w)) {
         y = fresh(x, {x.size(0), w.size(0)});
-        return few_rows_linear(x, bias ? as_contiguous(*bias) : bias, y, fill);
+        return made_rows_linear(x, bias ? as_contiguous(*bias) : bias, y, fill);
       }
     y = linear_by_rows(x, w, bias, [&](const Block& block, const Tensor& out) {
       fill(block, data<T>(out), block.columns);
@@ -59,7 +59,7 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
       select_block<T, S>(from, score, to, stride, block, ins, p);
     };
     if constexpr (std::is_same_v<T, float>)
-      if (few_rows(x, w)) {
+      if (backward_by_made_rows(x, w)) {
         const UseRows use = [&](const Block& block, const float* product, int64_t stride) {
           for (int64_t r = 0; r < block.rows; ++r, product += stride) {
             const int64_t at = (block.row + r) * ins + block.column, count = block.columns;
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor> piggyback_linear_backward_cpu(
             if (want_scores) run_score_grad(product, from + at, score + at, data<S>(dscores) + at, count, p);
           }
         };
-        return few_rows_backward(as_contiguous(grad), x, want_x ? &dx : nullptr, fill,
+        return made_rows_backward(as_contiguous(grad), x, want_x ? &dx : nullptr, fill,
                                  want_weight || want_scores ? &use : nullptr);
       }
     // The product is written where it is used last, into the scores' gradient, if it is of its dtype.

@@ -252,10 +252,10 @@ def test_piggyback_linear_gradients_over_many_row_blocks(backend, device):
         assert_close(f, w, torch.float32, 40)
 
 
-@pytest.mark.parametrize("batch", [4, 6, 13, 31])
+@pytest.mark.parametrize("batch", [4, 6, 13, 31, 96])
 @pytest.mark.parametrize("shape", [(1, 16), (9, 1), (70, 17), (5, 70), (57, 1100)], ids=str)
-def test_piggyback_linear_of_few_rows(backend, device, batch, shape):
-    """Tiles that stick out of a small weight, which is made and multiplied some rows at a time."""
+def test_piggyback_linear_whose_weight_is_made_in_parts(backend, device, batch, shape):
+    """Tiles that stick out of a weight which is made and multiplied some rows at a time."""
     if backend == "triton" and device == "cpu":
         shape = tuple(min(size, 70) for size in shape)
     weight, scores = inputs(shape, torch.float32, device)
