@@ -18,6 +18,16 @@ struct Span {
   bool mixed;
 };
 
+// Spans of one piece of memory, and the bits of its elements, which only mixed spans ask for. `sparse`: less than half of
+// it is theirs; `again`: the same spans follow so many elements on, 0 where others do.
+struct Spans {
+  const Span* spans;
+  int64_t count;
+  const int32_t* hits;
+  bool sparse = false;
+  int64_t again = 0;
+};
+
 // hits[i] has a bit where an element is protected: those of `out` that in[i] has, beside what is there.
 void add_hits(int32_t* hits, int32_t out, const int32_t* in, int64_t count, bool fresh);
 
@@ -68,22 +78,25 @@ class FreeRows {
     int64_t row = 0;
     std::vector<int32_t> hits;
     std::vector<Span> spans;
+    bool sparse = false;
   };
 
-  // Calls body(offset, count, hits) for what is not protected of these rows; hits is null where all of it is free.
+  // Calls body(offset, spans) for what is not protected of these rows: all of a mixed row at once, as spans may be short.
   template <typename F>
   void for_spans(int64_t begin, int64_t end, Found& found, const F& body) const {
     for (int64_t row = begin; row < end;) {
       if (is_free(row)) {
         const int64_t first = row;
         while (row < end && is_free(row)) ++row;
-        body(first * width_, std::min(row * width_, numel_) - first * width_, nullptr);
+        const Span all{0, std::min(row * width_, numel_) - first * width_, false};
+        body(first * width_, Spans{&all, 1, nullptr});
         continue;
       }
       if (kinds_[row] == Kind::mixed) {
         find(row, found);
-        for (const Span& span : found.spans)
-          body(row * width_ + span.begin, span.end - span.begin, span.mixed ? found.hits.data() + span.begin : nullptr);
+        const int64_t count = found.spans.size();
+        const bool again = found.sparse && row + 1 < end && kinds_[row + 1] == Kind::mixed && same_class(row + 1, row);
+        body(row * width_, Spans{found.spans.data(), count, found.hits.data(), found.sparse, again ? width_ : 0});
       }
       ++row;
     }
@@ -169,6 +182,9 @@ class FreeRows {
       fresh = false;
     }
     find_spans(found.hits.data(), width_, found.spans);
+    int64_t wanted = 0;
+    for (const Span& span : found.spans) wanted += span.end - span.begin;
+    found.sparse = 2 * wanted < width_;
   }
   bool same_class(int64_t row, int64_t other) const {
     if (row / group_rows_ != other / group_rows_) return false;

@@ -39,6 +39,39 @@ MASKCL_CLONES void find_spans(const int32_t* hits, int64_t count, std::vector<Sp
 
 namespace {
 
+template <int Bytes>
+struct Bits;
+template <>
+struct Bits<2> {
+  using type = uint16_t;
+};
+template <>
+struct Bits<4> {
+  using type = uint32_t;
+};
+template <>
+struct Bits<8> {
+  using type = uint64_t;
+};
+
+// What is written where an element may be protected. By its bits: of a choice the compiler makes stores under a mask, of
+// which each takes an AMD core some twenty instructions.
+template <bool Mixed, typename T>
+MASKCL_INLINE T kept(const int32_t* hits, int64_t i, T before, T after) {
+  if constexpr (!Mixed) {
+    return after;
+  } else {
+    using U = typename Bits<sizeof(T)>::type;
+    U old, fresh;
+    memcpy(&old, &before, sizeof(T));
+    memcpy(&fresh, &after, sizeof(T));
+    const U keep = static_cast<U>(U(0) - static_cast<U>(hits[i] != 0));
+    fresh = static_cast<U>((old & keep) | (fresh & ~keep));
+    memcpy(&after, &fresh, sizeof(T));
+    return after;
+  }
+}
+
 // T: the parameters' and gradients' dtype, S: the state's. Where `Mixed` an element with hits is written back as it was.
 template <bool Scaled, bool Mixed, bool Momentum, bool Random = false, typename T, typename S, typename C>
 MASKCL_INLINE void sgd_loop(T* p, const T* g, S* m, const int32_t* hits, int64_t count, Unscale<C> unscale,
@@ -54,12 +87,12 @@ MASKCL_INLINE void sgd_loop(T* p, const T* g, S* m, const int32_t* hits, int64_t
       buffer = static_cast<C>(m_before);
       sgd_step<true>(f, grad, param, buffer);
       const S m_after = rounded<Random, S>(buffer, bits, kFirstBits);
-      m[i] = Mixed && hits[i] != 0 ? m_before : m_after;
+      m[i] = kept<Mixed>(hits, i, m_before, m_after);
     } else {
       sgd_step<false>(f, grad, param, buffer);
     }
     const T p_after = rounded<Random, T>(param, bits, kParamBits);
-    p[i] = Mixed && hits[i] != 0 ? p_before : p_after;
+    p[i] = kept<Mixed>(hits, i, p_before, p_after);
   }
 }
 
@@ -78,10 +111,9 @@ MASKCL_INLINE void adam_loop(T* p, const T* g, S* m, S* v, const int32_t* hits, 
     const T p_after = rounded<Random, T>(param, bits, kParamBits);
     const S m_after = rounded<Random, S>(first, bits, kFirstBits);
     const S v_after = rounded<Random, S>(second, bits, kSecondBits);
-    const bool keep = Mixed && hits[i] != 0;
-    p[i] = keep ? p_before : p_after;
-    m[i] = keep ? m_before : m_after;
-    v[i] = keep ? v_before : v_after;
+    p[i] = kept<Mixed>(hits, i, p_before, p_after);
+    m[i] = kept<Mixed>(hits, i, m_before, m_after);
+    v[i] = kept<Mixed>(hits, i, v_before, v_after);
   }
 }
 
@@ -97,27 +129,69 @@ MASKCL_INLINE double square_loop(const T* g, const int32_t* hits, int64_t count,
   return sum;
 }
 
+// Span `n` of the arrays into the cache; behind the last one the first of what follows.
+template <typename... P>
+MASKCL_INLINE void fetch(const Spans& spans, int64_t n, const P*... arrays) {
+  const int64_t on = n < spans.count ? 0 : spans.again;
+  if (n >= spans.count) n = on ? n - spans.count : spans.count;
+  if (n >= spans.count) return;
+  for (int64_t i = on + spans.spans[n].begin; i < on + spans.spans[n].end; i += kRun) (__builtin_prefetch(arrays + i), ...);
+}
+
+constexpr int64_t kAhead = 6;  // spans; of 3, 6 and 12
+
+// Calls body<Mixed>(begin, count, hits) for each span. Short spans with gaps between them no hardware fetches in advance.
+template <typename F, typename... P>
+MASKCL_INLINE void for_each(const Spans& spans, const F& body, const P*... arrays) {
+  for (int64_t n = 0; n < spans.count; ++n) {
+    const Span& span = spans.spans[n];
+    if (spans.sparse) fetch(spans, n + kAhead, arrays...);
+    const int64_t count = span.end - span.begin;
+    span.mixed ? body.template operator()<true>(span.begin, count, spans.hits + span.begin)
+               : body.template operator()<false>(span.begin, count, nullptr);
+  }
+}
+
+template <bool Scaled, bool Random = false, typename T, typename S, typename C>
+MASKCL_INLINE void sgd_spans(T* p, const T* g, S* m, const Spans& spans, const Unscale<C>& unscale,
+                             const SgdFactors<C>& f, const uint64_t* random = nullptr) {
+  const auto step = [&]<bool Mixed>(int64_t at, int64_t count, const int32_t* hits) __attribute__((always_inline)) {
+    sgd_loop<Scaled, Mixed, true, Random>(p + at, g + at, m + at, hits, count, unscale, f, random);
+  };
+  for_each(spans, step, p, g, m);
+}
+
+template <bool Scaled, bool Random = false, typename T, typename C>
+MASKCL_INLINE void plain_sgd_spans(T* p, const T* g, const Spans& spans, const Unscale<C>& unscale,
+                                   const SgdFactors<C>& f, const uint64_t* random = nullptr) {
+  T* none = nullptr;
+  const auto step = [&]<bool Mixed>(int64_t at, int64_t count, const int32_t* hits) __attribute__((always_inline)) {
+    sgd_loop<Scaled, Mixed, false, Random>(p + at, g + at, none, hits, count, unscale, f, random);
+  };
+  for_each(spans, step, p, g);
+}
+
+template <bool Scaled, bool Random = false, typename T, typename S, typename C>
+MASKCL_INLINE void adam_spans(T* p, const T* g, S* m, S* v, const Spans& spans, const Unscale<C>& unscale,
+                              const AdamFactors<C>& f, const uint64_t* random = nullptr) {
+  const auto step = [&]<bool Mixed>(int64_t at, int64_t count, const int32_t* hits) __attribute__((always_inline)) {
+    adam_loop<Scaled, Mixed, Random>(p + at, g + at, m + at, v + at, hits, count, unscale, f, random);
+  };
+  for_each(spans, step, p, g, m, v);
+}
+
 }  // namespace
 
 // Cloned functions cannot be templates.
-#define MASKCL_STEPS(T, S, C)                                                                                       \
-  MASKCL_NARROW_CLONES void run_sgd(T* p, const T* g, S* m, const int32_t* hits, int64_t count, const Unscale<C>& unscale, \
-                             const SgdFactors<C>& f, bool scaled) {                                                 \
-    if (scaled)                                                                                                     \
-      hits ? sgd_loop<true, true, true>(p, g, m, hits, count, unscale, f)                                           \
-           : sgd_loop<true, false, true>(p, g, m, hits, count, unscale, f);                                         \
-    else                                                                                                            \
-      hits ? sgd_loop<false, true, true>(p, g, m, hits, count, unscale, f)                                          \
-           : sgd_loop<false, false, true>(p, g, m, hits, count, unscale, f);                                        \
-  }                                                                                                                 \
-  MASKCL_NARROW_CLONES void run_adam(T* p, const T* g, S* m, S* v, const int32_t* hits, int64_t count,                     \
-                              const Unscale<C>& unscale, const AdamFactors<C>& f, bool scaled) {                    \
-    if (scaled)                                                                                                     \
-      hits ? adam_loop<true, true>(p, g, m, v, hits, count, unscale, f)                                             \
-           : adam_loop<true, false>(p, g, m, v, hits, count, unscale, f);                                           \
-    else                                                                                                            \
-      hits ? adam_loop<false, true>(p, g, m, v, hits, count, unscale, f)                                            \
-           : adam_loop<false, false>(p, g, m, v, hits, count, unscale, f);                                          \
+#define MASKCL_STEPS(T, S, C)                                                                              \
+  MASKCL_NARROW_CLONES void run_sgd(T* p, const T* g, S* m, const Spans& spans, const Unscale<C>& unscale, \
+                                    const SgdFactors<C>& f, bool scaled) {                                 \
+    scaled ? sgd_spans<true>(p, g, m, spans, unscale, f) : sgd_spans<false>(p, g, m, spans, unscale, f);   \
+  }                                                                                                        \
+  MASKCL_NARROW_CLONES void run_adam(T* p, const T* g, S* m, S* v, const Spans& spans,                     \
+                                     const Unscale<C>& unscale, const AdamFactors<C>& f, bool scaled) {    \
+    scaled ? adam_spans<true>(p, g, m, v, spans, unscale, f)                                               \
+           : adam_spans<false>(p, g, m, v, spans, unscale, f);                                             \
   }
 MASKCL_STEPS(float, float, float)
 MASKCL_STEPS(double, double, double)
@@ -126,47 +200,41 @@ MASKCL_STEPS(BFloat16, float, float)
 MASKCL_STEPS(Half, Half, float)
 MASKCL_STEPS(Half, float, float)
 
-#define MASKCL_PLAIN(T, C)                                                                                           \
-  MASKCL_NARROW_CLONES void run_plain_sgd(T* p, const T* g, const int32_t* hits, int64_t count, const Unscale<C>& unscale,  \
-                                   const SgdFactors<C>& f, bool scaled) {                                            \
-    T* none = nullptr;                                                                                               \
-    if (scaled)                                                                                                      \
-      hits ? sgd_loop<true, true, false>(p, g, none, hits, count, unscale, f)                                        \
-           : sgd_loop<true, false, false>(p, g, none, hits, count, unscale, f);                                      \
-    else                                                                                                             \
-      hits ? sgd_loop<false, true, false>(p, g, none, hits, count, unscale, f)                                       \
-           : sgd_loop<false, false, false>(p, g, none, hits, count, unscale, f);                                     \
-  }                                                                                                                  \
-  MASKCL_CLONES double run_squares(const T* g, const int32_t* hits, int64_t count, C scale) {                        \
-    return hits ? square_loop<true>(g, hits, count, scale) : square_loop<false>(g, hits, count, scale);              \
+#define MASKCL_PLAIN(T, C)                                                                                    \
+  MASKCL_NARROW_CLONES void run_plain_sgd(T* p, const T* g, const Spans& spans, const Unscale<C>& unscale,    \
+                                          const SgdFactors<C>& f, bool scaled) {                              \
+    scaled ? plain_sgd_spans<true>(p, g, spans, unscale, f) : plain_sgd_spans<false>(p, g, spans, unscale, f); \
+  }                                                                                                           \
+  MASKCL_CLONES double run_squares(const T* g, const Spans& spans, C scale) {                                 \
+    double sum = 0;                                                                                           \
+    const auto add = [&]<bool Mixed>(int64_t at, int64_t count, const int32_t* hits)                          \
+        __attribute__((always_inline)) { sum += square_loop<Mixed>(g + at, hits, count, scale); };            \
+    for_each(spans, add, g);                                                                                  \
+    return sum;                                                                                               \
   }
 MASKCL_PLAIN(float, float)
 MASKCL_PLAIN(double, double)
 MASKCL_PLAIN(BFloat16, float)
 MASKCL_PLAIN(Half, float)
 
-#define MASKCL_RANDOM(S)                                                                                            \
-  MASKCL_NARROW_CLONES void run_sgd(BFloat16* p, const BFloat16* g, S* m, const int32_t* hits, int64_t count,       \
-                                    const Unscale<float>& unscale, const SgdFactors<float>& f,                      \
-                                    const uint64_t* random) {                                                       \
-    hits ? sgd_loop<true, true, true, true>(p, g, m, hits, count, unscale, f, random)                               \
-         : sgd_loop<true, false, true, true>(p, g, m, hits, count, unscale, f, random);                             \
-  }                                                                                                                 \
-  MASKCL_NARROW_CLONES void run_adam(BFloat16* p, const BFloat16* g, S* m, S* v, const int32_t* hits, int64_t count, \
-                                     const Unscale<float>& unscale, const AdamFactors<float>& f,                    \
-                                     const uint64_t* random) {                                                      \
-    hits ? adam_loop<true, true, true>(p, g, m, v, hits, count, unscale, f, random)                                 \
-         : adam_loop<true, false, true>(p, g, m, v, hits, count, unscale, f, random);                               \
+#define MASKCL_RANDOM(S)                                                                                      \
+  MASKCL_NARROW_CLONES void run_sgd(BFloat16* p, const BFloat16* g, S* m, const Spans& spans,                 \
+                                    const Unscale<float>& unscale, const SgdFactors<float>& f,                \
+                                    const uint64_t* random) {                                                 \
+    sgd_spans<true, true>(p, g, m, spans, unscale, f, random);                                                \
+  }                                                                                                           \
+  MASKCL_NARROW_CLONES void run_adam(BFloat16* p, const BFloat16* g, S* m, S* v, const Spans& spans,          \
+                                     const Unscale<float>& unscale, const AdamFactors<float>& f,              \
+                                     const uint64_t* random) {                                                \
+    adam_spans<true, true>(p, g, m, v, spans, unscale, f, random);                                            \
   }
 MASKCL_RANDOM(BFloat16)
 MASKCL_RANDOM(float)
 
-MASKCL_NARROW_CLONES void run_plain_sgd(BFloat16* p, const BFloat16* g, const int32_t* hits, int64_t count,
+MASKCL_NARROW_CLONES void run_plain_sgd(BFloat16* p, const BFloat16* g, const Spans& spans,
                                         const Unscale<float>& unscale, const SgdFactors<float>& f,
                                         const uint64_t* random) {
-  BFloat16* none = nullptr;
-  hits ? sgd_loop<true, true, false, true>(p, g, none, hits, count, unscale, f, random)
-       : sgd_loop<true, false, false, true>(p, g, none, hits, count, unscale, f, random);
+  plain_sgd_spans<true, true>(p, g, spans, unscale, f, random);
 }
 
 MASKCL_CLONES void fill_random(uint64_t* to, int64_t count, uint64_t key, uint64_t first) {

@@ -1,5 +1,5 @@
-// Loops of one optimizer step over a span of memory, a copy of each for every instruction set. `hits` is null where
-// nothing of the span is protected; else an element with hits is written back as it was.
+// Loops of one optimizer step over spans of memory, a copy of each for every instruction set. In a mixed span an element
+// with hits is written back as it was.
 #pragma once
 
 #include "../steps.h"
@@ -10,10 +10,10 @@ namespace maskcl {
 using torch::headeronly::Half;
 
 // T: the parameters' and gradients' dtype, S: the state's.
-#define MASKCL_STEPS(T, S, C)                                                                                      \
-  void run_sgd(T* p, const T* g, S* m, const int32_t* hits, int64_t count, const Unscale<C>&, const SgdFactors<C>&, \
-               bool scaled);                                                                                       \
-  void run_adam(T* p, const T* g, S* m, S* v, const int32_t* hits, int64_t count, const Unscale<C>&,               \
+#define MASKCL_STEPS(T, S, C)                                                                            \
+  void run_sgd(T* p, const T* g, S* m, const Spans& spans, const Unscale<C>&, const SgdFactors<C>&,      \
+               bool scaled);                                                                             \
+  void run_adam(T* p, const T* g, S* m, S* v, const Spans& spans, const Unscale<C>&,                     \
                 const AdamFactors<C>&, bool scaled);
 MASKCL_STEPS(float, float, float)
 MASKCL_STEPS(double, double, double)
@@ -24,26 +24,26 @@ MASKCL_STEPS(Half, float, float)
 #undef MASKCL_STEPS
 
 // Without momentum; and the sum of squares of g / scale.
-#define MASKCL_PLAIN(T, C)                                                                            \
-  void run_plain_sgd(T* p, const T* g, const int32_t* hits, int64_t count, const Unscale<C>&,         \
-                     const SgdFactors<C>&, bool scaled);                                              \
-  double run_squares(const T* g, const int32_t* hits, int64_t count, C scale);
+#define MASKCL_PLAIN(T, C)                                                                                \
+  void run_plain_sgd(T* p, const T* g, const Spans& spans, const Unscale<C>&, const SgdFactors<C>&,       \
+                     bool scaled);                                                                        \
+  double run_squares(const T* g, const Spans& spans, C scale);
 MASKCL_PLAIN(float, float)
 MASKCL_PLAIN(double, double)
 MASKCL_PLAIN(BFloat16, float)
 MASKCL_PLAIN(Half, float)
 #undef MASKCL_PLAIN
 
-// Rounded by random bits, of each element 64.
-#define MASKCL_RANDOM(S)                                                                                         \
-  void run_sgd(BFloat16* p, const BFloat16* g, S* m, const int32_t* hits, int64_t count, const Unscale<float>&,  \
-               const SgdFactors<float>&, const uint64_t* random);                                                \
-  void run_adam(BFloat16* p, const BFloat16* g, S* m, S* v, const int32_t* hits, int64_t count,                  \
-                const Unscale<float>&, const AdamFactors<float>&, const uint64_t* random);
+// Of one span from 0 on, rounded by random bits, of each element 64.
+#define MASKCL_RANDOM(S)                                                                                  \
+  void run_sgd(BFloat16* p, const BFloat16* g, S* m, const Spans& spans, const Unscale<float>&,           \
+               const SgdFactors<float>&, const uint64_t* random);                                         \
+  void run_adam(BFloat16* p, const BFloat16* g, S* m, S* v, const Spans& spans, const Unscale<float>&,    \
+                const AdamFactors<float>&, const uint64_t* random);
 MASKCL_RANDOM(BFloat16)
 MASKCL_RANDOM(float)
 #undef MASKCL_RANDOM
-void run_plain_sgd(BFloat16* p, const BFloat16* g, const int32_t* hits, int64_t count, const Unscale<float>&,
+void run_plain_sgd(BFloat16* p, const BFloat16* g, const Spans& spans, const Unscale<float>&,
                    const SgdFactors<float>&, const uint64_t* random);
 
 // to[i] gets the random bits of counter first + i.

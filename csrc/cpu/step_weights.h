@@ -109,14 +109,13 @@ class Weights {
   const void* grad(size_t t) { return in_order(*grads_, entries_[t].grad, t, false); }
   void* state(const Handles& list, const View& view, size_t t) { return in_order(list, view, t, true); }
 
-  // Calls body(t, chunk, offset, count, hits) for all that is not protected.
+  // Calls body(t, chunk, offset, spans) for all that is not protected.
   template <typename F>
   void for_spans(int64_t grain, const F& body) {
     for_chunks(chunks_, grain, [&](const RowChunk& chunk, int64_t index, FreeRows::Found& found) {
-      rows_[chunk.weight].for_spans(chunk.begin, chunk.end, found,
-                                    [&](int64_t offset, int64_t count, const int32_t* hits) {
-                                      body(chunk.weight, index, offset, count, hits);
-                                    });
+      rows_[chunk.weight].for_spans(chunk.begin, chunk.end, found, [&](int64_t offset, const Spans& spans) {
+        body(chunk.weight, index, offset, spans);
+      });
     });
   }
   size_t chunks() const { return chunks_.size(); }

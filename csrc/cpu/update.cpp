@@ -9,17 +9,24 @@
 namespace maskcl {
 namespace {
 
-// Calls body<T, S>(offset, count, hits, random) for a span of parameter t; random is null where it rounds to nearest.
+// Calls body<T, S>(offset, spans, random) for spans of parameter t; random is null where it rounds to nearest.
 template <typename F>
-void step_span(const char* op, const Weights& weights, const Rounding& rounding, int64_t t, bool wide, int64_t at,
-               int64_t count, const int32_t* hits, const F& body) {
+void step_spans(const char* op, const Weights& weights, const Rounding& rounding, int64_t t, bool wide, int64_t at,
+                const Spans& spans, const F& body) {
   dispatch_state(op, weights.dtype(t), wide, [&]<typename T, typename S>() {
     const uint64_t* none = nullptr;
     if (!std::is_same_v<T, BFloat16> || !rounding.is_random())
-      return body.template operator()<T, S>(at, count, hits, none);
-    rounding.for_pieces(weights, t, at, count, [&](int64_t begin, int64_t length, const uint64_t* random) {
-      body.template operator()<T, S>(at + begin, length, hits ? hits + begin : hits, random);
-    });
+      return body.template operator()<T, S>(at, spans, none);
+    for (int64_t n = 0; n < spans.count; ++n) {
+      const Span& span = spans.spans[n];
+      const int64_t from = at + span.begin;
+      rounding.for_pieces(weights, t, from, span.end - span.begin,
+                          [&](int64_t begin, int64_t length, const uint64_t* random) {
+                            const Span piece{0, length, span.mixed};
+                            const int32_t* hits = span.mixed ? spans.hits + span.begin + begin : nullptr;
+                            body.template operator()<T, S>(from + begin, Spans{&piece, 1, hits}, random);
+                          });
+    }
   });
 }
 
@@ -37,8 +44,8 @@ struct SgdWork {
 };
 
 template <typename T, typename S>
-void sgd_span(const SgdWork& work, const Gradients& gradients, int64_t at, int64_t count, const int32_t* hits,
-              const uint64_t* random) {
+void sgd_spans(const SgdWork& work, const Gradients& gradients, int64_t at, const Spans& spans,
+               const uint64_t* random) {
   using C = compute_t<T>;
   T* p = static_cast<T*>(work.p) + at;
   const T* g = static_cast<const T*>(work.g) + at;
@@ -47,10 +54,10 @@ void sgd_span(const SgdWork& work, const Gradients& gradients, int64_t at, int64
   S* m = static_cast<S*>(work.m) + at;
   if constexpr (std::is_same_v<T, BFloat16>)
     if (random)
-      return work.m ? run_sgd(p, g, m, hits, count, unscale, f, random)
-                    : run_plain_sgd(p, g, hits, count, unscale, f, random);
-  if (work.m == nullptr) return run_plain_sgd(p, g, hits, count, unscale, f, gradients.used());
-  run_sgd(p, g, m, hits, count, unscale, f, gradients.used());
+      return work.m ? run_sgd(p, g, m, spans, unscale, f, random)
+                    : run_plain_sgd(p, g, spans, unscale, f, random);
+  if (work.m == nullptr) return run_plain_sgd(p, g, spans, unscale, f, gradients.used());
+  run_sgd(p, g, m, spans, unscale, f, gradients.used());
 }
 
 void sgd_update_cpu(const Handles& params, const Handles& grads, const Handles& momenta, const Handles& out_tasks,
@@ -84,9 +91,9 @@ void sgd_update_cpu(const Handles& params, const Handles& grads, const Handles& 
     works[t].m = weights.state(momenta, buffers[t], t);
     works[t].wide = weights.is_wide(buffers[t], t);
   }
-  weights.for_spans(kSgdGrain, [&](int64_t t, int64_t, int64_t at, int64_t count, const int32_t* hits) {
-    step_span(op, weights, rounding, t, works[t].wide, at, count, hits, [&]<typename T, typename S>(auto... span) {
-      sgd_span<T, S>(works[t], gradients, span...);
+  weights.for_spans(kSgdGrain, [&](int64_t t, int64_t, int64_t at, const Spans& spans) {
+    step_spans(op, weights, rounding, t, works[t].wide, at, spans, [&]<typename T, typename S>(const auto&... what) {
+      sgd_spans<T, S>(works[t], gradients, what...);
     });
   });
   weights.finish();
@@ -108,15 +115,15 @@ struct AdamWork {
 };
 
 template <typename T, typename S>
-void adam_span(const AdamWork& work, const Gradients& gradients, int64_t at, int64_t count, const int32_t* hits,
-               const uint64_t* random) {
+void adam_spans(const AdamWork& work, const Gradients& gradients, int64_t at, const Spans& spans,
+                const uint64_t* random) {
   using C = compute_t<T>;
   T* p = static_cast<T*>(work.p) + at;
   const T* g = static_cast<const T*>(work.g) + at;
   S *m = static_cast<S*>(work.m) + at, *v = static_cast<S*>(work.v) + at;
   if constexpr (std::is_same_v<T, BFloat16>)
-    if (random) return run_adam(p, g, m, v, hits, count, gradients.as<C>(), work.as<C>(), random);
-  run_adam(p, g, m, v, hits, count, gradients.as<C>(), work.as<C>(), gradients.used());
+    if (random) return run_adam(p, g, m, v, spans, gradients.as<C>(), work.as<C>(), random);
+  run_adam(p, g, m, v, spans, gradients.as<C>(), work.as<C>(), gradients.used());
 }
 
 // The count of a parameter's steps, float32 or float64.
@@ -180,9 +187,9 @@ void adam_update_cpu(const Handles& params, const Handles& grads, const Handles&
                 {speed / bias1, root, decoupled ? 1 - speed * weight_decay[t] : 1, decoupled ? 0 : weight_decay[t],
                  bounds[t], beta2, eps, 1 - beta1, 1 - beta2, {}}};
   }
-  weights.for_spans(kAdamGrain, [&](int64_t t, int64_t, int64_t at, int64_t count, const int32_t* hits) {
-    step_span(op, weights, rounding, t, works[t].wide, at, count, hits, [&]<typename T, typename S>(auto... span) {
-      adam_span<T, S>(works[t], gradients, span...);
+  weights.for_spans(kAdamGrain, [&](int64_t t, int64_t, int64_t at, const Spans& spans) {
+    step_spans(op, weights, rounding, t, works[t].wide, at, spans, [&]<typename T, typename S>(const auto&... what) {
+      adam_spans<T, S>(works[t], gradients, what...);
     });
   });
   weights.finish();
@@ -196,9 +203,9 @@ Tensor unprotected_norm_cpu(const Handles& grads, const Handles& out_tasks, cons
   const double by = value_or(op, "scale", scale, 1);
   weights.prepare(exact);
   std::vector<double> sums(weights.chunks(), 0.0);  // added in one order, on any number of threads
-  weights.for_spans(kSgdGrain, [&](int64_t t, int64_t chunk, int64_t at, int64_t count, const int32_t* hits) {
+  weights.for_spans(kSgdGrain, [&](int64_t t, int64_t chunk, int64_t at, const Spans& spans) {
     dispatch_float(weights.dtype(t), op, [&]<typename T>() {
-      sums[chunk] += run_squares(static_cast<const T*>(weights.param(t)) + at, hits, count, static_cast<compute_t<T>>(by));
+      sums[chunk] += run_squares(static_cast<const T*>(weights.param(t)) + at, spans, static_cast<compute_t<T>>(by));
     });
   });
   double total = 0;
