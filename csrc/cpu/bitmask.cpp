@@ -180,10 +180,10 @@ void select_part(const void* weight, Planes planes, void* out, int64_t first, in
 
 }  // namespace
 
-void packed_select_into(const Tensor& weight, Planes planes, const Tensor& out, int64_t first, int64_t count) {
+void packed_select_into(const Tensor& weight, Planes planes, void* out, int64_t first, int64_t count) {
   dispatch_float(weight.scalar_type(), "packed_weight", [&]<typename T>() {
     using U = typename BitsOf<sizeof(T)>::type;
-    select_part<U>(weight.const_data_ptr(), planes, out.mutable_data_ptr(), first, count, weight.numel());
+    select_part<U>(weight.const_data_ptr(), planes, out, first, count, weight.numel());
   });
 }
 
@@ -196,7 +196,7 @@ Tensor packed_weight_cpu(const Tensor& weight, const Tensor& words_in) {
   Tensor out = fresh_like(weight);
   const Tensor y = out.is_contiguous() ? out : fresh_like(w);
   expect_large_writes(y);
-  packed_select_into(w, planes_of(words), y, 0, w.numel());
+  packed_select_into(w, planes_of(words), y.mutable_data_ptr(), 0, w.numel());
   if (!out.is_contiguous()) torch::stable::copy_(out, y);
   return out;
 }

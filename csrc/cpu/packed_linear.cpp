@@ -1,7 +1,7 @@
 // x (W m)^T + b with m in bits: of few rows of x by dot products, which take the time of reading the weight; of more by
 // row blocks.
 
-#include "row_blocks.h"
+#include "made_rows.h"
 #include "words.h"
 
 namespace maskcl {
@@ -166,8 +166,17 @@ Tensor packed_linear_cpu(const Tensor& x_in, const Tensor& weight, const Tensor&
     return y;
   }
   const int64_t ins = w.size(1);
+  // As of a mask that is trained, so that its last outputs keep their bits when it is packed.
+  if (forward_by_made_rows(x, w)) {
+    const Tensor y = fresh(x, {x.size(0), w.size(0)});
+    made_rows_linear(x, bias, y, [&](const Block& block, float* to, int64_t stride) {
+      for (int64_t r = 0; r < block.rows; ++r)
+        packed_select_into(w, planes, to + r * stride, (block.row + r) * ins + block.column, block.columns);
+    });
+    return y;
+  }
   return linear_by_rows(x, w, bias, [&](const Block& block, const Tensor& out) {
-    packed_select_into(w, planes, out, block.row * ins, block.rows * ins);
+    packed_select_into(w, planes, out.mutable_data_ptr(), block.row * ins, block.rows * ins);
   });
 }
 

@@ -20,6 +20,6 @@ MASKCL_INLINE uint32_t word_at(const uint32_t* plane, int64_t index, int64_t cou
 }
 
 // Weights [first, first + count) of the contiguous weight times their mask into `out`, on several threads.
-void packed_select_into(const Tensor& weight, Planes planes, const Tensor& out, int64_t first, int64_t count);
+void packed_select_into(const Tensor& weight, Planes planes, void* out, int64_t first, int64_t count);
 
 }  // namespace maskcl
