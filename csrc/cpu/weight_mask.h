@@ -53,12 +53,14 @@ MASKCL_INLINE void score_grad_row(const T* g, const T* w, const S* s, S* ds, int
 }
 
 // Cloned functions cannot be templates, so each pair of dtypes names its own.
-#define MASKCL_PAIR(CLONES, T, S)                                                                                     \
-  CLONES void run_select(const T* w, const S* s, T* y, int64_t count, const Select<compute_t<S>>& p) {                \
-    select_row<T, S>(w, s, y, count, p);                                                                              \
-  }                                                                                                                   \
-  CLONES void run_score_grad(const T* g, const T* w, const S* s, S* ds, int64_t count, const Select<compute_t<S>>& p) { \
-    score_grad_row<T, S>(g, w, s, ds, count, p);                                                                      \
+#define MASKCL_PAIR(CLONES, T, S)                                                                     \
+  [[maybe_unused]] CLONES void run_select(const T* w, const S* s, T* y, int64_t count,                \
+                                          const Select<compute_t<S>>& p) {                            \
+    select_row<T, S>(w, s, y, count, p);                                                              \
+  }                                                                                                   \
+  [[maybe_unused]] CLONES void run_score_grad(const T* g, const T* w, const S* s, S* ds, int64_t count, \
+                                              const Select<compute_t<S>>& p) {                        \
+    score_grad_row<T, S>(g, w, s, ds, count, p);                                                      \
   }
 MASKCL_PAIR(MASKCL_CLONES, float, float)
 MASKCL_PAIR(MASKCL_CLONES, BFloat16, float)

@@ -278,3 +278,13 @@ W, WORDS = torch.zeros(3, 11), torch.zeros(2, dtype=torch.int32)
 def test_bad_input(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize("batch", [17, 40, 96])
+def test_packed_linear_has_the_bits_of_the_mask_that_trained(backend, device, batch):
+    if backend != "cpp":
+        pytest.skip(f"{backend} promises no bits across its two products")
+    weight, bias = torch.randn(70, 1100, device=device), torch.randn(70, device=device)
+    scores, x = torch.randn_like(weight), torch.randn(batch, 1100, device=device)
+    trained = ops.piggyback_linear(x, weight, scores, 0.0, bias)
+    assert torch.equal(ops.packed_linear(x, weight, ops.pack_scores(scores, 0.0), bias), trained)
