@@ -34,10 +34,10 @@ struct Rows {
   MASKCL_INLINE float operator()(int r, int64_t k) const { return rows[r][k]; }
 };
 
-// What one of the kernels below is of: a block of the weight and a strip of its columns. Its rows, and those of x and of
-// the sums, are `stride` elements apart, and that is whole tiles.
+// What one of the kernels below is of: a block of the weight, whose rows are `stride` elements apart. Back, where `stride`
+// is whole tiles, so are those of x, of the sums and of `out`.
 struct Job {
-  const float *made, *x, *dz, *bias;
+  const float *made, *x, *dz;
   float *out, *sums;
   int64_t batch, ins, outs, stride;
   Block block;
@@ -140,11 +140,12 @@ void made_rows_linear(const Tensor& x, const std::optional<Tensor>& bias, const 
   const int64_t most = std::min(ins, rounded(tiles_of(ins, tiles_of(ins, kColumns)), kAlignment));
   const int64_t rows = std::min(rows_at_once(outs, most), kTogether * kRows);
   const Index all = all_columns(ins).index;
+  const float* added = bias ? floats(*bias) : nullptr;
+  float* to = mutable_floats(y);
   const Scratch tiles = rows_packed(x, Operand{floats(x), batch, ins, &all}, k.width);
   parallel(tiles_of(outs, rows), few_rows_cost(batch, rows * ins), [&](int64_t begin, int64_t end) {
     const auto made = scratch_of(rows * most), sums = scratch_of(rows * kBlock);
-    Job p{made.get(), tiles.data, nullptr, bias ? floats(*bias) : nullptr, mutable_floats(y), sums.get(), batch, ins, outs,
-          most, {}};
+    Job p{made.get(), tiles.data, nullptr, nullptr, sums.get(), batch, ins, outs, most, {}};
     for (int64_t row = begin * rows; row < std::min(end * rows, outs); row += rows) {
       const int64_t count = std::min(rows, outs - row);
       for (int64_t column = 0; column < ins; column += most) {
@@ -154,7 +155,7 @@ void made_rows_linear(const Tensor& x, const std::optional<Tensor>& bias, const 
       }
       for (int64_t n = 0; n < batch; ++n)
         for (int64_t o = 0; o < count; ++o)
-          p.out[n * outs + row + o] = sums[o * kBlock + n] + (p.bias ? p.bias[row + o] : 0.0f);
+          to[n * outs + row + o] = sums[o * kBlock + n] + (added ? added[row + o] : 0.0f);
     }
   });
 }
@@ -162,7 +163,7 @@ void made_rows_linear(const Tensor& x, const std::optional<Tensor>& bias, const 
 void made_rows_backward(const Tensor& grad, const Tensor& x, const Tensor* dx, const MakeRows& make,
                         const UseRows* use) {
   const int64_t batch = x.size(0), ins = x.size(1), outs = grad.size(1);
-  const Job p{nullptr, floats(x), floats(grad), nullptr, nullptr, nullptr, batch, ins, outs, 0, {}};
+  const Job p{nullptr, floats(x), floats(grad), nullptr, nullptr, batch, ins, outs, 0, {}};
   parallel(tiles_of(ins, kAlignment), few_rows_cost(batch, kAlignment * outs), [&](int64_t begin, int64_t end) {
     const int64_t last = std::min(end * kAlignment, ins);
     for (int64_t column = begin * kAlignment; column < last; column += kStripMost)

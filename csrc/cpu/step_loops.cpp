@@ -39,21 +39,6 @@ MASKCL_CLONES void find_spans(const int32_t* hits, int64_t count, std::vector<Sp
 
 namespace {
 
-template <int Bytes>
-struct Bits;
-template <>
-struct Bits<2> {
-  using type = uint16_t;
-};
-template <>
-struct Bits<4> {
-  using type = uint32_t;
-};
-template <>
-struct Bits<8> {
-  using type = uint64_t;
-};
-
 // What is written where an element may be protected. By its bits: of a choice the compiler makes stores under a mask, of
 // which each takes an AMD core some twenty instructions.
 template <bool Mixed, typename T>
@@ -61,7 +46,7 @@ MASKCL_INLINE T kept(const int32_t* hits, int64_t i, T before, T after) {
   if constexpr (!Mixed) {
     return after;
   } else {
-    using U = typename Bits<sizeof(T)>::type;
+    using U = typename BitsOf<sizeof(T)>::type;
     U old, fresh;
     memcpy(&old, &before, sizeof(T));
     memcpy(&fresh, &after, sizeof(T));

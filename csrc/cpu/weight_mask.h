@@ -1,4 +1,4 @@
-// Loops over weights and the scores that mask them: W m(s), m(s) and the gradient of s.
+// Loops over weights and the scores that mask them: W m(s) and the gradient of s.
 #pragma once
 
 #include "parallel.h"
