@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_PLAIN = frozenset((Tensor, nn.Parameter))
+PLAIN = frozenset((Tensor, nn.Parameter))
+"""torch's own classes of tensors."""
 
 UNSHARDED = (
     "load its whole state (torch.distributed.checkpoint.state_dict.get_model_state_dict with"
@@ -24,12 +25,12 @@ UNSHARDED = (
 
 def is_sharded(tensor: Any) -> bool:
     """Whether it is a DTensor, as the parameters of a network under ``fully_shard`` are."""
-    return type(tensor) not in _PLAIN and hasattr(tensor, "placements")
+    return type(tensor) not in PLAIN and hasattr(tensor, "placements")
 
 
 def are_plain(tensors: Iterable[Any]) -> bool:
     """Whether all are tensors or parameters of torch's own classes."""
-    return _PLAIN.issuperset(map(type, tensors))
+    return PLAIN.issuperset(map(type, tensors))
 
 
 def are_rows(tensor: Any) -> bool:
@@ -124,7 +125,7 @@ def placed(caller: str, tensor: Any, own: Any) -> Any:
     Raises:
         RuntimeError: it is sharded, and that is not.
     """
-    if is_sharded(own) and type(tensor) in _PLAIN and tensor.shape == own.shape:
+    if is_sharded(own) and type(tensor) in PLAIN and tensor.shape == own.shape:
         return shard_as(tensor, own)
     if is_sharded(tensor) and own is not None and not is_sharded(own):
         raise RuntimeError(

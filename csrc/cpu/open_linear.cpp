@@ -12,6 +12,7 @@ namespace {
 constexpr int64_t kFewest = 32;  // rows: of fewer no closed units are looked for, which takes the time of the product;
                                  // of up to kBlock the library is at half of an AMD core's peak where nothing is closed
 constexpr double kFewGradsWorthwhile = 0.15;  // of the products of fewer rows' gradients, which are mostly writing
+constexpr int64_t kSmallOutput = 4096;  // elements, of which the library's way to spread a bias costs more than them
 constexpr int64_t kLarge = int64_t{1} << 20;  // elements of a weight's gradient, which no cache near a core holds
 
 struct Kernels {
@@ -104,6 +105,15 @@ void few_grads(Product p, const Tensor* dx, const Tensor* dweight, const OpenCol
   run(k.few_weight_grad, p, tiles_of(p.dz.terms(), kRows), few_rows_cost(p.x.rows, kRows * p.ins));
 }
 
+// linear_out, to the bit: the library's own product, onto rows that hold the bias.
+void float_linear_out(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias_in, const Tensor& y) {
+  if (!bias_in || y.numel() > kSmallOutput) return linear_out(x, weight, bias_in, y);
+  const Tensor bias = as_contiguous(*bias_in);
+  const int64_t outs = y.size(1);
+  for (int64_t n = 0; n < y.size(0); ++n) std::copy_n(floats(bias), outs, mutable_floats(y) + n * outs);
+  matmul_add(x, transposed(weight), y);
+}
+
 }  // namespace
 
 void open_linear_into(const Tensor& x_in, const Tensor& weight, const std::optional<Tensor>& bias, const Tensor& y,
@@ -113,8 +123,8 @@ void open_linear_into(const Tensor& x_in, const Tensor& weight, const std::optio
   const bool few = batch < kFewest;
   const double left = (known ? known->share() : 1.0) * (wanted ? wanted->share() : 1.0);
   const bool small = few_rows(batch, weight.numel()) && (known || wanted);
-  if (!can || (few && !worthwhile(left) && !small))
-    return linear_out(x_in, weight, bias, y);
+  if (!can) return linear_out(x_in, weight, bias, y);
+  if (few && !worthwhile(left) && !small) return float_linear_out(x_in, weight, bias, y);
   const Tensor x = as_contiguous(x_in);
   const OpenColumns open = known ? *known : few ? all_columns(x.size(1)) : open_columns(floats(x), batch, x.size(1));
   const OpenColumns outs = wanted ? *wanted : all_columns(weight.size(0));

@@ -27,24 +27,38 @@ class OpFunction(Function):
         return output
 
     def __init_subclass__(cls) -> None:
-        cls.backward = staticmethod(first_order(cls.backward))  # type: ignore[method-assign]
-        cls._eager = _without_setup_context(cls)
+        cls._eager = _in_older_style(cls)
+        cls.backward = staticmethod(_refusing(cls._eager.backward))  # type: ignore[method-assign]
 
 
-def _without_setup_context(function: type[OpFunction]) -> type[Function]:
-    """The same Function in the older style, which torch applies in half the time.
+def _in_older_style(function: type[OpFunction]) -> type[Function]:
+    """The same Function without ``setup_context``, which torch applies in half the time.
 
-    Where there is a ``setup_context``, which transforms of torch.func and the compiler need,
-    ``apply`` binds its arguments by ``inspect.signature`` at every call.
+    Where there is one, which transforms of torch.func and the compiler need, ``apply`` binds its
+    arguments by ``inspect.signature`` at every call.
     """
+    run, keep, backward = function.forward, function.setup_context, function.backward
+    result = None if function.result is OpFunction.result else function.result
 
     def forward(ctx: Any, *args: Any) -> Any:
-        output = function.forward(*args)
-        function.setup_context(ctx, args, output)
-        return function.result(output)
+        output = run(*args)
+        keep(ctx, args, output)
+        return output if result is None else result(output)
 
-    body = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    body = {"forward": staticmethod(forward), "backward": staticmethod(first_order(backward))}
     return type(function.__name__, (Function,), body)
+
+
+def _refusing(backward: Backward) -> Backward:
+    """``backward`` for the compiler, which loses it inside a transform of torch.func."""
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.compiler.is_compiling():
+            _refuse_transforms()
+        return backward(ctx, *grads)
+
+    return wrapped
 
 
 def call(function: type[OpFunction], *args: Any) -> Any:
@@ -107,8 +121,6 @@ def first_order(backward: Backward) -> Backward:
 
     @functools.wraps(backward)
     def wrapped(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.compiler.is_compiling():
-            _refuse_transforms()
         if not torch.is_grad_enabled():
             return backward(ctx, *grads)
         with torch.no_grad():

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskcl.shards import is_sharded
+from maskcl.shards import PLAIN, is_sharded
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """What the kernels compute with."""
@@ -42,6 +42,24 @@ def is_floating(tensor: Any) -> bool:
         and not tensor.is_nested
         and not is_sharded(tensor)
     )
+
+
+def are_alike(*tensors: Any) -> bool:
+    """Whether all are torch's own tensors, strided, of one device and one of the kernels' dtypes.
+
+    A cheaper question than the checks of each, which none of them can fail then. Nested tensors are
+    not looked for: they have no shape.
+    """
+    first, strided = tensors[0], torch.strided
+    if type(first) not in PLAIN or (dtype := first.dtype) not in FLOATS:
+        return False
+    on_cpu = first.is_cpu
+    for tensor in tensors:
+        if type(tensor) not in PLAIN or tensor.dtype is not dtype or tensor.is_cpu is not on_cpu:
+            return False
+        if tensor.layout is not strided:
+            return False
+    return on_cpu or all(tensor.device == first.device for tensor in tensors)
 
 
 def floating(op: str, name: str, tensor: Any) -> None:

@@ -110,8 +110,10 @@ def check_options(op: str, activation: str, negative_slope: float, save: str) ->
     Raises:
         TypeError, ValueError: they are not.
     """
-    _check.one_of(op, "activation", activation, ACTIVATIONS)
-    _check.one_of(op, "save", save, SAVES)
+    if type(activation) is not str or activation not in ACTIVATIONS:
+        _check.one_of(op, "activation", activation, ACTIVATIONS)
+    if type(save) is not str or save not in SAVES:
+        _check.one_of(op, "save", save, SAVES)
     return number(op, "negative_slope", negative_slope, torch.float32)
 
 

@@ -20,11 +20,10 @@ from maskcl.ops.masked_forward import (
     in_dtype,
     keeps_output,
 )
-from maskcl.ops.masked_runs import masked_linears
+from maskcl.ops.masked_runs import MaskedLayerFunction
 from maskcl.ops.open_products import (
     OpenConvFunction,
     conv_arguments,
-    linear,
     linear_backward,
     may_skip,
 )
@@ -64,14 +63,14 @@ def masked_linear(
         TypeError, ValueError: an argument is not as above.
     """
     op = "masked_linear"
-    x, weight, bias = _check.linear_arguments(op, x, weight, bias)
-    check_vectors(op, x, mask, None)
-    check_channels(op, mask, None, weight.shape[0])
+    if not _is_plain_layer(x, weight, mask, bias):
+        x, weight, bias = _check.linear_arguments(op, x, weight, bias)
+        check_vectors(op, x, mask, None)
+        check_channels(op, mask, None, weight.shape[0])
     slope = check_options(op, activation, negative_slope, save)
     if keeps_output(op, x.dtype, activation, slope, save):
-        if _learns(mask):
-            return masked_linears(x, [weight], [bias], [mask], activation, slope)
-        return call(MaskedLinearFunction, x, weight, mask, bias, activation, slope)
+        function = MaskedLayerFunction if _learns(mask) else MaskedLinearFunction
+        return call(function, x, weight, mask, bias, activation, slope)
     z = F.linear(x, weight, bias)
     return activate_and_mask(z, mask, None, activation, slope, z.dim() - 1, False)
 
@@ -132,6 +131,18 @@ def masked_conv(
     return activate_and_mask(z, mask, None, activation, slope, z.dim() - 3, keeps)
 
 
+def _is_plain_layer(x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> bool:
+    # What nearly every call is given: then the checks, dearer than a small layer, need not be made.
+    if bias is None or not _check.are_alike(x, weight, mask, bias):
+        return False
+    try:
+        units, inputs = weight.shape
+        shapes = mask.shape == bias.shape == (units,) and x.shape[-1] == inputs
+    except (RuntimeError, ValueError, IndexError):  # nested, not of two dimensions, of none
+        return False
+    return shapes and _check.autocast_dtype(x) is None
+
+
 def _learns(mask: Tensor) -> bool:
     # Then it is soft, and no ordinary layer has that output. One that is fixed is a task's own: its
     # outputs are, to the bit, those of a plain network with the closed units' weights.
@@ -146,7 +157,7 @@ class MaskedLinearFunction(OpFunction):
         x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float
     ) -> Tensor:
         # The product adds the bias, so that an ordinary Linear has the same bits.
-        y = linear(x, weight, bias, True)
+        y = F.linear(x, weight, bias)
         backends.select("masked_activation_", y)(y, mask, None, activation, slope, y.dim() - 1)
         return y
 

@@ -107,6 +107,50 @@ class MaskedLinearsFunction(OpFunction):
         return dx.view(x.shape) if want_x else None, None, None, None, *dlayers, *found_masks
 
 
+class MaskedLayerFunction(OpFunction):
+    """A single layer of :func:`masked_linears`, without what the lists of several cost.
+
+    Arguments: x, weight, mask, bias or None, activation and slope.
+    """
+
+    @staticmethod
+    def forward(
+        x: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None, activation: str, slope: float
+    ) -> Tensor:
+        biases = [x.new_empty(0) if bias is None else bias]
+        run = backends.select("masked_linears", x)
+        if x.dim() == 2:
+            return run(x, [weight], biases, [mask], activation, slope)[0]  # type: ignore[no-any-return]
+        rows = x.reshape(-1, x.shape[-1])
+        (y,) = run(rows, [weight], biases, [mask], activation, slope)
+        return y.view(*x.shape[:-1], y.shape[-1])  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, mask, _, *ctx.how = inputs
+        ctx.save_for_backward(x, weight, mask, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mask, y = ctx.saved_tensors
+        want_x, want_weight, want_mask, want_bias, *_ = ctx.needs_input_grad
+        rows = x
+        if x.dim() != 2:
+            rows, grad, y = (t.reshape(-1, t.shape[-1]) for t in (x, grad, y))
+        wanted = WEIGHT * want_weight + MASK * want_mask + BIAS * want_bias
+        run = backends.select("masked_linears_backward", x)
+        found = run(grad, rows, [y], [weight], [mask], *ctx.how, want_x, [wanted])
+        dx, dweight, dbias, dmask = found
+        return (
+            dx.view(x.shape) if want_x else None,
+            dweight if want_weight else None,
+            in_dtype(dmask, mask.dtype) if want_mask else None,
+            in_dtype(dbias, x.dtype) if want_bias else None,
+            None,
+            None,
+        )
+
+
 def without_none(biases: tuple[Tensor | None, ...], like: Tensor) -> Sequence[Tensor]:
     """Biases as the kernels take them: none has no elements."""
     if any(map(is_, biases, repeat(None))):

@@ -22,23 +22,10 @@ from maskcl.reference.open_products import open_linear_backward, order_of
 from maskcl.schemas import fake
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, ordinary: bool) -> Tensor:
-    """x W^T + b, below autograd: x [.., I], weight [O, I], bias [O] -> [.., O].
-
-    ``ordinary`` asks for F.linear itself: which kernel that takes, and with it the last bit,
-    hangs on x's strides, so that no detour has its bits for every input.
-    """
-    if ordinary or x.device.type != "cpu":
-        return F.linear(x, weight, bias)
-    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    y = backends.select("open_linear", x)(rows, weight, bias)
-    return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
-
-
 def linear_backward(
     grad: Tensor, x: Tensor, weight: Tensor, want_x: bool, want_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """(dx like x, dweight [O, I]) of :func:`linear`; None where not asked for."""
+    """(dx like x, dweight [O, I]) of ``F.linear``; None where not asked for."""
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     g = grad if grad.dim() == 2 else grad.reshape(-1, grad.shape[-1])
     cpu = x.device.type == "cpu"
