@@ -18,14 +18,12 @@ struct Span {
   bool mixed;
 };
 
-// Spans of one piece of memory, and the bits of its elements, which only mixed spans ask for. `sparse`: less than half of
-// it is theirs; `again`: the same spans follow so many elements on, 0 where others do.
+// Spans of one piece of memory of `length` elements, and the bits of these, which only mixed spans ask for.
 struct Spans {
   const Span* spans;
   int64_t count;
   const int32_t* hits;
-  bool sparse = false;
-  int64_t again = 0;
+  int64_t length;
 };
 
 // hits[i] has a bit where an element is protected: those of `out` that in[i] has, beside what is there.
@@ -78,7 +76,6 @@ class FreeRows {
     int64_t row = 0;
     std::vector<int32_t> hits;
     std::vector<Span> spans;
-    bool sparse = false;
   };
 
   // Calls body(offset, spans) for what is not protected of these rows: all of a mixed row at once, as spans may be short.
@@ -89,14 +86,13 @@ class FreeRows {
         const int64_t first = row;
         while (row < end && is_free(row)) ++row;
         const Span all{0, std::min(row * width_, numel_) - first * width_, false};
-        body(first * width_, Spans{&all, 1, nullptr});
+        body(first * width_, Spans{&all, 1, nullptr, all.end});
         continue;
       }
       if (kinds_[row] == Kind::mixed) {
         find(row, found);
         const int64_t count = found.spans.size();
-        const bool again = found.sparse && row + 1 < end && kinds_[row + 1] == Kind::mixed && same_class(row + 1, row);
-        body(row * width_, Spans{found.spans.data(), count, found.hits.data(), found.sparse, again ? width_ : 0});
+        body(row * width_, Spans{found.spans.data(), count, found.hits.data(), width_});
       }
       ++row;
     }
@@ -182,9 +178,6 @@ class FreeRows {
       fresh = false;
     }
     find_spans(found.hits.data(), width_, found.spans);
-    int64_t wanted = 0;
-    for (const Span& span : found.spans) wanted += span.end - span.begin;
-    found.sparse = 2 * wanted < width_;
   }
   bool same_class(int64_t row, int64_t other) const {
     if (row / group_rows_ != other / group_rows_) return false;

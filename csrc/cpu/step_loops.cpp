@@ -62,6 +62,7 @@ template <bool Scaled, bool Mixed, bool Momentum, bool Random = false, typename 
 MASKCL_INLINE void sgd_loop(T* p, const T* g, S* m, const int32_t* hits, int64_t count, Unscale<C> unscale,
                             SgdFactors<C> f, const uint64_t* random = nullptr) {
   MASKCL_VECTORIZE
+  MASKCL_PRAGMA(GCC unroll 1)
   for (int64_t i = 0; i < count; ++i) {
     const T p_before = p[i];
     const uint64_t bits = Random ? random[i] : 0;
@@ -85,6 +86,7 @@ template <bool Scaled, bool Mixed, bool Random = false, typename T, typename S, 
 MASKCL_INLINE void adam_loop(T* p, const T* g, S* m, S* v, const int32_t* hits, int64_t count, Unscale<C> unscale,
                              AdamFactors<C> f, const uint64_t* random = nullptr) {
   MASKCL_VECTORIZE
+  MASKCL_PRAGMA(GCC unroll 1)
   for (int64_t i = 0; i < count; ++i) {
     const T p_before = p[i];
     const S m_before = m[i], v_before = v[i];
@@ -114,32 +116,42 @@ MASKCL_INLINE double square_loop(const T* g, const int32_t* hits, int64_t count,
   return sum;
 }
 
-// Span `n` of the arrays into the cache; behind the last one the first of what follows.
+// One run of each array into the cache.
 template <typename... P>
-MASKCL_INLINE void fetch(const Spans& spans, int64_t n, const P*... arrays) {
-  const int64_t on = n < spans.count ? 0 : spans.again;
-  if (n >= spans.count) n = on ? n - spans.count : spans.count;
-  if (n >= spans.count) return;
-  for (int64_t i = on + spans.spans[n].begin; i < on + spans.spans[n].end; i += kRun) (__builtin_prefetch(arrays + i), ...);
+MASKCL_INLINE void fetch(int64_t at, const P*... arrays) {
+  (__builtin_prefetch(arrays + at), ...);
 }
 
-constexpr int64_t kAhead = 6;  // spans; of 3, 6 and 12
+constexpr int64_t kAhead = 8 * kRun;  // elements; of 4, 6, 8, 12, 16 and 24 runs
 
-// Calls body<Mixed>(begin, count, hits) for each span. Short spans with gaps between them no hardware fetches in advance.
+// Calls body<Mixed>(begin, count, hits) for what the spans hold. Of a row with bits each run comes by itself, and with it,
+// and with those that are left out, one further on is fetched: what is short and scattered no hardware fetches in advance,
+// and fetched many runs at once, or without the gaps, it is slower than all of it in a row.
 template <typename F, typename... P>
 MASKCL_INLINE void for_each(const Spans& spans, const F& body, const P*... arrays) {
+  const int64_t first = spans.hits ? std::min(kAhead, spans.length) : 0;
+  for (int64_t at = 0; at < first; at += kRun) fetch(at, arrays...);
+  int64_t at = 0;
   for (int64_t n = 0; n < spans.count; ++n) {
     const Span& span = spans.spans[n];
-    if (spans.sparse) fetch(spans, n + kAhead, arrays...);
-    const int64_t count = span.end - span.begin;
-    span.mixed ? body.template operator()<true>(span.begin, count, spans.hits + span.begin)
-               : body.template operator()<false>(span.begin, count, nullptr);
+    for (; at < span.begin; at += kRun) fetch(at + kAhead, arrays...);
+    if (span.mixed) {
+      for (; at + kRun <= span.end; at += kRun) {
+        fetch(at + kAhead, arrays...);
+        body.template operator()<true>(at, kRun, spans.hits + at);
+      }
+      if (at < span.end) body.template operator()<true>(at, span.end - at, spans.hits + at);
+    } else {
+      body.template operator()<false>(at, span.end - at, nullptr);
+    }
+    at = span.end;
   }
+  for (; at < spans.length; at += kRun) fetch(at + kAhead, arrays...);
 }
 
 template <bool Scaled, bool Random = false, typename T, typename S, typename C>
-MASKCL_INLINE void sgd_spans(T* p, const T* g, S* m, const Spans& spans, const Unscale<C>& unscale,
-                             const SgdFactors<C>& f, const uint64_t* random = nullptr) {
+MASKCL_INLINE void sgd_spans(T* p, const T* g, S* m, const Spans& spans, Unscale<C> unscale,
+                             SgdFactors<C> f, const uint64_t* random = nullptr) {
   const auto step = [&]<bool Mixed>(int64_t at, int64_t count, const int32_t* hits) __attribute__((always_inline)) {
     sgd_loop<Scaled, Mixed, true, Random>(p + at, g + at, m + at, hits, count, unscale, f, random);
   };
@@ -147,8 +159,8 @@ MASKCL_INLINE void sgd_spans(T* p, const T* g, S* m, const Spans& spans, const U
 }
 
 template <bool Scaled, bool Random = false, typename T, typename C>
-MASKCL_INLINE void plain_sgd_spans(T* p, const T* g, const Spans& spans, const Unscale<C>& unscale,
-                                   const SgdFactors<C>& f, const uint64_t* random = nullptr) {
+MASKCL_INLINE void plain_sgd_spans(T* p, const T* g, const Spans& spans, Unscale<C> unscale,
+                                   SgdFactors<C> f, const uint64_t* random = nullptr) {
   T* none = nullptr;
   const auto step = [&]<bool Mixed>(int64_t at, int64_t count, const int32_t* hits) __attribute__((always_inline)) {
     sgd_loop<Scaled, Mixed, false, Random>(p + at, g + at, none, hits, count, unscale, f, random);
@@ -157,8 +169,8 @@ MASKCL_INLINE void plain_sgd_spans(T* p, const T* g, const Spans& spans, const U
 }
 
 template <bool Scaled, bool Random = false, typename T, typename S, typename C>
-MASKCL_INLINE void adam_spans(T* p, const T* g, S* m, S* v, const Spans& spans, const Unscale<C>& unscale,
-                              const AdamFactors<C>& f, const uint64_t* random = nullptr) {
+MASKCL_INLINE void adam_spans(T* p, const T* g, S* m, S* v, const Spans& spans, Unscale<C> unscale,
+                              AdamFactors<C> f, const uint64_t* random = nullptr) {
   const auto step = [&]<bool Mixed>(int64_t at, int64_t count, const int32_t* hits) __attribute__((always_inline)) {
     adam_loop<Scaled, Mixed, Random>(p + at, g + at, m + at, v + at, hits, count, unscale, f, random);
   };

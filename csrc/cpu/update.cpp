@@ -24,7 +24,7 @@ void step_spans(const char* op, const Weights& weights, const Rounding& rounding
                           [&](int64_t begin, int64_t length, const uint64_t* random) {
                             const Span piece{0, length, span.mixed};
                             const int32_t* hits = span.mixed ? spans.hits + span.begin + begin : nullptr;
-                            body.template operator()<T, S>(from + begin, Spans{&piece, 1, hits}, random);
+                            body.template operator()<T, S>(from + begin, Spans{&piece, 1, hits, length}, random);
                           });
     }
   });
