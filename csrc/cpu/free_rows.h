@@ -18,12 +18,14 @@ struct Span {
   bool mixed;
 };
 
-// Spans of one piece of memory of `length` elements, and the bits of these, which only mixed spans ask for.
+// Spans of one piece of memory of `length` elements, and the bits of these, which only mixed spans ask for. `far`: of a
+// weight that no cache near a core holds, in pieces.
 struct Spans {
   const Span* spans;
   int64_t count;
   const int32_t* hits;
   int64_t length;
+  bool far = false;
 };
 
 // hits[i] has a bit where an element is protected: those of `out` that in[i] has, beside what is there.
@@ -92,7 +94,7 @@ class FreeRows {
       if (kinds_[row] == Kind::mixed) {
         find(row, found);
         const int64_t count = found.spans.size();
-        body(row * width_, Spans{found.spans.data(), count, found.hits.data(), width_});
+        body(row * width_, Spans{found.spans.data(), count, found.hits.data(), width_, numel_ > kNear});
       }
       ++row;
     }
@@ -100,6 +102,7 @@ class FreeRows {
 
  private:
   static constexpr int64_t kRow = 1024;  // what a row is where nothing is protected
+  static constexpr int64_t kNear = int64_t{1} << 17;  // elements of a weight, of which Adam's step reads 2 MB
   enum class Kind : uint8_t { free, skipped, mixed };
 
   bool is_free(int64_t row) const { return kinds_.empty() || kinds_[row] == Kind::free; }

@@ -124,19 +124,20 @@ MASKCL_INLINE void fetch(int64_t at, const P*... arrays) {
 
 constexpr int64_t kAhead = 8 * kRun;  // elements; of 4, 6, 8, 12, 16 and 24 runs
 
-// Calls body<Mixed>(begin, count, hits) for what the spans hold. Of a row with bits each run comes by itself, and with it,
-// and with those that are left out, one further on is fetched: what is short and scattered no hardware fetches in advance,
-// and fetched many runs at once, or without the gaps, it is slower than all of it in a row.
+// Calls body<Mixed>(begin, count, hits) for what the spans hold. Where their memory is far each run comes by itself, and with
+// it, and with those that are left out, one further on is fetched: what is short and scattered no hardware fetches in
+// advance, and fetched many runs at once, or without the gaps, it is slower than all of it in a row.
 template <typename F, typename... P>
 MASKCL_INLINE void for_each(const Spans& spans, const F& body, const P*... arrays) {
-  const int64_t first = spans.hits ? std::min(kAhead, spans.length) : 0;
+  const int64_t first = spans.far ? std::min(kAhead, spans.length) : 0, end = spans.far ? spans.length : 0;
   for (int64_t at = 0; at < first; at += kRun) fetch(at, arrays...);
   int64_t at = 0;
   for (int64_t n = 0; n < spans.count; ++n) {
     const Span& span = spans.spans[n];
-    for (; at < span.begin; at += kRun) fetch(at + kAhead, arrays...);
+    for (; spans.far && at < span.begin; at += kRun) fetch(at + kAhead, arrays...);
+    at = span.begin;
     if (span.mixed) {
-      for (; at + kRun <= span.end; at += kRun) {
+      for (; spans.far && at + kRun <= span.end; at += kRun) {
         fetch(at + kAhead, arrays...);
         body.template operator()<true>(at, kRun, spans.hits + at);
       }
@@ -146,7 +147,7 @@ MASKCL_INLINE void for_each(const Spans& spans, const F& body, const P*... array
     }
     at = span.end;
   }
-  for (; at < spans.length; at += kRun) fetch(at + kAhead, arrays...);
+  for (; at < end; at += kRun) fetch(at + kAhead, arrays...);
 }
 
 template <bool Scaled, bool Random = false, typename T, typename S, typename C>
