@@ -62,7 +62,7 @@ template <bool Scaled, bool Mixed, bool Momentum, bool Random = false, typename 
 MASKCL_INLINE void sgd_loop(T* p, const T* g, S* m, const int32_t* hits, int64_t count, Unscale<C> unscale,
                             SgdFactors<C> f, const uint64_t* random = nullptr) {
   MASKCL_VECTORIZE
-  MASKCL_PRAGMA(GCC unroll 1)
+  MASKCL_PRAGMA(GCC unroll 1)  // more bodies at once do not fit the registers
   for (int64_t i = 0; i < count; ++i) {
     const T p_before = p[i];
     const uint64_t bits = Random ? random[i] : 0;
@@ -86,7 +86,7 @@ template <bool Scaled, bool Mixed, bool Random = false, typename T, typename S, 
 MASKCL_INLINE void adam_loop(T* p, const T* g, S* m, S* v, const int32_t* hits, int64_t count, Unscale<C> unscale,
                              AdamFactors<C> f, const uint64_t* random = nullptr) {
   MASKCL_VECTORIZE
-  MASKCL_PRAGMA(GCC unroll 1)
+  MASKCL_PRAGMA(GCC unroll 1)  // more bodies at once do not fit the registers
   for (int64_t i = 0; i < count; ++i) {
     const T p_before = p[i];
     const S m_before = m[i], v_before = v[i];
