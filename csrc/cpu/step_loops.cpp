@@ -129,12 +129,13 @@ constexpr int64_t kAhead = 8 * kRun;  // elements; of 4, 6, 8, 12, 16 and 24 run
 // advance, and fetched many runs at once, or without the gaps, it is slower than all of it in a row.
 template <typename F, typename... P>
 MASKCL_INLINE void for_each(const Spans& spans, const F& body, const P*... arrays) {
-  const int64_t first = spans.far ? std::min(kAhead, spans.length) : 0, end = spans.far ? spans.length : 0;
-  for (int64_t at = 0; at < first; at += kRun) fetch(at, arrays...);
-  int64_t at = 0;
+  const auto pass = [&](int64_t from, int64_t to) {
+    for (; spans.far && from < to; from += kRun) fetch(from + kAhead, arrays...);
+  };
+  int64_t at = -kAhead;
   for (int64_t n = 0; n < spans.count; ++n) {
     const Span& span = spans.spans[n];
-    for (; spans.far && at < span.begin; at += kRun) fetch(at + kAhead, arrays...);
+    pass(at, span.begin);
     at = span.begin;
     if (span.mixed) {
       for (; spans.far && at + kRun <= span.end; at += kRun) {
@@ -147,7 +148,7 @@ MASKCL_INLINE void for_each(const Spans& spans, const F& body, const P*... array
     }
     at = span.end;
   }
-  for (; at < end; at += kRun) fetch(at + kAhead, arrays...);
+  pass(at, spans.length);
 }
 
 template <bool Scaled, bool Random = false, typename T, typename S, typename C>

@@ -300,6 +300,14 @@ def test_leaving_out_exact_zeros_changes_no_bit(rows):
     assert torch.equal(run(beside, w, None)[rows:], run(more, w, None))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 31])
+@pytest.mark.parametrize(("ins", "outs"), [(8, 8), (784, 100), (2000, 130)])
+def test_few_rows_have_the_bits_of_an_ordinary_layer(rows, ins, outs):
+    x, weight, bias = torch.randn(rows, ins), torch.randn(outs, ins), torch.randn(2 * outs)[::2]
+    y = torch.ops.maskcl.open_linear(x, weight, bias)
+    assert torch.equal(y, F.linear(x, weight, bias))
+
+
 def test_threads_change_no_bit():
     x = torch.rand(130, 300) * closed(300, 0.5, "cpu")
     w, g = torch.randn(200, 300), torch.rand(130, 200) * closed(200, 0.5, "cpu")
