@@ -88,7 +88,7 @@ class FreeRows {
         const int64_t first = row;
         while (row < end && is_free(row)) ++row;
         const Span all{0, std::min(row * width_, numel_) - first * width_, false};
-        body(first * width_, Spans{&all, 1, nullptr, all.end});
+        body(first * width_, Spans{&all, 1, nullptr, all.end, !kinds_.empty() && numel_ > kNear});
         continue;
       }
       if (kinds_[row] == Kind::mixed) {

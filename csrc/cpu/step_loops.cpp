@@ -126,27 +126,29 @@ constexpr int64_t kAhead = 8 * kRun;  // elements; of 4, 6, 8, 12, 16 and 24 run
 
 // Calls body<Mixed>(begin, count, hits) for what the spans hold. Where their memory is far each run comes by itself, and with
 // it, and with those that are left out, one further on is fetched: what is short and scattered no hardware fetches in
-// advance, and fetched many runs at once, or without the gaps, it is slower than all of it in a row. The loops that fetch
-// are written out: of a function that does nothing else GCC drops the calls.
+// advance, and fetched many runs at once, or without the gaps, or without the free rows between, it is slower than all of
+// it in a row. The loops that only fetch are written out: of a function that does nothing else GCC drops the calls.
 template <typename F, typename... P>
 MASKCL_INLINE void for_each(const Spans& spans, const F& body, const P*... arrays) {
   const int64_t first = spans.far ? std::min(kAhead, spans.length) : 0, end = spans.far ? spans.length : 0;
   for (int64_t at = 0; at < first; at += kRun) fetch(at, arrays...);
   int64_t at = 0;
+  const auto go = [&]<bool Mixed>(int64_t until) __attribute__((always_inline)) {
+    for (; spans.far && at + kRun <= until; at += kRun) {
+      fetch(at + kAhead, arrays...);
+      body.template operator()<Mixed>(at, kRun, Mixed ? spans.hits + at : nullptr);
+    }
+    if (at < until) body.template operator()<Mixed>(at, until - at, Mixed ? spans.hits + at : nullptr);
+    at = until;
+  };
   for (int64_t n = 0; n < spans.count; ++n) {
     const Span& span = spans.spans[n];
     for (; spans.far && at < span.begin; at += kRun) fetch(at + kAhead, arrays...);
     at = span.begin;
-    if (span.mixed) {
-      for (; spans.far && at + kRun <= span.end; at += kRun) {
-        fetch(at + kAhead, arrays...);
-        body.template operator()<true>(at, kRun, spans.hits + at);
-      }
-      if (at < span.end) body.template operator()<true>(at, span.end - at, spans.hits + at);
-    } else {
-      body.template operator()<false>(at, span.end - at, nullptr);
-    }
-    at = span.end;
+    if (span.mixed)
+      go.template operator()<true>(span.end);
+    else
+      go.template operator()<false>(span.end);
   }
   for (; at < end; at += kRun) fetch(at + kAhead, arrays...);
 }
