@@ -62,6 +62,16 @@ struct View {
   }
 };
 
+inline ScalarType floating(const char* op, int32_t dtype) {
+  static const int32_t f32 = aoti_torch_dtype_float32(), f64 = aoti_torch_dtype_float64(),
+                       bf16 = aoti_torch_dtype_bfloat16(), f16 = aoti_torch_dtype_float16();
+  if (dtype == f32) return ScalarType::Float;
+  if (dtype == bf16) return ScalarType::BFloat16;
+  if (dtype == f16) return ScalarType::Half;
+  MASKCL_CHECK(dtype == f64, op, ": found a dtype that is not floating, wanted float32, bfloat16, float16 or float64");
+  return ScalarType::Double;
+}
+
 }  // namespace maskcl
 
 namespace torch::stable::detail {

@@ -7,7 +7,8 @@
 
 namespace maskcl {
 
-inline void check_lists(const char* op, const std::vector<Tensor>& tensors, const std::vector<Tensor>& others) {
+template <typename List>
+void check_lists(const char* op, const List& tensors, const List& others) {
   MASKCL_CHECK(tensors.size() == others.size(), op, ": found lists of ", tensors.size(), " and ", others.size(),
                " tensors, wanted one length");
 }

@@ -1,11 +1,7 @@
 // Importances and their penalty: one pass over a whole model in one parallel region.
-//
-// The list is cut into chunks of one tensor each. Sums are taken by chunk, then over chunks in order, so that they do not
-// depend on the number of threads.
 
-#include "../lists.h"
 #include "../products.h"
-#include "parallel.h"
+#include "anchored.h"
 
 namespace maskcl {
 namespace {
@@ -13,8 +9,7 @@ namespace {
 using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
-constexpr int64_t kChunk = 32768;  // elements of a unit of work
-constexpr int64_t kBlock = 1024;   // elements whose sum over samples stays in the nearest cache
+constexpr int64_t kBlock = 1024;  // elements whose sum over samples stays in the nearest cache
 
 // --- loops ----------------------------------------------------------------------------------------------------------
 
@@ -88,20 +83,6 @@ MASKCL_IMPORTANCE(double, double)
 MASKCL_IMPORTANCE(BFloat16, float)
 MASKCL_IMPORTANCE(Half, float)
 
-// --- lists ----------------------------------------------------------------------------------------------------------
-
-struct Chunk {
-  int64_t tensor, begin, end;
-};
-
-std::vector<Chunk> cut(const std::vector<Tensor>& tensors) {
-  std::vector<Chunk> chunks;
-  for (size_t t = 0; t < tensors.size(); ++t)
-    for (int64_t at = 0, count = tensors[t].numel(); at < count; at += kChunk)
-      chunks.push_back({static_cast<int64_t>(t), at, std::min(at + kChunk, count)});
-  return chunks;
-}
-
 // --- importances ----------------------------------------------------------------------------------------------------
 
 // omega[begin, end) += weight times the sum over `samples` of sizes of g[n * step + begin, ...).
@@ -129,7 +110,8 @@ void mas_accumulate_cpu(const std::vector<Tensor>& importances, const std::vecto
     omegas.push_back(written.in_order(importances[t], order));
     gradients.push_back(sampled ? torch::stable::contiguous(grads[t]) : in_order_of(grads[t], order));
   }
-  const std::vector<Chunk> chunks = cut(omegas);
+  std::vector<Chunk> chunks;
+  for (size_t t = 0; t < omegas.size(); ++t) cut(t, omegas[t].numel(), chunks);
   parallel(chunks.size(), kChunk, [&](int64_t first, int64_t last) {
     for (int64_t c = first; c < last; ++c) {
       const auto [t, begin, end] = chunks[c];
@@ -152,72 +134,27 @@ void mas_accumulate_cpu(const std::vector<Tensor>& importances, const std::vecto
 
 // --- penalty --------------------------------------------------------------------------------------------------------
 
-// Calls body<T>(chunk) -> the chunk's part of the penalty, in parallel; returns their sum, 0-d.
-template <typename F>
-Tensor sum_chunks(const char* op, const std::vector<Tensor>& params, const Tensor& like, const F& body) {
-  const std::vector<Chunk> chunks = cut(params);
-  std::vector<double> parts(chunks.size());
-  parallel(chunks.size(), kChunk, [&](int64_t first, int64_t last) {
-    for (int64_t c = first; c < last; ++c)
-      dispatch_float(params[chunks[c].tensor].scalar_type(), op,
-                     [&]<typename T>() { parts[c] = body.template operator()<T>(chunks[c]); });
-  });
-  double total = 0;
-  for (const double part : parts) total += part;
-  return torch::stable::full({}, total, like.scalar_type(), std::nullopt, like.device());
-}
-
-// Parameters, anchors and importances of a list, entry by entry in one order of memory.
-struct Anchored {
-  std::vector<Tensor> params, anchors, omegas;
-
-  Anchored(const char* op, const std::vector<Tensor>& p, const std::vector<Tensor>& a, const std::vector<Tensor>& o) {
-    check_lists(op, p, a);
-    check_lists(op, p, o);
-    MASKCL_CHECK(!p.empty(), op, ": found no tensors, wanted at least one");
-    for (size_t t = 0; t < p.size(); ++t) {
-      check_anchored(op, t, p[t], a[t], o[t], o[0].scalar_type());
-      params.push_back(order_from(p[t]));
-      anchors.push_back(in_order_of(a[t], params[t]));
-      omegas.push_back(in_order_of(o[t], params[t]));
-    }
-  }
-};
-
-Tensor mas_penalty_cpu(const std::vector<Tensor>& params, const std::vector<Tensor>& anchors,
-                       const std::vector<Tensor>& importances) {
-  const char* op = "mas_penalty";
-  const Anchored list(op, params, anchors, importances);
-  return sum_chunks(op, list.params, importances[0], [&]<typename T>(const Chunk& c) -> double {
-    using C = compute_t<T>;
-    return run_penalty(const_data<T>(list.params[c.tensor]) + c.begin, const_data<T>(list.anchors[c.tensor]) + c.begin,
-                       const_data<C>(list.omegas[c.tensor]) + c.begin, c.end - c.begin);
+Tensor mas_penalty_cpu(const Handles& params, const Handles& anchors, const Handles& importances) {
+  const Anchored list("mas_penalty", nullptr, params, anchors, importances);
+  return list.sum(importances.tensor(0), [&]<typename T>(const Entry& e, int64_t begin, int64_t count) -> double {
+    return run_penalty(at<T>(e.param, begin), at<T>(e.anchor, begin), at<compute_t<T>>(e.omega, begin), count);
   });
 }
 
-Tensor mas_penalty_grads_cpu(const std::vector<Tensor>& grads, const std::vector<Tensor>& params,
-                             const std::vector<Tensor>& anchors, const std::vector<Tensor>& importances,
-                             const std::optional<Tensor>& scale, double strength, bool add) {
+Tensor mas_penalty_grads_cpu(const Handles& grads, const Handles& params, const Handles& anchors,
+                             const Handles& importances, const std::optional<Tensor>& scale, double strength, bool add) {
   const char* op = "mas_penalty_grads_";
-  check_lists(op, params, grads);
-  for (size_t t = 0; t < params.size(); ++t) check_like_param(op, "grads", t, grads[t], params[t]);
-  const Anchored list(op, params, anchors, importances);
+  Anchored list(op, &grads, params, anchors, importances);
   double factor = 2 * strength;
   if (scale) check_one(op, "scale", *scale);
   if (scale) factor *= *const_data<double>(to_dtype(*scale, ScalarType::Double));
-  Written written;
-  std::vector<Tensor> gradients;
-  for (size_t t = 0; t < grads.size(); ++t) gradients.push_back(written.in_order(grads[t], list.params[t]));
   const Tensor value =
-      sum_chunks(op, list.params, importances[0], [&]<typename T>(const Chunk& c) -> double {
+      list.sum(importances.tensor(0), [&]<typename T>(const Entry& e, int64_t begin, int64_t count) -> double {
         using C = compute_t<T>;
-        return run_penalty_grads(data<T>(gradients[c.tensor]) + c.begin,
-                                 const_data<T>(list.params[c.tensor]) + c.begin,
-                                 const_data<T>(list.anchors[c.tensor]) + c.begin,
-                                 const_data<C>(list.omegas[c.tensor]) + c.begin, c.end - c.begin,
-                                 static_cast<C>(factor), add);
+        return run_penalty_grads(static_cast<T*>(e.grad) + begin, at<T>(e.param, begin), at<T>(e.anchor, begin),
+                                 at<C>(e.omega, begin), count, static_cast<C>(factor), add);
       });
-  written.finish();
+  list.finish();
   return value;
 }
 

@@ -24,16 +24,6 @@ inline double value_or(const char* op, const char* name, const MaybeTensor& t, d
   return t ? value_of(op, name, *t) : otherwise;
 }
 
-inline ScalarType floating(const char* op, int32_t dtype) {
-  static const int32_t f32 = aoti_torch_dtype_float32(), f64 = aoti_torch_dtype_float64(),
-                       bf16 = aoti_torch_dtype_bfloat16(), f16 = aoti_torch_dtype_float16();
-  if (dtype == f32) return ScalarType::Float;
-  if (dtype == bf16) return ScalarType::BFloat16;
-  if (dtype == f16) return ScalarType::Half;
-  MASKCL_CHECK(dtype == f64, op, ": found a dtype that is not floating, wanted float32, bfloat16, float16 or float64");
-  return ScalarType::Double;
-}
-
 // Elements a thread must have: Adam's cost several times what a copied one does.
 constexpr int64_t kSgdGrain = 32768, kAdamGrain = 16384;
 

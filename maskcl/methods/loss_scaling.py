@@ -63,14 +63,16 @@ class ScalerWatch:
 
     def in_use(self) -> bool:
         """Whether one of them has scaled a loss whose gradients are not unscaled."""
+        if self._found == []:  # as in most loops
+            return False
         return any(not _is_unscaled(found) for found in self.scalers())
 
     def scalers(self) -> list[GradScaler]:
         """Those that are enabled and have scaled something."""
         if self._found is None:
-            self._found = [weakref.ref(scaler) for scaler in _alive(GradScaler)]
+            self._found = [weakref.ref(s) for s in _alive(GradScaler) if s.is_enabled()]
         alive = (ref() for ref in self._found)
-        return [s for s in alive if s is not None and s.is_enabled() and s._scale is not None]
+        return [s for s in alive if s is not None and s._scale is not None]
 
 
 def _alive(kind: type[GradScaler]) -> Iterator[GradScaler]:

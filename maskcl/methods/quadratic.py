@@ -131,7 +131,6 @@ class Quadratic:
         """0.0: the penalty needs no graph; see ``after_backward``."""
         return 0.0
 
-    @torch.no_grad()
     def after_backward(
         self,
         net: ImportanceNetwork,
@@ -175,7 +174,8 @@ class Quadratic:
             ops.mas_penalty_grads_(grads, parameters, anchors, importances, strength)  # says so
         # Not by the public op: its checks of lists that the network made cost more than the kernel.
         run = backends.select("mas_penalty_grads_", parameters[0])
-        value = run(grads, parameters, anchors, importances, None, strength, True)
+        with torch.no_grad():
+            value = run(grads, parameters, anchors, importances, None, strength, True)
         state.charged = state.lists.sum_of(value), self.strength
 
     def after_step(self, net: ImportanceNetwork, state: QuadraticState) -> None:
