@@ -19,7 +19,7 @@ def pieces() -> dict[str, list[Setting]]:
         "mlps": [Setting(*mlp, o, t) for mlp in LARGER for o in OPTIMIZERS for t in both],
         "widths": [Setting(*mlp, "adamw", t) for t in both for mlp in widths],
         "batch": [Setting(MIDDLE[0], batch, "adamw") for batch in BATCHES],
-        "compiled": [Setting(*mlp, "adamw", compiled=True) for mlp in (SMALL, LARGER[-1])],
+        "compiled": [Setting(*mlp, "adamw", compiled=True) for mlp in (SMALL, MIDDLE, LARGER[-1])],
         "conv": [
             *(Setting("conv", 64, o, t) for o in ("sgd", "adamw") for t in both),
             *(Setting("resnet18", 8, "adamw", t) for t in both),
