@@ -101,8 +101,8 @@ class Anchored {
       check_like_param(op_, "grads", t, g, p);
       grad = held_.emplace_back(written_.in_order(g, param)).mutable_data_ptr();
     }
-    entries_.push_back(
-        {grad, param.const_data_ptr(), anchor.const_data_ptr(), omega.const_data_ptr(), p.numel(), p.scalar_type()});
+    const ScalarType dtype = floating(op_, View(params[t]).dtype);
+    entries_.push_back({grad, param.const_data_ptr(), anchor.const_data_ptr(), omega.const_data_ptr(), p.numel(), dtype});
   }
 
   const char* op_;

@@ -29,6 +29,7 @@ X, U, W, R = rand(3, 5), rand(5), rand(4, 5), rand(4, 5)
 SELECT = (None, "binary", 0.1, False, 1.0)
 TOPK = ("topk", 0.0, False, 1.0)
 WORDS = torch.zeros(1, dtype=torch.int32)
+WHOLE = torch.ones(4, 5, dtype=torch.int64)
 WINDOW = [1, 1], [0, 0], [1, 1]
 IMAGES, FILTERS = rand(2, 5, 6, 6), rand(16, 5, 3, 3)
 RELU = ("relu", 0.0)
@@ -386,6 +387,22 @@ WRONG = {
     "penalty: another importance": (
         lambda: raw.mas_penalty([W], [W], [X]),
         r"mas_penalty: importances\[0\] has shape",
+    ),
+    "penalty: another importance, turned": (
+        lambda: raw.mas_penalty([W.t()], [W.t()], [W]),
+        r"mas_penalty: importances\[0\] has shape",
+    ),
+    "penalty: integers": (
+        lambda: raw.mas_penalty([WHOLE], [WHOLE], [W]),
+        "mas_penalty: found a dtype that is not floating",
+    ),
+    "penalty: integers, turned": (
+        lambda: raw.mas_penalty([WHOLE.t()], [WHOLE.t()], [W.t()]),
+        "mas_penalty: found a dtype that is not floating",
+    ),
+    "penalty gradients: a gradient of another dtype": (
+        lambda: raw.mas_penalty_grads_([W.double()], [W], [W], [W], None, 1.0, True),
+        r"mas_penalty_grads_: grads\[0\] is Double, wanted Float",
     ),
     "penalty gradients: another gradient": (
         lambda: raw.mas_penalty_grads_([X.clone()], [W], [W], [W], None, 1.0, True),
