@@ -62,6 +62,7 @@ struct View {
   }
 };
 
+// The dtype of torch's number for it, which has to be a floating one.
 inline ScalarType floating(const char* op, int32_t dtype) {
   static const int32_t f32 = aoti_torch_dtype_float32(), f64 = aoti_torch_dtype_float64(),
                        bf16 = aoti_torch_dtype_bfloat16(), f16 = aoti_torch_dtype_float16();

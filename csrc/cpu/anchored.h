@@ -4,8 +4,6 @@
 // depend on the number of threads.
 #pragma once
 
-#include <deque>
-
 #include "../handles.h"
 #include "../lists.h"
 #include "parallel.h"
@@ -43,18 +41,16 @@ class Anchored {
     const int32_t sums = View(omegas[0]).dtype;
     for (size_t t = 0; t < params.size(); ++t) {
       const View param(params[t]), anchor(anchors[t]), omega(omegas[t]);
-      const bool same = fits(anchor, param, param.dtype) && fits(omega, param, sums) && is_wide(sums, param.dtype);
-      void* grad = nullptr;
-      bool simple = same && param.contiguous && anchor.contiguous && omega.contiguous;
+      Entry& entry = entries_.emplace_back(
+          Entry{nullptr, param.data, anchor.data, omega.data, param.numel, floating(op, param.dtype)});
+      bool fits = param.contiguous && is_wide(sums, param.dtype) && is_alike(anchor, param, param.dtype) &&
+                  is_alike(omega, param, sums);
       if (grads) {
-        const View view((*grads)[t]);
-        simple &= view.contiguous && fits(view, param, param.dtype);
-        grad = view.data;
+        const View grad((*grads)[t]);
+        fits &= is_alike(grad, param, param.dtype);
+        entry.grad = grad.data;
       }
-      if (simple)
-        entries_.push_back({grad, param.data, anchor.data, omega.data, param.numel, floating(op, param.dtype)});
-      else
-        add(t, grads, params, anchors, omegas);
+      if (!fits) reorder(entry, t, grads, params, anchors, omegas);
     }
   }
 
@@ -81,33 +77,32 @@ class Anchored {
   void finish() { written_.finish(); }
 
  private:
-  static bool fits(const View& view, const View& param, int32_t dtype) {
-    return view.dtype == dtype && view.has_shape_of(param);
+  static bool is_alike(const View& view, const View& param, int32_t dtype) {
+    return view.contiguous && view.dtype == dtype && view.has_shape_of(param);
   }
   static bool is_wide(int32_t sums, int32_t dtype) {
     static const int32_t f32 = aoti_torch_dtype_float32(), f64 = aoti_torch_dtype_float64();
     return sums == (dtype == f64 ? f64 : f32);
   }
 
-  // One that is not as simple: says what is wrong, or brings it into one order.
-  void add(size_t t, const Handles* grads, const Handles& params, const Handles& anchors, const Handles& omegas) {
+  // Says what is wrong, or brings one that is right into one order of memory.
+  void reorder(Entry& entry, size_t t, const Handles* grads, const Handles& params, const Handles& anchors,
+               const Handles& omegas) {
     const Tensor p = params.tensor(t), a = anchors.tensor(t), o = omegas.tensor(t);
     check_anchored(op_, t, p, a, o, omegas.tensor(0).scalar_type());
     const Tensor param = held_.emplace_back(order_from(p));
-    const Tensor anchor = held_.emplace_back(in_order_of(a, param)), omega = held_.emplace_back(in_order_of(o, param));
-    void* grad = nullptr;
-    if (grads) {
-      const Tensor g = grads->tensor(t);
-      check_like_param(op_, "grads", t, g, p);
-      grad = held_.emplace_back(written_.in_order(g, param)).mutable_data_ptr();
-    }
-    const ScalarType dtype = floating(op_, View(params[t]).dtype);
-    entries_.push_back({grad, param.const_data_ptr(), anchor.const_data_ptr(), omega.const_data_ptr(), p.numel(), dtype});
+    entry.param = param.const_data_ptr();
+    entry.anchor = held_.emplace_back(in_order_of(a, param)).const_data_ptr();
+    entry.omega = held_.emplace_back(in_order_of(o, param)).const_data_ptr();
+    if (!grads) return;
+    const Tensor g = grads->tensor(t);
+    check_like_param(op_, "grads", t, g, p);
+    entry.grad = held_.emplace_back(written_.in_order(g, param)).mutable_data_ptr();
   }
 
   const char* op_;
   std::vector<Entry> entries_;
-  std::deque<Tensor> held_;
+  std::vector<Tensor> held_;
   Written written_;
 };
 

@@ -88,13 +88,13 @@ class FreeRows {
         const int64_t first = row;
         while (row < end && is_free(row)) ++row;
         const Span all{0, std::min(row * width_, numel_) - first * width_, false};
-        body(first * width_, Spans{&all, 1, nullptr, all.end, !kinds_.empty() && numel_ > kNear});
+        body(first * width_, Spans{&all, 1, nullptr, all.end, is_far()});
         continue;
       }
       if (kinds_[row] == Kind::mixed) {
         find(row, found);
         const int64_t count = found.spans.size();
-        body(row * width_, Spans{found.spans.data(), count, found.hits.data(), width_, numel_ > kNear});
+        body(row * width_, Spans{found.spans.data(), count, found.hits.data(), width_, is_far()});
       }
       ++row;
     }
@@ -105,6 +105,8 @@ class FreeRows {
   static constexpr int64_t kNear = int64_t{1} << 17;  // elements of a weight, of which Adam's step reads 2 MB
   enum class Kind : uint8_t { free, skipped, mixed };
 
+  // Where nothing is protected all is one span, which the hardware fetches.
+  bool is_far() const { return !kinds_.empty() && numel_ > kNear; }
   bool is_free(int64_t row) const { return kinds_.empty() || kinds_[row] == Kind::free; }
   uint64_t word(const Words& side, int64_t unit, int64_t w) const {
     return exact_ ? side.word(unit, w) : side.any(unit);

@@ -32,7 +32,7 @@ class AnchoredLists:
         self._holders: list[dict[str, Any]] = []
         self._keys: list[str] = []
         self._tensors: list[Any] = []
-        self._named: list[Any] = []
+        self._parameters: list[Any] = []
         self._trained: list[bool] = []
         self._lists: Lists = [], [], []
         self.are_sharded = False
@@ -43,8 +43,8 @@ class AnchoredLists:
             self._net.take_shards()
             places = self._net.places(self._names)
             self._holders, self._keys, self._tensors = map(list, zip(*places, strict=True))
-            self._named = [t for t in self._tensors if isinstance(t, nn.Parameter)]
-            self._trained = [*map(_TRAINED, self._named)]
+            self._parameters = [t for t in self._tensors if isinstance(t, nn.Parameter)]
+            self._trained = [*map(_TRAINED, self._parameters)]
             self._lists = self._net.anchored(self._names)
             self.are_sharded = any(map(is_sharded, self._lists[0]))
             if self.are_sharded:
@@ -62,4 +62,4 @@ class AnchoredLists:
         held = map(dict.get, self._holders, self._keys)
         if not (self._holders and all(map(is_, held, self._tensors))):
             return False
-        return [*map(_TRAINED, self._named)] == self._trained
+        return [*map(_TRAINED, self._parameters)] == self._trained
