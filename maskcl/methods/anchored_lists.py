@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -29,9 +29,7 @@ class AnchoredLists:
     def __init__(self, net: ImportanceNetwork, names: Sequence[str]) -> None:
         self._net = net
         self._names = names
-        self._holders: list[dict[str, Any]] = []
-        self._keys: list[str] = []
-        self._tensors: list[Any] = []
+        self._places: list[tuple[dict[str, Any], str, Any]] = []
         self._parameters: list[Any] = []
         self._trained: list[bool] = []
         self._lists: Lists = [], [], []
@@ -41,9 +39,8 @@ class AnchoredLists:
         """As ``ImportanceNetwork.anchored`` gives them now; anchors and importances of own rows."""
         if not self._is_known():
             self._net.take_shards()
-            places = self._net.places(self._names)
-            self._holders, self._keys, self._tensors = map(list, zip(*places, strict=True))
-            self._parameters = [t for t in self._tensors if isinstance(t, nn.Parameter)]
+            self._places = self._net.places(self._names)
+            self._parameters = [t for _, _, t in self._places if isinstance(t, nn.Parameter)]
             self._trained = [*map(_TRAINED, self._parameters)]
             self._lists = self._net.anchored(self._names)
             self.are_sharded = any(map(is_sharded, self._lists[0]))
@@ -58,8 +55,10 @@ class AnchoredLists:
         return total(penalty, self._lists[0]) if self.are_sharded else penalty
 
     def _is_known(self) -> bool:
-        # In every step: no line of Python runs for a parameter.
-        held = map(dict.get, self._holders, self._keys)
-        if not (self._holders and all(map(is_, held, self._tensors))):
+        try:
+            for holder, name, tensor in self._places:  # a plain loop, in every step: faster than maps
+                if holder[name] is not tensor:
+                    return False
+        except KeyError:
             return False
-        return [*map(_TRAINED, self._parameters)] == self._trained
+        return bool(self._places) and [*map(_TRAINED, self._parameters)] == self._trained

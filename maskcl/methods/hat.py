@@ -270,7 +270,7 @@ class HAT:
             rule=self.rule, exact=self._exact, values=self.rule_value, seed=seed
         )
         if self.clip is not None:
-            scale = factor("HAT.after_backward", scaler, state.watch)
+            scale = factor(self, scaler, state.watch)
             clip_norm(state.trained, self.clip, scale)
 
     def after_step(self, net: HATNetwork, state: HATState) -> None:

@@ -26,11 +26,11 @@ NOT_SCALED = GradScaler("cpu", enabled=False)
 """Says that a loss is not scaled, whatever scalers there are."""
 
 
-def factor(caller: str, scaler: GradScaler | None, watch: ScalerWatch) -> Tensor | float:
+def factor(method: object, scaler: GradScaler | None, watch: ScalerWatch) -> Tensor | float:
     """What the gradients are multiplied by now: 1.0, or the scaler's 0-d scale.
 
     Args:
-        caller: named in the error.
+        method: whose ``after_backward`` asks.
         scaler: that scaled the loss; None for none.
         watch: of the task, which knows the scalers of this process.
 
@@ -43,6 +43,7 @@ def factor(caller: str, scaler: GradScaler | None, watch: ScalerWatch) -> Tensor
     if watch.in_use():
         gc.collect()  # one that nobody holds any more may wait in a circle of references
     if watch.in_use():
+        caller = f"{type(method).__name__}.after_backward"
         raise RuntimeError(
             f"{caller}: a GradScaler scales the loss, and what the method adds to the gradients"
             f" would be divided by its scale: call {caller}(net, state, scaler=scaler), or"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
-from itertools import repeat
-from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from maskcl import backends, ops
+from maskcl.grad_mode import untracked
 from maskcl.methods.anchored_lists import AnchoredLists
 from maskcl.methods.base import PlanWarning, TaskData, TaskState, measure_task, no_classes_reasons
 from maskcl.methods.loss_scaling import ScalerWatch, factor
@@ -27,7 +26,7 @@ from maskcl.shards import local
 if TYPE_CHECKING:
     from maskcl.nn import ImportanceNetwork
 
-_GRAD, _LAYOUT = attrgetter("grad"), attrgetter("layout")
+_STRIDED = torch.strided
 # Problems whose samples are rows of one graph.
 _MIXED = ("node", "link")
 
@@ -153,29 +152,31 @@ class Quadratic:
         """
         if not state.anchored or self.strength == 0:
             return
-        scale = factor(f"{self._name}.after_backward", scaler, state.watch)
+        scale = factor(self, scaler, state.watch)
         if state.lists is None:
             state.lists = AnchoredLists(net, state.names)
         parameters: Any
         parameters, anchors, importances = state.lists.get()
         if not parameters:
             return
-        grads: Any = [*map(_GRAD, parameters)]
-        if any(map(is_, grads, repeat(None))):
-            for parameter in parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            grads = [*map(_GRAD, parameters)]
+        grads: Any = []
+        are_dense = True
+        for parameter in parameters:  # a plain loop, in every step: maps take longer
+            grad = parameter.grad
+            if grad is None:
+                grad = parameter.grad = torch.zeros_like(parameter)
+            elif grad.layout is not _STRIDED:
+                are_dense = False
+            grads.append(grad)
         if state.lists.are_sharded:
             grads, parameters = [*map(local, grads)], [*map(local, parameters)]
         # Only where gradients are scaled does the host wait for the scale, as the scaler does.
         strength = self.strength * float(scale)
-        if not all(map(is_, map(_LAYOUT, grads), repeat(torch.strided))):
+        if not are_dense:
             ops.mas_penalty_grads_(grads, parameters, anchors, importances, strength)  # says so
         # Not by the public op: its checks of lists that the network made cost more than the kernel.
         run = backends.select("mas_penalty_grads_", parameters[0])
-        with torch.no_grad():
-            value = run(grads, parameters, anchors, importances, None, strength, True)
+        value = untracked(run, grads, parameters, anchors, importances, None, strength, True)
         state.charged = state.lists.sum_of(value), self.strength
 
     def after_step(self, net: ImportanceNetwork, state: QuadraticState) -> None:

@@ -8,7 +8,6 @@ same ``state``: schedulers, scalers and state_dicts see the optimizer that they 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import chain, repeat
 from operator import attrgetter
 from types import MethodType
 from typing import Any
@@ -19,22 +18,24 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from maskcl import backends
+from maskcl.grad_mode import untracked
+from maskcl.optim.adam_and_sgd import adam_calls, sgd_calls
 from maskcl.optim.protected_elements import ProtectedElements
 from maskcl.optim.update_calls import (
     Call,
     Calls,
+    Grads,
+    Parameters,
     Scaling,
-    adam_calls,
-    are_dense,
+    grads_of,
     parameters_of,
     rows,
-    sgd_calls,
 )
 from maskcl.shard_sums import total_norm
 from maskcl.shards import are_rows, is_sharded, local
 
 Group = dict[str, Any]
-_IS_CUDA = attrgetter("is_cuda")
+_IS_CUDA, _STRIDED = attrgetter("is_cuda"), torch.strided
 _NOT_DONE = "amsgrad", "differentiable"
 ROUNDINGS = "nearest", "stochastic"
 
@@ -109,11 +110,11 @@ class FusedStep:
         self._optimizer = optimizer
         self._elements = elements
         self._max_norm = max_norm
-        self._state_dtype = state_dtype
         self._seed_before: int | None = getattr(optimizer, "rounding_seed", None)
         self._seed = self._seed_before if seed is None else seed
         optimizer.rounding_seed = self._seed  # type: ignore[attr-defined]
-        self._calls = Calls(adam_calls if isinstance(optimizer, Adam) else sgd_calls)
+        make = adam_calls if isinstance(optimizer, Adam) else sgd_calls
+        self._calls = Calls(make, elements, state_dtype)
         self.is_active = True
         self._before = vars(optimizer).get("step")
         self._installed = MethodType(self._method(), optimizer)
@@ -166,8 +167,7 @@ class FusedStep:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        with torch.no_grad():
-            self._step()
+        untracked(self._step)
         if _global_optimizer_post_hooks or optimizer._optimizer_step_post_hooks:
             _call(optimizer._optimizer_step_post_hooks, optimizer, closure)
             _call(_global_optimizer_post_hooks, optimizer, closure)
@@ -176,43 +176,46 @@ class FusedStep:
     def _step(self) -> None:
         optimizer: Any = self._optimizer
         parameters = parameters_of(optimizer)
-        self._check(parameters)
-        if any(map(_IS_CUDA, parameters)):  # a graph that holds this step's number would repeat it
+        grads = grads_of(parameters)
+        self._check(grads)
+        # A graph that holds this step's number would repeat it.
+        if torch.cuda.is_initialized() and any(map(_IS_CUDA, parameters)):
             optimizer._cuda_graph_capture_health_check()
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
         scaling = Scaling(scale, found_inf)
         if self._seed is not None and parameters:
             scaling = scaling._replace(draw=self._draw(parameters), seed=self._seed)
-        made = self._elements, found_inf, self._state_dtype
-        calls = self._calls.of(optimizer, parameters, *made)
+        calls = self._calls.of(optimizer, grads, found_inf)
         if self._max_norm is not None and calls:
             scaling = self._clipped(scaling, calls)
         for call in calls:
-            call(scaling)
+            call(grads, scaling)
 
-    def _check(self, parameters: list[nn.Parameter]) -> None:
+    def _check(self, grads: Grads) -> None:
         """Raise where a step's options or gradients are not what the op does."""
-        optimizer = self._optimizer
-        groups = optimizer.param_groups
-        options = chain(*(map(dict.get, groups, repeat(name)) for name in _NOT_DONE))
-        if are_dense(parameters) and not any(options):
+        groups = self._optimizer.param_groups
+        is_done = not any([group.get(name) for group in groups for name in _NOT_DONE])
+        for grad in grads:  # a plain loop, in every step: maps and generators take longer
+            if grad is not None and grad.layout is not _STRIDED:
+                is_done = False
+        if is_done:
             return
-        problem = "; ".join(not_fused_reasons(optimizer)) or "a gradient is sparse"
+        problem = "; ".join(not_fused_reasons(self._optimizer)) or "a gradient is sparse"
         raise RuntimeError(
-            f"{type(optimizer).__name__}.step: {problem}, which the protected step does not do:"
-            " change it back, or protect an optimizer that is made so"
+            f"{type(self._optimizer).__name__}.step: {problem}, which the protected step does not"
+            " do: change it back, or protect an optimizer that is made so"
         )
 
     def _clipped(self, scaling: Scaling, calls: list[Call]) -> Scaling:
         kinds: dict[Any, list[Call]] = {}
         for call in calls:
-            kinds.setdefault(call.kind, []).append(call)
+            kinds.setdefault(call.sharding, []).append(call)
         norms = [(self._norm(some, scaling), some[0].parameters[0]) for some in kinds.values()]
         norm = norms[0][0] if kinds.keys() == {None} else total_norm(norms)
         return scaling._replace(norm=norm, max_norm=self._max_norm or 0.0)
 
-    def _draw(self, parameters: list[nn.Parameter]) -> Tensor:
+    def _draw(self, parameters: Parameters) -> Tensor:
         """The number of this step's draw, counted in place, so that a CUDA graph counts on."""
         group: Group = self._optimizer.param_groups[0]
         device = parameters[0].device if group.get("capturable") else torch.device("cpu")

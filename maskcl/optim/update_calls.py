@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain, repeat
+from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter, is_, itemgetter
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from maskcl import backends
 from maskcl.optim.protected_elements import ProtectedElements
-from maskcl.shards import first_element, kind_of, local
+from maskcl.shards import local
 
+Group = dict[str, Any]
 Parameters = list[nn.Parameter]
+Grads = list[Tensor | None]
 _GRAD, _PARAMETERS = attrgetter("grad"), itemgetter("params")
-_MOMENTS = "exp_avg", "exp_avg_sq", "step"
 
 
 class Scaling(NamedTuple):
@@ -39,100 +40,144 @@ class Scaling(NamedTuple):
     seed: int = 0
 
 
-class Alike(NamedTuple):
-    """Parameters that one call takes, with what may differ between them.
+class Kind(NamedTuple):
+    """An op, and how groups tell it what to do.
 
     Attributes:
-        options: which all share, as asked for.
-        parameters: of any groups.
-        lr: of each; 1 where ``rate`` says.
-        weight_decay: of each.
-        rate: 0-d, multiplies lr; None for 1.
-    """
-
-    options: tuple[Any, ...]
-    parameters: Parameters
-    lr: list[float]
-    weight_decay: list[float]
-    rate: Tensor | None
-
-
-class Call(NamedTuple):
-    """One call of the op, all but the gradients and what scales them.
-
-    Attributes:
-        op: the op's name.
-        parameters: that it steps.
-        state: a list of each kind.
-        sides: out_tasks, in_tasks and groups.
-        rest: what comes behind.
-        places: of each, the number of its first element among those of all of the optimizer's.
-        kind: how the parameters are sharded, None where they are not.
+        op: its name.
+        options: names of what the groups of one call have to share.
+        pace: from one of these groups and the call's state to what the op takes of the options;
+            None where the state is not what they want.
     """
 
     op: str
-    parameters: Parameters
-    state: list[list[Tensor]]
-    sides: tuple[list[Tensor], list[Tensor], list[int]]
-    rest: tuple[Any, ...]
-    places: list[int]
-    kind: Any = None
+    options: tuple[str, ...]
+    pace: Callable[[Group, list[list[Tensor]]], tuple[Any, ...] | None]
 
-    def __call__(self, scaling: Scaling) -> None:
-        """Step them by their gradients."""
-        params: Any = self.parameters
-        lists = [params, [*map(_GRAD, params)], *self.state]
-        if self.kind is not None:
+
+@dataclass(eq=False)
+class Call:
+    """One call of the op, all but the gradients and what scales them.
+
+    Attributes:
+        kind: the op.
+        parameters: that it steps.
+        numbers: of each, its number among all of the optimizer's.
+        groups: of each, the number of its group.
+        state: a list of each kind.
+        sides: out_tasks, in_tasks, groups of convolutions, whether protection is exact.
+        bounds: of each, its largest magnitude.
+        places: of each, the number of its first element among those of all of the optimizer's.
+        sharding: how the parameters are sharded, None where they are not.
+        first: what the op takes behind the options: that the state has not been written.
+    """
+
+    kind: Kind
+    parameters: Parameters
+    numbers: list[int]
+    groups: list[int]
+    state: list[list[Tensor]]
+    sides: tuple[list[Tensor], list[Tensor], list[int], bool]
+    bounds: list[float]
+    places: list[int]
+    sharding: Any = None
+    first: tuple[bool, ...] = ()
+    _rest: tuple[Any, ...] = field(default=(), init=False)
+    _has_scalars: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._has_scalars = not all(map(Tensor.dim, self.parameters))
+
+    def follow(self, groups: list[Group]) -> bool:
+        """Take the options as they are now; False where one call no longer does for all."""
+        own = [groups[g] for g in dict.fromkeys(self.groups)]
+        shared = [shared_options(group, self.kind.options) for group in own]
+        pace = self.kind.pace(own[0], self.state)
+        if pace is None or shared.count(shared[0]) < len(shared):
+            return False
+        lr, rate = [group["lr"] for group in groups], None
+        if isinstance(own[0]["lr"], Tensor):
+            lr, rate = [1.0] * len(groups), own[0]["lr"]
+        decay = [group["weight_decay"] for group in groups]
+        rates, decays = [float(lr[g]) for g in self.groups], [float(decay[g]) for g in self.groups]
+        self._rest = *self.sides, rates, decays, self.bounds, *pace, *self.first, rate
+        return True
+
+    def __call__(self, grads: Grads, scaling: Scaling) -> None:
+        """Step the parameters by these gradients, which are those of all of the optimizer's."""
+        lists: list[Any] = [self.parameters, [grads[n] for n in self.numbers], *self.state]
+        if self.sharding is not None:
             lists = [[*map(local, tensors)] for tensors in lists]
-        elif not all(map(Tensor.dim, params)):
+        elif self._has_scalars:
             lists = [rows(tensors) for tensors in lists]
         places = [] if scaling.draw is None else self.places
-        backends.select(self.op, lists[0][0])(*lists, *self.sides, *self.rest, *scaling, places)
+        backends.select(self.kind.op, lists[0][0])(*lists, *self._rest, *scaling, places)
 
 
-Make = Callable[[Any, list[Parameters], ProtectedElements, Tensor | None, Any], list[Call]]
+# (optimizer, by group the numbers of its parameters that have a gradient, what may not move,
+# found_inf, dtype of new state of parameters of half precision) -> calls
+Make = Callable[
+    [Any, list[list[int]], ProtectedElements, Tensor | None, Any],
+    list[Call],
+]
 
 
 class Calls:
-    """The calls of a step, kept while the groups, their options and the state are what they were.
+    """The calls of a step, kept while the groups and the state are what they were.
+
+    A schedule changes options at every step: the calls then take them over, and stay.
 
     Args:
         make: makes them: `adam_calls` or `sgd_calls`.
+        elements: what may not move.
+        state_dtype: of new state of parameters of half precision, None for theirs.
     """
 
-    def __init__(self, make: Make) -> None:
+    def __init__(self, make: Make, elements: ProtectedElements, state_dtype: Any) -> None:
         self._make = make
-        self._seen: list[Any] = []
+        self._made_of = elements, state_dtype
+        self._held: list[Any] = []
         self._sizes: list[int] = []
+        self._options: list[Any] = []
         self._calls: list[Call] = []
 
-    def of(
-        self,
-        optimizer: Any,
-        parameters: Parameters,
-        elements: ProtectedElements,
-        found_inf: Tensor | None,
-        state_dtype: torch.dtype | None,
-    ) -> list[Call]:
+    def of(self, optimizer: Any, grads: Grads, found_inf: Tensor | None) -> list[Call]:
         """The calls that step all parameters that have a gradient.
 
         Args:
             optimizer: with the groups and the state.
-            parameters: of all groups.
-            elements: what may not move.
+            grads: of the parameters of all groups.
             found_inf: 0-d, not 0 where nothing is to be written.
-            state_dtype: of new state of parameters of half precision, None for theirs.
         """
         groups = optimizer.param_groups
-        seen, sizes = _what_is_there(optimizer, parameters), [len(g["params"]) for g in groups]
-        if sizes != self._sizes or not _are_same(seen, self._seen):
-            found = [[p for p in group["params"] if p.grad is not None] for group in groups]
-            self._calls = self._make(optimizer, found, elements, found_inf, state_dtype)
-            # Calls that make state are of this step alone, and so are those that leave some out.
-            is_whole = sum(len(c.parameters) for c in self._calls) == sum(map(len, found))
-            is_kept = is_whole and _are_same(seen, _what_is_there(optimizer, parameters))
-            self._seen, self._sizes = seen if is_kept else [], sizes
+        held, sizes = _held(optimizer, grads), [len(group["params"]) for group in groups]
+        options = [*chain.from_iterable(map(dict.values, groups))]
+        if sizes == self._sizes and _are_same(held, self._held):
+            if _are_same(options, self._options):
+                return self._calls
+            if all([call.follow(groups) for call in self._calls]):
+                self._options = options
+                return self._calls
+        self._calls = self._made(optimizer, grads, found_inf)
+        # Calls that make state are of this step alone, and so are those that leave some out.
+        stepped = sum(len(call.parameters) for call in self._calls)
+        is_whole = stepped == sum(grad is not None for grad in grads)
+        is_kept = is_whole and _are_same(held, _held(optimizer, grads))
+        self._held, self._sizes, self._options = held if is_kept else [], sizes, options
         return self._calls
+
+    def _made(self, optimizer: Any, grads: Grads, found_inf: Tensor | None) -> list[Call]:
+        found: list[list[int]] = []
+        start = 0
+        for group in optimizer.param_groups:
+            stop = start + len(group["params"])
+            found.append([n for n in range(start, stop) if grads[n] is not None])
+            start = stop
+        elements, state_dtype = self._made_of
+        calls = self._make(optimizer, found, elements, found_inf, state_dtype)
+        for call in calls:
+            call.follow(optimizer.param_groups)
+        return calls
 
 
 def parameters_of(optimizer: Any) -> Parameters:
@@ -140,161 +185,33 @@ def parameters_of(optimizer: Any) -> Parameters:
     return list(chain.from_iterable(map(_PARAMETERS, optimizer.param_groups)))
 
 
-def _what_is_there(optimizer: Any, parameters: Parameters) -> list[Any]:
-    """All that a step's calls follow from; no line of Python runs for a parameter."""
-    groups, state = optimizer.param_groups, optimizer.state
-    options = chain.from_iterable(map(dict.items, groups))
-    entries = chain.from_iterable(map(dict.items, state.values()))
-    without = map(is_, map(_GRAD, parameters), repeat(None))
-    named = chain.from_iterable(chain(options, entries))  # names and values
-    return [*named, *parameters, *state, *without]
+def grads_of(parameters: Parameters) -> Grads:
+    """Of each its gradient, None where it has none."""
+    return [*map(_GRAD, parameters)]
 
 
-def _are_same(seen: list[Any], before: list[Any]) -> bool:
-    """By identity; what was seen before is held, so that nothing else can be in its place."""
-    return len(seen) == len(before) and all(map(is_, seen, before))
+def shared_options(group: Group, names: tuple[str, ...]) -> tuple[Any, ...]:
+    """What a group's parameters have to share with others' to go into one call with them."""
+    lr = group["lr"]
+    rate = id(lr) if isinstance(lr, Tensor) else None
+    return (*[group.get(name, False) for name in names], rate)
 
 
-def are_dense(parameters: Parameters) -> bool:
-    """Whether no gradient is sparse."""
-    layouts = map(getattr, map(_GRAD, parameters), repeat("layout"), repeat(torch.strided))
-    return all(map(is_, layouts, repeat(torch.strided)))
-
-
-def adam_calls(
-    optimizer: Any,
-    found: list[Parameters],
-    elements: ProtectedElements,
-    found_inf: Tensor | None,
-    state_dtype: torch.dtype | None,
-) -> list[Call]:
-    """A step of ``torch.optim.Adam`` or ``AdamW``; moments that are not there yet are made.
-
-    Args:
-        optimizer: with the groups and the state.
-        found: of each group, the parameters that have a gradient.
-        elements: what may not move.
-        found_inf: as for `Calls.of`.
-        state_dtype: as there.
-    """
+def _held(optimizer: Any, grads: Grads) -> list[Any]:
+    """All but the options that a step's calls follow from."""
+    found = parameters_of(optimizer)
     state = optimizer.state
-    options = ("betas", "eps", "decoupled_weight_decay", "maximize", "capturable", "fused")
-    calls = []
-    for some in _alike(optimizer, found, options):
-        betas, eps, decoupled, maximize, *kinds = some.options
-        _begin_moments(state, some.parameters, any(kinds), state_dtype)
-        known = [state[p] for p in some.parameters]
-        moments = [[s[name] for s in known] for name in _MOMENTS]
-        pace = *betas, eps, decoupled, maximize
-        calls.append(_call(optimizer, "adam_update_", some, moments, elements, pace))
-    return calls
+    found += state
+    for entries in state.values():
+        found += entries.values()
+    return found + [grad is None for grad in grads]
 
 
-def _begin_moments(
-    state: Any, parameters: Parameters, on_device: bool, state_dtype: torch.dtype | None
-) -> None:
-    """State as torch's own step would make it, where there is none yet."""
-    for p in parameters:
-        if not state[p]:
-            state[p]["step"] = torch.zeros((), device=p.device if on_device else "cpu")
-            state[p]["exp_avg"] = torch.zeros_like(p, dtype=_dtype(p, state_dtype))
-            state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=_dtype(p, state_dtype))
-
-
-def sgd_calls(
-    optimizer: Any,
-    found: list[Parameters],
-    elements: ProtectedElements,
-    found_inf: Tensor | None,
-    state_dtype: torch.dtype | None,
-) -> list[Call]:
-    """A step of ``torch.optim.SGD``; arguments as for `adam_calls`."""
-    state = optimizer.state
-    options = ("momentum", "dampening", "nesterov", "maximize")
-    calls = []
-    for alike in _alike(optimizer, found, options):
-        momentum, dampening, nesterov, maximize = alike.options
-        for some, first in _by_momentum(state, alike) if momentum else [(alike, False)]:
-            parameters = some.parameters
-            if momentum and first:
-                # Nothing would be written, and the next step take what the memory held before. The
-                # one wait for the device that a scaler's run of steps has.
-                if found_inf is not None and bool(found_inf):
-                    continue
-                for p in parameters:
-                    state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=_dtype(p, state_dtype))
-            momenta = [state[p]["momentum_buffer"] for p in parameters] if momentum else []
-            pace = momentum, dampening, nesterov, maximize, first
-            calls.append(_call(optimizer, "sgd_update_", some, [momenta], elements, pace))
-    return calls
-
-
-def _call(
-    optimizer: Any,
-    op: str,
-    some: Alike,
-    state: list[list[Tensor]],
-    elements: ProtectedElements,
-    pace: tuple[Any, ...],
-) -> Call:
-    outs, ins, groups, bounds = elements.sides(some.parameters)
-    rest = elements.exact, some.lr, some.weight_decay, bounds, *pace, some.rate
-    kind = kind_of(some.parameters[0])
-    numbers = {id(p): number for number, p in enumerate(parameters_of(optimizer))}
-    places = [(numbers[id(p)] << 40) + first_element(p) for p in some.parameters]
-    return Call(op, some.parameters, state, (outs, ins, groups), rest, places, kind)
-
-
-def _by_momentum(state: Any, alike: Alike) -> list[tuple[Alike, bool]]:
-    """Those without momentum yet, and those with."""
-    fresh = [state[p].get("momentum_buffer") is None for p in alike.parameters]
-    if not any(fresh):
-        return [(alike, False)]
-    if all(fresh):
-        return [(alike, True)]
-    parts = []
-    for first in (True, False):
-        at = [i for i, is_fresh in enumerate(fresh) if is_fresh is first]
-        some = Alike(
-            alike.options,
-            [alike.parameters[i] for i in at],
-            [alike.lr[i] for i in at],
-            [alike.weight_decay[i] for i in at],
-            alike.rate,
-        )
-        parts.append((some, first))
-    return parts
-
-
-def _alike(optimizer: Any, found: list[Parameters], options: tuple[str, ...]) -> list[Alike]:
-    calls: dict[Any, Alike] = {}
-    for group, parameters in zip(optimizer.param_groups, found, strict=True):
-        lr = group["lr"]
-        rate = lr if isinstance(lr, Tensor) else None
-        values = tuple(group.get(name, False) for name in options)
-        for kind, some in _by_kind(parameters):
-            key = values, None if rate is None else id(rate), kind
-            alike = calls.setdefault(key, Alike(values, [], [], [], rate))
-            alike.parameters.extend(some)
-            alike.lr.extend([float(lr) if rate is None else 1.0] * len(some))
-            alike.weight_decay.extend([float(group["weight_decay"])] * len(some))
-    return list(calls.values())
+def _are_same(now: list[Any], before: list[Any]) -> bool:
+    """By identity; what was there before is held, so that nothing else can be in its place."""
+    return len(now) == len(before) and all(map(is_, now, before))
 
 
 def rows(tensors: list[Any]) -> list[Any]:
     """The same where a scalar is a row of one, as the op takes it."""
     return [t if t.dim() else t.view(1) for t in tensors]
-
-
-def _by_kind(parameters: Parameters) -> list[tuple[Any, Parameters]]:
-    """By device, sharding and whether they are float64, which go into calls of their own."""
-    kinds: dict[Any, Parameters] = {}
-    for p in parameters:
-        key = p.device, p.dtype is torch.float64, kind_of(p)
-        kinds.setdefault(key, []).append(p)
-    return list(kinds.items())
-
-
-def _dtype(parameter: Tensor, wanted: torch.dtype | None) -> torch.dtype:
-    is_half = parameter.dtype in (torch.bfloat16, torch.float16)
-    return wanted if wanted is not None and is_half else parameter.dtype
