@@ -17,6 +17,7 @@ LAYERS = [
         "_version",
         "callback",
         "collective",
+        "grad_mode",
         "graph",
         "metrics",
         "randomness",

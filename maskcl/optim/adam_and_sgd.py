@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -109,16 +108,14 @@ def sgd_calls(
     return calls
 
 
-def _by_momentum(every: Parameters, state: Any, members: Members) -> Iterator[tuple[Members, bool]]:
+def _by_momentum(every: Parameters, state: Any, members: Members) -> list[tuple[Members, bool]]:
     """Those without momentum yet, and those with, where there are some."""
-    for first in (True, False):
-        some = [
-            (n, group)
-            for n, group in members
-            if (state[every[n]].get("momentum_buffer") is None) is first
-        ]
-        if some:
-            yield some, first
+    fresh: Members = []
+    known: Members = []
+    for n, group in members:
+        is_fresh = state[every[n]].get("momentum_buffer") is None
+        (fresh if is_fresh else known).append((n, group))
+    return [(some, first) for some, first in ((fresh, True), (known, False)) if some]
 
 
 def _call(

@@ -69,6 +69,18 @@ def other_momentum(net, optimizer):
         group["momentum"] = 0.5
 
 
+def momentum_on_or_off(net, optimizer):
+    group = optimizer.param_groups[0]
+    if "betas" in group:
+        group["betas"] = (0.0, 0.9)
+    else:
+        group["momentum"] = 0.0 if group["momentum"] else 0.9
+
+
+def rate_of_a_tensor(net, optimizer):
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.02)
+
+
 def climb(net, optimizer):
     optimizer.param_groups[0]["maximize"] = True
 
@@ -104,6 +116,8 @@ CHANGES: list[Callable[[nn.Module, torch.optim.Optimizer], None]] = [
     other_rate,
     other_decay,
     other_momentum,
+    momentum_on_or_off,
+    rate_of_a_tensor,
     climb,
     another_group,
     another_groups_parameter,
@@ -181,3 +195,92 @@ def test_a_rate_for_each_step(kind):
             scheduler.step()
     for found, wanted in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+
+
+def two_groups(net, kind):
+    first = [net[0].weight, net[0].bias]
+    second = [net[1].weight, net[1].bias, net.factor]
+    return MAKE[kind]([{"params": first}, {"params": second}])
+
+
+def steps(nets, optimizers, count, before):
+    """Steps of the fused and of torch's optimizer; ``before`` changes both before each."""
+    for seed in range(count):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            before(seed, optimizer)
+            step(net, optimizer, seed)
+    for found, wanted in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_groups_part_and_meet_again(kind):
+    nets = [model(), model()]
+    optimizers = [two_groups(net, kind) for net in nets]
+    assert fuse(optimizers[0]) is not None
+
+    def before(seed, optimizer):
+        group = optimizer.param_groups[1]
+        group["maximize"] = seed in (2, 3)
+        group["lr"], group["weight_decay"] = 0.01 * (seed + 1), 0.1 * seed
+        if "betas" in group:
+            group["betas"] = (0.5, 0.8) if seed in (3, 4) else (0.9, 0.999)
+
+    steps(nets, optimizers, 8, before)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_a_rate_and_a_momentum_for_each_step(kind):
+    nets = [model(), model()]
+    optimizers = [two_groups(net, kind) for net in nets]
+    assert fuse(optimizers[0]) is not None
+    cycles = [torch.optim.lr_scheduler.OneCycleLR(o, 0.05, total_steps=9) for o in optimizers]
+    of = dict(zip(map(id, optimizers), cycles, strict=True))
+    steps(nets, optimizers, 8, lambda seed, optimizer: seed and of[id(optimizer)].step())
+
+
+def test_another_tensor_of_the_same_value_is_the_rate_from_then_on():
+    nets = [model(), model()]
+    optimizers = [two_groups(net, "AdamW") for net in nets]
+    assert fuse(optimizers[0]) is not None
+
+    def before(seed, optimizer):
+        if seed in (1, 3):  # a fresh one each time
+            for group in optimizer.param_groups:
+                group["lr"] = torch.tensor(0.01)
+        if seed in (2, 4):
+            optimizer.param_groups[0]["lr"].fill_(0.03)
+
+    steps(nets, optimizers, 6, before)
+
+
+def test_a_schedule_makes_no_call_anew(monkeypatch):
+    net = model()
+    optimizer = two_groups(net, "AdamW")
+    fused = fuse(optimizer)
+    assert fused is not None
+    for seed in range(2):
+        step(net, optimizer, seed)
+    monkeypatch.setattr(fused._elements, "sides", None)  # what a new call asks first
+    for seed in range(2, 6):
+        for group in optimizer.param_groups:
+            group["lr"] *= 0.9
+            group["betas"] = (0.9, 0.99 + seed / 1000)
+        step(net, optimizer, seed)
+
+
+def test_options_that_raise_do_so_at_every_step_until_they_are_mended():
+    net = model()
+    optimizer = two_groups(net, "SGD")
+    assert fuse(optimizer) is not None
+    for seed in range(2):
+        step(net, optimizer, seed)
+    known = [p.detach().clone() for p in net.parameters()]
+    optimizer.param_groups[1]["lr"] = "fast"
+    for seed in range(2):
+        with pytest.raises(ValueError, match="fast"):
+            step(net, optimizer, seed)
+    assert all(map(torch.equal, known, net.parameters()))
+    optimizer.param_groups[1]["lr"] = 0.1
+    step(net, optimizer, 3)
+    assert not any(map(torch.equal, known, net.parameters()))
