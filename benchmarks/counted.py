@@ -57,6 +57,8 @@ def steps() -> dict[str, Piece]:
         found = steps_of(Setting(size, batch), METHODS)
         for row, method in ROWS.items():
             made[f"step {size}, {method}"] = Piece(found[row], OF_STEPS)
+    scheduled = steps_of(Setting(SMALL, SIZES[SMALL], schedule=True), ("HAT",))
+    made[f"step {SMALL}, HAT, a rate a step"] = Piece(scheduled["HAT", "maskcl"], OF_STEPS)
     made[PLANTED] = Piece(looped(made[DEARER_THAN].function), OF_STEPS)
     return made
 

@@ -49,7 +49,9 @@ def tables() -> dict[str, str]:
 
 
 def of_setting(row: Row) -> tuple[str, ...]:
-    return tuple(row[k] for k in ("network", "batch", "optimizer", "threads", "compiled"))
+    return tuple(
+        row[k] for k in ("network", "batch", "optimizer", "threads", "compiled", "schedule")
+    )
 
 
 def step_tables(rows: list[Row]) -> dict[str, str]:
@@ -57,7 +59,7 @@ def step_tables(rows: list[Row]) -> dict[str, str]:
     found = {}
     for name, settings in pieces().items():
         keys = dict.fromkeys(
-            (s.network, str(s.batch), s.optimizer, str(s.threads), str(s.compiled))
+            (s.network, str(s.batch), s.optimizer, *map(str, (s.threads, s.compiled, s.schedule)))
             for s in settings
         )
         lines = [line(key, [row for row in rows if of_setting(row) == key]) for key in keys]
@@ -77,7 +79,7 @@ def line(key: tuple[str, ...], rows: list[Row]) -> list[str]:
     """A setting's cells: ratios to the unmasked step, * where faster than ours."""
     if not rows:
         return []
-    network, batch, optimizer, threads, _ = key
+    network, batch, optimizer, threads, *_ = key
     times = [float(row["us"]) for row in rows if not row["method"]]
     cells = [NAMES.get(network, network), batch, OPTIMIZERS[optimizer], threads]
     cells.append(f"{min(times):,.0f}")
@@ -107,6 +109,7 @@ def lost_steps(rows: list[Row]) -> str:
 def words(row: Row) -> str:
     threads = "1 thread" if row["threads"] == "1" else f"{row['threads']} threads"
     compiled = ", compiled" if row["compiled"] == "True" else ""
+    compiled += ", a rate a step" if row["schedule"] == "True" else ""
     name = NAMES.get(row["network"], row["network"])
     return f"{name}, batch {row['batch']}, {OPTIMIZERS[row['optimizer']]}, {threads}{compiled}"
 

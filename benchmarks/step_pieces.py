@@ -19,6 +19,9 @@ def pieces() -> dict[str, list[Setting]]:
         "mlps": [Setting(*mlp, o, t) for mlp in LARGER for o in OPTIMIZERS for t in both],
         "widths": [Setting(*mlp, "adamw", t) for t in both for mlp in widths],
         "batch": [Setting(MIDDLE[0], batch, "adamw") for batch in BATCHES],
+        "schedule": [
+            Setting(*mlp, o, schedule=True) for mlp in (SMALL, MIDDLE) for o in OPTIMIZERS
+        ],
         "compiled": [Setting(*mlp, "adamw", compiled=True) for mlp in (SMALL, MIDDLE, LARGER[-1])],
         "conv": [
             *(Setting("conv", 64, o, t) for o in ("sgd", "adamw") for t in both),

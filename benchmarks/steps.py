@@ -31,7 +31,7 @@ from benchmarks import speed_page
 from benchmarks.commits import ROOT, commit
 from benchmarks.step_pieces import MIDDLE, SMALL, pieces
 from benchmarks.surfaces import clarena_step, hat_cl_step
-from maskcl.bench import OPTIMIZERS, Setting, StepTimes, machine, time_steps
+from maskcl.bench import Setting, StepTimes, machine, time_steps
 from maskcl.bench.networks import network
 
 TABLE = ROOT / "benchmarks/results/steps.csv"
@@ -72,7 +72,7 @@ def timed(setting: Setting) -> tuple[StepTimes, dict[str, str]]:
     if setting.network[0].isdigit() and not setting.compiled:
         made = network(setting.network, setting.batch)
         widths = [int(width) for width in setting.network.split("-")]
-        optimizer_of = functools.partial(OPTIMIZERS[setting.optimizer], fused=True)
+        optimizer_of = functools.partial(setting.optimizer_of, fused=True)
         for name, step_of in (("hat-cl", hat_cl_step), ("CLArena", clarena_step)):
             try:
                 importlib.import_module(PEERS[name])

@@ -11,9 +11,9 @@ AGAIN = "python -m benchmarks.speed_page"
 def step(method, whose, us, ratio, note="", network="64-200-200-2", batch="16"):
     return {
         "network": network, "batch": batch, "optimizer": "adamw", "threads": "1",
-        "compiled": "False", "method": method, "whose": whose, "us": us, "of_unmasked": ratio,
-        "note": note, "device": "a machine", "torch": "2", "commit": "abc", "date": "a day",
-        "command": "a command",
+        "compiled": "False", "schedule": "False", "method": method, "whose": whose,
+        "us": us, "of_unmasked": ratio, "note": note, "device": "a machine", "torch": "2",
+        "commit": "abc", "date": "a day", "command": "a command",
     }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ def setting_words(setting: Setting) -> str:
     """A setting in words."""
     threads = "1 thread" if setting.threads == 1 else f"{setting.threads} threads"
     compiled = ", forward and loss compiled" if setting.compiled else ""
-    optimizer = _NAMES[setting.optimizer]
+    optimizer = _NAMES[setting.optimizer] + (", a rate a step" if setting.schedule else "")
     return f"{setting.network}, batch {setting.batch}, {optimizer}, {threads}{compiled}"
 
 

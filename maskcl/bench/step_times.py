@@ -44,6 +44,7 @@ class Setting:
         optimizer: one of ``OPTIMIZERS``; SGD has momentum.
         threads: of torch.
         compiled: whether forward and loss are compiled, the unmasked network's too.
+        schedule: whether the learning rate changes at every step, as in a warm-up.
     """
 
     network: str
@@ -51,6 +52,14 @@ class Setting:
     optimizer: str = "adamw"
     threads: int = 1
     compiled: bool = False
+    schedule: bool = False
+
+    def optimizer_of(self, parameters: Any, **kind: bool) -> torch.optim.Optimizer:
+        """The optimizer, with ``foreach`` or ``fused``; a schedule is a hook behind its step."""
+        optimizer = OPTIMIZERS[self.optimizer](parameters, **kind)
+        if self.schedule:
+            optimizer.register_step_post_hook(_lower_rate)
+        return optimizer
 
 
 @dataclass(frozen=True)
@@ -122,13 +131,14 @@ def steps_of(setting: Setting, methods: tuple[str, ...]) -> dict[tuple[str, str]
     if setting.compiled:
         torch.compiler.reset()
     found = network(setting.network, setting.batch)
-    optimizer_of = OPTIMIZERS[setting.optimizer]
     batch = found.inputs, found.targets
     steps: dict[tuple[str, str], Step] = {}
     for whose, kind in UNMASKED.items():
-        plain = Unmasked(found.make(), functools.partial(optimizer_of, **kind), setting.compiled)
+        plain = Unmasked(
+            found.make(), functools.partial(setting.optimizer_of, **kind), setting.compiled
+        )
         steps["", whose] = functools.partial(plain.step, *batch)
-    fused = functools.partial(optimizer_of, fused=True)
+    fused = functools.partial(setting.optimizer_of, fused=True)
     for method in methods:
         steps[method, OURS] = _ours(method, found, setting)
         eager = EAGER[method](found.make(), fused, setting.compiled)
@@ -140,7 +150,7 @@ def _ours(name: str, found: Network, setting: Setting) -> Step:
     """A step of the loop in docs/quick-start.md, in the second task, the optimizer protected."""
     net, method = _begun(name, found)
     state = method.begin_task(net, 1)
-    optimizer = OPTIMIZERS[setting.optimizer](method.parameter_groups(net, 1), fused=True)
+    optimizer = setting.optimizer_of(method.parameter_groups(net, 1), fused=True)
     method.protect(optimizer, net, state)
 
     def loss(inputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
@@ -158,6 +168,11 @@ def _ours(name: str, found: Network, setting: Setting) -> Step:
         method.after_step(net, state)
 
     return step
+
+
+def _lower_rate(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.9999
 
 
 def _begun(name: str, found: Network) -> tuple[Any, Method]:

@@ -103,6 +103,9 @@ def steps(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile forward and loss, the unmasked ones too.")
     ] = False,
+    schedule: Annotated[
+        bool, typer.Option("--schedule", help="Change the learning rate at every step.")
+    ] = False,
     threads: Threads = None,
     seconds: Seconds = 4.0,
     as_json: Json = False,
@@ -116,7 +119,8 @@ def steps(
     _one_of("optimizer", optimizer, tuple(bench.OPTIMIZERS))
     _whole("batch", batch, _MOST)
     _start(threads, seconds)
-    setting = bench.Setting(network, batch, optimizer, torch.get_num_threads(), compiled)
+    count = torch.get_num_threads()
+    setting = bench.Setting(network, batch, optimizer, count, compiled, schedule)
     try:
         found = bench.time_steps(setting, methods, seconds)
     except ValueError as error:

@@ -56,7 +56,11 @@ class AnchoredLists:
 
     def _is_known(self) -> bool:
         try:
-            for holder, name, tensor in self._places:  # a plain loop, in every step: faster than maps
+            for (
+                holder,
+                name,
+                tensor,
+            ) in self._places:  # a plain loop, in every step: faster than maps
                 if holder[name] is not tensor:
                     return False
         except KeyError:

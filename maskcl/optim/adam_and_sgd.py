@@ -128,16 +128,16 @@ def _call(
 ) -> Call:
     numbers, groups = [n for n, _ in members], [group for _, group in members]
     parameters = [every[n] for n in numbers]
-    *sides, bounds = elements.sides(parameters)
+    outs, ins, convolved, bounds = elements.sides(parameters)
     places = [(n << 40) + first_element(every[n]) for n in numbers]
-    outs, ins, convolved = sides
     return Call(
         kind=kind,
         parameters=parameters,
         numbers=numbers,
         groups=groups,
         state=state,
-        sides=(outs, ins, convolved, elements.exact),
+        sides=(outs, ins, convolved),
+        exact=elements.exact,
         bounds=bounds,
         places=places,
         sharding=kind_of(parameters[0]),

@@ -13,7 +13,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -194,11 +194,13 @@ class FusedStep:
 
     def _check(self, grads: Grads) -> None:
         """Raise where a step's options or gradients are not what the op does."""
-        groups = self._optimizer.param_groups
-        is_done = not any([group.get(name) for group in groups for name in _NOT_DONE])
-        for grad in grads:  # a plain loop, in every step: maps and generators take longer
-            if grad is not None and grad.layout is not _STRIDED:
-                is_done = False
+        is_done = True
+        # Plain loops, in every step: maps and generators take longer.
+        for group in self._optimizer.param_groups:
+            for name in _NOT_DONE:
+                is_done &= not group.get(name)
+        for grad in grads:
+            is_done &= grad is None or grad.layout is _STRIDED
         if is_done:
             return
         problem = "; ".join(not_fused_reasons(self._optimizer)) or "a gradient is sparse"

@@ -65,7 +65,8 @@ class Call:
         numbers: of each, its number among all of the optimizer's.
         groups: of each, the number of its group.
         state: a list of each kind.
-        sides: out_tasks, in_tasks, groups of convolutions, whether protection is exact.
+        sides: out_tasks, in_tasks and groups of convolutions.
+        exact: whether protection is exact, else "min".
         bounds: of each, its largest magnitude.
         places: of each, the number of its first element among those of all of the optimizer's.
         sharding: how the parameters are sharded, None where they are not.
@@ -77,7 +78,8 @@ class Call:
     numbers: list[int]
     groups: list[int]
     state: list[list[Tensor]]
-    sides: tuple[list[Tensor], list[Tensor], list[int], bool]
+    sides: tuple[list[Tensor], list[Tensor], list[int]]
+    exact: bool
     bounds: list[float]
     places: list[int]
     sharding: Any = None
@@ -100,7 +102,7 @@ class Call:
             lr, rate = [1.0] * len(groups), own[0]["lr"]
         decay = [group["weight_decay"] for group in groups]
         rates, decays = [float(lr[g]) for g in self.groups], [float(decay[g]) for g in self.groups]
-        self._rest = *self.sides, rates, decays, self.bounds, *pace, *self.first, rate
+        self._rest = *self.sides, self.exact, rates, decays, self.bounds, *pace, *self.first, rate
         return True
 
     def __call__(self, grads: Grads, scaling: Scaling) -> None:
@@ -155,7 +157,7 @@ class Calls:
         if sizes == self._sizes and _are_same(held, self._held):
             if _are_same(options, self._options):
                 return self._calls
-            if all([call.follow(groups) for call in self._calls]):
+            if all(call.follow(groups) for call in self._calls):
                 self._options = options
                 return self._calls
         self._calls = self._made(optimizer, grads, found_inf)

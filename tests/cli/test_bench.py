@@ -95,9 +95,10 @@ def test_a_step_stands_beside_the_unmasked_one(capsys):
     assert {(m, w) for m in step_times.METHODS for w in ("maskcl", "careful eager")} <= rows.keys()
     base = min(row["us"] for (method, _), row in rows.items() if method is None)
     assert rows["HAT", "maskcl"]["of_unmasked"] == pytest.approx(rows["HAT", "maskcl"]["us"] / base)
-    assert cli.main([*words, "--method", "mas", "--optimizer", "sgd"]) == 0
+    assert cli.main([*words, "--method", "mas", "--optimizer", "sgd", "--schedule"]) == 0
     said = capsys.readouterr().out
     assert "MAS, maskcl" in said and "HAT" not in said
+    assert "SGD with momentum, a rate a step" in said
 
 
 def test_who_loses_is_said():
@@ -109,6 +110,20 @@ def test_who_loses_is_said():
     told = step_times.StepTimes(step_times.Setting("8-8-2", 1), steps)
     assert told.losses() == ["HAT: maskcl takes 2.00 of careful eager"]
     assert told.ratio("HAT", "maskcl") == 2
+
+
+@pytest.mark.parametrize("name", step_times.OPTIMIZERS)
+def test_a_schedule_changes_the_rate_at_every_step(name):
+    weight = torch.nn.Parameter(torch.ones(2))
+    for is_scheduled in (False, True):
+        setting = step_times.Setting("8-8-2", 1, name, schedule=is_scheduled)
+        optimizer = setting.optimizer_of([weight], fused=True)
+        rates = []
+        for _ in range(3):
+            weight.grad = torch.ones(2)
+            optimizer.step()
+            rates.append(optimizer.param_groups[0]["lr"])
+        assert len(set(rates)) == (3 if is_scheduled else 1)
 
 
 def test_functions_take_turns():
