@@ -1,25 +1,39 @@
-"""Gradients off for one call, at a small network's price."""
+"""Gradients off for one call, at a small network's price.
+
+``torch.no_grad()`` makes an object and calls six functions of Python, which takes longer than the
+kernels of a step in a network of a few hundred units.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
-def untracked(run: Callable[..., Result], *args: object) -> Result:
-    """``run(*args)`` where autograd records nothing.
-
-    What ``with torch.no_grad():`` does, which takes longer than a step's kernels in a network of a
-    few hundred units: it makes an object and calls six functions of Python.
-    """
+def untracked(
+    function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result:
+    """``function(*args, **kwargs)`` where autograd records nothing."""
     if not torch.is_grad_enabled():
-        return run(*args)
+        return function(*args, **kwargs)
     torch._C._set_grad_enabled(False)
     try:
-        return run(*args)
+        return function(*args, **kwargs)
     finally:
         torch._C._set_grad_enabled(True)
+
+
+def without_gradients(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Have autograd record nothing of a function's calls: ``@torch.no_grad()``."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        return untracked(function, *args, **kwargs)
+
+    return wrapped

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from maskcl import backends
+from maskcl.grad_mode import without_gradients
 from maskcl.ops import _check
 from maskcl.ops._lists import check_like, check_written, listed
 from maskcl.ops.protected_pairs import protected_pairs
@@ -31,7 +32,7 @@ from maskcl.schemas import fake
 PROTECTIONS = ("exact", "min")
 
 
-@torch.no_grad()
+@without_gradients
 def clamp_grads_(
     grads: Sequence[Tensor],
     out_tasks: Sides,
@@ -86,7 +87,7 @@ def clamp_grads_(
         run(grads, outs, ins, groups, protection == "exact", rule, numbers, seed)
 
 
-@torch.no_grad()
+@without_gradients
 def restore_protected_(
     params: Sequence[Tensor],
     saved: Sequence[Tensor],
@@ -123,7 +124,7 @@ def restore_protected_(
         run(params, saved, outs, ins, groups, protection == "exact")
 
 
-@torch.no_grad()
+@without_gradients
 def clamp_grads_soft_(
     grads: Sequence[Tensor],
     out_masks: Sides,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maskcl import backends
+from maskcl.grad_mode import without_gradients
 from maskcl.ops import _check
 from maskcl.ops._autograd import OpFunction, call
 from maskcl.ops._lists import check_like, check_written, lengths, listed, member
@@ -23,7 +24,7 @@ from maskcl.shards import is_sharded
 Tensors = Sequence[Tensor]
 
 
-@torch.no_grad()
+@without_gradients
 def mas_accumulate_(
     importances: Tensors,
     grads: Tensors,
@@ -91,7 +92,7 @@ def mas_penalty(params: Tensors, anchors: Tensors, importances: Tensors) -> Tens
     return call(MasPenaltyFunction, len(params), *params, *anchors, *importances)
 
 
-@torch.no_grad()
+@without_gradients
 def mas_penalty_grads_(
     grads: Tensors,
     params: Tensors,

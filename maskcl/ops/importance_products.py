@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from maskcl import backends
+from maskcl.grad_mode import without_gradients
 from maskcl.ops import _check
 from maskcl.ops._lists import check_written
 from maskcl.ops._numbers import number
@@ -37,7 +38,7 @@ def linear_importance(x: Tensor, grad_out: Tensor, *, square: bool = False) -> T
     return importance
 
 
-@torch.no_grad()
+@without_gradients
 def linear_importance_(
     importance: Tensor, x: Tensor, grad_out: Tensor, weight: float = 1.0, *, square: bool = False
 ) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from maskcl import backends
+from maskcl.grad_mode import untracked
 from maskcl.ops import _check
 from maskcl.ops._numbers import Number, changes, in_graph, integer, number
 from maskcl.reference.gate import compute_dtype
@@ -140,8 +141,8 @@ def kth_largest(values: Tensor, k: int, *, magnitude: bool = False) -> Tensor:
     if values.numel() == 0:
         raise ValueError(f"kth_largest: values has shape {list(values.shape)}, wanted at least one")
     k = integer("kth_largest", "k", k, 1, values.numel())
-    with torch.no_grad():
-        return backends.select("kth_largest", values)(values, k, bool(magnitude))
+    run = backends.select("kth_largest", values)
+    return untracked(run, values, k, bool(magnitude))
 
 
 @fake("kth_largest")

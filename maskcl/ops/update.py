@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from maskcl import backends
+from maskcl.grad_mode import without_gradients
 from maskcl.ops import _check
 from maskcl.ops._lists import listed
 from maskcl.ops._numbers import number
@@ -33,7 +34,7 @@ from maskcl.schemas import fake
 Tensors = Sequence[Tensor]
 
 
-@torch.no_grad()
+@without_gradients
 def sgd_update_(
     params: Tensors,
     grads: Tensors,
@@ -124,7 +125,7 @@ def sgd_update_(
         run(params, grads, buffers, *sides, *pace, *how, *scaling, *rounding)
 
 
-@torch.no_grad()
+@without_gradients
 def adam_update_(
     params: Tensors,
     grads: Tensors,
@@ -211,7 +212,7 @@ def adam_update_(
         run(params, grads, *state, *sides, *pace, *how, *scaling, *rounding)
 
 
-@torch.no_grad()
+@without_gradients
 def unprotected_norm(
     grads: Tensors,
     out_tasks: Sides,
