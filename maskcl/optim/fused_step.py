@@ -186,7 +186,7 @@ class FusedStep:
         scaling = Scaling(scale, found_inf)
         if self._seed is not None and parameters:
             scaling = scaling._replace(draw=self._draw(parameters), seed=self._seed)
-        calls = self._calls.of(optimizer, grads, found_inf)
+        calls = self._calls.of(optimizer, parameters, grads, found_inf)
         if self._max_norm is not None and calls:
             scaling = self._clipped(scaling, calls)
         for call in calls:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from maskcl.shards import local
 Group = dict[str, Any]
 Parameters = list[nn.Parameter]
 Grads = list[Tensor | None]
-_GRAD, _PARAMETERS = attrgetter("grad"), itemgetter("params")
+_GRAD = attrgetter("grad")
 
 
 class Scaling(NamedTuple):
@@ -139,22 +138,28 @@ class Calls:
         self._make = make
         self._made_of = elements, state_dtype
         self._held: list[Any] = []
-        self._sizes: list[int] = []
+        self._layout: tuple[list[int], list[int]] = [], []
         self._options: list[Any] = []
         self._calls: list[Call] = []
 
-    def of(self, optimizer: Any, grads: Grads, found_inf: Tensor | None) -> list[Call]:
+    def of(
+        self, optimizer: Any, parameters: Parameters, grads: Grads, found_inf: Tensor | None
+    ) -> list[Call]:
         """The calls that step all parameters that have a gradient.
 
         Args:
             optimizer: with the groups and the state.
-            grads: of the parameters of all groups.
+            parameters: of all groups.
+            grads: of these.
             found_inf: 0-d, not 0 where nothing is to be written.
         """
         groups = optimizer.param_groups
-        held, sizes = _held(optimizer, grads), [len(group["params"]) for group in groups]
-        options = [*chain.from_iterable(map(dict.values, groups))]
-        if sizes == self._sizes and _are_same(held, self._held):
+        held, options = _held(optimizer, parameters), []
+        for group in groups:
+            options += group.values()
+        left_out = [n for n, grad in enumerate(grads) if grad is None]
+        layout = left_out, [len(group["params"]) for group in groups]
+        if layout == self._layout and _are_same(held, self._held):
             if _are_same(options, self._options):
                 return self._calls
             if all(call.follow(groups) for call in self._calls):
@@ -164,8 +169,8 @@ class Calls:
         # Calls that make state are of this step alone, and so are those that leave some out.
         stepped = sum(len(call.parameters) for call in self._calls)
         is_whole = stepped == sum(grad is not None for grad in grads)
-        is_kept = is_whole and _are_same(held, _held(optimizer, grads))
-        self._held, self._sizes, self._options = held if is_kept else [], sizes, options
+        is_kept = is_whole and _are_same(held, _held(optimizer, parameters))
+        self._held, self._layout, self._options = held if is_kept else [], layout, options
         return self._calls
 
     def _made(self, optimizer: Any, grads: Grads, found_inf: Tensor | None) -> list[Call]:
@@ -184,7 +189,10 @@ class Calls:
 
 def parameters_of(optimizer: Any) -> Parameters:
     """Of all groups."""
-    return list(chain.from_iterable(map(_PARAMETERS, optimizer.param_groups)))
+    found: Parameters = []
+    for group in optimizer.param_groups:
+        found += group["params"]
+    return found
 
 
 def grads_of(parameters: Parameters) -> Grads:
@@ -199,14 +207,13 @@ def shared_options(group: Group, names: tuple[str, ...]) -> tuple[Any, ...]:
     return (*[group.get(name, False) for name in names], rate)
 
 
-def _held(optimizer: Any, grads: Grads) -> list[Any]:
-    """All but the options that a step's calls follow from."""
-    found = parameters_of(optimizer)
+def _held(optimizer: Any, parameters: Parameters) -> list[Any]:
+    """Parameters and state, by which tensors a step's calls are known."""
     state = optimizer.state
-    found += state
+    found = [*parameters, *state]
     for entries in state.values():
         found += entries.values()
-    return found + [grad is None for grad in grads]
+    return found
 
 
 def _are_same(now: list[Any], before: list[Any]) -> bool:
