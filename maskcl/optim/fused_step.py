@@ -25,6 +25,7 @@ from maskcl.optim.update_calls import (
     Call,
     Calls,
     Grads,
+    Group,
     Parameters,
     Scaling,
     grads_of,
@@ -34,7 +35,6 @@ from maskcl.optim.update_calls import (
 from maskcl.shard_sums import total_norm
 from maskcl.shards import are_rows, is_sharded, local
 
-Group = dict[str, Any]
 _IS_CUDA, _STRIDED = attrgetter("is_cuda"), torch.strided
 _NOT_DONE = "amsgrad", "differentiable"
 ROUNDINGS = "nearest", "stochastic"
