@@ -39,8 +39,9 @@ class AnchoredLists:
         """As ``ImportanceNetwork.anchored`` gives them now; anchors and importances of own rows."""
         if not self._is_known():
             self._net.take_shards()
-            self._places = self._net.places(self._names)
-            self._parameters = [t for _, _, t in self._places if isinstance(t, nn.Parameter)]
+            self._places = []  # until all is known: what raises is asked for again
+            places = self._net.places(self._names)
+            self._parameters = [t for _, _, t in places if isinstance(t, nn.Parameter)]
             self._trained = [*map(_TRAINED, self._parameters)]
             self._lists = self._net.anchored(self._names)
             self.are_sharded = any(map(is_sharded, self._lists[0]))
@@ -48,6 +49,7 @@ class AnchoredLists:
                 parameters, *others = self._lists
                 anchors, importances = ([*map(cut, kind, parameters)] for kind in others)
                 self._lists = parameters, anchors, importances
+            self._places = places
         return self._lists
 
     def sum_of(self, penalty: Tensor) -> Tensor:

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from maskcl import backends
 from maskcl.grad_mode import untracked
 from maskcl.optim.adam_and_sgd import adam_calls, sgd_calls
+from maskcl.optim.kept_calls import Calls
 from maskcl.optim.protected_elements import ProtectedElements
+from maskcl.optim.step_hooks import call_after, call_before, closure_of
 from maskcl.optim.update_calls import (
     Call,
-    Calls,
     Grads,
     Group,
     Parameters,
@@ -31,6 +31,7 @@ from maskcl.optim.update_calls import (
     grads_of,
     parameters_of,
     rows,
+    tensor_options,
 )
 from maskcl.shard_sums import total_norm
 from maskcl.shards import are_rows, is_sharded, local
@@ -57,8 +58,7 @@ def _unknown(group: Group) -> Iterator[str]:
     for name in _NOT_DONE:
         if group.get(name):
             yield f"{name} is set"
-    options = (group.get("weight_decay"), group.get("momentum"), *group.get("betas", ()))
-    if any(isinstance(value, Tensor) for value in options):
+    if tensor_options(group):
         yield "an option other than lr is a tensor"
     parameters = group["params"]
     if not all(p.is_floating_point() for p in parameters):
@@ -160,17 +160,14 @@ class FusedStep:
         """``Optimizer.step``, hooks included."""
         optimizer: Any = self._optimizer
         self._elements.check(f"{type(optimizer).__name__}.step")
-        if _global_optimizer_pre_hooks or optimizer._optimizer_step_pre_hooks:
-            _call(_global_optimizer_pre_hooks, optimizer, closure)
-            _call(optimizer._optimizer_step_pre_hooks, optimizer, closure)
+        given = call_before(optimizer, closure)
+        closure = closure_of(given)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         untracked(self._step)
-        if _global_optimizer_post_hooks or optimizer._optimizer_step_post_hooks:
-            _call(optimizer._optimizer_step_post_hooks, optimizer, closure)
-            _call(_global_optimizer_post_hooks, optimizer, closure)
+        call_after(optimizer, given)
         return loss
 
     def _step(self) -> None:
@@ -244,9 +241,3 @@ def _zero_grad(optimizer: Optimizer, set_to_none: bool = True) -> None:
         for parameter in group["params"]:
             parameter.grad = None
     return None
-
-
-def _call(hooks: dict[int, Callable[..., Any]], optimizer: Optimizer, closure: Any) -> None:
-    """Step hooks as torch calls them."""
-    for hook in tuple(hooks.values()):
-        hook(optimizer, () if closure is None else (closure,), {})

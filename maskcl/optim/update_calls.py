@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from operator import attrgetter, is_
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from maskcl import backends
-from maskcl.optim.protected_elements import ProtectedElements
 from maskcl.shards import local
 
 Group = dict[str, Any]
@@ -84,14 +83,17 @@ class Call:
     sharding: Any = None
     first: tuple[bool, ...] = ()
     _rest: tuple[Any, ...] = field(default=(), init=False)
-    _has_scalars: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        self._has_scalars = not all(map(Tensor.dim, self.parameters))
 
     def follow(self, groups: list[Group]) -> bool:
-        """Take the options as they are now; False where one call no longer does for all."""
+        """Take the options as they are now; False where one call no longer does for all.
+
+        Raises:
+            RuntimeError: an option other than lr is a tensor.
+        """
         own = [groups[g] for g in dict.fromkeys(self.groups)]
+        for found in map(tensor_options, own):
+            if found:
+                raise RuntimeError(f"{self.kind.op}: {found[0]} is a tensor, wanted a number")
         shared = [shared_options(group, self.kind.options) for group in own]
         pace = self.kind.pace(own[0], self.state)
         if pace is None or shared.count(shared[0]) < len(shared):
@@ -109,82 +111,10 @@ class Call:
         lists: list[Any] = [self.parameters, [grads[n] for n in self.numbers], *self.state]
         if self.sharding is not None:
             lists = [[*map(local, tensors)] for tensors in lists]
-        elif self._has_scalars:
+        elif not all(map(Tensor.dim, lists[0])):
             lists = [rows(tensors) for tensors in lists]
         places = [] if scaling.draw is None else self.places
         backends.select(self.kind.op, lists[0][0])(*lists, *self._rest, *scaling, places)
-
-
-# (optimizer, by group the numbers of its parameters that have a gradient, what may not move,
-# found_inf, dtype of new state of parameters of half precision) -> calls
-Make = Callable[
-    [Any, list[list[int]], ProtectedElements, Tensor | None, Any],
-    list[Call],
-]
-
-
-class Calls:
-    """The calls of a step, kept while the groups and the state are what they were.
-
-    A schedule changes options at every step: the calls then take them over, and stay.
-
-    Args:
-        make: makes them: `adam_calls` or `sgd_calls`.
-        elements: what may not move.
-        state_dtype: of new state of parameters of half precision, None for theirs.
-    """
-
-    def __init__(self, make: Make, elements: ProtectedElements, state_dtype: Any) -> None:
-        self._make = make
-        self._made_of = elements, state_dtype
-        self._held: list[Any] = []
-        self._layout: tuple[list[int], list[int]] = [], []
-        self._options: list[Any] = []
-        self._calls: list[Call] = []
-
-    def of(
-        self, optimizer: Any, parameters: Parameters, grads: Grads, found_inf: Tensor | None
-    ) -> list[Call]:
-        """The calls that step all parameters that have a gradient.
-
-        Args:
-            optimizer: with the groups and the state.
-            parameters: of all groups.
-            grads: of these.
-            found_inf: 0-d, not 0 where nothing is to be written.
-        """
-        groups = optimizer.param_groups
-        held, options = _held(optimizer, parameters), []
-        for group in groups:
-            options += group.values()
-        left_out = [n for n, grad in enumerate(grads) if grad is None]
-        layout = left_out, [len(group["params"]) for group in groups]
-        if layout == self._layout and _are_same(held, self._held):
-            if _are_same(options, self._options):
-                return self._calls
-            if all(call.follow(groups) for call in self._calls):
-                self._options = options
-                return self._calls
-        self._calls = self._made(optimizer, grads, found_inf)
-        # Calls that make state are of this step alone, and so are those that leave some out.
-        stepped = sum(len(call.parameters) for call in self._calls)
-        is_whole = stepped == sum(grad is not None for grad in grads)
-        is_kept = is_whole and _are_same(held, _held(optimizer, parameters))
-        self._held, self._layout, self._options = held if is_kept else [], layout, options
-        return self._calls
-
-    def _made(self, optimizer: Any, grads: Grads, found_inf: Tensor | None) -> list[Call]:
-        found: list[list[int]] = []
-        start = 0
-        for group in optimizer.param_groups:
-            stop = start + len(group["params"])
-            found.append([n for n in range(start, stop) if grads[n] is not None])
-            start = stop
-        elements, state_dtype = self._made_of
-        calls = self._make(optimizer, found, elements, found_inf, state_dtype)
-        for call in calls:
-            call.follow(optimizer.param_groups)
-        return calls
 
 
 def parameters_of(optimizer: Any) -> Parameters:
@@ -200,25 +130,19 @@ def grads_of(parameters: Parameters) -> Grads:
     return [*map(_GRAD, parameters)]
 
 
+def tensor_options(group: Group) -> list[str]:
+    """Names of options that are tensors; lr, which may be one, is left out."""
+    found = [name for name in ("weight_decay", "momentum") if isinstance(group.get(name), Tensor)]
+    is_beta = any(isinstance(beta, Tensor) for beta in group.get("betas", ()))
+    return [*found, "betas"] if is_beta else found
+
+
 def shared_options(group: Group, names: tuple[str, ...]) -> tuple[Any, ...]:
     """What a group's parameters have to share with others' to go into one call with them."""
     lr = group["lr"]
     rate = id(lr) if isinstance(lr, Tensor) else None
-    return (*[group.get(name, False) for name in names], rate)
-
-
-def _held(optimizer: Any, parameters: Parameters) -> list[Any]:
-    """Parameters and state, by which tensors a step's calls are known."""
-    state = optimizer.state
-    found = [*parameters, *state]
-    for entries in state.values():
-        found += entries.values()
-    return found
-
-
-def _are_same(now: list[Any], before: list[Any]) -> bool:
-    """By identity; what was there before is held, so that nothing else can be in its place."""
-    return len(now) == len(before) and all(map(is_, now, before))
+    options = [group.get(name, False) for name in names]
+    return (*[tuple(value) if isinstance(value, list) else value for value in options], rate)
 
 
 def rows(tensors: list[Any]) -> list[Any]:

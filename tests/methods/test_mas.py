@@ -150,6 +150,69 @@ def test_a_parameter_out_of_the_losss_reach_is_pulled_back():
     assert net.model[6].heads[1].weight.grad is None
 
 
+def replace_layer(net):
+    net.model[1] = copy.deepcopy(net.model[1])
+
+
+def replace_model(net):
+    net.model = copy.deepcopy(net.model)
+    net._state.bind(net.model)
+
+
+def replace_parameter(net):
+    net.model[1].weight = nn.Parameter(net.model[1].weight.detach().clone())
+
+
+@pytest.mark.parametrize("change", [replace_layer, replace_model, replace_parameter])
+@pytest.mark.parametrize("method", METHODS, ids=["MAS", "EWC"])
+def test_what_replaces_a_parameter_is_charged_from_then_on(method, change):
+    net = trained(method)
+    state = method.begin_task(net, 1)
+    method.after_backward(net, state)
+    net.zero_grad()
+    change(net)
+    weight = net.model[1].weight
+    with torch.no_grad():
+        weight += 1.0
+    method.after_backward(net, state)
+    pull = 2 * method.strength * net.importances["1.weight"]
+    torch.testing.assert_close(weight.grad, pull * (weight - net.anchors["1.weight"]).detach())
+    assert weight.grad.any() and float(state.penalty) > 0
+
+
+def delete_parameter(net):
+    del net.model[1].weight
+
+
+def parametrize(net):
+    torch.nn.utils.parametrizations.weight_norm(net.model[1])
+
+
+def delete_layer(net):
+    net.model[1] = None
+
+
+@pytest.mark.parametrize("change", [delete_parameter, parametrize, delete_layer])
+def test_a_parameter_that_is_gone_is_named_at_every_step(change):
+    net = trained(MAS())
+    state = MAS().begin_task(net, 1)
+    MAS().after_backward(net, state)
+    change(net)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"no parameter '1\.weight' any more"):
+            MAS().after_backward(net, state)
+
+
+def test_an_anchor_that_is_gone_is_named_at_every_step():
+    net = trained(MAS())
+    state = MAS().begin_task(net, 1)
+    MAS().after_backward(net, state)
+    net.anchor.holder("1.weight")["weight"] = None
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"buffer for '1\.weight' was taken away"):
+            MAS().after_backward(net, state)
+
+
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
 @pytest.mark.parametrize("kind", [MAS, EWC])
 def test_a_strength_of_0_is_plain_training_bit_for_bit(kind, optimizer):

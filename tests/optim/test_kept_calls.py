@@ -81,6 +81,32 @@ def rate_of_a_tensor(net, optimizer):
     optimizer.param_groups[0]["lr"] = torch.tensor(0.02)
 
 
+def betas_as_a_list(net, optimizer):
+    group = optimizer.param_groups[0]
+    if "betas" in group:
+        group["betas"] = [0.5, 0.9]
+
+
+def exchange_moments(net, optimizer):
+    state = optimizer.state[net[0].weight]
+    if "exp_avg" in state:
+        first, second = state["exp_avg"].abs(), state["exp_avg_sq"]
+        optimizer.state[net[0].weight] = {
+            "step": state["step"],
+            "exp_avg_sq": first,
+            "exp_avg": second,
+        }
+
+
+def exchange_options(net, optimizer):
+    """Other names for the same values in the same order."""
+    group = optimizer.param_groups[0]
+    names = {"lr": "weight_decay", "weight_decay": "lr"}
+    entries = [(names.get(name, name), value) for name, value in group.items()]
+    group.clear()
+    group.update(entries)
+
+
 def climb(net, optimizer):
     optimizer.param_groups[0]["maximize"] = True
 
@@ -117,6 +143,9 @@ CHANGES: list[Callable[[nn.Module, torch.optim.Optimizer], None]] = [
     other_decay,
     other_momentum,
     momentum_on_or_off,
+    betas_as_a_list,
+    exchange_moments,
+    exchange_options,
     rate_of_a_tensor,
     climb,
     another_group,
@@ -284,3 +313,74 @@ def test_options_that_raise_do_so_at_every_step_until_they_are_mended():
     optimizer.param_groups[1]["lr"] = 0.1
     step(net, optimizer, 3)
     assert not any(map(torch.equal, known, net.parameters()))
+
+
+@pytest.mark.parametrize("wrong", [("lr", "fast"), ("weight_decay", None)], ids=lambda w: w[0])
+def test_options_that_raised_and_are_put_back_are_those_of_the_next_step(wrong):
+    nets = [model(), model()]
+    optimizers = [two_groups(net, "SGD") for net in nets]
+    for optimizer in optimizers:
+        optimizer.param_groups[1]["maximize"] = True  # so that there are two calls
+    assert fuse(optimizers[0]) is not None
+    name, value = wrong
+
+    def before(seed, optimizer):
+        if seed != 3 or optimizer is not optimizers[0]:
+            return
+        kept = [dict(group) for group in optimizer.param_groups]
+        optimizer.param_groups[0]["lr"] = 5.0
+        optimizer.param_groups[1][name] = value
+        with pytest.raises((TypeError, ValueError)):
+            step(nets[0], optimizer, seed)
+        for group, options in zip(optimizer.param_groups, kept, strict=True):
+            group.update(options)
+
+    steps(nets, optimizers, 6, before)
+
+
+def test_a_list_of_betas_may_change_in_place():
+    nets = [model(), model()]
+    optimizers = [two_groups(net, "AdamW") for net in nets]
+    assert fuse(optimizers[0]) is not None
+
+    def before(seed, optimizer):
+        group = optimizer.param_groups[0]
+        if seed == 2:
+            group["betas"] = [0.5, 0.9]
+        elif seed > 2:
+            group["betas"][0] = 0.1 * seed
+
+    steps(nets, optimizers, 3, before)
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        step(net, optimizer, 3, skip=("1.bias",))
+    steps(nets, optimizers, 7, before)
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "momentum"])
+def test_an_option_that_becomes_a_tensor_is_refused(name):
+    net = model()
+    optimizer = two_groups(net, "SGD")
+    assert fuse(optimizer) is not None
+    for seed in range(2):
+        step(net, optimizer, seed)
+    known = [p.detach().clone() for p in net.parameters()]
+    optimizer.param_groups[1][name] = torch.tensor(0.1)
+    for seed in range(2):
+        with pytest.raises(RuntimeError, match=f"{name} is a tensor, wanted a number"):
+            step(net, optimizer, seed)
+    assert all(map(torch.equal, known, net.parameters()))
+
+
+def test_a_parameter_that_becomes_a_scalar_and_a_vector_again():
+    sizes = [(1,), (), (1,), (), (2,)]
+    nets = [nn.ParameterList([nn.Parameter(torch.ones(1))]) for _ in range(2)]
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in nets]
+    assert fuse(optimizers[0]) is not None
+    for size in sizes:
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            (parameter,) = net
+            parameter.data = parameter.data.sum().expand(size).clone()
+            parameter.grad = torch.full(size, 0.5)
+            optimizer.step()
+    assert nets[0][0].shape == (2,)
+    torch.testing.assert_close(nets[0][0], nets[1][0], rtol=1e-6, atol=1e-7)

@@ -226,6 +226,36 @@ def test_a_first_step_that_a_scaler_skips_leaves_no_state_unwritten(kind: str) -
     torch.testing.assert_close(p, q)
 
 
+def test_hooks_see_and_change_a_steps_arguments_as_they_do_with_torch() -> None:
+    seen: list[list[Any]] = [[], []]
+    weights = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    for known, weight, is_fused in zip(seen, weights, (True, False), strict=True):
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+        if is_fused:
+            assert maskcl.optim.fuse(optimizer) is not None
+
+        def loss(weight=weight) -> torch.Tensor:
+            weight.grad = torch.ones(2)
+            return weight.sum()
+
+        def before(optimizer, args, kwargs, known=known, loss=loss) -> Any:
+            known.append((len(args), args[0] is optimizer, kwargs))
+            return (args[0], loss), {}
+
+        def after(optimizer, args, kwargs, known=known, loss=loss) -> None:
+            known.append((len(args), args[1] is loss, kwargs))
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+        known.append(optimizer.step())
+    assert torch.equal(*weights) and float(weights[0][0]) < 1
+    assert seen[0] == seen[1]
+    optimizer.register_step_pre_hook(lambda *_: 3)
+    assert maskcl.optim.fuse(optimizer) is not None
+    with pytest.raises(RuntimeError, match="gave 3, wanted None or a tuple"):
+        optimizer.step()
+
+
 def test_closures_hooks_rates_and_groups_added_later() -> None:
     net, method = finished()
     state = method.begin_task(net, 1)

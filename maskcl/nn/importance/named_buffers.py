@@ -32,14 +32,24 @@ class TensorTree(nn.Module):
             self.add_module(name, TensorTree(below, wide=wide))
 
     def of(self, name: str) -> Tensor:
-        """The buffer of this name."""
-        tensor = owner_of(self, name)._buffers[name.rpartition(".")[2]]
-        assert tensor is not None
+        """The buffer of this name.
+
+        Raises:
+            RuntimeError: there is none any more.
+        """
+        tensor = self.holder(name).get(name.rpartition(".")[2])
+        if tensor is None:
+            raise RuntimeError(f"the network's buffer for {name!r} was taken away or set to None")
         return tensor
 
     def put(self, name: str, tensor: Tensor) -> None:
         """Another tensor in the place of the buffer of this name."""
-        owner_of(self, name)._buffers[name.rpartition(".")[2]] = tensor
+        self.holder(name)[name.rpartition(".")[2]] = tensor
+
+    def holder(self, name: str) -> dict[str, Tensor | None]:
+        """The dictionary that has the buffer of this name."""
+        owner = owner_of(self, name)
+        return {} if owner is None else owner._buffers
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         if not self._wide:
@@ -56,13 +66,12 @@ class TensorTree(nn.Module):
         return super()._apply(keep, recurse=False)
 
 
-def owner_of(module: nn.Module, name: str) -> nn.Module:
-    """The module below ``module`` that holds the parameter or buffer of this name.
+def owner_of(module: nn.Module, name: str) -> nn.Module | None:
+    """The module below ``module`` that holds the parameter or buffer of this name; None if none.
 
     ``get_submodule`` without its checks, for what is looked up in every step.
     """
+    found: nn.Module | None = module
     for part in name.split(".")[:-1]:
-        child = module._modules[part]
-        assert child is not None
-        module = child
-    return module
+        found = None if found is None else found._modules.get(part)
+    return found

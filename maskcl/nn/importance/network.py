@@ -20,6 +20,7 @@ from maskcl.nn.tasks.own_parts import (
     shared_modules,
 )
 from maskcl.shard_sums import totals
+from maskcl.sharded_modules import class_name
 from maskcl.shards import cut, is_sharded, kind_of, local, shard
 
 ANCHORS = ("last", "mean")
@@ -185,17 +186,24 @@ class ImportanceNetwork(LaterTasks):
         return parameters, anchors, importances
 
     def places(self, names: Sequence[str]) -> list[tuple[dict[str, Any], str, Any]]:
-        """Where the network holds what `anchored` gives: (dictionary, name in it, tensor)."""
-        found: list[tuple[dict[str, Any], str, Any]] = []
+        """Where the network holds what `anchored` gives: (dictionary, name in it, what is there).
+
+        The modules on the way to a parameter are among them, as one may be replaced as a whole.
+        """
+        found: dict[tuple[int, str], tuple[dict[str, Any], str, Any]] = {}
         for name in names:
-            leaf = name.rpartition(".")[2]
-            holders: list[dict[str, Any]] = [
-                owner_of(self.model, name)._parameters,
-                owner_of(self.anchor, name)._buffers,
-                owner_of(self.importance, name)._buffers,
-            ]
-            found += [(holder, leaf, holder[leaf]) for holder in holders]
-        return found
+            self._parameter(name)  # says so where there is none
+            *path, leaf = "model", *name.split(".")
+            module: Any = self
+            for part in path:
+                found[id(module), part] = module._modules, part, module._modules[part]
+                module = module._modules[part]
+            for tree in (self.anchor, self.importance):
+                held = tree.holder(name)
+                found[id(held), leaf] = held, leaf, tree.of(name)
+            held = module._parameters
+            found[id(held), leaf] = held, leaf, held[leaf]
+        return [*found.values()]
 
     @torch.no_grad()
     def consolidate(
@@ -284,8 +292,13 @@ class ImportanceNetwork(LaterTasks):
                 buffers[leaf] = torch.cat([found, rows[len(found) :].to(found)])
 
     def _parameter(self, name: str) -> nn.Parameter:
-        parameter = owner_of(self.model, name)._parameters[name.rpartition(".")[2]]
-        assert parameter is not None
+        holder = owner_of(self.model, name)
+        parameter = None if holder is None else holder._parameters.get(name.rpartition(".")[2])
+        if parameter is None:
+            raise RuntimeError(
+                f"{class_name(self)}: the model has no parameter {name!r} any more: a deletion, a"
+                " parametrization or pruning took it away; undo that, or convert the model after it"
+            )
         return parameter
 
     def _drift(self) -> Tensor:
