@@ -82,7 +82,11 @@ class Call:
     places: list[int]
     sharding: Any = None
     first: tuple[bool, ...] = ()
+    _own: list[int] = field(default_factory=list, init=False)
     _rest: tuple[Any, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        self._own = list(dict.fromkeys(self.groups))
 
     def follow(self, groups: list[Group]) -> bool:
         """Take the options as they are now; False where one call no longer does for all.
@@ -90,9 +94,9 @@ class Call:
         Raises:
             RuntimeError: an option other than lr is a tensor.
         """
-        own = [groups[g] for g in dict.fromkeys(self.groups)]
-        for found in map(tensor_options, own):
-            if found:
+        own = [groups[g] for g in self._own]
+        for group in own:
+            if found := tensor_options(group):
                 raise RuntimeError(f"{self.kind.op}: {found[0]} is a tensor, wanted a number")
         shared = [shared_options(group, self.kind.options) for group in own]
         pace = self.kind.pace(own[0], self.state)
@@ -132,17 +136,23 @@ def grads_of(parameters: Parameters) -> Grads:
 
 def tensor_options(group: Group) -> list[str]:
     """Names of options that are tensors; lr, which may be one, is left out."""
-    found = [name for name in ("weight_decay", "momentum") if isinstance(group.get(name), Tensor)]
-    is_beta = any(isinstance(beta, Tensor) for beta in group.get("betas", ()))
-    return [*found, "betas"] if is_beta else found
+    found: list[str] = []
+    for name in ("weight_decay", "momentum", "betas"):
+        value = group.get(name, 0.0)
+        values = value if isinstance(value, (tuple, list)) else (value,)
+        # A number's own type says enough: isinstance of a tensor's class takes ten times as long.
+        found += [name for one in values if type(one) is not float and isinstance(one, Tensor)]
+    return found
 
 
 def shared_options(group: Group, names: tuple[str, ...]) -> tuple[Any, ...]:
     """What a group's parameters have to share with others' to go into one call with them."""
     lr = group["lr"]
-    rate = id(lr) if isinstance(lr, Tensor) else None
-    options = [group.get(name, False) for name in names]
-    return (*[tuple(value) if isinstance(value, list) else value for value in options], rate)
+    found: list[Any] = [id(lr) if type(lr) is not float and isinstance(lr, Tensor) else None]
+    for name in names:
+        value = group.get(name, False)
+        found.append(tuple(value) if type(value) is list else value)
+    return tuple(found)
 
 
 def rows(tensors: list[Any]) -> list[Any]:
