@@ -67,7 +67,7 @@ def adam_calls(
         parameters = [every[n] for n, _ in members]
         _begin_moments(state, parameters, on_device, state_dtype)
         moments = [[state[p][name] for p in parameters] for name in _MOMENTS]
-        calls.append(_call(_ADAM, every, members, moments, elements))
+        calls.append(_call(_ADAM, members, parameters, moments, elements))
     return calls
 
 
@@ -104,7 +104,7 @@ def sgd_calls(
                 for p in parameters:
                     state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=_dtype(p, state_dtype))
             momenta = [state[p]["momentum_buffer"] for p in parameters] if momentum else []
-            calls.append(_call(_SGD, every, members, [momenta], elements, (first,)))
+            calls.append(_call(_SGD, members, parameters, [momenta], elements, (first,)))
     return calls
 
 
@@ -120,21 +120,20 @@ def _by_momentum(every: Parameters, state: Any, members: Members) -> list[tuple[
 
 def _call(
     kind: Kind,
-    every: Parameters,
     members: Members,
+    parameters: Parameters,
     state: list[list[Tensor]],
     elements: ProtectedElements,
     first: tuple[bool, ...] = (),
 ) -> Call:
-    numbers, groups = [n for n, _ in members], [group for _, group in members]
-    parameters = [every[n] for n in numbers]
+    numbers = [n for n, _ in members]
     outs, ins, convolved, bounds = elements.sides(parameters)
-    places = [(n << 40) + first_element(every[n]) for n in numbers]
+    places = [(n << 40) + first_element(p) for n, p in zip(numbers, parameters, strict=True)]
     return Call(
         kind=kind,
         parameters=parameters,
         numbers=numbers,
-        groups=groups,
+        groups=[group for _, group in members],
         state=state,
         sides=(outs, ins, convolved),
         exact=elements.exact,

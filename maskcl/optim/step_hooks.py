@@ -19,8 +19,6 @@ def call_before(optimizer: Any, closure: Closure | None) -> Given:
         RuntimeError: one gave what is neither None nor a tuple (args, kwargs).
     """
     given: Given = ((optimizer,) if closure is None else (optimizer, closure)), {}
-    if not (_global_optimizer_pre_hooks or optimizer._optimizer_step_pre_hooks):
-        return given
     for hooks in (_global_optimizer_pre_hooks, optimizer._optimizer_step_pre_hooks):
         for hook in tuple(hooks.values()):
             result = hook(optimizer, *given)

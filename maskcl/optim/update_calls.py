@@ -95,9 +95,6 @@ class Call:
             RuntimeError: an option other than lr is a tensor.
         """
         own = [groups[g] for g in self._own]
-        for group in own:
-            if found := tensor_options(group):
-                raise RuntimeError(f"{self.kind.op}: {found[0]} is a tensor, wanted a number")
         shared = [shared_options(group, self.kind.options) for group in own]
         pace = self.kind.pace(own[0], self.state)
         if pace is None or shared.count(shared[0]) < len(shared):
@@ -146,7 +143,13 @@ def tensor_options(group: Group) -> list[str]:
 
 
 def shared_options(group: Group, names: tuple[str, ...]) -> tuple[Any, ...]:
-    """What a group's parameters have to share with others' to go into one call with them."""
+    """What a group's parameters have to share with others' to go into one call with them.
+
+    Raises:
+        RuntimeError: an option other than lr is a tensor.
+    """
+    if tensors := tensor_options(group):
+        raise RuntimeError(f"the protected step: {tensors[0]} is a tensor, wanted a number")
     lr = group["lr"]
     found: list[Any] = [id(lr) if type(lr) is not float and isinstance(lr, Tensor) else None]
     for name in names:

@@ -298,13 +298,18 @@ def test_a_schedule_makes_no_call_anew(monkeypatch):
         step(net, optimizer, seed)
 
 
-def test_options_that_raise_do_so_at_every_step_until_they_are_mended():
+def stepped():
+    """A network that SGD has stepped, with copies of its parameters."""
     net = model()
     optimizer = two_groups(net, "SGD")
     assert fuse(optimizer) is not None
     for seed in range(2):
         step(net, optimizer, seed)
-    known = [p.detach().clone() for p in net.parameters()]
+    return net, optimizer, [p.detach().clone() for p in net.parameters()]
+
+
+def test_options_that_raise_do_so_at_every_step_until_they_are_mended():
+    net, optimizer, known = stepped()
     optimizer.param_groups[1]["lr"] = "fast"
     for seed in range(2):
         with pytest.raises(ValueError, match="fast"):
@@ -358,12 +363,7 @@ def test_a_list_of_betas_may_change_in_place():
 
 @pytest.mark.parametrize("name", ["weight_decay", "momentum"])
 def test_an_option_that_becomes_a_tensor_is_refused(name):
-    net = model()
-    optimizer = two_groups(net, "SGD")
-    assert fuse(optimizer) is not None
-    for seed in range(2):
-        step(net, optimizer, seed)
-    known = [p.detach().clone() for p in net.parameters()]
+    net, optimizer, known = stepped()
     optimizer.param_groups[1][name] = torch.tensor(0.1)
     for seed in range(2):
         with pytest.raises(RuntimeError, match=f"{name} is a tensor, wanted a number"):
@@ -384,3 +384,17 @@ def test_a_parameter_that_becomes_a_scalar_and_a_vector_again():
             optimizer.step()
     assert nets[0][0].shape == (2,)
     torch.testing.assert_close(nets[0][0], nets[1][0], rtol=1e-6, atol=1e-7)
+
+
+def test_a_first_step_that_an_option_refuses_leaves_no_state():
+    nets = [model(), model()]
+    optimizers = [
+        torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, dampening=0.5) for net in nets
+    ]
+    assert fuse(optimizers[0]) is not None
+    optimizers[0].param_groups[0]["weight_decay"] = torch.tensor(0.1)
+    with pytest.raises(RuntimeError, match="weight_decay is a tensor"):
+        step(nets[0], optimizers[0], 0)
+    assert not any(optimizers[0].state.values())
+    optimizers[0].param_groups[0]["weight_decay"] = 0
+    steps(nets, optimizers, 3, lambda seed, optimizer: None)
