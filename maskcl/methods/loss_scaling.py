@@ -11,6 +11,7 @@ import gc
 import weakref
 from collections.abc import Iterator
 from itertools import chain
+from sys import getrefcount
 from typing import Any
 
 import torch
@@ -54,33 +55,47 @@ def factor(method: object, scaler: GradScaler | None, watch: ScalerWatch) -> Ten
 
 
 class ScalerWatch:
-    """The GradScalers of this process that scale losses, looked for when they are first asked for.
+    """The GradScalers of this process, found without being told of: one that is in use is alive.
 
-    They can be found without being told of: a scaler that is in use is alive.
+    Looking for them takes milliseconds. Each one holds a reference to its class, so that a step
+    need only compare the number of these to know that there is none that it has not seen.
     """
 
     def __init__(self) -> None:
-        self._found: list[weakref.ref[GradScaler]] | None = None
+        self._references: list[int] = []
+        self._found: list[weakref.ref[GradScaler]] = []
+        self._classes: list[type[GradScaler]] = []
+
+    def __reduce__(self) -> tuple[type[ScalerWatch], tuple[()]]:
+        return ScalerWatch, ()  # a copy is of another process, or looks for itself
 
     def in_use(self) -> bool:
         """Whether one of them has scaled a loss whose gradients are not unscaled."""
-        if self._found == []:  # as in most loops
-            return False
-        return any(not _is_unscaled(found) for found in self.scalers())
+        if [*map(getrefcount, self._classes)] != self._references or not self._references:
+            self._look()
+        elif any(found() is None for found in self._found):
+            self._look()  # one made since may have taken its place in the count
+        scalers = (found() for found in self._found)
+        return any(
+            s is not None and s._enabled and s._scale is not None and not _is_unscaled(s)
+            for s in scalers
+        )
 
-    def scalers(self) -> list[GradScaler]:
-        """Those that are enabled and have scaled something."""
-        if self._found is None:
-            self._found = [weakref.ref(s) for s in _alive(GradScaler) if s.is_enabled()]
-        alive = (ref() for ref in self._found)
-        return [s for s in alive if s is not None and s._scale is not None]
+    def _look(self) -> None:
+        self._classes = [*_classes(GradScaler)]
+        self._found = [weakref.ref(s) for kind in self._classes for s in _instances(kind)]
+        self._references = [*map(getrefcount, self._classes)]
 
 
-def _alive(kind: type[GradScaler]) -> Iterator[GradScaler]:
-    """All objects of a class and of those made from it: the class's referrers among them."""
-    yield from (found for found in gc.get_referrers(kind) if type(found) is kind)
+def _classes(kind: type[GradScaler]) -> Iterator[type[GradScaler]]:
+    """A class and all that are made from it."""
+    yield kind
     for child in kind.__subclasses__():
-        yield from _alive(child)
+        yield from _classes(child)
+
+
+def _instances(kind: type[GradScaler]) -> Iterator[GradScaler]:
+    return (found for found in gc.get_referrers(kind) if type(found) is kind)
 
 
 def _is_unscaled(scaler: GradScaler) -> bool:

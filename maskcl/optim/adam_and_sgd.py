@@ -96,15 +96,18 @@ def sgd_calls(
         momentum = optimizer.param_groups[alike[0][1]]["momentum"]
         for members, first in _by_momentum(every, state, alike) if momentum else [(alike, False)]:
             parameters = [every[n] for n, _ in members]
-            if momentum and first:
+            if first:
                 # Nothing would be written, and the next step take what the memory held before. The
                 # one wait for the device that a scaler's run of steps has.
                 if found_inf is not None and bool(found_inf):
                     continue
-                for p in parameters:
-                    state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=_dtype(p, state_dtype))
-            momenta = [state[p]["momentum_buffer"] for p in parameters] if momentum else []
-            calls.append(_call(_SGD, members, parameters, [momenta], elements, (first,)))
+                momenta = [torch.zeros_like(p, dtype=_dtype(p, state_dtype)) for p in parameters]
+            else:
+                momenta = [state[p]["momentum_buffer"] for p in parameters] if momentum else []
+            call = _call(_SGD, members, parameters, [momenta], elements, (first,))
+            if first:
+                call.begins = [state[p] for p in parameters]
+            calls.append(call)
     return calls
 
 

@@ -31,7 +31,7 @@ from maskcl.optim.update_calls import (
     grads_of,
     parameters_of,
     rows,
-    tensor_options,
+    wrong_options,
 )
 from maskcl.shard_sums import total_norm
 from maskcl.shards import are_rows, is_sharded, local
@@ -58,8 +58,7 @@ def _unknown(group: Group) -> Iterator[str]:
     for name in _NOT_DONE:
         if group.get(name):
             yield f"{name} is set"
-    if tensor_options(group):
-        yield "an option other than lr is a tensor"
+    yield from wrong_options(group)
     parameters = group["params"]
     if not all(p.is_floating_point() for p in parameters):
         yield "parameters are not floating"

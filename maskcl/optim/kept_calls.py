@@ -95,7 +95,7 @@ class Calls:
             return self._calls
         self._calls = self._made(optimizer, grads, found_inf)
         # Calls that make state are of this step alone, and so are those that leave some out.
-        stepped = sum(len(call.parameters) for call in self._calls)
+        stepped = sum(len(call.parameters) for call in self._calls if not call.begins)
         is_whole = stepped == sum(grad is not None for grad in grads)
         if is_whole and _are_same(seen.held, _look(optimizer, parameters, grads).held):
             self._seen = seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ Group = dict[str, Any]
 Parameters = list[nn.Parameter]
 Grads = list[Tensor | None]
 _GRAD = attrgetter("grad")
+_NUMBERS = "lr", "weight_decay", "momentum", "dampening", "eps", "betas"
 
 
 class Scaling(NamedTuple):
@@ -69,6 +71,8 @@ class Call:
         places: of each, the number of its first element among those of all of the optimizer's.
         sharding: how the parameters are sharded, None where they are not.
         first: what the op takes behind the options: that the state has not been written.
+        begins: of each parameter whose momentum the call begins, its state, where the momentum
+            is put when it has been written.
     """
 
     kind: Kind
@@ -82,6 +86,7 @@ class Call:
     places: list[int]
     sharding: Any = None
     first: tuple[bool, ...] = ()
+    begins: list[dict[str, Any]] = field(default_factory=list)
     _own: list[int] = field(default_factory=list, init=False)
     _rest: tuple[Any, ...] = field(default=(), init=False)
 
@@ -92,7 +97,7 @@ class Call:
         """Take the options as they are now; False where one call no longer does for all.
 
         Raises:
-            RuntimeError: an option other than lr is a tensor.
+            TypeError: an option is no number.
         """
         own = [groups[g] for g in self._own]
         shared = [shared_options(group, self.kind.options) for group in own]
@@ -116,6 +121,8 @@ class Call:
             lists = [rows(tensors) for tensors in lists]
         places = [] if scaling.draw is None else self.places
         backends.select(self.kind.op, lists[0][0])(*lists, *self._rest, *scaling, places)
+        for entries, momentum in zip(self.begins, self.state[0], strict=False):
+            entries["momentum_buffer"] = momentum
 
 
 def parameters_of(optimizer: Any) -> Parameters:
@@ -131,14 +138,20 @@ def grads_of(parameters: Parameters) -> Grads:
     return [*map(_GRAD, parameters)]
 
 
-def tensor_options(group: Group) -> list[str]:
-    """Names of options that are tensors; lr, which may be one, is left out."""
+def wrong_options(group: Group) -> list[str]:
+    """What is no number that the op takes, in words; lr may be a tensor."""
     found: list[str] = []
-    for name in ("weight_decay", "momentum", "betas"):
+    for name in _NUMBERS:
         value = group.get(name, 0.0)
-        values = value if isinstance(value, (tuple, list)) else (value,)
-        # A number's own type says enough: isinstance of a tensor's class takes ten times as long.
-        found += [name for one in values if type(one) is not float and isinstance(one, Tensor)]
+        for one in value if type(value) in (tuple, list) else (value,):
+            # A number's own type says enough: isinstance takes ten times as long.
+            if type(one) is float or type(one) is int or isinstance(one, Real):
+                continue
+            if not isinstance(one, Tensor):
+                wanted = "a number or a tensor" if name == "lr" else "a number"
+                found.append(f"{name} is a {type(one).__name__}, wanted {wanted}")
+            elif name != "lr":
+                found.append(f"{name} is a tensor, wanted a number")
     return found
 
 
@@ -146,10 +159,10 @@ def shared_options(group: Group, names: tuple[str, ...]) -> tuple[Any, ...]:
     """What a group's parameters have to share with others' to go into one call with them.
 
     Raises:
-        RuntimeError: an option other than lr is a tensor.
+        TypeError: an option is no number.
     """
-    if tensors := tensor_options(group):
-        raise RuntimeError(f"the protected step: {tensors[0]} is a tensor, wanted a number")
+    if wrong := wrong_options(group):
+        raise TypeError(f"the protected step: {wrong[0]}")
     lr = group["lr"]
     found: list[Any] = [id(lr) if type(lr) is not float and isinstance(lr, Tensor) else None]
     for name in names:

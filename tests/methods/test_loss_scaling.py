@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
+from functools import partial
 from typing import Any
 
 import pytest
@@ -81,6 +84,71 @@ def test_a_scaler_that_was_not_told_of_is_found_and_the_line_is_named(name: str)
     line = rf"{type(METHODS[name]).__name__}\.after_backward\(net, state, scaler=scaler\)"
     with pytest.raises(RuntimeError, match=f"a GradScaler scales the loss.*{line}"):
         trained(name, "untold")
+
+
+class Scaler(GradScaler):
+    """As libraries make their own."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+
+
+def charge(net: Any, method: Any, state: Any, scaler: GradScaler | None = None) -> None:
+    """A step's backward, scaled or not, and what the method does behind it."""
+    loss = net.model(torch.randn(4, 8)).sum() if state.scale is None else net(torch.randn(4, 8))
+    loss = loss.sum()
+    (scaler.scale(loss) if scaler else loss).backward()
+    method.after_backward(net, state)
+
+
+@pytest.mark.parametrize("kind", [partial(GradScaler, "cpu"), Scaler])
+@pytest.mark.parametrize("name", METHODS)
+def test_one_that_is_made_after_the_first_step_is_found_too(name: str, kind: Any) -> None:
+    net, method = network(name), METHODS[name]
+    state = method.begin_task(net, 1)
+    with net.task(1, state.scale):
+        charge(net, method, state)
+        for _ in range(3):  # each in the place of the one before
+            scaler = kind()
+            with pytest.raises(RuntimeError, match="a GradScaler scales the loss"):
+                charge(net, method, state, scaler)
+            del scaler
+            charge(net, method, state)
+
+
+def test_one_that_is_made_as_another_goes_is_found() -> None:
+    net, method = network("mas"), METHODS["mas"]
+    state = method.begin_task(net, 1)
+    with net.task(1, state.scale):
+        scaler = GradScaler("cpu", enabled=False)
+        charge(net, method, state)
+        scaler = GradScaler("cpu")
+        with pytest.raises(RuntimeError, match="a GradScaler scales the loss"):
+            charge(net, method, state, scaler)
+
+
+def test_a_class_of_scalers_that_is_made_between_steps_is_watched() -> None:
+    net, method = network("mas"), METHODS["mas"]
+    state = method.begin_task(net, 1)
+    with net.task(1, state.scale):
+        charge(net, method, state)
+        own = type("Own", (Scaler,), {})
+        charge(net, method, state)
+        with pytest.raises(RuntimeError, match="a GradScaler scales the loss"):
+            charge(net, method, state, own())
+
+
+def test_a_state_that_has_looked_for_scalers_is_copied_and_pickled() -> None:
+    net, method = network("mas"), METHODS["mas"]
+    state = method.begin_task(net, 1)
+    with net.task(1, state.scale):
+        charge(net, method, state)
+    for copied in (copy.deepcopy(state.watch), pickle.loads(pickle.dumps(state.watch))):
+        assert not copied.in_use()
+        scaler = GradScaler("cpu")
+        scaler.scale(torch.ones(()))
+        assert copied.in_use()
+        del scaler
 
 
 def test_one_of_another_loss_can_be_said_to_be_that() -> None:
