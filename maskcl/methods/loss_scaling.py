@@ -62,7 +62,7 @@ class ScalerWatch:
     """
 
     def __init__(self) -> None:
-        self._references: list[int] = []
+        self._references = -1
         self._found: list[weakref.ref[GradScaler]] = []
         self._classes: list[type[GradScaler]] = []
 
@@ -71,20 +71,22 @@ class ScalerWatch:
 
     def in_use(self) -> bool:
         """Whether one of them has scaled a loss whose gradients are not unscaled."""
-        if [*map(getrefcount, self._classes)] != self._references or not self._references:
+        # Plain loops, in every step: generators take longer. Mostly there is nothing to go through.
+        is_known = sum(map(getrefcount, self._classes)) == self._references
+        for found in self._found:
+            is_known &= found() is not None  # one made since may have its place in the count
+        if not is_known:
             self._look()
-        elif any(found() is None for found in self._found):
-            self._look()  # one made since may have taken its place in the count
-        scalers = (found() for found in self._found)
-        return any(
-            s is not None and s._enabled and s._scale is not None and not _is_unscaled(s)
-            for s in scalers
-        )
+        for found in self._found:
+            if (scaler := found()) is not None and _scales(scaler):
+                return True
+        return False
 
     def _look(self) -> None:
         self._classes = [*_classes(GradScaler)]
-        self._found = [weakref.ref(s) for kind in self._classes for s in _instances(kind)]
-        self._references = [*map(getrefcount, self._classes)]
+        scalers = chain.from_iterable(map(_instances, self._classes))
+        self._found = [weakref.ref(s) for s in scalers if s is not NOT_SCALED]
+        self._references = sum(map(getrefcount, self._classes))
 
 
 def _classes(kind: type[GradScaler]) -> Iterator[type[GradScaler]]:
@@ -96,6 +98,11 @@ def _classes(kind: type[GradScaler]) -> Iterator[type[GradScaler]]:
 
 def _instances(kind: type[GradScaler]) -> Iterator[GradScaler]:
     return (found for found in gc.get_referrers(kind) if type(found) is kind)
+
+
+def _scales(scaler: GradScaler) -> bool:
+    """Whether gradients are still multiplied by its scale."""
+    return scaler.is_enabled() and scaler._scale is not None and not _is_unscaled(scaler)
 
 
 def _is_unscaled(scaler: GradScaler) -> bool:

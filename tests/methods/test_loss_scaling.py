@@ -127,6 +127,20 @@ def test_one_that_is_made_as_another_goes_is_found() -> None:
             charge(net, method, state, scaler)
 
 
+def test_steps_between_which_no_scaler_is_made_do_not_look_for_one(monkeypatch: Any) -> None:
+    net, method = network("mas"), METHODS["mas"]
+    state = method.begin_task(net, 1)
+    held = [GradScaler("cpu", enabled=False), GradScaler("cpu")]
+    with net.task(1, state.scale):
+        charge(net, method, state)
+        monkeypatch.setattr(state.watch, "_look", None)
+        for _ in range(3):
+            charge(net, method, state)
+    held[1].scale(torch.ones(()))
+    with pytest.raises(RuntimeError, match="a GradScaler scales the loss"):
+        method.after_backward(net, state)
+
+
 def test_a_class_of_scalers_that_is_made_between_steps_is_watched() -> None:
     net, method = network("mas"), METHODS["mas"]
     state = method.begin_task(net, 1)
