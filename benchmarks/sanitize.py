@@ -156,10 +156,10 @@ def update(dtype):
     pace = [[number] * len(shapes) for number in (0.1, 0.01, 1.5)]
     two, no, yes = torch.tensor(2.0), torch.tensor(0.0), torch.tensor(1.0)
     none = None, None, None, None, 0.0
-    for words, exact in ((1, True), (2, True), (2, False)):
+    for words, exact in ((1, True), (2, True), (2, False), (0, True), (0, False)):
         out = [torch.randint(0, 8, (s[0], words)) for s in shapes]
         ins = [torch.randint(0, 8, (n, words)) if n else torch.full((1, words), -1) for n in inputs]
-        sides = out, ins, groups, exact
+        sides = (out, ins, groups, exact) if words else ([], [], groups, exact)
         for scalars in (none, (two, two, no, two, 1.0), (two, two, yes, two, 1.0)):
             for kind in dict.fromkeys((dtype, reference.gate.compute_dtype(dtype))):
                 m, v = [t.to(kind) for t in state], [t.to(kind).abs() for t in state]
@@ -167,7 +167,7 @@ def update(dtype):
                     how = 0.9, 0.1 * turned, not turned, turned, turned
                     yield "sgd_update_", params, grads, m, *sides, *pace, *how, *scalars
                     steps = [torch.tensor(4, dtype=(torch.float32, torch.float64)[turned])]
-                    steps = [steps[0].clone() for _ in out]
+                    steps = [steps[0].clone() for _ in shapes]
                     how = 0.9, 0.99, 1e-8, turned, turned
                     state_now = params, grads, m, v, steps
                     yield "adam_update_", *state_now, *sides, *pace, *how, *scalars

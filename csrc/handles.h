@@ -38,6 +38,7 @@ struct View {
   int32_t dtype;  // torch's number for it
   bool contiguous;
 
+  View() = default;
   explicit View(AtenTensorHandle handle) {
     int64_t *found_sizes, *found_strides;
     TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(handle, &data));

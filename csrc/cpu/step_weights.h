@@ -27,19 +27,22 @@ inline double value_or(const char* op, const char* name, const MaybeTensor& t, d
 // Elements a thread must have: Adam's cost several times what a copied one does.
 constexpr int64_t kSgdGrain = 32768, kAdamGrain = 16384;
 
-// The list of parameters with their gradients and sides, checked, in the memory order of the parameters.
+// The list of parameters with their gradients and sides, checked, in the memory order of the parameters. Without sides,
+// which are empty lists then, nothing is protected.
 class Weights {
  public:
   Weights(const char* op, const Handles& params, const Handles& grads, const Handles& out_tasks,
           const Handles& in_tasks, const std::vector<int64_t>& groups)
       : op_(op), params_(params), groups_(groups) {
     check_length(op, "grads", grads.size(), size());
-    check_length(op, "out_tasks", out_tasks.size(), size());
-    check_length(op, "in_tasks", in_tasks.size(), size());
+    const bool sided = !out_tasks.empty() || !in_tasks.empty();
+    if (sided) check_length(op, "out_tasks", out_tasks.size(), size());
+    if (sided) check_length(op, "in_tasks", in_tasks.size(), size());
     check_length(op, "groups", groups.size(), size());
     entries_.reserve(size());
     for (size_t t = 0; t < size(); ++t) {
-      const Entry& e = entries_.emplace_back(params[t], grads[t], out_tasks[t], in_tasks[t]);
+      Entry& e = entries_.emplace_back(View(params[t]), View(grads[t]), no_tasks(), no_tasks());
+      if (sided) e.out = View(out_tasks[t]), e.in = View(in_tasks[t]);
       if (e.fits(groups[t])) continue;
       // Says what is wrong.
       check_rows(op, t, params.tensor(t), groups[t]);
@@ -119,8 +122,6 @@ class Weights {
   struct Entry {
     View param, grad, out, in;
 
-    Entry(AtenTensorHandle p, AtenTensorHandle g, AtenTensorHandle o, AtenTensorHandle i)
-        : param(p), grad(g), out(o), in(i) {}
     int64_t rows() const { return param.sizes[0]; }
     int64_t columns() const { return param.dim > 1 ? param.sizes[1] : 1; }
     bool fits(int64_t groups) const {
@@ -132,6 +133,16 @@ class Weights {
     }
     static bool is_side(const View& side, int64_t units) { return side.sizes[0] == units || side.sizes[0] == 1; }
   };
+
+  // A side of one unit without a word.
+  static View no_tasks() {
+    static constexpr int64_t sizes[] = {1, 0}, strides[] = {1, 1};
+    static const int32_t words = aoti_torch_dtype_int64();
+    View none;
+    none.data = nullptr, none.sizes = sizes, none.strides = strides;
+    none.dim = 2, none.numel = 0, none.dtype = words, none.contiguous = true;
+    return none;
+  }
 
   static std::vector<int64_t> order_in_memory(const Tensor& x, int64_t width) {
     std::vector<int64_t> order(width, 0);

@@ -170,8 +170,7 @@ void adam_update_(const Tensors& params, const Tensors& grads, const Tensors& ex
   list.check_length("exp_avgs", exp_avgs.size());
   list.check_length("exp_avg_sqs", exp_avg_sqs.size());
   list.check_length("steps", steps.size());
-  list.check_length("out_tasks", out_tasks.size());
-  list.check_length("in_tasks", in_tasks.size());
+  list.check_sides(out_tasks, in_tasks);
   const Pace pace{lr, weight_decay, bounds, draw ? &places : nullptr};
   pace.check(list);
   if (params.empty()) return;
@@ -192,7 +191,7 @@ void adam_update_(const Tensors& params, const Tensors& grads, const Tensors& ex
   if (gradients.found_inf.on_device == nullptr && gradients.found_inf.on_host != 0) return;
   std::vector<Moved> moves(params.size());
   for (size_t t = 0; t < params.size(); ++t) {
-    Moved& e = moves[t] = moved(list, t, grads[t], out_tasks[t], in_tasks[t], pace);
+    Moved& e = moves[t] = moved(list, t, grads[t], out_tasks, in_tasks, pace);
     e.m = list.beside(e, "exp_avgs", exp_avgs[t], true);
     e.v = list.beside(e, "exp_avg_sqs", exp_avg_sqs[t], true);
     e.wide = exp_avgs[t].scalar_type() != params[t].scalar_type();

@@ -161,10 +161,11 @@ void lay_flat(E& e, size_t element_size) {
   e.vectorizes = e.vectorizes || (aligned16(e.data) && e.columns % (16 / static_cast<int64_t>(element_size)) == 0);
 }
 
-inline Moved moved(List& list, size_t t, const Tensor& grad, const Tensor& out, const Tensor& in, const Pace& pace) {
+inline Moved moved(List& list, size_t t, const Tensor& grad, const Tensors& out_tasks, const Tensors& in_tasks,
+                   const Pace& pace) {
   Moved e{};
   static_cast<Entry&>(e) = list.entry(t);
-  list.tasks(e, out, in);
+  list.tasks(e, out_tasks, in_tasks);
   lay_flat(e, list.element_size(t));
   e.grad = list.beside(e, "grads", grad, false);
   e.lr = pace.lr[t];

@@ -144,6 +144,17 @@ class List {
     kept_.push_back(copy);
   }
 
+  // Empty lists are no sides: then nothing is protected.
+  void check_sides(const std::vector<Tensor>& out_tasks, const std::vector<Tensor>& in_tasks) const {
+    if (out_tasks.empty() && in_tasks.empty()) return;
+    check_length("out_tasks", out_tasks.size());
+    check_length("in_tasks", in_tasks.size());
+  }
+
+  void tasks(Entry& e, const std::vector<Tensor>& out_tasks, const std::vector<Tensor>& in_tasks) {
+    if (!out_tasks.empty()) tasks(e, out_tasks[e.index], in_tasks[e.index]);
+  }
+
   void tasks(Entry& e, const Tensor& out, const Tensor& in) {
     check_tasks(op_, e.index, tensors_[e.index], e.groups, out, in);
     e.out = side("out_tasks", out, ScalarType::Long, &e.out_step);

@@ -110,8 +110,7 @@ void sgd_update_(const Tensors& params, const Tensors& grads, const Tensors& mom
   List list(op, params, groups);
   list.check_length("grads", grads.size());
   if (!momenta.empty()) list.check_length("momenta", momenta.size());
-  list.check_length("out_tasks", out_tasks.size());
-  list.check_length("in_tasks", in_tasks.size());
+  list.check_sides(out_tasks, in_tasks);
   const Pace pace{lr, weight_decay, bounds, draw ? &places : nullptr};
   pace.check(list);
   if (params.empty()) return;
@@ -127,7 +126,7 @@ void sgd_update_(const Tensors& params, const Tensors& grads, const Tensors& mom
   const Rounding rounding{number_of(op, "draw", draw, 0, params[0], kept), seed};
   auto fill = [&](std::vector<Moved>& entries, size_t t) {
     if (params[t].numel() == 0) return;
-    Moved e = moved(list, t, grads[t], out_tasks[t], in_tasks[t], pace);
+    Moved e = moved(list, t, grads[t], out_tasks, in_tasks, pace);
     if (!momenta.empty()) {
       e.m = list.beside(e, "momenta", momenta[t], true);
       e.wide = momenta[t].scalar_type() != params[t].scalar_type();
@@ -148,8 +147,7 @@ Tensor unprotected_norm(const Tensors& grads, const Tensors& out_tasks, const Te
   const char* op = "unprotected_norm";
   MASKCL_CHECK(!grads.empty(), op, ": grads is empty, wanted a tensor");
   List list(op, grads, groups);
-  list.check_length("out_tasks", out_tasks.size());
-  list.check_length("in_tasks", in_tasks.size());
+  list.check_sides(out_tasks, in_tasks);
   const DeviceGuard guard(grads[0].get_device_index());
   const cudaStream_t stream = current_stream(grads[0]);
   Tensors kept;
@@ -158,7 +156,7 @@ Tensor unprotected_norm(const Tensors& grads, const Tensors& out_tasks, const Te
   int64_t count = 0, done = 0;
   for (size_t t = 0; t < grads.size(); ++t) {
     all[t] = list.entry(t);
-    list.tasks(all[t], out_tasks[t], in_tasks[t]);
+    list.tasks(all[t], out_tasks, in_tasks);
     lay_flat(all[t], list.element_size(t));
     if (grads[t].numel() != 0) count += all[t].blocks();
   }

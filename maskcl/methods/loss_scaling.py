@@ -71,22 +71,25 @@ class ScalerWatch:
 
     def in_use(self) -> bool:
         """Whether one of them has scaled a loss whose gradients are not unscaled."""
-        # Plain loops, in every step: generators take longer. Mostly there is nothing to go through.
+        # A plain loop, in every step: generators take longer. Mostly there is nothing in it.
         is_known = sum(map(getrefcount, self._classes)) == self._references
+        alive: list[GradScaler] = []
         for found in self._found:
-            is_known &= found() is not None  # one made since may have its place in the count
+            if (scaler := found()) is None:
+                is_known = False  # one made since may have its place in the count
+            else:
+                alive.append(scaler)
         if not is_known:
-            self._look()
-        for found in self._found:
-            if (scaler := found()) is not None and _scales(scaler):
-                return True
-        return False
+            alive = self._look()
+        return bool(alive) and any(map(_scales, alive))
 
-    def _look(self) -> None:
+    def _look(self) -> list[GradScaler]:
         self._classes = [*_classes(GradScaler)]
         scalers = chain.from_iterable(map(_instances, self._classes))
-        self._found = [weakref.ref(s) for s in scalers if s is not NOT_SCALED]
+        alive = [s for s in scalers if s is not NOT_SCALED]
+        self._found = [*map(weakref.ref, alive)]
         self._references = sum(map(getrefcount, self._classes))
+        return alive
 
 
 def _classes(kind: type[GradScaler]) -> Iterator[type[GradScaler]]:

@@ -38,6 +38,7 @@ from maskcl.shards import are_rows, is_sharded, local
 
 _IS_CUDA, _STRIDED = attrgetter("is_cuda"), torch.strided
 _NOT_DONE = "amsgrad", "differentiable"
+_UNSCALED = Scaling(None, None)
 ROUNDINGS = "nearest", "stochastic"
 
 
@@ -179,7 +180,8 @@ class FusedStep:
             optimizer._cuda_graph_capture_health_check()
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
-        scaling = Scaling(scale, found_inf)
+        is_scaled = scale is not None or found_inf is not None
+        scaling = Scaling(scale, found_inf) if is_scaled else _UNSCALED
         if self._seed is not None and parameters:
             scaling = scaling._replace(draw=self._draw(parameters), seed=self._seed)
         calls = self._calls.of(optimizer, parameters, grads, found_inf)

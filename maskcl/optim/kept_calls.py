@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain, repeat
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -25,31 +26,31 @@ class _Seen(NamedTuple):
     Attributes:
         held: parameters and state, known by identity.
         options: of all groups, known by identity.
-        layout: names of options and state, which parameters have no gradient, sizes of groups.
+        layout: names of options and state, whether parameters have no gradient, sizes of groups.
     """
 
     held: list[Any]
     options: list[Any]
-    layout: tuple[list[str], list[int], list[int]]
+    layout: tuple[list[str], list[bool], list[int]]
 
 
+_NONES, _VALUES, _chained = repeat(None), dict.values, chain.from_iterable
 _NOTHING = _Seen([], [], ([], [], []))
 
 
 def _look(optimizer: Any, parameters: Parameters, grads: Grads) -> _Seen:
-    groups, state = optimizer.param_groups, optimizer.state
-    held, options = [*parameters, *state], []
-    names: list[str] = []
+    groups, entries = optimizer.param_groups, optimizer.state.values()
+    # Chains and maps, in every step: loops over the state take several times as long.
+    held = [*parameters, *optimizer.state, *_chained(map(_VALUES, entries))]
+    names = [*_chained(groups), *_chained(entries)]
+    options: list[Any] = []
+    sizes: list[int] = []
     for group in groups:
-        names += group
         options += group.values()
+        sizes.append(len(group["params"]))
         if type(betas := group.get("betas")) is list:  # which may change in place
             options += betas
-    for entries in state.values():
-        names += entries
-        held += entries.values()
-    left_out = [n for n, grad in enumerate(grads) if grad is None]
-    return _Seen(held, options, (names, left_out, [len(group["params"]) for group in groups]))
+    return _Seen(held, options, (names, [*map(is_, grads, _NONES)], sizes))
 
 
 def _are_same(now: list[Any], before: list[Any]) -> bool:

@@ -57,18 +57,20 @@ class ProtectedElements:
             self._protection.check_parameters(caller)
 
     def sides(self, parameters: Sequence[nn.Parameter]) -> Sides:
-        """out_tasks, in_tasks, groups and bounds of these parameters."""
-        words = next((out.shape[1] for out, _, _ in self._ends.values()), 1)
+        """out_tasks, in_tasks, groups and bounds of these; no tasks where nothing is protected."""
+        bounds = [self._bounds.get(p, math.inf) for p in parameters]
+        if not self._ends:
+            return [], [], [1] * len(parameters), bounds
+        words = next(out.shape[1] for out, _, _ in self._ends.values())
         free: dict[torch.device, Tensor] = {}
         found = []
         for p in parameters:
             if p.device not in free:
                 free[p.device] = torch.zeros(1, words, dtype=torch.int64, device=p.device)
             none = free[p.device]
-            ends = self._ends.get(id(p), (none, none, 1))
-            found.append((*ends, self._bounds.get(p, math.inf)))
-        outs, ins, groups, bounds = zip(*found, strict=True)
-        return list(outs), list(ins), list(groups), list(bounds)
+            found.append(self._ends.get(id(p), (none, none, 1)))
+        outs, ins, groups = zip(*found, strict=True)
+        return list(outs), list(ins), list(groups), bounds
 
 
 def protection_of(caller: str, net: Any) -> Protection | None:

@@ -20,7 +20,7 @@ def call_before(optimizer: Any, closure: Closure | None) -> Given:
     """
     given: Given = ((optimizer,) if closure is None else (optimizer, closure)), {}
     for hooks in (_global_optimizer_pre_hooks, optimizer._optimizer_step_pre_hooks):
-        for hook in tuple(hooks.values()):
+        for hook in tuple(hooks.values()) if hooks else ():
             result = hook(optimizer, *given)
             if result is None:
                 continue
@@ -42,5 +42,5 @@ def closure_of(given: Given) -> Closure | None:
 def call_after(optimizer: Any, given: Given) -> None:
     """Call the hooks behind a step."""
     for hooks in (optimizer._optimizer_step_post_hooks, _global_optimizer_post_hooks):
-        for hook in tuple(hooks.values()):
+        for hook in tuple(hooks.values()) if hooks else ():
             hook(optimizer, *given)

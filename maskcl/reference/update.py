@@ -2,7 +2,8 @@
 
 Unscale, clip by a global norm, decay, moments, step, bound: what torch.optim's SGD, Adam and AdamW
 do, in the order of their fused kernels. Protected elements (:mod:`maskcl.reference.grad_clamp` says
-which those are) and their moments keep their bits, NaN and -0 included.
+which those are) and their moments keep their bits, NaN and -0 included. Empty lists of sides are
+of no task: nothing is protected.
 
 The gradient that a step uses is grad / scale * min(1, max_norm / (norm + 1e-6)), the factor of
 ``torch.nn.utils.clip_grad_norm_``, negated where ``maximize``; ``grads`` are not written. Where
@@ -31,6 +32,16 @@ from torch import Tensor
 from maskcl.reference.gate import compute_dtype
 from maskcl.reference.grad_clamp import _over, users
 from maskcl.reference.random_bits import random_bits, round_stochastic, shift_right, step_key
+
+
+def _sides(
+    weights: list[Tensor], out_tasks: list[Tensor], in_tasks: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """As they are; for none at all, one unit without a task for each weight."""
+    if out_tasks or in_tasks:
+        return out_tasks, in_tasks
+    none = [weight.new_empty((1, 0), dtype=torch.int64) for weight in weights]
+    return none, none
 
 
 def _free(param: Tensor, out_tasks: Tensor, in_tasks: Tensor, groups: int, exact: bool) -> Tensor:
@@ -107,6 +118,7 @@ def sgd_update_(
     empty where momentum is 0. ``first``: they have not been written yet and are not read; a
     protected element's becomes 0. After the step a parameter lies in [-bounds[t], bounds[t]].
     """
+    out_tasks, in_tasks = _sides(params, out_tasks, in_tasks)
     for t, param in enumerate(params):
         rounding = draw, seed, 0 if draw is None else places[t]
         free = _free(param, out_tasks[t], in_tasks[t], groups[t], exact)
@@ -166,6 +178,7 @@ def adam_update_(
     increased by 1 before it corrects the moments' bias; sides as for clamp_grads_. After the step a
     parameter lies in [-bounds[t], bounds[t]].
     """
+    out_tasks, in_tasks = _sides(params, out_tasks, in_tasks)
     for t, param in enumerate(params):
         rounding = draw, seed, 0 if draw is None else places[t]
         free = _free(param, out_tasks[t], in_tasks[t], groups[t], exact)
@@ -205,6 +218,7 @@ def unprotected_norm(
 
     float32, for float64 gradients float64. What a protected element is, NaN even, does not matter.
     """
+    out_tasks, in_tasks = _sides(grads, out_tasks, in_tasks)
     norms = []
     for t, grad in enumerate(grads):
         free = _free(grad, out_tasks[t], in_tasks[t], groups[t], exact)

@@ -42,8 +42,12 @@ def _launches(
 ) -> Iterator[tuple[Table, Tensor, dict[str, Any]]]:
     """(table, its copy on the device, constants) of each launch; afterwards copies go back.
 
+    Empty sides protect nothing.
     The table's rows from 15 on: ``reads``, ``writes`` and ``numbers``, where there are any.
     """
+    if not sides[0] and not sides[1]:
+        none = [weight.new_empty((1, 0), dtype=torch.int64) for weight in weights]
+        sides = none, none, sides[2]
     groups: dict[tuple[torch.dtype, ...], list[int]] = {}
     for t, weight in enumerate(weights):
         if weight.numel():

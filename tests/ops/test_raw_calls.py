@@ -238,6 +238,14 @@ WRONG = {
         lambda: sgd(sides=([bits(3, 1)], [bits(5, 1)], [1], True)),
         r"sgd_update_: out_tasks\[0\] has 3 units, wanted 4",
     ),
+    "sgd: sides of one end alone": (
+        lambda: sgd(sides=([], [bits(5, 1)], [1], True)),
+        "sgd_update_: out_tasks has 0 entries, wanted 1",
+    ),
+    "sgd: sides of the other end alone": (
+        lambda: sgd(sides=([bits(4, 1)], [], [1], True)),
+        "sgd_update_: in_tasks has 0 entries, wanted 1",
+    ),
     "sgd: no learning rates": (
         lambda: sgd(pace=([], [0.1], [1.0])),
         "sgd_update_: lr has 0 entries, wanted 1",

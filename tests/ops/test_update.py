@@ -199,6 +199,39 @@ def test_gradients_in_another_order_than_their_parameter(backend, device):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.parametrize("protection", ops.grad_clamp.PROTECTIONS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("how", HOWS)
+def test_empty_sides_protect_nothing(backend, device, how, kind, protection, monkeypatch):
+    """As the protected optimizers give them: the same bits as from sides without a task."""
+    name, more = HOWS[how]
+    free, found = Model(device, *kind), Model(device, *kind)
+    for model in (free, found):
+        model.outs = [torch.zeros_like(side) for side in model.outs]
+    wanted = getattr(free, name)(protection=protection, **more)
+    chosen = backends.select
+
+    def without_sides(op, like):
+        run = chosen(op, like)
+        at = 3 if op.startswith("sgd") else 5
+        return lambda *args: run(*args[:at], [], [], *args[at + 2 :])
+
+    monkeypatch.setattr(backends, "select", without_sides)
+    for found_list, wanted_list in zip(
+        getattr(found, name)(protection=protection, **more), wanted, strict=True
+    ):
+        assert all(map(torch.equal, map(bits_of, found_list), map(bits_of, wanted_list)))
+
+
+@pytest.mark.parametrize("protection", ops.grad_clamp.PROTECTIONS)
+def test_the_norm_without_sides_is_that_of_all(backend, device, protection):
+    model = Model(device)
+    run = backends.select("unprotected_norm", model.grads[0])
+    found = run(model.grads, [], [], model.groups, protection == "exact", torch.tensor(2.0))
+    whole = torch.cat([g.flatten() for g in model.grads])
+    torch.testing.assert_close(found, whole.double().norm().float() / 2)
+
+
 def test_by_hand(backend, device):
     """SGD of 1 - 0.5 * 2, a protected element, and a bound."""
     param = torch.ones(1, 3, device=device)
