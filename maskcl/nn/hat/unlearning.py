@@ -45,6 +45,7 @@ class ForgettingTasks(UnitTasks):
         self._check_task("forget_task", task)
         if reset:
             self._structure.check("HATNetwork.forget_task", self.model)
+        self._warn_if_changed("HATNetwork.forget_task")
         removal = Removal(self, task, seed) if reset else None
         bit = torch.ones((), dtype=torch.int64, device=self.tasks.device) << (task % WORD)
         self.tasks[:, task // WORD] &= ~bit

@@ -170,6 +170,7 @@ class PiggybackNetwork(RecordedMasks):
                 has changed then.
         """
         self._check_task("forget_task", task)
+        self._warn_if_changed("PiggybackNetwork.forget_task")
         fresh = fresh_own(self.model, self._own_modules(task), seed) if reset else {}
         removed: dict[str, Removed] = {}
         if self.training_task == task:

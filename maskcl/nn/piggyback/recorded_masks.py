@@ -244,8 +244,12 @@ class RecordedMasks(LaterTasks):
             return
         # Fingerprints made in inference mode could take no part in training later.
         with torch.inference_mode(False), torch.no_grad():
-            self._state.done = frozenset(numbers_where(finished))
-            self._follow_finished()
+            done = numbers_where(finished)
+            self._state.done = frozenset(done)
+            if done == self._done:  # a copy of the same: what was changed meanwhile stays so
+                self._changed()
+            else:
+                self._follow_finished()
         self._state.cache["done"] = finished, finished._version
 
     def _new_active(self, task: int, scale: Tensor | None) -> ActiveTask:

@@ -53,6 +53,7 @@ class TaskNetwork(TaskForwards, Inferring):
 
     finished: Tensor
     is_sharded: bool = False
+    _is_changed: bool = False  # what finished tasks need, when it was last compared
 
     def __init__(self, model: nn.Module, num_tasks: int) -> None:
         super().__init__()
@@ -68,6 +69,7 @@ class TaskNetwork(TaskForwards, Inferring):
         self._done: list[int] = []
         self._begun: int | None = None
         self._resets: dict[int, int] = {}
+        self.register_load_state_dict_pre_hook(_before_loading)
         self.register_load_state_dict_post_hook(_after_loading)
         self.register_state_dict_pre_hook(_take_shards)
 
@@ -130,14 +132,26 @@ class TaskNetwork(TaskForwards, Inferring):
             raise RuntimeError(problem)
 
     def _changed_since(self, caller: str) -> str | None:
-        if self._kept is None:
-            return None
-        self._reshard()
-        now = self._kept_now()
-        return changed_since(caller, self._kept, KeptBits([], {}, {}) if now is None else now)
+        problem = None
+        if self._kept is not None:
+            self._reshard()
+            now = self._kept_now()
+            now = KeptBits([], {}, {}) if now is None else now
+            problem = changed_since(caller, self._kept, now)
+        self._is_changed = problem is not None
+        return problem
+
+    def _warn_if_changed(self, caller: str) -> None:
+        """Where nothing is to be refused, but what comes would hide it."""
+        problem = self._changed_since(caller)
+        if self._is_changed:  # that training has diverged is no matter here
+            warnings.warn(str(problem), UserWarning, stacklevel=4)
 
     def _follow_finished(self) -> None:
-        """After a change of what is finished: its norms stand still, its bits are remembered."""
+        """After a change of what is finished: its norms stand still, its bits are remembered.
+
+        What was changed before stays known as changed, as long as a finished task is left.
+        """
         self._changed()
         before, self._done = self._done, numbers_where(self.finished)
         done = set(self._done)
@@ -149,12 +163,14 @@ class TaskNetwork(TaskForwards, Inferring):
                     freeze_norm(module)
                 else:
                     thaw_norm(module, self.training)
-        self._remember_bits()
+        if not (self._is_changed and done):
+            self._remember_bits()
 
     def _remember_bits(self) -> None:
         self._reshard()
         is_real = not any(map(_IS_META, all_parameters(self)))
         self._kept = self._kept_now() if is_real else None
+        self._is_changed = False
 
     def finish_task(self, task: int) -> None:
         """Record that the task is trained, and its masks; freeze all that is its own."""
@@ -226,10 +242,10 @@ class TaskNetwork(TaskForwards, Inferring):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # What was changed before stays known as changed: some loops call ``to`` again and again.
-        is_kept = self._changed_since("_apply") is None
+        self._changed_since("_apply")
         result = super()._apply(fn, recurse)
         self._changed()
-        if is_kept:
+        if not self._is_changed:
             self._remember_bits()
         return result
 
@@ -310,9 +326,21 @@ def way_on(finished: list[bool]) -> str:
     return f"all {len(finished)} are, and net.add_tasks(1) makes room for one more"
 
 
+def _before_loading(net: TaskNetwork, *_: Any) -> None:
+    net._changed_since("load_state_dict")
+
+
 def _after_loading(net: TaskNetwork, incompatible_keys: Any) -> None:
-    """Follow a loaded state; say so where it takes a finished task back."""
+    """Follow a loaded state; say so where it takes a finished task back.
+
+    Where something had been changed, a state of the same tasks may have been taken after that: then
+    it has to have the bits that are remembered.
+    """
     before = net._done
+    if net._is_changed and numbers_where(net.finished) == before:
+        net._warn_if_changed(f"{class_name(net)}.load_state_dict")
+    else:
+        net._is_changed = False
     net._follow_finished()
     if lost := [task for task in before if task not in net._done]:
         warnings.warn(
