@@ -25,7 +25,7 @@ from maskcl.nn.tasks.kept_bits import FinishedTasks, check_ranks, share_statisti
 from maskcl.nn.tasks.network import way_on
 from maskcl.ops import hat_scale
 from maskcl.ops.gate import scale_at
-from maskcl.optim import FusedStep, Guard, protect
+from maskcl.optim import FusedStep, Guard, guard, protect
 from maskcl.optim.fused_step import not_fused_reasons
 from maskcl.optim.protected_elements import ProtectedElements
 from maskcl.randomness import derive_seed
@@ -215,11 +215,15 @@ class HAT:
             return None
         trained = {id(p) for p in state.trained}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not_fused_reasons(optimizer) or not trained <= held:
+        is_fused = not not_fused_reasons(optimizer)
+        if not is_fused or not trained <= held:
             # Of several optimizers none knows the norm of all gradients: they are clamped and
             # clipped before the steps.
             state.step = None
-            return protect(optimizer, state.protection, protection=self.protection)
+            if is_fused:
+                return protect(optimizer, state.protection, protection=self.protection)
+            exact = self.protection == "exact"
+            return guard(optimizer, state.protection, exact)
         bounds = {net.embeddings[state.task]: self.embedding_clamp}
         elements = ProtectedElements("protect", state.protection, self.protection, bounds)
         state.step = FusedStep(optimizer, elements, self.clip)

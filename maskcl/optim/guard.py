@@ -8,44 +8,51 @@ then puts the protected elements back.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from maskcl import backends
+from maskcl.optim.protected_block import ProtectedBlock, Sides
 from maskcl.shards import local
 
 if TYPE_CHECKING:
     from maskcl.nn import Protection
 
 
-def guard(optimizer: Optimizer, protection: Protection, exact: bool = True) -> Guard:
+def guard(
+    optimizer: Optimizer, protection: Protection, exact: bool = True, *, clamped: bool = True
+) -> Guard:
     """Guard ``optimizer`` until ``Guard.remove``.
 
     After each step the protected elements of every parameter are put back from a copy taken here,
     and so is optimizer state of a parameter's shape that exists here and is not zero there. State
-    that the optimizer creates later, or that was zero, is made zero there. Plain SGD without
-    momentum and weight decay is left alone: it cannot move an element whose gradient is zero.
+    that the optimizer creates later, or that was zero, is made zero there. Of a large tensor the
+    copy is of the rows and columns that have protected elements.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``; parameters it does not hold do not matter, those
             of groups that are added later do.
         protection: which elements, from ``HATNetwork.protection()``; taken as it is now.
         exact: exact protection, else ``min``.
+        clamped: whether gradients of protected elements are 0 in each step. Then plain SGD without
+            momentum and weight decay is left alone: it cannot move these.
 
     Raises:
         RuntimeError: the network no longer has the parameters of ``protection``; a step raises the
             same.
     """
-    return Guard(optimizer, protection, exact)
+    return Guard(optimizer, protection, exact, clamped)
 
 
 class Guard:
-    """What `guard` returns. Holds a copy of the parameters that have protected elements."""
+    """What `guard` returns, with a copy of the rows and columns that have protected elements."""
 
-    def __init__(self, optimizer: Optimizer, protection: Protection, exact: bool) -> None:
+    def __init__(
+        self, optimizer: Optimizer, protection: Protection, exact: bool, clamped: bool = True
+    ) -> None:
         protection.check_parameters("guard")
         if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
             raise TypeError(
@@ -55,6 +62,7 @@ class Guard:
         self._protection = protection
         self._fraction = protection.fraction(exact=exact)
         self._exact = exact
+        self._clamped = clamped
         self._held: list[int] = []
         self._entries: list[_Entry] = []
         self._saved: list[Tensor] | None = None
@@ -82,7 +90,7 @@ class Guard:
         known = self._protection
         sides = zip(*known.sides, strict=True)
         self._entries = [
-            (parameter, ends)
+            _Entry(parameter, ends, ProtectedBlock(local(parameter).shape, ends, self._exact))
             for name, parameter, ends in zip(known.names, known.parameters, sides, strict=True)
             if id(parameter) in mine and self._fraction[name] > 0
         ]
@@ -93,60 +101,79 @@ class Guard:
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         if held != self._held:
             self._find_entries(held)
-        if self._saved is not None or not self._entries or _keeps_zero_gradients(optimizer):
+        if self._saved is not None or not self._entries:
             return
-        self._saved = [local(parameter).detach().clone() for parameter, _ in self._entries]
-        for parameter, sides in self._entries:
-            for key, value in _state_like(optimizer, parameter):
+        if self._clamped and _keeps_zero_gradients(optimizer):
+            return
+        self._saved = [entry.copy_of(local(entry.parameter).detach()) for entry in self._entries]
+        for entry in self._entries:
+            for key, value in _state_like(optimizer, entry.parameter):
                 # A resumed run's is 0 there, as a guard left it: that needs no copy.
-                if not self._is_zero(value, sides):
-                    self._saved_state[id(parameter), key] = value.clone()
+                if not self._is_zero(value, entry):
+                    self._saved_state[id(entry.parameter), key] = entry.copy_of(value)
 
-    def _is_zero(self, value: Tensor, sides: _Sides) -> bool:
+    def _is_zero(self, value: Tensor, entry: _Entry) -> bool:
         """Whether the bits of all protected elements are 0; waits for the device."""
-        kept = torch.zeros_like(value)
-        self._restore([kept], [value], [sides])
+        part = entry.block.part_of(value)
+        kept = torch.zeros_like(part)
+        out, into, groups = entry.block.sides
+        run = backends.select("restore_protected_", part)
+        run([kept], [part], [out], [into], [groups], self._exact)
         return not bool(kept.contiguous().view(torch.uint8).any())
 
     @torch.no_grad()
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         if self._saved is None:
             return
-        parameters = [local(parameter) for parameter, _ in self._entries]
-        sides = [sides for _, sides in self._entries]
-        self._restore(parameters, self._saved, sides)
+        entries = self._entries
+        self._restore([local(entry.parameter) for entry in entries], self._saved, entries)
         self._restore_state(optimizer)
 
     def _restore_state(self, optimizer: Optimizer) -> None:
-        kept: list[tuple[Tensor, Tensor, _Sides]] = []
-        fresh: dict[torch.dtype, list[tuple[Tensor, _Sides]]] = defaultdict(list)
-        for parameter, sides in self._entries:
-            for key, value in _state_like(optimizer, parameter):
-                saved = self._saved_state.get((id(parameter), key))
+        kept: list[tuple[Tensor, Tensor, _Entry]] = []
+        fresh: dict[torch.dtype, list[tuple[Tensor, Sides]]] = defaultdict(list)
+        for entry in self._entries:
+            for key, value in _state_like(optimizer, entry.parameter):
+                saved = self._saved_state.get((id(entry.parameter), key))
                 if saved is not None:
-                    kept.append((value, saved, sides))
+                    kept.append((value, saved, entry))
                 else:
-                    fresh[value.dtype].append((value, sides))
+                    fresh[value.dtype].append((value, entry.sides))
         if kept:
-            values, saved_values, kept_sides = map(list, zip(*kept, strict=True))
-            self._restore(values, saved_values, kept_sides)
-        for entries in fresh.values():
-            tensors = [value for value, _ in entries]
-            out, inside, groups = _columns([sides for _, sides in entries])
+            values, saved_values, entries = map(list, zip(*kept, strict=True))
+            self._restore(values, saved_values, entries)
+        for found in fresh.values():
+            tensors = [value for value, _ in found]
+            lists = _columns([sides for _, sides in found])
             clamp = backends.select("clamp_grads_", tensors[0])
-            clamp(tensors, out, inside, groups, self._exact, "hat", [0.0] * len(tensors), 0)
+            clamp(tensors, *lists, self._exact, "hat", [0.0] * len(tensors), 0)
 
-    def _restore(self, tensors: list[Tensor], saved: list[Tensor], sides: list[_Sides]) -> None:
-        out, inside, groups = _columns(sides)
-        restore = backends.select("restore_protected_", tensors[0])
-        restore(tensors, saved, out, inside, groups, self._exact)
+    def _restore(self, tensors: list[Tensor], saved: list[Tensor], entries: list[_Entry]) -> None:
+        blocks = [*saved]
+        mixed = [n for n, entry in enumerate(entries) if not entry.block.is_whole]
+        if mixed:
+            for n in mixed:
+                blocks[n] = entries[n].block.part_of(tensors[n])
+            parts = [blocks[n] for n in mixed]
+            lists = _columns([entries[n].block.sides for n in mixed])
+            restore = backends.select("restore_protected_", parts[0])
+            restore(parts, [saved[n] for n in mixed], *lists, self._exact)
+        for tensor, block, entry in zip(tensors, blocks, entries, strict=True):
+            entry.block.put(tensor, block)
 
 
-_Sides = tuple[Tensor, Tensor, int]
-_Entry = tuple[nn.Parameter, _Sides]
+class _Entry(NamedTuple):
+    parameter: nn.Parameter
+    sides: Sides
+    block: ProtectedBlock
+
+    def copy_of(self, tensor: Tensor) -> Tensor:
+        """What a guard keeps of a tensor of the parameter's shape."""
+        part = self.block.part_of(tensor)
+        return part.clone() if part is tensor else part
 
 
-def _columns(sides: list[_Sides]) -> tuple[list[Tensor], list[Tensor], list[int]]:
+def _columns(sides: list[Sides]) -> tuple[list[Tensor], list[Tensor], list[int]]:
     return [s[0] for s in sides], [s[1] for s in sides], [s[2] for s in sides]
 
 

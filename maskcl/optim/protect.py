@@ -41,7 +41,7 @@ def protect(
         raise TypeError("protect: net is None, wanted a HATNetwork or its protection()")
     elements = ProtectedElements("protect", known, protection)
     if not_fused_reasons(optimizer):
-        return guard(optimizer, known, exact=elements.exact)
+        return guard(optimizer, known, exact=elements.exact, clamped=False)
     return FusedStep(optimizer, elements)
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from maskcl.nn import Protection
-from maskcl.optim import guard
+from maskcl.optim import Guard, guard, protect
+from maskcl.reference.grad_clamp import users
 
 OPTIMIZERS = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.1),
@@ -170,3 +171,91 @@ def test_parameters_of_other_optimizers_are_not_touched():
         params[1].fill_(7)
     step(optimizer, params, 1)
     assert (params[1] == 7).all()
+
+
+# --- large parameters, of which rows and columns are copied
+
+
+def of_tasks(units: int, *ranges: range) -> torch.Tensor:
+    """Bit k for the units of the k-th range."""
+    bits = torch.zeros(units, 1, dtype=torch.int64)
+    for task, used in enumerate(ranges):
+        bits[list(used)] |= 1 << task
+    return bits
+
+
+EVERY = torch.full((1, 1), -1)
+LARGE = {  # shape, sides, groups, elements that a copy may have
+    "one task": ((400, 200), of_tasks(400, range(90)), of_tasks(200, range(60)), 1, 90 * 60),
+    "two tasks": (
+        (400, 200),
+        of_tasks(400, range(50), range(40, 90)),
+        of_tasks(200, range(30), range(20, 60)),
+        1,
+        90 * 60,
+    ),
+    "apart": (
+        (400, 200),
+        of_tasks(400, range(50), range(200, 250)),
+        of_tasks(200, range(30), range(150, 160)),
+        1,
+        100 * 40,
+    ),
+    "all columns": ((400, 200), of_tasks(400, range(7, 90)), EVERY, 1, 83 * 200),
+    "all rows": ((400, 200), EVERY, of_tasks(200, range(5, 60)), 1, 400 * 55),
+    "all": ((400, 200), EVERY, EVERY, 1, 400 * 200),
+    "filters": ((128, 64, 3, 3), of_tasks(128, range(9)), of_tasks(64, range(8)), 1, 9 * 8 * 9),
+    "grouped": ((128, 64, 3, 3), of_tasks(128, range(9)), of_tasks(128, range(8)), 2, 128 * 64 * 9),
+    "a vector": ((70000,), of_tasks(70000, range(500)), EVERY, 1, 500),
+}
+
+
+@pytest.mark.parametrize("order", ["rows", "turned"])
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("case", LARGE)
+def test_of_a_large_parameter_the_block_of_what_is_protected_is_copied(case, exact, order):
+    shape, out, into, groups, most = LARGE[case]
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    start.view(-1)[::7] = -0.0
+    if order == "turned":
+        start = start.transpose(0, -1).contiguous().transpose(0, -1)
+    parameter = torch.nn.Parameter(start.clone(memory_format=torch.preserve_format))
+    known = Protection(["w"], [parameter], [out], [into], [groups], False)
+    taken = users(start, out, into, groups, exact) != 0
+    taken = taken.view(*taken.shape, *[1] * (len(shape) - 2)) if len(shape) > 1 else taken.flatten()
+    taken = taken.expand(shape)
+    optimizer = torch.optim.RMSprop([parameter], lr=0.1, momentum=0.9)
+    first = guard(optimizer, known, exact)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        parameter.grad = torch.randn(shape)
+        optimizer.step()
+    assert first._saved is not None and first._saved[0].numel() <= most
+    first.remove()
+    for value in optimizer.state[parameter].values():
+        if value.shape == shape:
+            assert (value[taken] == 0).all() and (value[~taken] != 0).all()
+            value[taken] = 2.0
+    second = guard(optimizer, known, exact)
+    assert {t.numel() <= most for t in second._saved_state.values()} == {True}
+    assert len(second._saved_state) == 2
+    parameter.grad = torch.randn(shape)
+    optimizer.step()
+    assert torch.equal(parameter[taken].view(torch.int32), start[taken].view(torch.int32))
+    assert (parameter != start)[~taken].all()
+    for value in optimizer.state[parameter].values():
+        if value.shape == shape:
+            assert (value[taken] == 2).all()
+
+
+def test_protect_does_not_count_on_gradients_of_zero():
+    """Nobody clamped them: of an SGD that keeps its own step too, all is put back."""
+    params = parameters()
+    start = [p.detach().clone() for p in params]
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    optimizer.param_groups[0]["dampening"] = torch.tensor(0.0)
+    assert isinstance(protect(optimizer, protection(*params)), Guard)
+    step(optimizer, params, 0)
+    for p, before, mask in zip(params, start, protected(True)):
+        assert torch.equal(p[mask], before[mask]) and not (p[~mask] == before[~mask]).any()
