@@ -26,7 +26,7 @@ from maskcl.nn.tasks.network import way_on
 from maskcl.ops import hat_scale
 from maskcl.ops.gate import scale_at
 from maskcl.optim import FusedStep, Guard, guard, protect
-from maskcl.optim.fused_step import not_fused_reasons
+from maskcl.optim.fusable import not_fused_reasons
 from maskcl.optim.protected_elements import ProtectedElements
 from maskcl.randomness import derive_seed
 from maskcl.settings import Setting

@@ -7,18 +7,19 @@ same ``state``: schedulers, scalers and state_dicts see the optimizer that they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from operator import attrgetter
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Adam, Optimizer
 
 from maskcl import backends
 from maskcl.grad_mode import untracked
 from maskcl.optim.adam_and_sgd import adam_calls, sgd_calls
+from maskcl.optim.fusable import NOT_DONE, not_fused_reasons
 from maskcl.optim.kept_calls import Calls
 from maskcl.optim.protected_elements import ProtectedElements
 from maskcl.optim.step_hooks import call_after, call_before, closure_of
@@ -31,59 +32,20 @@ from maskcl.optim.update_calls import (
     grads_of,
     parameters_of,
     rows,
-    wrong_options,
 )
 from maskcl.shard_sums import total_norm
-from maskcl.shards import are_rows, is_sharded, local
+from maskcl.shards import local
 
 _IS_CUDA, _STRIDED = attrgetter("is_cuda"), torch.strided
-_NOT_DONE = "amsgrad", "differentiable"
 _UNSCALED = Scaling(None, None)
-ROUNDINGS = "nearest", "stochastic"
-
-
-class StepsFused:
-    """Base of optimizers that were made for a `FusedStep`."""
-
-
-def not_fused_reasons(optimizer: Optimizer) -> list[str]:
-    """Why an optimizer keeps its own step; empty where `FusedStep` can take its place."""
-    if type(optimizer) not in (SGD, Adam, AdamW) and not isinstance(optimizer, StepsFused):
-        return [f"it is a {type(optimizer).__name__}, not torch.optim's SGD, Adam or AdamW"]
-    found = [reason for group in optimizer.param_groups for reason in _unknown(group)]
-    return list(dict.fromkeys(found))
-
-
-def _unknown(group: Group) -> Iterator[str]:
-    """What of a group the op does not do, in words."""
-    for name in _NOT_DONE:
-        if group.get(name):
-            yield f"{name} is set"
-    yield from wrong_options(group)
-    parameters = group["params"]
-    if not all(p.is_floating_point() for p in parameters):
-        yield "parameters are not floating"
-    if not all(map(are_rows, filter(is_sharded, parameters))):
-        yield "parameters are sharded otherwise than by rows"
-
-
-def seed_of(caller: str, rounding: str, seed: int) -> int | None:
-    """``FusedStep``'s seed: None for rounding to nearest.
-
-    Raises:
-        TypeError, ValueError: rounding is neither "nearest" nor "stochastic", or the seed no int64.
-    """
-    if rounding not in ROUNDINGS:
-        raise ValueError(f"{caller}: rounding is {rounding!r}, wanted {' or '.join(ROUNDINGS)}")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"{caller}: seed is a {type(seed).__name__}, wanted an int")
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"{caller}: seed is {seed}, wanted one of 64 bits")
-    return seed if rounding == "stochastic" else None
 
 
 class FusedStep:
     """Stands in for one optimizer's ``step`` until ``remove``, and for torch's ``zero_grad``.
+
+    What an earlier one does that is still there, this one goes on with: it protects that one's
+    parameters that it knows nothing of, clips by the smaller norm, keeps the dtype of state and the
+    rounding.
 
     Attributes:
         is_active: until ``remove``.
@@ -99,6 +61,10 @@ class FusedStep:
             next is ``draw`` of the first group, and so in the state_dict.
     """
 
+    _elements: ProtectedElements
+    _max_norm: float | None
+    _state_dtype: torch.dtype | None
+
     def __init__(
         self,
         optimizer: Optimizer,
@@ -108,8 +74,13 @@ class FusedStep:
         seed: int | None = None,
     ) -> None:
         self._optimizer = optimizer
+        if (under := active_step(optimizer)) is not None:
+            elements = elements.beside(under._elements, parameters_of(optimizer))
+            norms = [norm for norm in (max_norm, under._max_norm) if norm is not None]
+            max_norm, state_dtype = min(norms, default=None), state_dtype or under._state_dtype
         self._elements = elements
         self._max_norm = max_norm
+        self._state_dtype = state_dtype
         self._seed_before: int | None = getattr(optimizer, "rounding_seed", None)
         self._seed = self._seed_before if seed is None else seed
         optimizer.rounding_seed = self._seed  # type: ignore[attr-defined]
@@ -195,7 +166,7 @@ class FusedStep:
         is_done = True
         # Plain loops, in every step: maps and generators take longer.
         for group in self._optimizer.param_groups:
-            for name in _NOT_DONE:
+            for name in NOT_DONE:
                 is_done &= not group.get(name)
         for grad in grads:
             is_done &= grad is None or grad.layout is _STRIDED
@@ -232,6 +203,14 @@ class FusedStep:
         run = backends.select("unprotected_norm", grads[0])
         norm: Tensor = run(grads, *sides, self._elements.exact, scaling.scale)
         return norm
+
+
+def active_step(optimizer: Any) -> FusedStep | None:
+    """The one that the optimizer steps by now."""
+    found: FusedStep | None = getattr(vars(optimizer).get("step"), "fused", None)
+    while found is not None and not found.is_active:
+        found = getattr(found._before, "fused", None)
+    return found
 
 
 def _zero_grad(optimizer: Optimizer, set_to_none: bool = True) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, optim
 
-from maskcl.optim.fused_step import FusedStep, StepsFused, not_fused_reasons, seed_of
+from maskcl.optim.fusable import StepsFused, not_fused_reasons, seed_of
+from maskcl.optim.fused_step import FusedStep
 from maskcl.optim.protected_elements import ProtectedElements, protection_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ class _Protected(StepsFused):
         **options: Any,
     ) -> None:
         name = type(self).__name__
+        if inspect.unwrap(type(self).step) is not _Protected.step:
+            raise TypeError(
+                f"{name}: it has a step of its own, in whose place the protected one would be put:"
+                " maskcl.optim.protect(optimizer, net) takes a subclass of torch.optim's"
+            )
         found = protection_of(name, protect)
         elements = ProtectedElements(name, found, protection)
         if max_norm is not None and not max_norm > 0:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from torch.optim import Optimizer
 
-from maskcl.optim.fused_step import FusedStep, not_fused_reasons, seed_of
+from maskcl.optim.fusable import not_fused_reasons, seed_of
+from maskcl.optim.fused_step import FusedStep
 from maskcl.optim.guard import Guard, guard
 from maskcl.optim.protected_elements import ProtectedElements, protection_of
 

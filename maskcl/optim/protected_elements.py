@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,7 +40,7 @@ class ProtectedElements:
         if protection not in ("exact", "min"):
             raise ValueError(f"{caller}: protection is {protection!r}, wanted 'exact' or 'min'")
         self.exact = protection == "exact"
-        self._protection = known
+        self._known = [] if known is None else [known]
         self._bounds = dict(bounds or {})
         self._ends: dict[int, tuple[Tensor, Tensor, int]] = {}
         if known is not None and not known.empty:
@@ -47,21 +48,50 @@ class ProtectedElements:
             self._ends = dict(zip(map(id, known.parameters), sides, strict=True))
         self.check(caller)
 
+    def beside(
+        self, other: ProtectedElements, parameters: Sequence[nn.Parameter]
+    ) -> ProtectedElements:
+        """These, and what another one protects of parameters that these know nothing of.
+
+        Args:
+            other: of the optimizer's step before.
+            parameters: that the optimizer holds.
+
+        Raises:
+            ValueError: protection is "exact" of the one and "min" of the other.
+        """
+        mine = {id(p) for known in self._known for p in known.parameters}
+        held = set(map(id, parameters)) - mine
+        left = {key: ends for key, ends in other._ends.items() if key in held}
+        if not left:
+            return self
+        if self._known and other.exact != self.exact:
+            raise ValueError(
+                "protect: protection is 'exact' here and 'min' where other parameters of the"
+                " optimizer are protected, or the other way around, wanted one of both"
+            )
+        both = copy(self)
+        both.exact = other.exact
+        both._known = [*self._known, *other._known]
+        both._bounds = {**other._bounds, **self._bounds}
+        both._ends = {**left, **self._ends}
+        return both
+
     def check(self, caller: str) -> None:
         """Raise unless the network still has the parameters that are protected.
 
         Raises:
             RuntimeError: the message names one.
         """
-        if self._protection is not None:
-            self._protection.check_parameters(caller)
+        for known in self._known:
+            known.check_parameters(caller)
 
     def sides(self, parameters: Sequence[nn.Parameter]) -> Sides:
         """out_tasks, in_tasks, groups and bounds of these; no tasks where nothing is protected."""
         bounds = [self._bounds.get(p, math.inf) for p in parameters]
         if not self._ends:
             return [], [], [1] * len(parameters), bounds
-        words = next(out.shape[1] for out, _, _ in self._ends.values())
+        words = max(out.shape[1] for out, _, _ in self._ends.values())
         free: dict[torch.device, Tensor] = {}
         found = []
         for p in parameters:

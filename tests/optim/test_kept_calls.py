@@ -12,7 +12,7 @@ from torch import nn
 
 from maskcl import backends
 from maskcl.optim import fuse
-from maskcl.optim.fused_step import not_fused_reasons
+from maskcl.optim.fusable import not_fused_reasons
 
 MAKE = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
