@@ -10,14 +10,27 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "formulas.h"
 
-#define MASKCL_CHECK(condition, ...) STD_TORCH_CHECK(condition, __VA_ARGS__)
+// Raises RuntimeError with the sentence alone: STD_TORCH_CHECK puts the path of this file in front.
+#define MASKCL_CHECK(condition, ...)                \
+  do {                                              \
+    if (!(condition)) ::maskcl::fail(__VA_ARGS__);  \
+  } while (false)
 
 namespace maskcl {
+
+template <typename... Args>
+[[noreturn]] void fail(const Args&... args) {
+  std::ostringstream sentence;
+  (sentence << ... << args);
+  throw std::runtime_error(sentence.str());
+}
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;

@@ -74,7 +74,8 @@ class Weights {
       const ScalarType wide = compute_dtype(dtype(t));
       MASKCL_CHECK(state.tensor(t).scalar_type() == wide, op_, ": ", name, "[", t, "] is ",
                    torch::headeronly::toString(state.tensor(t).scalar_type()), ", wanted ",
-                   torch::headeronly::toString(dtype(t)), " or ", torch::headeronly::toString(wide));
+                   torch::headeronly::toString(dtype(t)), wide == dtype(t) ? "" : " or ",
+                   wide == dtype(t) ? "" : torch::headeronly::toString(wide));
     }
     return views;
   }

@@ -145,10 +145,10 @@ void for_rounding(bool random, F&& launch) {
 
 inline void check_state(const char* op, const char* name, size_t t, const Tensor& state, const Tensor& param) {
   check_shape(op, entry_name(name, t).c_str(), state, param, "the parameter");
-  const ScalarType found = state.scalar_type(), wanted = param.scalar_type();
-  MASKCL_CHECK(found == wanted || found == compute_dtype(wanted), op, ": ", name, "[", t, "] is ",
-               torch::headeronly::toString(found), ", wanted ", torch::headeronly::toString(wanted), " or ",
-               torch::headeronly::toString(compute_dtype(wanted)));
+  const ScalarType found = state.scalar_type(), wanted = param.scalar_type(), wide = compute_dtype(wanted);
+  MASKCL_CHECK(found == wanted || found == wide, op, ": ", name, "[", t, "] is ", torch::headeronly::toString(found),
+               ", wanted ", torch::headeronly::toString(wanted), wide == wanted ? "" : " or ",
+               wide == wanted ? "" : torch::headeronly::toString(wide));
 }
 
 // A vector's rows are its units: one row of them all, for which a warp is not spent on each.

@@ -161,7 +161,8 @@ def state_of(op: str, name: str, state: Sequence[Tensor], params: Sequence[Tenso
         _check.same_shape(op, label, entry, f"params[{t}]", param)
         _check.same_device(op, label, entry, f"params[{t}]", param)
         if entry.dtype not in (param.dtype, wide):
-            raise TypeError(f"{op}: {label} is {entry.dtype}, wanted {param.dtype} or {wide}")
+            wanted = " or ".join(dict.fromkeys(map(str, (param.dtype, wide))))
+            raise TypeError(f"{op}: {label} is {entry.dtype}, wanted {wanted}")
     return found
 
 

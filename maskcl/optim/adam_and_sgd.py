@@ -25,22 +25,28 @@ Members = list[tuple[int, int]]
 
 def _adam_pace(group: Group, state: list[list[Tensor]]) -> tuple[Any, ...]:
     decoupled = group.get("decoupled_weight_decay", False)
-    return *group["betas"], group["eps"], decoupled, group.get("maximize", False)
+    return *group["betas"], group["eps"], bool(decoupled), bool(group.get("maximize"))
 
 
 def _sgd_pace(group: Group, state: list[list[Tensor]]) -> tuple[Any, ...] | None:
     momentum = group["momentum"]
     if bool(momentum) != bool(state[0]):
         return None
-    return momentum, group["dampening"], group["nesterov"], group.get("maximize", False)
+    return momentum, group["dampening"], bool(group["nesterov"]), bool(group.get("maximize"))
 
 
 _ADAM = Kind(
     "adam_update_",
+    _MOMENTS,
     ("betas", "eps", "decoupled_weight_decay", "maximize", "capturable", "fused"),
     _adam_pace,
 )
-_SGD = Kind("sgd_update_", ("momentum", "dampening", "nesterov", "maximize"), _sgd_pace)
+_SGD = Kind(
+    "sgd_update_",
+    ("momentum_buffer",),
+    ("momentum", "dampening", "nesterov", "maximize"),
+    _sgd_pace,
+)
 
 
 def adam_calls(

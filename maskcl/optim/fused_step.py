@@ -29,6 +29,7 @@ from maskcl.optim.update_calls import (
     Group,
     Parameters,
     Scaling,
+    check_state,
     grads_of,
     parameters_of,
     rows,
@@ -158,8 +159,13 @@ class FusedStep:
         calls = self._calls.of(optimizer, parameters, grads, found_inf)
         if self._max_norm is not None and calls:
             scaling = self._clipped(scaling, calls)
-        for call in calls:
-            call(grads, scaling)
+        try:
+            for call in calls:
+                call(grads, scaling)
+        except RuntimeError:
+            for call in calls:  # kept ones, whose tensors may have been converted in place
+                check_state(call)
+            raise
 
     def _check(self, grads: Grads) -> None:
         """Raise where a step's options or gradients are not what the op does."""

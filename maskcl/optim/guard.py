@@ -101,7 +101,10 @@ class Guard:
         held = [id(p) for group in optimizer.param_groups for p in group["params"]]
         if held != self._held:
             self._find_entries(held)
-        if self._saved is not None or not self._entries:
+        if self._saved is not None:
+            self._check_dtypes(type(optimizer).__name__)
+            return
+        if not self._entries:
             return
         if self._clamped and _keeps_zero_gradients(optimizer):
             return
@@ -111,6 +114,15 @@ class Guard:
                 # A resumed run's is 0 there, as a guard left it: that needs no copy.
                 if not self._is_zero(value, entry):
                     self._saved_state[id(entry.parameter), key] = entry.copy_of(value)
+
+    def _check_dtypes(self, name: str) -> None:
+        for entry, saved in zip(self._entries, self._saved or (), strict=True):
+            if entry.parameter.dtype != saved.dtype:
+                raise RuntimeError(
+                    f"{name}.step: a protected parameter is {entry.parameter.dtype} and was"
+                    f" {saved.dtype} when it was protected: after a conversion of the network call"
+                    " protect() anew"
+                )
 
     def _is_zero(self, value: Tensor, entry: _Entry) -> bool:
         """Whether the bits of all protected elements are 0; waits for the device."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from maskcl.optim.protected_elements import ProtectedElements
-from maskcl.optim.update_calls import Call, Grads, Parameters
+from maskcl.optim.update_calls import Call, Grads, Parameters, check_state
 
 # (optimizer, by group the numbers of its parameters that have a gradient, what may not move,
 # found_inf, dtype of new state of parameters of half precision) -> calls
@@ -112,5 +112,6 @@ class Calls:
         elements, state_dtype = self._made_of
         calls = self._make(optimizer, found, elements, found_inf, state_dtype)
         for call in calls:
+            check_state(call)
             call.follow(optimizer.param_groups)
         return calls

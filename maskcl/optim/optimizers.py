@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,8 +44,11 @@ class _Protected(StepsFused):
             )
         found = protection_of(name, protect)
         elements = ProtectedElements(name, found, protection)
-        if max_norm is not None and not max_norm > 0:
-            raise ValueError(f"{name}: max_norm is {max_norm!r}, wanted a number above 0 or None")
+        if max_norm is not None:
+            is_number = isinstance(max_norm, Real) and not isinstance(max_norm, bool)
+            if not is_number or not max_norm > 0:
+                kind = ValueError if is_number else TypeError
+                raise kind(f"{name}: max_norm is {max_norm!r}, wanted a number above 0 or None")
         if state_dtype not in (None, torch.float32):
             raise ValueError(f"{name}: state_dtype is {state_dtype}, wanted torch.float32 or None")
         rounding_seed = seed_of(name, rounding, seed)

@@ -59,9 +59,11 @@ def fuse(optimizer: Optimizer, *, rounding: str = "nearest", seed: int = 0) -> F
         A handle with ``remove()``, or None for another kind.
 
     Raises:
-        TypeError, ValueError: rounding or seed is not so.
+        TypeError, ValueError: an argument is not as above.
     """
     found = seed_of("fuse", rounding, seed)
+    if not callable(getattr(optimizer, "step", None)):
+        raise TypeError(f"fuse: optimizer is a {type(optimizer).__name__}, wanted one with a step")
     if not_fused_reasons(optimizer):
         return None
     return FusedStep(optimizer, ProtectedElements("fuse", None), seed=found)

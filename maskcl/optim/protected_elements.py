@@ -109,10 +109,11 @@ def protection_of(caller: str, net: Any) -> Protection | None:
     Raises:
         TypeError: it is none of these.
     """
-    found = net.protection() if callable(getattr(net, "protection", None)) else net
-    if found is not None and not hasattr(found, "out_tasks"):
+    has_one = callable(getattr(net, "protection", None)) and not isinstance(net, type)
+    found = net.protection() if has_one else net
+    if found is not None and (isinstance(found, type) or not hasattr(found, "out_tasks")):
+        what = f"the class {net.__name__}" if isinstance(net, type) else f"a {type(net).__name__}"
         raise TypeError(
-            f"{caller}: protect is a {type(net).__name__}, wanted a HATNetwork, its protection() or"
-            " None"
+            f"{caller}: protect is {what}, wanted a HATNetwork, its protection() or None"
         )
     return found

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from maskcl import backends
+from maskcl.reference.gate import compute_dtype
 from maskcl.shards import local
 
 Group = dict[str, Any]
@@ -45,12 +46,14 @@ class Kind(NamedTuple):
 
     Attributes:
         op: its name.
+        state: names of a parameter's entries in the optimizer's state.
         options: names of what the groups of one call have to share.
         pace: from one of these groups and the call's state to what the op takes of the options;
             None where the state is not what they want.
     """
 
     op: str
+    state: tuple[str, ...]
     options: tuple[str, ...]
     pace: Callable[[Group, list[list[Tensor]]], tuple[Any, ...] | None]
 
@@ -125,6 +128,29 @@ class Call:
             entries["momentum_buffer"] = momentum
 
 
+def check_state(call: Call) -> None:
+    """Raise unless the op takes the state: what was loaded, or of a network that was converted.
+
+    Raises:
+        TypeError, ValueError: the message names an entry.
+    """
+    for name, tensors in zip(call.kind.state, call.state, strict=True):
+        for number, value, p in zip(call.numbers, tensors, call.parameters, strict=False):
+            what = f"the protected step: {name} of parameter {number}"
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{what} is a {type(value).__name__}, wanted a tensor")
+            if name == "step":
+                continue
+            if value.shape != p.shape:
+                found, wanted = list(value.shape), list(p.shape)
+                raise ValueError(f"{what} has shape {found}, wanted the parameter's, {wanted}")
+            if value.dtype not in (p.dtype, compute_dtype(p.dtype)):
+                raise TypeError(
+                    f"{what} is {value.dtype}, and the parameter {p.dtype}: after a conversion of"
+                    " the network build its optimizer anew"
+                )
+
+
 def parameters_of(optimizer: Any) -> Parameters:
     """Of all groups."""
     found: Parameters = []
@@ -141,9 +167,12 @@ def grads_of(parameters: Parameters) -> Grads:
 def wrong_options(group: Group) -> list[str]:
     """What is no number that the op takes, in words; lr may be a tensor."""
     found: list[str] = []
+    betas = group.get("betas", (0.0, 0.0))
+    if type(betas) not in (tuple, list) or len(betas) != 2:
+        found.append(f"betas is {betas!r}, wanted two numbers")
+        betas = ()
     for name in _NUMBERS:
-        value = group.get(name, 0.0)
-        for one in value if type(value) in (tuple, list) else (value,):
+        for one in betas if name == "betas" else (group.get(name, 0.0),):
             # A number's own type says enough: isinstance takes ten times as long.
             if type(one) is float or type(one) is int or isinstance(one, Real):
                 continue
@@ -152,6 +181,8 @@ def wrong_options(group: Group) -> list[str]:
                 found.append(f"{name} is a {type(one).__name__}, wanted {wanted}")
             elif name != "lr":
                 found.append(f"{name} is a tensor, wanted a number")
+            elif one.numel() != 1:
+                found.append(f"lr has shape {list(one.shape)}, wanted a 0-d tensor")
     return found
 
 
