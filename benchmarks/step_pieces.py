@@ -22,7 +22,12 @@ def pieces() -> dict[str, list[Setting]]:
         "schedule": [
             Setting(*mlp, o, schedule=True) for mlp in (SMALL, MIDDLE) for o in OPTIMIZERS
         ],
-        "compiled": [Setting(*mlp, "adamw", compiled=True) for mlp in (SMALL, MIDDLE, LARGER[-1])],
+        "compiled": [
+            Setting(*mlp, o, t, compiled=True)
+            for mlp in (SMALL, *LARGER)
+            for o in OPTIMIZERS
+            for t in both
+        ],
         "conv": [
             *(Setting("conv", 64, o, t) for o in ("sgd", "adamw") for t in both),
             *(Setting("resnet18", 8, "adamw", t) for t in both),
