@@ -108,12 +108,12 @@ class Guard:
             return
         if self._clamped and _keeps_zero_gradients(optimizer):
             return
-        self._saved = [entry.copy_of(local(entry.parameter).detach()) for entry in self._entries]
+        self._saved = [e.block.copy_of(local(e.parameter).detach()) for e in self._entries]
         for entry in self._entries:
             for key, value in _state_like(optimizer, entry.parameter):
                 # A resumed run's is 0 there, as a guard left it: that needs no copy.
                 if not self._is_zero(value, entry):
-                    self._saved_state[id(entry.parameter), key] = entry.copy_of(value)
+                    self._saved_state[id(entry.parameter), key] = entry.block.copy_of(value)
 
     def _check_dtypes(self, name: str) -> None:
         for entry, saved in zip(self._entries, self._saved or (), strict=True):
@@ -178,11 +178,6 @@ class _Entry(NamedTuple):
     parameter: nn.Parameter
     sides: Sides
     block: ProtectedBlock
-
-    def copy_of(self, tensor: Tensor) -> Tensor:
-        """What a guard keeps of a tensor of the parameter's shape."""
-        part = self.block.part_of(tensor)
-        return part.clone() if part is tensor else part
 
 
 def _columns(sides: list[Sides]) -> tuple[list[Tensor], list[Tensor], list[int]]:

@@ -46,6 +46,11 @@ class ProtectedBlock:
             tensor = tensor.index_select(1, self._columns)
         return tensor
 
+    def copy_of(self, tensor: Tensor) -> Tensor:
+        """The same, in memory of its own."""
+        part = self.part_of(tensor)
+        return part.clone() if part is tensor else part
+
     def put(self, tensor: Tensor, block: Tensor) -> None:
         """Write a block to where it lies in a tensor."""
         rows, columns = self._rows, self._columns

@@ -115,21 +115,32 @@ def assert_near(found: Tensor, wanted: Tensor, before: Tensor) -> None:
     assert not off.numel() or off.max() <= 2 * torch.finfo(found.dtype).eps
 
 
-@pytest.mark.parametrize(("words", "protection"), [(1, "exact"), (2, "min")])
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("how", HOWS)
-def test_a_whole_model_equals_the_reference(backend, device, how, kind, words, protection):
-    method, options = HOWS[how]
-    more = scalars(device) if words == 2 else {}
-    found, wanted = Model(device, *kind, words), Model(device, *kind, words)
+def step_as_the_reference(backend, how, models, protection, more):
+    """A step of one model by the backend, near the reference's of the other.
+
+    Returns:
+        The first model's parameters as they were.
+    """
+    (method, options), (found, wanted) = HOWS[how], models
     before = snapshot([wanted.params, wanted.first, wanted.second])
-    results = getattr(found, method)(protection=protection, **options, **more)
+    with backends.use_backend(backend):
+        results = getattr(found, method)(protection=protection, **options, **more)
     with backends.use_backend("reference"):
         rights = getattr(wanted, method)(protection=protection, **options, **more)
     for tensors, right, old in zip(results, rights, [*before, wanted.steps], strict=False):
         for f, w, b in zip(tensors, right, old, strict=bool(tensors)):
             assert_near(f, w, b)
-    assert any((p != b).any() for p, b in zip(found.params, before[0], strict=True))
+    return before[0]
+
+
+@pytest.mark.parametrize(("words", "protection"), [(1, "exact"), (2, "min")])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("how", HOWS)
+def test_a_whole_model_equals_the_reference(backend, device, how, kind, words, protection):
+    more = scalars(device) if words == 2 else {}
+    found, wanted = Model(device, *kind, words), Model(device, *kind, words)
+    before = step_as_the_reference(backend, how, (found, wanted), protection, more)
+    assert any((p != b).any() for p, b in zip(found.params, before, strict=True))
     for g, h in zip(found.grads, wanted.grads, strict=True):
         assert torch.equal(g, h), "gradients are not written"
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from maskcl import backends, ops, reference
 from maskcl.triton import update
 from tests.ops.test_rounding import draw_of
-from tests.ops.test_update import HOWS, Model, assert_near, bits_of, scalars, snapshot
+from tests.ops.test_update import HOWS, Model, bits_of, scalars, step_as_the_reference
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 # dtype of parameters, dtype of state, words of tasks, protection, whether scaled, clipped, paced
@@ -22,19 +22,12 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("how", HOWS)
 def test_a_whole_model(how: str, case: tuple[torch.dtype, torch.dtype, int, str, bool]) -> None:
-    (method, options), (dtype, state, words, protection, is_scaled) = HOWS[how], case
+    dtype, state, words, protection, is_scaled = case
     more = scalars("cpu") if is_scaled else {}
     found, wanted = (Model("cpu", dtype, state, words) for _ in range(2))
     taken = found.taken(protection)
-    before = snapshot([found.params, found.first, found.second])
-    with backends.use_backend("triton"):
-        results = getattr(found, method)(protection=protection, **options, **more)
-    with backends.use_backend("reference"):
-        rights = getattr(wanted, method)(protection=protection, **options, **more)
-    for tensors, right, old in zip(results, rights, [*before, wanted.steps], strict=False):
-        for f, w, b in zip(tensors, right, old, strict=bool(tensors)):
-            assert_near(f, w, b)
-    for param, old, where in zip(found.params, before[0], taken, strict=True):
+    before = step_as_the_reference("triton", how, (found, wanted), protection, more)
+    for param, old, where in zip(found.params, before, taken, strict=True):
         assert torch.equal(bits_of(param)[where], bits_of(old)[where])
 
 
